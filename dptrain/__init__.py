@@ -1,0 +1,156 @@
+"""dptrain: distributed data-parallel training with PyTorch's names.
+
+`import dptrain` loads the core (tensors, autograd) only; the other rooms are imported by name or on
+first use as attributes.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
+from dptrain.core.creation import (
+    arange,
+    as_tensor,
+    empty,
+    empty_like,
+    eye,
+    from_dlpack,
+    from_numpy,
+    full,
+    full_like,
+    is_tensor,
+    linspace,
+    ones,
+    ones_like,
+    rand,
+    rand_like,
+    randint,
+    randn,
+    randn_like,
+    randperm,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from dptrain.core.device import device
+from dptrain.core.dtypes import (
+    bfloat16,
+    double,
+    dtype,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    half,
+    int8,
+    int16,
+    int32,
+    int64,
+    long,
+    promote_types,
+    set_default_dtype,
+    short,
+    uint8,
+)
+from dptrain.core.dtypes import bool_ as bool
+from dptrain.core.dtypes import float_ as float
+from dptrain.core.dtypes import int_ as int
+from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
+from dptrain.core.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from dptrain.core.op import FUNCTIONS as _FUNCTIONS
+from dptrain.core.printing import set_printoptions
+from dptrain.core.random import (
+    Generator,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
+from dptrain.core.tensor import Size, Tensor
+
+__version__ = "0.1.0"
+
+globals().update(_FUNCTIONS)  # the operations export themselves; see dptrain/core/op.py
+
+_ROOMS = frozenset(
+    [
+        "autograd",
+        "checkpoint",
+        "comm",
+        "data",
+        "distributed",
+        "nn",
+        "optim",
+        "parallel",
+        "progress",
+        "testing",
+        "vision",
+    ]
+)
+
+__all__ = [
+    "Generator",
+    "Size",
+    "Tensor",
+    "arange",
+    "as_tensor",
+    "bfloat16",
+    "bool",
+    "device",
+    "double",
+    "dtype",
+    "empty",
+    "empty_like",
+    "enable_grad",
+    "eye",
+    "float",
+    "float16",
+    "float32",
+    "float64",
+    "from_dlpack",
+    "from_numpy",
+    "full",
+    "full_like",
+    "get_default_dtype",
+    "get_rng_state",
+    "half",
+    "initial_seed",
+    "int",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "is_grad_enabled",
+    "is_tensor",
+    "linspace",
+    "long",
+    "manual_seed",
+    "no_grad",
+    "ones",
+    "ones_like",
+    "promote_types",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "seed",
+    "set_default_dtype",
+    "set_grad_enabled",
+    "set_printoptions",
+    "set_rng_state",
+    "short",
+    "tensor",
+    "uint8",
+    "zeros",
+    "zeros_like",
+    *_FUNCTIONS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"dptrain.{name}")
+    raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

@@ -1,0 +1,324 @@
+"""Making tensors: from data, filled, ranges, random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.device import as_device
+from dptrain.core.dtypes import (
+    FROM_NUMPY,
+    as_dtype,
+    dtype,
+    from_numpy_dtype,
+    get_default_dtype,
+    int64,
+)
+from dptrain.core.random import Generator, default_generator
+from dptrain.core.tensor import Tensor, wrap
+
+
+def _finish(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
+    as_device(device)
+    result = wrap(array)
+    if requires_grad:
+        result.requires_grad = True
+    return result
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(
+        isinstance(d, Tensor) or _holds_tensors(d) for d in data
+    )
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data._array
+    return [_plain(d) for d in data] if isinstance(data, (list, tuple)) else data
+
+
+def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
+    """A new array from Python data: floats become the default dtype, as in PyTorch."""
+    if isinstance(data, (Tensor, np.ndarray, np.generic)):
+        source = np.asarray(data._array if isinstance(data, Tensor) else data)
+        return source.astype((kind or from_numpy_dtype(source.dtype)).numpy)
+    tensors = _holds_tensors(data)
+    try:
+        array = np.array(_plain(data) if tensors else data)
+    except ValueError as error:
+        raise ValueError(f"tensor: the nested sequences are of unequal lengths ({error})") from None
+    if array.dtype.kind == "c":
+        raise TypeError(
+            "tensor: complex numbers are not supported; split them into real and imaginary parts"
+        )
+    if array.dtype not in FROM_NUMPY:
+        raise TypeError(
+            f"tensor: cannot make a tensor from {type(data).__name__} holding {array.dtype} values"
+        )
+    if kind is None:
+        is_python_float = array.dtype == np.float64 and not tensors
+        kind = get_default_dtype() if is_python_float or not array.size else FROM_NUMPY[array.dtype]
+    return array.astype(kind.numpy, copy=False)
+
+
+def tensor(
+    data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A new tensor with a copy of `data` (numbers, nested sequences, arrays, tensors).
+
+    Python floats become the default dtype, ints int64, bools bool; arrays keep their type.
+
+    Raises:
+        TypeError: complex or non-numeric data.
+        ValueError: ragged sequences.
+        RuntimeError: integers that should require gradients.
+    """
+    return _finish(
+        _from_data(data, None if dtype is None else as_dtype(dtype)), device, requires_grad
+    )
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of `data`, sharing memory where data is a tensor or an array of that dtype."""
+    kind = None if dtype is None else as_dtype(dtype)
+    if isinstance(data, Tensor):
+        return data if kind is None else data.to(kind)
+    if isinstance(data, np.ndarray):
+        return _finish(
+            data.astype((kind or from_numpy_dtype(data.dtype)).numpy, copy=False), device, False
+        )
+    return _finish(_from_data(data, kind), device, False)
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A tensor over the array's own memory: changes on either side are seen on the other.
+
+    Raises:
+        TypeError: not an array, or an element type that tensors do not have.
+    """
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"expected np.ndarray (got {type(ndarray).__name__})")
+    from_numpy_dtype(ndarray.dtype)
+    return wrap(ndarray)
+
+
+def from_dlpack(ext_tensor: Any) -> Tensor:
+    """A tensor over the memory of another library's CPU array (DLPack protocol)."""
+    return from_numpy(np.from_dlpack(ext_tensor))
+
+
+def _shape(size: tuple[Any, ...], op: str) -> tuple[int, ...]:
+    if len(size) == 1 and isinstance(size[0], Sequence):
+        size = tuple(size[0])
+    shape = tuple(int(s) for s in size)
+    if any(s < 0 for s in shape):
+        raise RuntimeError(f"{op}: trying to create tensor with negative dimension: {list(shape)}")
+    return shape
+
+
+def _kind(given: Any) -> Any:
+    return (get_default_dtype() if given is None else as_dtype(given)).numpy
+
+
+def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of the given sizes, filled with 0."""
+    return _finish(np.zeros(_shape(size, "zeros"), _kind(dtype)), device, requires_grad)
+
+
+def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of the given sizes, filled with 1."""
+    return _finish(np.ones(_shape(size, "ones"), _kind(dtype)), device, requires_grad)
+
+
+def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of the given sizes with whatever values the memory holds."""
+    return _finish(np.empty(_shape(size, "empty"), _kind(dtype)), device, requires_grad)
+
+
+def full(
+    size: Any,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor of the given sizes, filled with one value (whose type decides the dtype)."""
+    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
+    kind = _from_data(value, None if dtype is None else as_dtype(dtype)).dtype
+    return _finish(np.full(_shape((size,), "full"), value, kind), device, requires_grad)
+
+
+def eye(
+    n: int,
+    m: int | None = None,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """The n x m matrix with ones on its diagonal."""
+    return _finish(np.eye(n, m, dtype=_kind(dtype)), device, requires_grad)
+
+
+def arange(
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """start, start + step, ... below `end`: int64 for integers, else the default dtype."""
+    if end is None:
+        start, end = 0, start
+    start, end, step = (v.item() if isinstance(v, Tensor) else v for v in (start, end, step))
+    if step == 0:
+        raise RuntimeError("arange: step must be nonzero")
+    if (end - start) * step < 0:
+        raise RuntimeError(
+            f"arange: upper bound and lower bound inconsistent with step sign ({start}, {end}, {step})"
+        )
+    if dtype is None and all(isinstance(v, (int, np.integer)) for v in (start, end, step)):
+        dtype = int64
+    return _finish(np.arange(start, end, step).astype(_kind(dtype)), device, requires_grad)
+
+
+def linspace(
+    start: Any,
+    end: Any,
+    steps: int,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`steps` evenly spaced values from start to end, both included."""
+    if steps < 0:
+        raise RuntimeError(f"linspace: number of steps must be non-negative, got {steps}")
+    return _finish(np.linspace(start, end, steps).astype(_kind(dtype)), device, requires_grad)
+
+
+def _like(make: Any, input: Tensor, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    kind = input.dtype if dtype is None else as_dtype(dtype)
+    return make(input._array.shape, dtype=kind, device=device, requires_grad=requires_grad)
+
+
+def zeros_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Zeros with the shape and dtype of `input`."""
+    return _like(zeros, input, dtype, device, requires_grad)
+
+
+def ones_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Ones with the shape and dtype of `input`."""
+    return _like(ones, input, dtype, device, requires_grad)
+
+
+def empty_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Uninitialised, with the shape and dtype of `input`."""
+    return _like(empty, input, dtype, device, requires_grad)
+
+
+def full_like(
+    input: Tensor,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """One value everywhere, with the shape and dtype of `input`."""
+    kind = input.dtype if dtype is None else dtype
+    return full(
+        input._array.shape, fill_value, dtype=kind, device=device, requires_grad=requires_grad
+    )
+
+
+def rand(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Uniform draws from [0, 1)."""
+    values = (generator or default_generator()).stream().random(_shape(size, "rand"))
+    kind = _kind(dtype)
+    # Rounding to fewer digits may reach 1, which the half-open range excludes.
+    below_one = np.nextafter(kind.type(1), kind.type(0)) if kind.itemsize > 2 else kind.type(0.99)
+    return _finish(np.minimum(values.astype(kind), below_one), device, requires_grad)
+
+
+def randn(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Draws from the standard normal distribution."""
+    values = (generator or default_generator()).stream().standard_normal(_shape(size, "randn"))
+    return _finish(np.asarray(values).astype(_kind(dtype)), device, requires_grad)
+
+
+def randint(
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+) -> Tensor:
+    """Integers drawn uniformly from [low, high): `randint(high, size)` or `randint(low, high, size)`."""
+    if size is None:
+        low, high, size = 0, low, high
+    if high <= low:
+        raise RuntimeError(
+            f"randint: random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
+        )
+    values = (
+        (generator or default_generator()).stream().integers(low, high, _shape((size,), "randint"))
+    )
+    return _finish(
+        values.astype((int64 if dtype is None else as_dtype(dtype)).numpy), device, False
+    )
+
+
+def randperm(
+    n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
+) -> Tensor:
+    """A random permutation of 0 .. n-1."""
+    values = (generator or default_generator()).stream().permutation(n)
+    return _finish(
+        values.astype((int64 if dtype is None else as_dtype(dtype)).numpy), device, False
+    )
+
+
+def rand_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Uniform draws with the shape and dtype of `input`."""
+    return _like(rand, input, dtype, device, requires_grad)
+
+
+def randn_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Normal draws with the shape and dtype of `input`."""
+    return _like(randn, input, dtype, device, requires_grad)
+
+
+def is_tensor(obj: Any) -> bool:
+    """Whether `obj` is a Tensor."""
+    return isinstance(obj, Tensor)

@@ -1,0 +1,82 @@
+"""Devices and the array library that serves each of them.
+
+Owns: `device` values and the choice of array module. Must not know: tensors, derivatives.
+"""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_DEVICE_TEXT = re.compile(r"(cpu|cuda)(?::(\d+))?\Z")
+
+
+class device:
+    """Where a tensor's values live: `device("cpu")`, `device("cuda", 0)`, `device("cuda:0")`.
+
+    Args:
+        type: "cpu" or "cuda", optionally with an index ("cuda:1"), or another device.
+        index: which one, counted from 0.
+
+    Raises:
+        RuntimeError: the text is no device.
+    """
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: str | device, index: int | None = None) -> None:
+        if isinstance(type, device):
+            index = type.index if index is None else index
+            type = type.type
+        match = _DEVICE_TEXT.match(type) if isinstance(type, str) else None
+        if match is None:
+            raise RuntimeError(
+                f"Invalid device string: {type!r}; expected 'cpu', 'cuda' or 'cuda:<index>'"
+            )
+        if match[2] is not None and index is not None:
+            raise RuntimeError(f"device {type!r} already names an index; got index={index} as well")
+        self.type: str = match[1]
+        self.index: int | None = int(match[2]) if match[2] is not None else index
+
+    def __repr__(self) -> str:
+        index = "" if self.index is None else f", index={self.index}"
+        return f"device(type='{self.type}'{index})"
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, device) and (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+
+CPU = device("cpu")
+
+
+def as_device(value: str | device | None) -> device:
+    """The device that `value` names, checked to be usable here; `None` is the default device.
+
+    Raises:
+        RuntimeError: this version or machine cannot compute there.
+    """
+    if value is None:
+        return CPU
+    found = value if isinstance(value, device) else device(value)
+    if found.type == "cuda":
+        raise RuntimeError(
+            f"device '{found}' was asked for, but this version of dptrain computes on 'cpu' only; "
+            "use device='cpu'"
+        )
+    if found.index not in (None, 0):
+        raise RuntimeError(f"device '{found}' was asked for, but there is one host device, 'cpu'")
+    return CPU
+
+
+def array_module(array: Any) -> ModuleType:
+    """The module (NumPy) whose functions work on `array`."""
+    return np

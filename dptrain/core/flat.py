@@ -1,0 +1,191 @@
+"""Flat storage: parameters and gradients in a few contiguous buffers of which the tensors are views.
+
+Owns: `FlatStorage` (one per dtype), its layout, and the detection of parameters that were bound to
+something else since. Must not know: optimizers and ranks; both use it, and whichever of them comes
+first creates it. The memory of the gradients comes from an allocator that is passed in.
+
+Layout: the parameters in *reverse* order of registration, each at a multiple of 64 bytes. Backward
+makes gradients ready in about that order, so that a communication bucket is a slice from the front,
+and an optimizer step is one pass over the buffer. The gaps are zeros and stay zeros.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.tensor import Tensor, wrap
+
+#: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
+Allocator = Callable[[int], np.ndarray]
+
+_ALIGNMENT = 64
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """Private memory at a 64-byte boundary (a cache line, and a full vector register)."""
+    raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a storage: elements [start, start + size)."""
+
+    storage: FlatStorage
+    position: int
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        """The element after the parameter's last."""
+        return self.start + self.size
+
+
+class FlatStorage:
+    """Parameters of one dtype, and their gradients, in two contiguous buffers.
+
+    Attributes:
+        params: the parameters in the order of the layout (reverse registration order).
+        places: where each of them lies.
+        data: all values, one-dimensional.
+        grad: all gradients, one-dimensional, of the same layout.
+        extra: elements that follow the gradients in the same memory, for the owner's use.
+        grad_memory: the gradients and the extra elements together.
+    """
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        self.params = list(params)
+        dtype = self.params[0]._array.dtype
+        step = max(1, _ALIGNMENT // dtype.itemsize)
+        self.places: list[Place] = []
+        end = 0
+        for i, p in enumerate(self.params):
+            self.places.append(Place(self, i, end, p._array.size))
+            end += -(-p._array.size // step) * step
+        self.size = end
+        self.data = aligned_empty(end * dtype.itemsize).view(dtype)
+        self.data.fill(0)
+        self.grad = self.extra = self.grad_memory = self.data[:0]
+        self._slots: list[Tensor] = []
+        self._owners: list[weakref.ref[Any]] = []
+        for p, place in zip(self.params, self.places, strict=True):
+            view = self._view(self.data, place)
+            np.copyto(view, p._array)
+            p._array = view
+            p._place = place
+        self.use_grad_memory(aligned_empty)
+
+    def use_grad_memory(self, allocate: Allocator, extra: int = 0) -> None:
+        """(Re)place the gradient buffer; gradients that exist move into it.
+
+        Args:
+            allocate: gives the memory.
+            extra: elements after the gradients for the owner's use (`extra` attribute), so that
+                they travel with the last gradients.
+        """
+        held = [p._grad for p in self.params]
+        memory = allocate((self.size + extra) * self.data.itemsize).view(self.data.dtype)
+        memory.fill(0)
+        self.grad, self.extra = memory[: self.size], memory[self.size : self.size + extra]
+        self.grad_memory = memory
+        self._slots = [wrap(self._view(self.grad, place)) for place in self.places]
+        for p, slot, grad in zip(self.params, self._slots, held, strict=True):
+            p._slot = slot
+            if grad is not None:
+                np.copyto(slot._array, grad._array)
+                p._grad = slot
+
+    def add_owner(self, owner: Any) -> None:
+        """Remember an optimizer that keeps state for these parameters (weakly, in order)."""
+        if not any(held is owner for held in self.owners()):
+            self._owners.append(weakref.ref(owner))
+
+    def owners(self) -> list[Any]:
+        """The optimizers that keep state for these parameters and are alive."""
+        return [owner for reference in self._owners if (owner := reference()) is not None]
+
+    def _view(self, buffer: np.ndarray, place: Place) -> np.ndarray:
+        return buffer[place.start : place.stop].reshape(self.params[place.position]._array.shape)
+
+    def slot(self, position: int) -> Tensor:
+        """The gradient slot of a parameter: what its `.grad` is while backward fills it."""
+        return self._slots[position]
+
+    def settle(self, position: int) -> bool:
+        """Bring a parameter that was bound to something else back into the storage.
+
+        `p.data = other` and `p.grad = other` rebind a parameter; values of the same shape and dtype
+        are copied in and the tensor becomes a view again.
+
+        Returns:
+            False if the parameter cannot live here any more (another dtype or shape, or it belongs
+            to another storage by now).
+        """
+        p, place = self.params[position], self.places[position]
+        if p._place is not place:
+            return False
+        array = p._array
+        if array.base is not self.data and not np.may_share_memory(
+            array, self.data[place.start : place.stop]
+        ):
+            if (
+                array.dtype != self.data.dtype
+                or array.size != place.size
+                or array.shape != self._slots[position]._array.shape
+            ):
+                _forget(p)
+                return False
+            view = self._view(self.data, place)
+            np.copyto(view, array)
+            p._array = view
+        slot = self._slots[position]
+        if p._grad is not None and p._grad is not slot:
+            if p._grad._array.dtype != slot._array.dtype:
+                return False
+            np.copyto(slot._array, p._grad._array)
+            p._grad = slot
+        p._slot = slot
+        return True
+
+
+def _forget(p: Tensor) -> None:
+    """The parameter lives on its own from here on."""
+    p._slot = None
+    p._place = None
+    if p._grad is not None:
+        p._grad = wrap(p._grad._array.copy())
+
+
+def place_of(p: Tensor) -> Place | None:
+    """Where the parameter lies, if it lies in a flat storage."""
+    place: Place | None = p._place
+    return place
+
+
+def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
+    """The flat storages that hold `params`, made or taken over as needed.
+
+    Parameters that already lie in a storage stay there, so that a second owner shares it; the others
+    get one new storage per dtype. A parameter that appears twice (tied weights) counts once.
+
+    Args:
+        params: parameters in registration order.
+    """
+    unique = list({id(p): p for p in params}.values())
+    storages: dict[int, FlatStorage] = {}
+    loose: dict[np.dtype, list[Tensor]] = {}
+    for p in reversed(unique):
+        place = place_of(p)
+        if place is not None and place.storage.settle(place.position):
+            storages[id(place.storage)] = place.storage
+        else:
+            loose.setdefault(p._array.dtype, []).append(p)
+    made = [FlatStorage(group) for group in loose.values()]
+    return [*storages.values(), *made]

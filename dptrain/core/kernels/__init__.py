@@ -1,0 +1,42 @@
+"""The hot CPU kernels behind one small interface, with a plain NumPy twin.
+
+Owns: which provider serves a call. The choice is a pure function of the element type and of what is
+installed (and `DPTRAIN_KERNELS`), never of a timing, so that all ranks choose alike.
+
+A provider is a module with the functions of `reference`; `native` (numba) is imported on first use.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from dptrain.core.kernels import reference
+from dptrain.core.settings import settings
+
+_NATIVE_TYPES = ("float32", "float64")
+
+
+@cache
+def _native() -> ModuleType | None:
+    wanted = settings().kernels
+    if wanted == "numpy" or (wanted == "auto" and find_spec("numba") is None):
+        return None
+    return import_module("dptrain.core.kernels.native")
+
+
+@cache
+def kernels_for(dtype: Any) -> ModuleType:
+    """The provider that serves arrays of a NumPy element type."""
+    if dtype.name in _NATIVE_TYPES:
+        return _native() or reference
+    return reference
+
+
+def fingerprint() -> str:
+    """Names the provider; equal on all ranks whose results can be equal bit for bit."""
+    native = _native()
+    return "numpy" if native is None else native.describe()

@@ -1,0 +1,307 @@
+"""The kernels compiled by numba: one pass over memory each, same results as `reference`.
+
+Serial on purpose: they run beside NumPy's BLAS threads, and a second pool of threads on the same
+cores costs more than it gains. `nogil`, so that the communication thread goes on meanwhile.
+Compiled code is cached on disk; the first call ever of each kernel takes about a second.
+No fastmath: the order and rounding of every operation is that of the NumPy twin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+
+from dptrain.core.kernels import reference
+from dptrain.core.kernels.reference import Geometry, max_pool_gather
+
+__all__ = [
+    "adam",
+    "col2im",
+    "cross_entropy",
+    "describe",
+    "im2col",
+    "max_pool",
+    "max_pool_gather",
+    "max_pool_scatter",
+    "sgd",
+]
+
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+def describe() -> str:
+    """Provider, versions and processor: what the bits of a result may depend on."""
+    return f"numba-{numba.__version__} llvmlite-{llvmlite.__version__} {llvmlite.binding.get_host_cpu_name()}"
+
+
+@_jit
+def _im2col(x, out, out_h, out_w, kh, kw, sh, sw, ph, pw, dh, dw):
+    n, h, w, c = x.shape
+    for b in range(n):
+        for oh in range(out_h):
+            for ow in range(out_w):
+                row = (b * out_h + oh) * out_w + ow
+                for i in range(kh):
+                    y = oh * sh - ph + i * dh
+                    for j in range(kw):
+                        z = ow * sw - pw + j * dw
+                        at = (i * kw + j) * c
+                        if 0 <= y < h and 0 <= z < w:
+                            for k in range(c):
+                                out[row, at + k] = x[b, y, z, k]
+                        else:
+                            for k in range(c):
+                                out[row, at + k] = 0
+
+
+def im2col(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry) -> np.ndarray:
+    """See `reference.im2col`."""
+    n, _, _, c = x.shape
+    out = np.empty((n * out_h * out_w, geometry[0] * geometry[1] * c), x.dtype)
+    _im2col(x, out, out_h, out_w, *geometry)
+    return out
+
+
+@_jit
+def _col2im(cols, out, out_h, out_w, kh, kw, sh, sw, ph, pw, dh, dw):
+    n, h, w, c = out.shape
+    for b in range(n):
+        # Tap by tap, as the NumPy twin adds them.
+        for i in range(kh):
+            for j in range(kw):
+                at = (i * kw + j) * c
+                for oh in range(out_h):
+                    y = oh * sh - ph + i * dh
+                    if not 0 <= y < h:
+                        continue
+                    for ow in range(out_w):
+                        z = ow * sw - pw + j * dw
+                        if 0 <= z < w:
+                            row = (b * out_h + oh) * out_w + ow
+                            for k in range(c):
+                                out[b, y, z, k] += cols[row, at + k]
+
+
+def col2im(
+    columns: np.ndarray,
+    shape: tuple[int, int, int, int],
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+) -> np.ndarray:
+    """See `reference.col2im`."""
+    out = np.zeros(shape, columns.dtype)
+    _col2im(np.ascontiguousarray(columns), out, out_h, out_w, *geometry)
+    return out
+
+
+@_jit
+def _max_pool(x, best, where, kh, kw, sh, sw, ph, pw, dh, dw):
+    n, h, w, c = x.shape
+    _, out_h, out_w, _ = best.shape
+    for b in range(n):
+        for oh in range(out_h):
+            for ow in range(out_w):
+                for k in range(c):
+                    best[b, oh, ow, k] = -np.inf
+                    where[b, oh, ow, k] = -1
+                for i in range(kh):
+                    y = oh * sh - ph + i * dh
+                    if not 0 <= y < h:
+                        continue
+                    for j in range(kw):
+                        z = ow * sw - pw + j * dw
+                        if not 0 <= z < w:
+                            continue
+                        for k in range(c):
+                            v = x[b, y, z, k]
+                            m = best[b, oh, ow, k]
+                            if v > m or (v != v and m == m) or where[b, oh, ow, k] < 0:
+                                best[b, oh, ow, k] = v
+                                where[b, oh, ow, k] = i * kw + j
+
+
+def max_pool(
+    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `reference.max_pool`."""
+    best = np.empty((x.shape[0], out_h, out_w, x.shape[3]), x.dtype)
+    where = np.empty(best.shape, np.int32)
+    _max_pool(x, best, where, *geometry)
+    return best, where
+
+
+@_jit
+def _max_pool_scatter(grad, where, out, kh, kw, sh, sw, ph, pw, dh, dw):
+    n, out_h, out_w, c = grad.shape
+    for b in range(n):
+        for oh in range(out_h):
+            for ow in range(out_w):
+                for k in range(c):
+                    tap = where[b, oh, ow, k]
+                    if tap >= 0:
+                        y = oh * sh - ph + (tap // kw) * dh
+                        z = ow * sw - pw + (tap % kw) * dw
+                        out[b, y, z, k] += grad[b, oh, ow, k]
+
+
+def max_pool_scatter(
+    grad: np.ndarray, where: np.ndarray, shape: tuple[int, int, int, int], geometry: Geometry
+) -> np.ndarray:
+    """See `reference.max_pool_scatter`."""
+    out = np.zeros(shape, grad.dtype)
+    _max_pool_scatter(grad, where, out, *geometry)
+    return out
+
+
+@_jit
+def _cross_entropy(logits, target, loss, p):
+    n, c = logits.shape
+    for r in range(n):
+        top = logits[r, 0]
+        for k in range(1, c):
+            if logits[r, k] > top or logits[r, k] != logits[r, k]:
+                top = logits[r, k]
+        total = p.dtype.type(0)
+        for k in range(c):
+            e = np.exp(logits[r, k] - top)
+            p[r, k] = e
+            total += e
+        for k in range(c):
+            p[r, k] /= total
+        loss[r] = np.log(total) - (logits[r, target[r]] - top)
+
+
+def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `reference.cross_entropy` (sums left to right: equal to rounding)."""
+    if not logits.size:
+        return reference.cross_entropy(logits, target)
+    p = np.empty(logits.shape, logits.dtype)
+    loss = np.empty(len(logits), logits.dtype)
+    _cross_entropy(logits, target, loss, p)
+    return loss, p
+
+
+@_jit
+def _sgd(param, grad, buf, lr, momentum, keep, weight_decay, nesterov, maximize, first):
+    for i in range(param.size):
+        d = -grad[i] if maximize else grad[i]
+        if weight_decay != 0:
+            d = d + weight_decay * param[i]
+        if first:
+            b = d
+        else:
+            b = buf[i] * momentum
+            b = b + keep * d
+        buf[i] = b
+        d = d + momentum * b if nesterov else b
+        param[i] = param[i] - lr * d
+
+
+@_jit
+def _plain_sgd(param, grad, lr, weight_decay, maximize):
+    for i in range(param.size):
+        d = -grad[i] if maximize else grad[i]
+        if weight_decay != 0:
+            d = d + weight_decay * param[i]
+        param[i] = param[i] - lr * d
+
+
+def sgd(
+    param: np.ndarray,
+    grad: np.ndarray,
+    buf: np.ndarray | None,
+    lr: Any,
+    momentum: Any,
+    dampening: Any,
+    weight_decay: Any,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> None:
+    """See `reference.sgd`."""
+    # Scalars take the arrays' type, so that the loop computes in it (NumPy's rule for Python floats).
+    t = param.dtype.type
+    if buf is None:
+        _plain_sgd(param, grad, t(lr), t(weight_decay), maximize)
+    else:
+        _sgd(
+            param,
+            grad,
+            buf,
+            t(lr),
+            t(momentum),
+            t(1 - dampening),
+            t(weight_decay),
+            nesterov,
+            maximize,
+            first,
+        )
+
+
+@_jit
+def _adam(
+    param,
+    grad,
+    m,
+    v,
+    vmax,
+    lr_decay,
+    decay,
+    keep1,
+    beta2,
+    keep2,
+    eps,
+    step_size,
+    root,
+    amsgrad,
+    maximize,
+):
+    for i in range(param.size):
+        d = -grad[i] if maximize else grad[i]
+        x = param[i] * lr_decay
+        d = d + decay * x
+        m[i] = m[i] + (d - m[i]) * keep1
+        s = v[i] * beta2 + keep2 * d * d
+        v[i] = s
+        if amsgrad:
+            s = max(vmax[i], s)
+            vmax[i] = s
+        param[i] = x - step_size * (m[i] / (np.sqrt(s) / root + eps))
+
+
+def adam(
+    param: np.ndarray,
+    grad: np.ndarray,
+    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray,
+    max_exp_avg_sq: np.ndarray | None,
+    lr: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    weight_decay: Any,
+    step_size: Any,
+    root_correction: Any,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """See `reference.adam`."""
+    t = param.dtype.type
+    lr_decay = t(1 - lr * weight_decay) if decoupled else t(1)
+    decay = t(0) if decoupled else t(weight_decay)
+    vmax = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq
+    scalars = (
+        lr_decay,
+        decay,
+        t(1 - beta1),
+        t(beta2),
+        t(1 - beta2),
+        t(eps),
+        t(step_size),
+        t(root_correction),
+    )
+    _adam(param, grad, exp_avg, exp_avg_sq, vmax, *scalars, max_exp_avg_sq is not None, maximize)

@@ -1,0 +1,188 @@
+"""The kernels in plain NumPy: the definition that the compiled ones are tested against.
+
+Every function takes raw arrays. Images are channels-last: (N, H, W, C). `geometry` is the tuple
+(kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+Geometry = tuple[int, int, int, int, int, int, int, int]
+
+
+def _taps(out_h: int, out_w: int, geometry: Geometry) -> Iterator[tuple[int, slice, slice]]:
+    """For each kernel tap: its number and the rows and columns of the padded image it meets."""
+    kh, kw, sh, sw, _, _, dh, dw = geometry
+    for i in range(kh):
+        rows = slice(i * dh, i * dh + (out_h - 1) * sh + 1, sh)
+        for j in range(kw):
+            yield i * kw + j, rows, slice(j * dw, j * dw + (out_w - 1) * sw + 1, sw)
+
+
+def _padded(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry, fill: float) -> np.ndarray:
+    """The image with its border, large enough for the last window (ceil_mode may overhang)."""
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    n, h, w, c = x.shape
+    full_h = max(h + 2 * ph, (out_h - 1) * sh + (kh - 1) * dh + 1)
+    full_w = max(w + 2 * pw, (out_w - 1) * sw + (kw - 1) * dw + 1)
+    if (full_h, full_w) == (h, w):
+        return x
+    out = np.full((n, full_h, full_w, c), fill, dtype=x.dtype)
+    out[:, ph : ph + h, pw : pw + w] = x
+    return out
+
+
+def im2col(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry) -> np.ndarray:
+    """Windows as rows: (N, H, W, C) -> (N * out_h * out_w, kernel_h * kernel_w * C)."""
+    kh, kw, sh, sw, _, _, dh, dw = geometry
+    p = _padded(x, out_h, out_w, geometry, 0)
+    n, _, _, c = p.shape
+    s0, s1, s2, s3 = p.strides
+    windows = as_strided(
+        p,
+        (n, out_h, out_w, kh, kw, c),
+        (s0, s1 * sh, s2 * sw, s1 * dh, s2 * dw, s3),
+        writeable=False,
+    )
+    return windows.reshape(n * out_h * out_w, kh * kw * c)
+
+
+def col2im(
+    columns: np.ndarray,
+    shape: tuple[int, int, int, int],
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+) -> np.ndarray:
+    """The transpose of `im2col`: windows added back to an image of `shape` (N, H, W, C)."""
+    kh, kw, _, _, ph, pw, _, _ = geometry
+    n, h, w, c = shape
+    p = np.zeros_like(_padded(np.empty(shape, columns.dtype), out_h, out_w, geometry, 0))
+    windows = columns.reshape(n, out_h, out_w, kh * kw, c)
+    for tap, rows, cols in _taps(out_h, out_w, geometry):
+        p[:, rows, cols] += windows[:, :, :, tap]
+    return p[:, ph : ph + h, pw : pw + w]
+
+
+def max_pool(
+    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest value of each window and the tap (row-major number in the window) where it stands.
+
+    The first of equal values counts; NaN counts as larger than everything, as in PyTorch.
+    """
+    p = _padded(x, out_h, out_w, geometry, -np.inf)
+    best = np.full((x.shape[0], out_h, out_w, x.shape[3]), -np.inf, dtype=x.dtype)
+    where = np.full(best.shape, -1, dtype=np.int32)
+    inside = _padded(np.ones((1, *x.shape[1:3], 1), bool), out_h, out_w, geometry, 0)
+    for tap, rows, cols in _taps(out_h, out_w, geometry):
+        value = p[:, rows, cols]
+        # A window that holds nothing but -inf still points at one of its own elements.
+        better = (
+            (value > best)
+            | (np.isnan(value) & ~np.isnan(best))
+            | ((where < 0) & inside[:, rows, cols])
+        )
+        np.copyto(best, value, where=better)
+        where[better] = tap
+    return best, where
+
+
+def max_pool_scatter(
+    grad: np.ndarray, where: np.ndarray, shape: tuple[int, int, int, int], geometry: Geometry
+) -> np.ndarray:
+    """Each window's value added at the place where its maximum stood."""
+    _, out_h, out_w, _ = grad.shape
+    _, h, w, _ = shape
+    ph, pw = geometry[4:6]
+    p = np.zeros_like(_padded(np.empty(shape, grad.dtype), out_h, out_w, geometry, 0))
+    for tap, rows, cols in _taps(out_h, out_w, geometry):
+        p[:, rows, cols] += np.where(where == tap, grad, 0)
+    return p[:, ph : ph + h, pw : pw + w]
+
+
+def max_pool_gather(x: np.ndarray, where: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The value of each window at the place that `where` names: the transpose of the scatter."""
+    _, out_h, out_w, _ = where.shape
+    p = _padded(x, out_h, out_w, geometry, 0)
+    out = np.zeros(where.shape, dtype=x.dtype)
+    for tap, rows, cols in _taps(out_h, out_w, geometry):
+        np.copyto(out, p[:, rows, cols], where=where == tap)
+    return out
+
+
+def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per-row loss -log softmax(logits)[target] and the softmax itself: (N, C), (N,) -> (N,), (N, C)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    total = p.sum(axis=1, keepdims=True)
+    p /= total
+    rows = np.arange(len(target))
+    return np.log(total[:, 0]) - shifted[rows, target], p
+
+
+def sgd(
+    param: np.ndarray,
+    grad: np.ndarray,
+    buf: np.ndarray | None,
+    lr: Any,
+    momentum: Any,
+    dampening: Any,
+    weight_decay: Any,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> None:
+    """One SGD update in place over flat arrays; `first` starts the momentum buffer from the gradient."""
+    d = -grad if maximize else grad
+    if weight_decay != 0:
+        d = d + weight_decay * param
+    if buf is not None:
+        if first:
+            buf[...] = d
+        else:
+            buf *= momentum
+            buf += (1 - dampening) * d
+        d = d + momentum * buf if nesterov else buf
+    param -= lr * d
+
+
+def adam(
+    param: np.ndarray,
+    grad: np.ndarray,
+    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray,
+    max_exp_avg_sq: np.ndarray | None,
+    lr: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    weight_decay: Any,
+    step_size: Any,
+    root_correction: Any,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """One Adam (or AdamW: `decoupled`) update in place over flat arrays.
+
+    `step_size` is lr / (1 - beta1^t) and `root_correction` is sqrt(1 - beta2^t).
+    """
+    d = -grad if maximize else grad
+    if weight_decay != 0:
+        if decoupled:
+            param *= 1 - lr * weight_decay
+        else:
+            d = d + weight_decay * param
+    exp_avg += (d - exp_avg) * (1 - beta1)
+    exp_avg_sq *= beta2
+    exp_avg_sq += (1 - beta2) * d * d
+    second = exp_avg_sq
+    if max_exp_avg_sq is not None:
+        np.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
+        second = max_exp_avg_sq
+    param -= step_size * (exp_avg / (np.sqrt(second) / root_correction + eps))

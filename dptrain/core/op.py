@@ -1,0 +1,506 @@
+"""What an operation is: one class whose instance is the graph node.
+
+Owns: `Op` (forward over raw arrays, backward, what is saved), `Op.apply` (unwrap, promote, run,
+record), `export` and the registry of public names. Must not know: any particular operation.
+
+An operation is written as one block::
+
+    @export("exp", methods=("exp",))
+    class Exp(Op):
+        def forward(self, input):
+            return self.xp.exp(input)
+
+        def backward(self, grad, out):      # dy/dx = y
+            return grad * out
+
+`forward` sees raw arrays. `backward` asks for what it needs *by name*: parameters named as those of
+`forward` arrive as the saved inputs, `out` as the saved result; plain attributes set on `self` in
+`forward` (masks, shapes) stay with the node. `backward` is written with Python operators and with
+`SomeOp.call(...)`, both of which work on raw arrays (the usual, fast case) and on Tensors (under
+`create_graph`), and returns one gradient per leading argument of `forward`. Broadcasting and
+promotion are undone by the engine.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from itertools import count
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.grad_mode import is_grad_enabled
+from dptrain.core.tensor import Tensor, wrap
+
+_sequence = count().__next__
+
+#: Public name -> operation class; the registry-walking tests read it.
+REGISTRY: dict[str, type[Op]] = {}
+
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+class SavedTensorError(RuntimeError):
+    """A value that backward needs was changed in place, or was already freed."""
+
+
+class Op:
+    """One application of an operation: the graph node.
+
+    Attributes:
+        edges: where gradients go, one per argument: (node, output index), (leaf tensor, None) or None.
+        outs: (shape, NumPy dtype) of each output, to which incoming gradients are brought.
+        needs: which arguments want a gradient; `backward` may skip the others.
+    """
+
+    #: How many leading arguments are brought to one dtype and broadcast against each other.
+    promotes: ClassVar[int] = 0
+    #: How many leading arguments must be tensors.
+    num_tensors: ClassVar[int] = 1
+    differentiable: ClassVar[bool] = True
+    #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
+    saved_for: ClassVar[dict[str, int]] = {}
+    #: The result may share memory with the first argument.
+    is_view: ClassVar[bool] = False
+    name: ClassVar[str] = ""
+    xp: ModuleType = np
+
+    edges: list[tuple[Any, int | None] | None]
+    needs: list[bool]
+    outs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+    hooks: dict[int, dict[int, Any]] | None
+    saved: Any
+    versions: Any
+    sequence: int
+
+    #: (argument position, or -1 for the result; position of the gradient that needs it, or None)
+    _saved_names: ClassVar[tuple[tuple[int, int | None], ...]] = ()
+    _parameters: ClassVar[tuple[str, ...]] = ()
+    _defaults: ClassVar[dict[str, Any]] = {}
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "edges",
+        "hooks",
+        "needs",
+        "outs",
+        "saved",
+        "sequence",
+        "versions",
+    )
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.name or cls.__name__.lower()
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        cls._parameters = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        cls._defaults = {
+            p.name: p.default
+            for p in parameters
+            if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
+        }
+        wanted = list(inspect.signature(cls.backward).parameters)[2:]
+        cls._saved_names = tuple(
+            (-1 if n == "out" else cls._parameters.index(n), cls.saved_for.get(n))
+            for n in wanted
+            if n != "args"
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute on raw arrays."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def backward(self, grad: Any, /, *args: Any) -> Any:
+        """Gradients of the leading arguments from the gradient of the result."""
+        raise RuntimeError(f"the derivative of {self.name} is not implemented")
+
+    @property
+    def grad_name(self) -> str:
+        """The name under which the node is printed, as PyTorch's `grad_fn`."""
+        return f"{type(self).__name__}Backward0"
+
+    def __repr__(self) -> str:
+        return f"<{self.grad_name}>"
+
+    @property
+    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        """The nodes that receive this node's gradients, as in PyTorch (leaves as tensors)."""
+        return tuple((None, 0) if e is None else (e[0], e[1] or 0) for e in self.edges)
+
+    # ---- running -------------------------------------------------------------------------------
+
+    @classmethod
+    def call(cls, *args: Any, **kwargs: Any) -> Any:
+        """Run on raw arrays or on Tensors, whichever come: the form that backward functions use."""
+        for a in args:
+            if isinstance(a, Tensor):
+                # What a node keeps beside its saved values (masks, indices) are raw constants.
+                return cls.apply(*[wrap(a) if type(a) is np.ndarray else a for a in args], **kwargs)
+        return cls().forward(*args, **kwargs)
+
+    @classmethod
+    def _bind(
+        cls, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Move keyword arguments that have a position to it; accept NumPy's `axis`/`keepdims`."""
+        kwargs = {_ALIASES.get(k, k): v for k, v in kwargs.items()}
+        positional = list(args)
+        for name in cls._parameters[len(args) :]:
+            if name in kwargs:
+                positional.append(kwargs.pop(name))
+            elif name in cls._defaults:
+                positional.append(cls._defaults[name])
+            else:
+                raise TypeError(f"{cls.name}() missing required argument: {name!r}")
+        for name in kwargs:
+            if name in cls._parameters:
+                raise TypeError(f"{cls.name}() got multiple values for argument {name!r}")
+        return tuple(positional), kwargs
+
+    @classmethod
+    @np.errstate(all="ignore")  # inf and nan are values here, as in PyTorch, not warnings
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """Run the operation on Tensors and record it where a gradient may be asked for.
+
+        Raises:
+            TypeError: an argument that must be a Tensor is none.
+            RuntimeError: shapes do not fit.
+        """
+        if kwargs:
+            args, kwargs = cls._bind(args, kwargs)
+        raw = []
+        recording = False
+        for a in args:
+            if isinstance(a, Tensor):
+                raw.append(a._array)
+                if a._requires_grad:
+                    recording = True
+            else:
+                raw.append(a)
+        if cls.promotes:
+            _promote(cls, raw)
+        else:
+            for i in range(cls.num_tensors):
+                if i >= len(args) or not isinstance(args[i], Tensor):
+                    _refuse_argument(cls, args, i)
+        op = cls()
+        if recording and cls.differentiable and is_grad_enabled():
+            op.edges = [
+                _edge(a) if isinstance(a, Tensor) and a._requires_grad else None for a in args
+            ]
+            op.needs = [e is not None for e in op.edges]
+        else:
+            recording = False
+            op.needs = [False] * len(args)
+        try:
+            out = op.forward(*raw, **kwargs)
+        except ValueError as error:
+            raise _shape_error(cls, raw, error) from None
+        if type(out) is tuple:
+            return op._record_many(args, raw, out, recording)
+        if type(out) is not np.ndarray:
+            out = np.asarray(out)
+        result = wrap(out)
+        if cls.is_view and np.may_share_memory(out, raw[0]):
+            _share(result, args[0])
+        if recording and FROM_NUMPY[out.dtype].category == 2:
+            op._record(args, raw, (out,), result)
+            result._node = op
+            result._requires_grad = True
+        return result
+
+    def _record(
+        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
+    ) -> None:
+        self.sequence = _sequence()
+        self.hooks = None
+        self.outs = tuple((o.shape, o.dtype) for o in outs)
+        if not self._saved_names:
+            self.saved = self.versions = ()
+            return
+        saved: list[Any] = []
+        versions: list[tuple[list[int], int] | None] = []
+        for position, served in self._saved_names:
+            if served is not None and not self.needs[served]:
+                saved.append(None)
+                versions.append(None)
+                continue
+            holder = result if position < 0 else args[position]
+            saved.append(outs[0] if position < 0 else raw[position])
+            if isinstance(holder, Tensor):
+                counter = holder._version_counter()
+                versions.append((counter, counter[0]))
+            else:
+                versions.append(None)
+        self.saved, self.versions = tuple(saved), tuple(versions)
+
+    def _record_many(
+        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], recording: bool
+    ) -> Any:
+        outs = tuple(np.asarray(o) for o in outs)
+        results = [wrap(o) for o in outs]
+        if recording:
+            self._record(args, raw, outs, None)
+        for i, (result, out) in enumerate(zip(results, outs, strict=True)):
+            if self.is_view and np.may_share_memory(out, raw[0]):
+                _share(result, args[0])
+            if recording and FROM_NUMPY[out.dtype].category == 2:
+                result._node, result._index = self, i
+                result._requires_grad = True
+        return tuple(results)
+
+    # ---- what the engine asks ------------------------------------------------------------------
+
+    def saved_arrays(self) -> tuple[Any, ...]:
+        """The saved values, checked to be those of the forward pass.
+
+        Raises:
+            RuntimeError: one of them was changed in place since.
+        """
+        for (position, _), value, version in zip(
+            self._saved_names, self.saved, self.versions, strict=True
+        ):
+            if version is not None and version[0][0] != version[1]:
+                which = (
+                    "its result" if position < 0 else f"its argument {self._parameters[position]!r}"
+                )
+                kind = FROM_NUMPY[value.dtype].name
+                raise SavedTensorError(
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    f"operation: [{kind} {list(value.shape)}], which {self.grad_name} saved as {which}, is at "
+                    f"version {version[0][0]}; expected version {version[1]} instead. Hint: write the in-place "
+                    "operation as a new tensor, or move it after backward()"
+                )
+        return self.saved
+
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """The saved values as Tensors that are connected to the graph, for `create_graph`."""
+        self.saved_arrays()
+        return tuple(
+            self._reconnect(position, value)
+            for (position, _), value in zip(self._saved_names, self.saved, strict=True)
+        )
+
+    def _reconnect(self, position: int, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        edge: Any = (self, 0) if position < 0 else self.edges[position]
+        if edge is not None and edge[1] is None:
+            return edge[0]
+        tensor = wrap(value)
+        if edge is not None:
+            tensor._node, tensor._index = edge
+            tensor._requires_grad = True
+        return tensor
+
+    def release(self) -> None:
+        """Free what was saved; a second backward through this node is an error from here on."""
+        if self.saved or self.__dict__:
+            self.__dict__.clear()
+            self.saved = None
+            self.versions = ()
+
+
+def _edge(tensor: Tensor) -> tuple[Any, int | None]:
+    return (tensor, None) if tensor._node is None else (tensor._node, tensor._index)
+
+
+def _share(view: Tensor, base: Tensor) -> None:
+    """A view counts in-place changes together with what it looks into."""
+    view._version = base._version_counter()
+    view._base = base._base if base._base is not None else base
+
+
+def _promote(cls: type[Op], raw: list[Any]) -> None:
+    """Bring the first `promotes` arguments to their common type, as PyTorch does."""
+    n = cls.promotes
+    x, y = raw[0], raw[1]
+    if n == 2 and type(x) is np.ndarray:
+        # The two cases of nearly every call: equal types, and a float tensor with a number.
+        if type(y) is np.ndarray:
+            if x.dtype == y.dtype:
+                return
+        elif type(y) in (float, int) and x.dtype.kind == "f":
+            return
+    operands = raw[:n]
+    if not any(isinstance(a, np.ndarray) for a in operands):
+        raise TypeError(
+            f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
+        )
+    for a in operands:
+        if isinstance(a, np.ndarray) and a.dtype not in FROM_NUMPY:
+            raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
+    try:
+        target = result_dtype(operands).numpy
+    except TypeError as error:
+        raise TypeError(f"{cls.name}(): {error}") from None
+    for i, a in enumerate(operands):
+        if isinstance(a, np.ndarray):
+            raw[i] = a if a.dtype == target else a.astype(target)
+        else:
+            raw[i] = np.asarray(a).astype(target)
+
+
+def _refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
+    name = cls._parameters[i] if i < len(cls._parameters) else str(i)
+    if i >= len(args):
+        raise TypeError(f"{cls.name}() missing required argument: {name!r}")
+    raise TypeError(
+        f"{cls.name}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(args[i]).__name__}"
+    )
+
+
+def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
+    """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
+    shapes = [a.shape for a in raw if isinstance(a, np.ndarray)]
+    if cls.promotes and len(shapes) >= 2:
+        a, b = shapes[0], shapes[1]
+        for i in range(1, min(len(a), len(b)) + 1):
+            if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
+                return RuntimeError(
+                    f"{cls.name}: the size of tensor a ({a[-i]}) must match the size of tensor b ({b[-i]}) at "
+                    f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
+                )
+    return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")
+
+
+# ---- exports -----------------------------------------------------------------------------------
+
+
+def export(
+    *names: str,
+    methods: tuple[str, ...] = (),
+    inplace: tuple[str, ...] = (),
+    function: Callable[..., Any] | None = None,
+    reflected: tuple[str, ...] = (),
+) -> Callable[[type[Op]], type[Op]]:
+    """Say once under which public names an operation is found.
+
+    Args:
+        names: functions of the package `dptrain`.
+        methods: methods of `Tensor` with the tensor as first argument.
+        inplace: methods of `Tensor` that store the result in the tensor (`add_`).
+        function: the public function where the signature differs from `forward`'s (e.g. a list of
+            tensors); it receives the user's arguments and calls `apply`.
+        reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
+    """
+
+    def register(cls: type[Op]) -> type[Op]:
+        run = function or cls.apply
+        if names and cls not in REGISTRY.values():  # later exports of one class are aliases
+            cls.name = names[0]
+        public = _public(cls, run, names[0] if names else cls.name, function)
+        for name in names:
+            REGISTRY[name] = cls
+            FUNCTIONS[name] = public
+        for method in methods:
+            setattr(Tensor, method, _method(run, method, public))
+            if not names:
+                REGISTRY[f"Tensor.{method}"] = cls
+        for method in reflected:
+            setattr(Tensor, method, _reflected(run, method))
+        for method in inplace:
+            setattr(Tensor, method, _inplace(run, method))
+        return cls
+
+    return register
+
+
+#: Public name -> function; `dptrain/__init__.py` lifts these into the package.
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
+    def public(*args: Any, **kwargs: Any) -> Any:
+        return run(*args, **kwargs)
+
+    public.__name__ = public.__qualname__ = name
+    public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
+    signature = inspect.signature(function or cls.forward)
+    parameters = list(signature.parameters.values())
+    public.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=parameters if function is not None else parameters[1:]
+    )
+    return public
+
+
+def _method(run: Any, name: str, public: Callable[..., Any]) -> Callable[..., Any]:
+    if name in _BINARY_DUNDERS:
+
+        def operator(self: Tensor, other: Any) -> Any:
+            return run(self, other) if isinstance(other, _OPERANDS) else NotImplemented
+
+        operator.__name__ = name
+        return operator
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return run(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, public.__doc__
+    return method
+
+
+_OPERANDS = (Tensor, int, float, bool, np.ndarray, np.number, np.bool_)
+_BINARY_DUNDERS = frozenset(
+    f"__{n}__"
+    for n in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "radd",
+        "rmul",
+        "rand",
+        "ror",
+        "rxor",
+    ]
+)
+
+
+def _reflected(run: Any, name: str) -> Callable[..., Any]:
+    def operator(self: Tensor, other: Any) -> Any:
+        return run(other, self) if isinstance(other, _OPERANDS) else NotImplemented
+
+    operator.__name__ = name
+    return operator
+
+
+def _any_requires_grad(tensor: Tensor, args: tuple[Any, ...]) -> bool:
+    return tensor._requires_grad or any(isinstance(a, Tensor) and a._requires_grad for a in args)
+
+
+def _snapshot(tensor: Tensor) -> Tensor:
+    """A copy with the same history."""
+    copy = wrap(tensor._array.copy())
+    copy._node, copy._index, copy._requires_grad = tensor._node, tensor._index, tensor._requires_grad
+    return copy
+
+
+def _inplace(run: Any, name: str) -> Callable[..., Any]:
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_inplace(name)
+        # What backward saves of the old value must survive the change.
+        operand = _snapshot(self) if is_grad_enabled() and _any_requires_grad(self, args) else self
+        self._assign_result(run(operand, *args, **kwargs), name)
+        return self
+
+    method.__name__ = name
+    return method

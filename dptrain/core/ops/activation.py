@@ -1,0 +1,105 @@
+"""Activations, softmax and dropout. One block per operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.dtypes import as_dtype
+from dptrain.core.op import Op, export
+from dptrain.core.ops.elementwise import Exp
+from dptrain.core.ops.shape import wrap_dim
+from dptrain.core.random import DROPOUT, default_generator
+
+
+@export("relu", methods=("relu",), inplace=("relu_",))
+class Relu(Op):
+    """max(input, 0); NaN stays NaN."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.maximum(input, 0)
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        return grad * (out > 0)
+
+
+def _shifted(xp: Any, input: Any, dim: int) -> Any:
+    """input - max: keeps exp() finite. An empty dimension has no maximum and needs none."""
+    if input.ndim == 0 or input.shape[dim] == 0:
+        return input - input if input.ndim == 0 else input
+    return input - xp.max(input, axis=dim, keepdims=True)
+
+
+def _softmax_input(input: Any, dtype: Any, op: str) -> Any:
+    if dtype is not None:
+        return input.astype(as_dtype(dtype).numpy)
+    if input.dtype.kind in "biu":
+        raise RuntimeError(
+            f"{op}: not implemented for integer tensors ({input.dtype}); convert with .float()"
+        )
+    return input
+
+
+def _check_dim(dim: Any, op: str) -> None:
+    if dim is None:
+        raise TypeError(f"{op}() needs the dimension along which to normalise: dim=")
+
+
+@export("softmax", methods=("softmax",))
+class Softmax(Op):
+    """exp(input) / sum(exp(input)) along `dim`."""
+
+    def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
+        _check_dim(dim, self.name)
+        input = _softmax_input(input, dtype, self.name)
+        self.dim = wrap_dim(dim or 0, input.ndim, self.name)
+        if input.ndim == 0:
+            return self.xp.ones_like(input)
+        out = self.xp.exp(_shifted(self.xp, input, self.dim))
+        out /= out.sum(axis=self.dim, keepdims=True)
+        return out
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        if grad.ndim == 0:
+            return grad * 0
+        return (grad - (grad * out).sum(axis=self.dim, keepdims=True)) * out
+
+
+@export("log_softmax", methods=("log_softmax",))
+class LogSoftmax(Op):
+    """log(softmax(input)) along `dim`, without overflow."""
+
+    def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
+        _check_dim(dim, self.name)
+        input = _softmax_input(input, dtype, self.name)
+        self.dim = wrap_dim(dim or 0, input.ndim, self.name)
+        if input.ndim == 0:
+            return self.xp.zeros_like(input)
+        out = _shifted(self.xp, input, self.dim)
+        return out - self.xp.log(self.xp.exp(out).sum(axis=self.dim, keepdims=True))
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        if grad.ndim == 0:
+            return grad * 0
+        return grad - Exp.call(out) * grad.sum(axis=self.dim, keepdims=True)
+
+
+class Dropout(Op):
+    """Zero each element (or each channel) with probability p and scale the rest by 1 / (1 - p)."""
+
+    name = "dropout"
+
+    def forward(self, input: Any, p: float, mask_shape: tuple[int, ...] | None = None) -> Any:
+        shape = input.shape if mask_shape is None else mask_shape
+        if p == 1:
+            self.mask = np.zeros(shape, dtype=input.dtype)
+        else:
+            stream = default_generator().stream(DROPOUT)
+            # 32-bit draws whatever the dtype, so that float32 and float64 runs drop the same elements.
+            kept = stream.random(shape, dtype=np.float32) >= p
+            self.mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
+        return input * self.mask
+
+    def backward(self, grad: Any) -> Any:
+        return grad * self.mask

@@ -1,0 +1,99 @@
+"""Changing element type and device: `to`, `float`, `long`, `type_as`, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core import dtypes
+from dptrain.core.device import as_device, device
+from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
+from dptrain.core.op import Op, export
+from dptrain.core.tensor import Tensor
+
+
+class Cast(Op):
+    """The values in another element type; gradients come back in the old one."""
+
+    name = "to"
+
+    def forward(self, input: Any, target: np.dtype[Any]) -> Any:
+        self.source = input.dtype
+        return input.astype(target)
+
+    def backward(self, grad: Any) -> Any:
+        return Cast.call(grad, self.source)
+
+
+def _cast(self: Tensor, target: dtype, copy: bool = False) -> Tensor:
+    if self._array.dtype == target.numpy and not copy:
+        return self
+    return Cast.apply(self, target.numpy)
+
+
+def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The tensor as another dtype and/or on another device: `to(dtype)`, `to(device)`, `to(other)`.
+
+    Args:
+        args: a dtype, a device (or its name), both in that order, or a tensor to be like.
+        kwargs: dtype=, device=, copy=, non_blocking=.
+
+    Returns:
+        The tensor itself where nothing changes (unless `copy`), else a copy.
+    """
+    copy = kwargs.pop("copy", False)
+    kwargs.pop("non_blocking", None)
+    kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
+    if kwargs:
+        raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
+    for a in args:
+        if isinstance(a, Tensor):
+            kind, place = a.dtype, a.device
+        elif isinstance(a, (dtype, np.dtype)) or a in (float, int, bool):
+            kind = FROM_NUMPY[a] if isinstance(a, np.dtype) else a
+        elif isinstance(a, (str, device)):
+            place = a
+        elif isinstance(a, bool):
+            continue  # non_blocking, then copy, by position: both change nothing on the CPU
+        else:
+            raise TypeError(
+                f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
+            )
+    if place is not None:
+        as_device(place)
+    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy)
+
+
+export(methods=("to",), function=_to)(Cast)
+
+
+def _converter(target: dtype) -> Any:
+    def convert(self: Tensor) -> Tensor:
+        return _cast(self, target)
+
+    convert.__doc__ = f"The tensor as {target}."
+    return convert
+
+
+for _name, _target in {
+    "double": dtypes.float64,
+    "float": dtypes.float32,
+    "half": dtypes.float16,
+    "bfloat16": dtypes.bfloat16,
+    "long": dtypes.int64,
+    "int": dtypes.int32,
+    "short": dtypes.int16,
+    "char": dtypes.int8,
+    "byte": dtypes.uint8,
+    "bool": dtypes.bool_,
+}.items():
+    export(methods=(_name,), function=_converter(_target))(Cast)
+
+
+def _type_as(self: Tensor, other: Tensor) -> Tensor:
+    """The tensor with the dtype of `other`."""
+    return _cast(self, other.dtype)
+
+
+export(methods=("type_as",), function=_type_as)(Cast)

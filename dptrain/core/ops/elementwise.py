@@ -1,0 +1,385 @@
+"""Arithmetic, element by element. One block per operation; broadcasting belongs to the engine."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dptrain.core.dtypes import get_default_dtype
+from dptrain.core.op import Op, export
+from dptrain.core.ops.compare import Where
+
+
+def _times(value: Any, alpha: Any) -> Any:
+    return value if alpha == 1 else value * alpha
+
+
+@export("add", methods=("add", "__add__", "__radd__"), inplace=("add_", "__iadd__"))
+class Add(Op):
+    """input + alpha * other."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
+        self.alpha = alpha
+        return input + _times(other, alpha)
+
+    def backward(self, grad: Any) -> Any:
+        return grad, _times(grad, self.alpha)
+
+
+def _refuse_bool(op: str, input: Any, other: Any) -> None:
+    if getattr(input, "dtype", None) == np.bool_ and getattr(other, "dtype", np.bool_) == np.bool_:
+        raise RuntimeError(
+            f"{op}: the `-` operator is not supported for bool tensors; use ~ or logical_not()"
+        )
+
+
+@export(
+    "sub",
+    "subtract",
+    methods=("sub", "subtract", "__sub__"),
+    inplace=("sub_", "__isub__"),
+    reflected=("__rsub__",),
+)
+class Sub(Op):
+    """input - alpha * other."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
+        _refuse_bool("sub", input, other)
+        self.alpha = alpha
+        return input - _times(other, alpha)
+
+    def backward(self, grad: Any) -> Any:
+        return grad, _times(grad, -self.alpha)
+
+
+@export(
+    "mul",
+    "multiply",
+    methods=("mul", "multiply", "__mul__", "__rmul__"),
+    inplace=("mul_", "__imul__"),
+)
+class Mul(Op):
+    """input * other."""
+
+    saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 0}
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        return input * other
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        return grad * other if self.needs[0] else None, grad * input if self.needs[1] else None
+
+
+def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
+    """input / other; `rounding_mode` is None, "trunc" or "floor"."""
+    if rounding_mode is None:
+        return Div.apply(input, other)
+    if rounding_mode == "floor":
+        return FloorDivide.apply(input, other)
+    if rounding_mode == "trunc":
+        return TruncDivide.apply(input, other)
+    raise RuntimeError(
+        f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found {rounding_mode!r}"
+    )
+
+
+@export(
+    "div",
+    "divide",
+    "true_divide",
+    methods=("div", "divide", "true_divide", "__truediv__"),
+    inplace=("div_", "__itruediv__"),
+    reflected=("__rtruediv__",),
+    function=_div,
+)
+class Div(Op):
+    """input / other; integers give floating point."""
+
+    saved_for: ClassVar[dict[str, int]] = {"input": 1}
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        if not isinstance(other, np.ndarray) and other == 0:
+            other = np.asarray(other, dtype=input.dtype)
+        if input.dtype.kind in "biu":
+            kind = get_default_dtype().numpy
+            return input.astype(kind) / np.asarray(other).astype(kind)
+        return input / other
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        g = grad / other
+        return g, -g * input / other if self.needs[1] else None
+
+
+def _check_integer_division(op: str, input: Any, other: Any) -> None:
+    if input.dtype.kind in "iu" and np.any(np.asarray(other) == 0):
+        raise RuntimeError(f"{op}: ZeroDivisionError: integer division or modulo by zero")
+
+
+@export(
+    "floor_divide",
+    methods=("floor_divide", "__floordiv__"),
+    inplace=("floor_divide_", "__ifloordiv__"),
+    reflected=("__rfloordiv__",),
+)
+class FloorDivide(Op):
+    """The quotient rounded towards minus infinity."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        _check_integer_division("floor_divide", input, other)
+        return self.xp.floor_divide(input, other)
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0, grad * 0  # flat between its jumps
+
+
+class TruncDivide(Op):
+    """The quotient rounded towards zero (`div(..., rounding_mode="trunc")`)."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        _check_integer_division("div", input, other)
+        if input.dtype.kind not in "iu":
+            return self.xp.trunc(input / other)
+        quotient = self.xp.floor_divide(input, other)
+        return quotient + ((quotient < 0) & (quotient * other != input)).astype(input.dtype)
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0, grad * 0  # flat between its jumps
+
+
+@export(
+    "remainder",
+    methods=("remainder", "__mod__"),
+    inplace=("remainder_", "__imod__"),
+    reflected=("__rmod__",),
+)
+class Remainder(Op):
+    """The remainder with the sign of the divisor, as Python's `%`."""
+
+    saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 1}
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        _check_integer_division("remainder", input, other)
+        return self.xp.remainder(input, other)
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        return grad, -grad * FloorDivide.call(input, other) if self.needs[1] else None
+
+
+@export("pow", methods=("pow", "__pow__"), inplace=("pow_", "__ipow__"), reflected=("__rpow__",))
+class Pow(Op):
+    """input ** exponent."""
+
+    promotes = 2
+
+    def forward(self, input: Any, exponent: Any) -> Any:
+        if input.dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
+            raise RuntimeError("pow: integers to negative integer powers are not allowed")
+        return input**exponent
+
+    def backward(self, grad: Any, input: Any, exponent: Any, out: Any) -> Any:
+        d_input = d_exponent = None
+        if self.needs[0]:
+            if not isinstance(exponent, np.ndarray) and not hasattr(exponent, "_array"):
+                d_input = grad * (input ** (exponent - 1) * exponent) if exponent != 0 else grad * 0
+            else:
+                slope = exponent * input ** (exponent - 1)
+                d_input = grad * Where.call(exponent == 0, slope * 0, slope)
+        if self.needs[1]:
+            # d/dy x^y = x^y ln x, and 0 where x = 0 and y >= 0.
+            slope = out * Log.call(input)
+            d_exponent = grad * Where.call((input == 0) & (exponent >= 0), grad * 0, slope)
+        return d_input, d_exponent
+
+
+@export("neg", "negative", methods=("neg", "negative", "__neg__"), inplace=("neg_",))
+class Neg(Op):
+    """-input."""
+
+    def forward(self, input: Any) -> Any:
+        _refuse_bool("neg", input, input)
+        return -input
+
+    def backward(self, grad: Any) -> Any:
+        return -grad
+
+
+@export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_",))
+class Abs(Op):
+    """|input|; the derivative at 0 is 0."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.abs(input)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad * Sign.call(input)
+
+
+@export("sign", methods=("sign",), inplace=("sign_",))
+class Sign(Op):
+    """-1, 0 or 1."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.sign(input)
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0
+
+
+def _floating(input: Any) -> Any:
+    """Integers enter transcendental functions as the default floating point type."""
+    return input.astype(get_default_dtype().numpy) if input.dtype.kind in "biu" else input
+
+
+@export("exp", methods=("exp",), inplace=("exp_",))
+class Exp(Op):
+    """e ** input."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.exp(_floating(input))
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        return grad * out
+
+
+@export("log", methods=("log",), inplace=("log_",))
+class Log(Op):
+    """Natural logarithm."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.log(_floating(input))
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad / input
+
+
+@export("sqrt", methods=("sqrt",), inplace=("sqrt_",))
+class Sqrt(Op):
+    """Square root."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.sqrt(_floating(input))
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        return grad / (out * 2)
+
+
+@export("square", methods=("square",), inplace=("square_",))
+class Square(Op):
+    """input * input."""
+
+    def forward(self, input: Any) -> Any:
+        return input * input
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad * (input * 2)
+
+
+@export("sin", methods=("sin",), inplace=("sin_",))
+class Sin(Op):
+    """Sine (radians)."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.sin(_floating(input))
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad * Cos.call(input)
+
+
+@export("cos", methods=("cos",), inplace=("cos_",))
+class Cos(Op):
+    """Cosine (radians)."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.cos(_floating(input))
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return -grad * Sin.call(input)
+
+
+@export("tanh", methods=("tanh",), inplace=("tanh_",))
+class Tanh(Op):
+    """Hyperbolic tangent."""
+
+    def forward(self, input: Any) -> Any:
+        return self.xp.tanh(_floating(input))
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        return grad * (1 - out * out)
+
+
+@export("sigmoid", methods=("sigmoid",), inplace=("sigmoid_",))
+class Sigmoid(Op):
+    """1 / (1 + exp(-input)), computed without overflow."""
+
+    def forward(self, input: Any) -> Any:
+        x = _floating(input)
+        decay = self.xp.exp(-self.xp.abs(x))  # in (0, 1] whatever the sign
+        return self.xp.where(x >= 0, 1, decay) / (1 + decay)
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        return grad * (out * (1 - out))
+
+
+@export("maximum", methods=("maximum",))
+class Maximum(Op):
+    """The larger of both; ties share the gradient, NaN wins."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        return self.xp.maximum(input, other)
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        return _share_ties(grad, input, other, input > other)
+
+
+@export("minimum", methods=("minimum",))
+class Minimum(Op):
+    """The smaller of both; ties share the gradient, NaN wins."""
+
+    promotes = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        return self.xp.minimum(input, other)
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        return _share_ties(grad, input, other, input < other)
+
+
+def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
+    halves = Where.call(input == other, grad / 2, grad)
+    zero = grad * 0
+    return Where.call(first_wins | (input == other), halves, zero), Where.call(
+        first_wins, zero, halves
+    )
+
+
+@export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"))
+class Clamp(Op):
+    """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
+
+    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
+        if min is None and max is None:
+            raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
+        out = input
+        if min is not None:
+            out = self.xp.maximum(out, self.xp.asarray(min, dtype=input.dtype))
+        if max is not None:
+            out = self.xp.minimum(out, self.xp.asarray(max, dtype=input.dtype))
+        self.inside = out == input
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return grad * self.inside

@@ -1,0 +1,167 @@
+"""Taking and assigning parts by index: basic (views) and advanced (copies). One block per operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import Op, export
+from dptrain.core.ops.shape import Embed, wrap_dim
+from dptrain.core.tensor import Tensor
+
+
+def _raw_index(index: Any) -> tuple[Any, bool]:
+    """The index with tensors as arrays, and whether it is basic (gives a view)."""
+    parts = index if isinstance(index, tuple) else (index,)
+    raw, basic = [], True
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part._array
+        elif isinstance(part, list):
+            part = np.asarray(part, dtype=np.int64 if not part else None)
+        if isinstance(part, np.ndarray):
+            if part.dtype.kind not in "biu":
+                raise IndexError(
+                    f"tensors used as indices must be long, int, byte or bool tensors, got {part.dtype}"
+                )
+            part = part.astype(bool) if part.dtype == np.uint8 else part
+            basic = False
+        elif isinstance(part, (bool, np.bool_)):
+            basic = False
+        elif not (part is None or part is Ellipsis or isinstance(part, (int, np.integer, slice))):
+            raise TypeError(
+                "only integers, slices (`:`), ellipsis (`...`), None and long or bool Tensors are valid indices "
+                f"(got {type(part).__name__})"
+            )
+        elif isinstance(part, slice):
+            part = _checked_slice(part)
+        raw.append(part)
+    return tuple(raw), basic
+
+
+def _checked_slice(part: slice) -> slice:
+    values = tuple(
+        v.item() if isinstance(v, Tensor) else v for v in (part.start, part.stop, part.step)
+    )
+    if values[2] is not None and values[2] <= 0:
+        raise ValueError(f"step must be greater than zero, got {values[2]}")
+    return slice(*values)
+
+
+class GetItem(Op):
+    """input[index] with a basic index: a view."""
+
+    is_view = True
+    name = "index"
+
+    def forward(self, input: Any, index: Any) -> Any:
+        self.index, self.shape = index, input.shape
+        return input[index]
+
+    def backward(self, grad: Any) -> Any:
+        return Embed.call(grad, self.shape, self.index)
+
+
+class Index(Op):
+    """input[index] with integer or boolean arrays: a copy."""
+
+    name = "index"
+
+    def forward(self, input: Any, index: Any) -> Any:
+        self.index, self.shape = index, input.shape
+        return input[index]
+
+    def backward(self, grad: Any) -> Any:
+        return Scatter.call(grad, self.shape, self.index)
+
+
+class Scatter(Op):
+    """Zeros of a shape to which the input is added at an advanced index; repeated places add up."""
+
+    def forward(self, input: Any, shape: tuple[int, ...], index: Any) -> Any:
+        self.index = index
+        out = self.xp.zeros(shape, dtype=input.dtype)
+        self.xp.add.at(out, index, input)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return Index.call(grad, self.index)
+
+
+class IndexPut(Op):
+    """A copy of the input with `value` stored at the index."""
+
+    def forward(self, input: Any, value: Any, index: Any) -> Any:
+        self.index = index
+        out = input.copy()
+        out[index] = value
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        zero = grad[self.index] * 0
+        d_value = None
+        if self.needs[1]:
+            d_value = Index.call(grad, self.index)
+        return IndexPut.call(grad, zero, self.index), d_value
+
+
+def _getitem(self: Tensor, index: Any) -> Tensor:
+    raw, basic = _raw_index(index)
+    try:
+        return (GetItem if basic else Index).apply(self, raw)
+    except IndexError as error:
+        raise IndexError(
+            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {error}"
+        ) from None
+
+
+def _setitem(self: Tensor, index: Any, value: Any) -> None:
+    raw, _ = _raw_index(index)
+    self._check_inplace("__setitem__")
+    try:
+        if self._requires_grad or (isinstance(value, Tensor) and value._requires_grad):
+            self._assign_result(IndexPut.apply(self, value, raw), "__setitem__")
+        else:
+            self._array[raw] = value._array if isinstance(value, Tensor) else value
+            self._bump_version()
+    except ValueError as error:
+        shape = list(value.shape) if isinstance(value, Tensor) else list(np.shape(value))
+        raise RuntimeError(
+            f"shape mismatch: value of shape {shape} cannot be stored at index {index!r} of a tensor of shape "
+            f"{list(self.shape)} ({error})"
+        ) from None
+    except IndexError as error:
+        raise IndexError(
+            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {error}"
+        ) from None
+
+
+Tensor.__getitem__ = _getitem  # type: ignore[method-assign]
+Tensor.__setitem__ = _setitem  # type: ignore[method-assign]
+
+
+@export("gather", methods=("gather",))
+class Gather(Op):
+    """out[i][j] = input[index[i][j]][j] (dim 0): one element per element of `index`."""
+
+    def forward(self, input: Any, dim: int, index: Any) -> Any:
+        if not isinstance(index, np.ndarray) or index.dtype.kind not in "iu":
+            raise RuntimeError("gather(): Expected dtype int64 for index")
+        dim = wrap_dim(dim, input.ndim, "gather")
+        if index.ndim != input.ndim:
+            raise RuntimeError(
+                "gather: Index tensor must have the same number of dimensions as input tensor"
+            )
+        size = input.shape[dim] if input.ndim else 1
+        if index.size and not (index.min() >= 0 and index.max() < size):
+            raise RuntimeError(
+                f"gather: index {int(index.max())} is out of bounds for dimension {dim} with size {size}"
+            )
+        places = list(np.ogrid[tuple(slice(s) for s in index.shape)])
+        places[dim] = index
+        self.places, self.shape = tuple(places), input.shape
+        return input[self.places]
+
+    def backward(self, grad: Any) -> Any:
+        return Scatter.call(grad, self.shape, self.places)

@@ -1,0 +1,93 @@
+"""In-place changes that are no operation's result: `zero_`, `fill_`, `copy_`, random fills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import Op
+from dptrain.core.random import Generator, default_generator
+from dptrain.core.tensor import Tensor
+
+
+class CopyInto(Op):
+    """The second tensor broadcast to the first one's shape and type: what `copy_` leaves behind."""
+
+    name = "copy_"
+    num_tensors = 2
+
+    def forward(self, input: Any, source: Any) -> Any:
+        out = np.empty_like(input)
+        out[...] = source
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return None, grad
+
+
+def _fill(self: Tensor, value: Any) -> Tensor:
+    """Set every element to `value`."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise RuntimeError(
+                f"fill_ only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions"
+            )
+        return _copy(self, value)
+    self._check_inplace("fill_")
+    self._array.fill(value)
+    self._bump_version()
+    if self._node is not None:  # every old value is gone, and its history with it
+        self._node, self._requires_grad = None, False
+    return self
+
+
+def _zero(self: Tensor) -> Tensor:
+    """Set every element to 0."""
+    return _fill(self, 0)
+
+
+def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """Take over the values of `src`, broadcast and converted to this tensor's type."""
+    self._check_inplace("copy_")
+    self._assign_result(CopyInto.apply(self, src).to(self._array.dtype), "copy_")
+    return self
+
+
+def _random(self: Tensor, name: str, values: np.ndarray) -> Tensor:
+    self._check_inplace(name)
+    np.copyto(self._array, values, casting="unsafe")
+    self._bump_version()
+    return self
+
+
+def _uniform(
+    self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Fill with draws from the uniform distribution over [a, b)."""
+    if a > b:
+        raise RuntimeError(
+            f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}"
+        )
+    stream = (generator or default_generator()).stream()
+    return _random(self, "uniform_", stream.random(self._array.shape) * (b - a) + a)
+
+
+def _normal(
+    self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Fill with draws from the normal distribution."""
+    if std < 0:
+        raise RuntimeError(f"normal_ expects std >= 0.0, but found std {std}")
+    stream = (generator or default_generator()).stream()
+    return _random(self, "normal_", stream.standard_normal(self._array.shape) * std + mean)
+
+
+for _name, _function in {
+    "fill_": _fill,
+    "zero_": _zero,
+    "copy_": _copy,
+    "uniform_": _uniform,
+    "normal_": _normal,
+}.items():
+    setattr(Tensor, _name, _function)

@@ -1,0 +1,79 @@
+"""Losses that have a derivative of their own; the rest is composed in `nn.functional`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.kernels import kernels_for
+from dptrain.core.op import Op
+from dptrain.core.ops.activation import Softmax
+from dptrain.core.ops.index import Scatter
+from dptrain.core.tensor import Tensor
+
+
+def check_classes(op: str, target: Any, num_classes: int, ignore_index: int) -> None:
+    """Class indices must lie in [0, num_classes), or be `ignore_index`.
+
+    Raises:
+        IndexError: one does not.
+    """
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    if bad.any():
+        raise IndexError(
+            f"{op}: Target {int(target[bad].flat[0])} is out of bounds for {num_classes} classes"
+        )
+
+
+class CrossEntropy(Op):
+    """Mean or sum of -log softmax(input)[target]: (N, C) with (N,) class indices -> scalar.
+
+    The common case in one pass; `nn.functional.cross_entropy` composes the others.
+    """
+
+    name = "cross_entropy"
+    num_tensors = 2
+
+    def forward(self, input: Any, target: Any, mean: bool) -> Any:
+        check_classes("cross_entropy", target, input.shape[1], ignore_index=-1 << 62)
+        losses, self.p = kernels_for(input.dtype).cross_entropy(input, target)
+        self.target = target
+        self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0
+        total = losses.sum()
+        return total * input.dtype.type(self.scale) if mean else total
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        rows = np.arange(len(self.target))
+        if isinstance(grad, Tensor):
+            ones = np.ones(len(self.target), dtype=self.p.dtype)
+            hot = Scatter.call(ones, tuple(input.shape), (rows, self.target))
+            return (Softmax.call(input, 1) - hot) * (grad * self.scale)
+        out = self.p * (grad * self.p.dtype.type(self.scale))
+        out[rows, self.target] -= grad * self.p.dtype.type(self.scale)
+        return out
+
+
+class NllLoss(Op):
+    """-weight[target] * input[target] for each position: (N, C, ...) with (N, ...) -> (N, ...).
+
+    Positions with `ignore_index` give 0 and get no gradient.
+    """
+
+    name = "nll_loss"
+    num_tensors = 2
+
+    def forward(self, input: Any, target: Any, weight: Any, ignore_index: int) -> Any:
+        check_classes("nll_loss", target, input.shape[1], ignore_index)
+        counts = target != ignore_index
+        classes = np.where(counts, target, 0)
+        self.factor = -counts.astype(input.dtype)
+        if weight is not None:
+            self.factor = self.factor * weight[classes]
+        grids = np.ogrid[tuple(slice(s) for s in target.shape)]
+        self.places = (grids[0], classes, *grids[1:])
+        self.shape = input.shape
+        return input[self.places] * self.factor
+
+    def backward(self, grad: Any) -> Any:
+        return Scatter.call(grad * self.factor, self.shape, self.places)

@@ -1,0 +1,148 @@
+"""Matrix products. One block per operation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dptrain.core.op import Op, export
+from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
+
+
+def _check_same_dtype(op: str, *arrays: Any) -> None:
+    kinds = {a.dtype for a in arrays}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(str(k) for k in kinds))
+        raise RuntimeError(
+            f"{op}: expected both operands to have the same dtype, but got {names}; convert one with .to()"
+        )
+
+
+def _product(xp: Any, a: Any, b: Any) -> Any:
+    """a @ b; 16-bit types multiply and accumulate in float32, as the GPU's matrix units do."""
+    if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
+        return xp.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+    return xp.matmul(a, b)
+
+
+@export("matmul", methods=("matmul", "__matmul__"), reflected=("__rmatmul__",))
+class Matmul(Op):
+    """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
+
+    num_tensors = 2
+
+    def forward(self, input: Any, other: Any) -> Any:
+        _check_same_dtype("matmul", input, other)
+        if input.ndim == 0 or other.ndim == 0:
+            raise RuntimeError(
+                f"matmul: both arguments need to be at least 1D, but they are {input.ndim}D and {other.ndim}D"
+            )
+        inner = other.shape[-2] if other.ndim > 1 else other.shape[0]
+        if input.shape[-1] != inner:
+            raise RuntimeError(
+                f"matmul: shapes cannot be multiplied ({_times(input)} and {_times(other)}): the last dimension of the "
+                f"first ({input.shape[-1]}) must equal the {'second last' if other.ndim > 1 else 'only'} dimension of "
+                f"the second ({inner})"
+            )
+        return _product(self.xp, input, other)
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        # Vectors take part as one-row or one-column matrices.
+        a = Unsqueeze.call(input, 0) if input.ndim == 1 else input
+        b = Unsqueeze.call(other, 1) if other.ndim == 1 else other
+        g = grad
+        if other.ndim == 1:
+            g = Unsqueeze.call(g, g.ndim)
+        if input.ndim == 1:
+            g = Unsqueeze.call(g, g.ndim - 1)
+        d_input = Matmul.call(g, Transpose.call(b, -1, -2)) if self.needs[0] else None
+        d_other = Matmul.call(Transpose.call(a, -1, -2), g) if self.needs[1] else None
+        if d_input is not None and input.ndim == 1:
+            d_input = Reshape.call(_sum_batch(d_input, 2), tuple(input.shape))
+        if d_other is not None and other.ndim == 1:
+            d_other = Reshape.call(_sum_batch(d_other, 2), tuple(other.shape))
+        return d_input, d_other
+
+
+def _sum_batch(value: Any, keep: int) -> Any:
+    """Sum over the leading (batch) dimensions, down to the last `keep`."""
+    return value.sum(axis=tuple(range(value.ndim - keep))) if value.ndim > keep else value
+
+
+def _times(a: Any) -> str:
+    return "x".join(str(s) for s in a.shape) or "scalar"
+
+
+def _mm(input: Any, mat2: Any) -> Any:
+    """Product of two matrices: (n, m) @ (m, p) -> (n, p)."""
+    if input.ndim != 2 or mat2.ndim != 2:
+        raise RuntimeError(
+            f"mm: both arguments must be 2D, got shapes {list(input.shape)} and {list(mat2.shape)}"
+        )
+    return Matmul.apply(input, mat2)
+
+
+def _bmm(input: Any, mat2: Any) -> Any:
+    """Products of matrices in a batch: (b, n, m) @ (b, m, p) -> (b, n, p)."""
+    if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0]:
+        raise RuntimeError(
+            f"bmm: batch1 and batch2 must be 3D with the same batch size, got {list(input.shape)} and {list(mat2.shape)}"
+        )
+    return Matmul.apply(input, mat2)
+
+
+def _dot(input: Any, other: Any) -> Any:
+    """Inner product of two vectors of one length."""
+    if input.ndim != 1 or other.ndim != 1:
+        raise RuntimeError(
+            f"dot: 1D tensors expected, but got {input.ndim}D and {other.ndim}D tensors"
+        )
+    return Matmul.apply(input, other)
+
+
+export("mm", methods=("mm",), function=_mm)(Matmul)
+export("bmm", methods=("bmm",), function=_bmm)(Matmul)
+export("dot", methods=("dot",), function=_dot)(Matmul)
+
+
+class Linear(Op):
+    """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
+
+    saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
+    name = "linear"
+    num_tensors = 2
+
+    def forward(self, input: Any, weight: Any, bias: Any = None) -> Any:
+        _check_same_dtype("linear", input, weight, *(() if bias is None else (bias,)))
+        if weight.ndim != 2:
+            raise RuntimeError(
+                f"linear: weight must be 2D (out_features, in_features), got {list(weight.shape)}"
+            )
+        if input.ndim == 0 or input.shape[-1] != weight.shape[1]:
+            raise RuntimeError(
+                f"linear: input of shape {list(input.shape)} and weight of shape {list(weight.shape)} cannot be "
+                f"multiplied: the input's last dimension must be {weight.shape[1]} (in_features)"
+            )
+        if bias is not None and bias.shape != (weight.shape[0],):
+            raise RuntimeError(
+                f"linear: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
+            )
+        self.features = weight.shape  # (out, in)
+        out = _product(self.xp, input, weight.T)
+        if bias is not None:
+            out += bias
+        return out
+
+    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        d_input = Matmul.call(grad, weight) if self.needs[0] else None
+        d_weight = d_bias = None
+        out_features, in_features = self.features
+        rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
+        if self.needs[1]:
+            columns = Reshape.call(input, (rows.shape[0], in_features))
+            d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
+        if len(self.needs) > 2 and self.needs[2]:
+            d_bias = rows.sum(axis=0)
+        return d_input, d_weight, d_bias

@@ -1,0 +1,192 @@
+"""2-d max and average pooling; each scatter is the transpose of its gather, so both differentiate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.reference import Geometry
+from dptrain.core.op import Op, export
+from dptrain.core.ops.conv import channels_first, channels_last, pair
+
+
+def _out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
+    span = size + 2 * pad - dilation * (kernel - 1) - 1
+    out = (-(-span // stride) if ceil_mode else span // stride) + 1
+    # A window that starts in the border after the image does not count.
+    return out - 1 if ceil_mode and (out - 1) * stride >= size + pad else out
+
+
+def _geometry(
+    op: str, input: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple[Geometry, int, int]:
+    kernel = pair(kernel_size, op, "kernel_size")
+    step = kernel if stride is None or stride == () or stride == [] else pair(stride, op, "stride")
+    pad, gap = pair(padding, op, "padding"), pair(dilation, op, "dilation")
+    if min(kernel) < 1 or min(step) < 1 or min(gap) < 1:
+        raise RuntimeError(
+            f"{op}: kernel_size, stride and dilation must be greater than zero, got {kernel}, {step}, {gap}"
+        )
+    if any(not 0 <= p <= k // 2 for p, k in zip(pad, kernel, strict=True)):
+        raise RuntimeError(
+            f"{op}: pad should be non-negative and at most half of kernel size, got padding={pad}, kernel_size={kernel}"
+        )
+    h, w = input.shape[-2:]
+    oh, ow = (
+        _out_size(s, k, st, p, d, ceil_mode)
+        for s, k, st, p, d in zip((h, w), kernel, step, pad, gap, strict=True)
+    )
+    if oh < 1 or ow < 1:
+        raise RuntimeError(
+            f"{op}: given input size {list(input.shape)} and kernel_size={kernel}, the output size ({oh} x {ow}) is too small"
+        )
+    return (*kernel, *step, *pad, *gap), oh, ow
+
+
+def _batched(op: str, input: Any) -> Any:
+    if input.ndim not in (3, 4):
+        raise RuntimeError(
+            f"{op}: Expected 3D (unbatched) or 4D (batched) input, but got input of size: {list(input.shape)}"
+        )
+    return input if input.ndim == 4 else input.unsqueeze(0)
+
+
+class MaxPool2d(Op):
+    """The largest value of each window."""
+
+    name = "max_pool2d"
+
+    def forward(self, input: Any, geometry: Geometry, oh: int, ow: int) -> Any:
+        self.geometry, self.shape = geometry, input.shape
+        out, self.where = kernels_for(input.dtype).max_pool(channels_last(input), oh, ow, geometry)
+        return channels_first(out)
+
+    def backward(self, grad: Any) -> Any:
+        return MaxPoolScatter.call(grad, self.where, self.shape, self.geometry)
+
+
+class MaxPoolScatter(Op):
+    """Each window's value at the place where its maximum stood."""
+
+    def forward(self, grad: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
+        self.where, self.shape, self.geometry = where, shape, geometry
+        n, c, h, w = shape
+        out = kernels_for(grad.dtype).max_pool_scatter(
+            channels_last(grad), where, (n, h, w, c), geometry
+        )
+        return channels_first(out)
+
+    def backward(self, grad: Any) -> Any:
+        return MaxPoolGather.call(grad, self.where, self.shape, self.geometry)
+
+
+class MaxPoolGather(Op):
+    """The value of each window at the place where its maximum stood."""
+
+    def forward(self, input: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
+        self.where, self.shape, self.geometry = where, shape, geometry
+        return channels_first(
+            kernels_for(input.dtype).max_pool_gather(channels_last(input), where, geometry)
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return MaxPoolScatter.call(grad, self.where, self.shape, self.geometry)
+
+
+def _max_pool2d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Any:
+    """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
+    batched = _batched("max_pool2d", input)
+    geometry, oh, ow = _geometry(
+        "max_pool2d", batched, kernel_size, stride, padding, dilation, ceil_mode
+    )
+    out = MaxPool2d.apply(batched, geometry, oh, ow)
+    return out if input.ndim == 4 else out.squeeze(0)
+
+
+def _divisors(
+    shape: tuple[int, ...], oh: int, ow: int, g: Geometry, count_include_pad: bool, override: Any
+) -> Any:
+    """How many elements each window averages: (oh, ow, 1)."""
+    if override:
+        return np.full((1, 1, 1), override, dtype=np.float64)
+    counts = []
+    for size, out, k, s, p in ((shape[2], oh, g[0], g[2], g[4]), (shape[3], ow, g[1], g[3], g[5])):
+        start = np.arange(out) * s - p
+        end = np.minimum(start + k, size + p)
+        counts.append(
+            end - start if count_include_pad else np.minimum(end, size) - np.maximum(start, 0)
+        )
+    return (counts[0][:, None] * counts[1])[:, :, None].astype(np.float64)
+
+
+class AvgPool2d(Op):
+    """The sum of each window over a divisor."""
+
+    name = "avg_pool2d"
+
+    def forward(self, input: Any, geometry: Geometry, oh: int, ow: int, divisors: Any) -> Any:
+        self.rest = (input.shape, geometry, oh, ow, divisors)
+        kh, kw = geometry[:2]
+        n, c = input.shape[:2]
+        cols = kernels_for(input.dtype).im2col(channels_last(input), oh, ow, geometry)
+        return channels_first(
+            cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3) / divisors.astype(input.dtype)
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return AvgPoolScatter.call(grad, *self.rest)
+
+
+class AvgPoolScatter(Op):
+    """Each window's value over its divisor, added to all its elements."""
+
+    def forward(
+        self, grad: Any, shape: tuple[int, ...], geometry: Geometry, oh: int, ow: int, divisors: Any
+    ) -> Any:
+        self.rest = (geometry, oh, ow, divisors)
+        n, c, h, w = shape
+        share = channels_last(grad) / divisors.astype(grad.dtype)
+        taps = geometry[0] * geometry[1]
+        columns = np.broadcast_to(share[:, :, :, None], (n, oh, ow, taps, c)).reshape(
+            n * oh * ow, taps * c
+        )
+        return channels_first(
+            kernels_for(grad.dtype).col2im(columns, (n, h, w, c), oh, ow, geometry)
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return AvgPool2d.call(grad, *self.rest)
+
+
+def _avg_pool2d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """The mean of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
+    if divisor_override == 0:
+        raise RuntimeError("avg_pool2d: divisor must be not zero")
+    batched = _batched("avg_pool2d", input)
+    geometry, oh, ow = _geometry("avg_pool2d", batched, kernel_size, stride, padding, 1, ceil_mode)
+    divisors = _divisors(
+        batched._array.shape, oh, ow, geometry, count_include_pad, divisor_override
+    )
+    out = AvgPool2d.apply(batched, geometry, oh, ow, divisors)
+    return out if input.ndim == 4 else out.squeeze(0)
+
+
+export("max_pool2d", function=_max_pool2d)(MaxPool2d)
+export("avg_pool2d", function=_avg_pool2d)(AvgPool2d)

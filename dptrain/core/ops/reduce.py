@@ -1,0 +1,309 @@
+"""Reductions over all or some dimensions. One block per operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dptrain.core.dtypes import as_dtype
+from dptrain.core.op import Op, export
+from dptrain.core.ops.compare import Eq
+from dptrain.core.ops.elementwise import Maximum, Minimum
+from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
+
+
+def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
+    """The dimensions to reduce, in order; None and () mean all."""
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return tuple(range(ndim))
+    dims = tuple(wrap_dim(d, ndim, op) for d in (dim if isinstance(dim, Sequence) else (dim,)))
+    if len(set(dims)) != len(dims):
+        raise RuntimeError(f"{op}: dim {list(dims)} appears multiple times in the list of dims")
+    return dims if ndim else ()
+
+
+class _Reduction(Op):
+    """Keeps the shapes that spread a gradient back over the reduced dimensions."""
+
+    def _plan(self, input: Any, dim: Any) -> tuple[int, ...]:
+        axes = _axes(dim, input.ndim, self.name)
+        self.shape = input.shape
+        self.kept = tuple(1 if i in axes else s for i, s in enumerate(input.shape))
+        return axes
+
+    def _spread(self, value: Any) -> Any:
+        return Expand.call(Reshape.call(value, self.kept), self.shape)
+
+
+def _accumulator(input: Any, dtype: Any) -> Any:
+    """Sums of integers and booleans are int64; 16-bit floats accumulate in float32."""
+    if dtype is not None:
+        return input.astype(as_dtype(dtype).numpy), as_dtype(dtype).numpy
+    if input.dtype.kind in "biu":
+        return input, np.dtype(np.int64)
+    return input, input.dtype
+
+
+@export("sum", methods=("sum",))
+class Sum(_Reduction):
+    """Sum over all elements or over the dimensions `dim`."""
+
+    def forward(
+        self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    ) -> Any:
+        axes = self._plan(input, dim)
+        input, kind = _accumulator(input, dtype)
+        wide = np.float32 if kind.itemsize == 2 and kind.kind not in "iu" else kind
+        return self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide)).astype(
+            kind, copy=False
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return self._spread(grad)
+
+
+@export("mean", methods=("mean",))
+class Mean(_Reduction):
+    """Mean over all elements or over the dimensions `dim`; floating point only."""
+
+    def forward(
+        self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    ) -> Any:
+        axes = self._plan(input, dim)
+        input, kind = _accumulator(input, dtype)
+        if dtype is None and input.dtype.kind in "biu":
+            raise RuntimeError(
+                f"mean(): could not infer output dtype. Input dtype must be a floating point dtype. Got: {input.dtype}"
+            )
+        self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
+        wide = np.float32 if kind.itemsize == 2 else kind
+        total = self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide))
+        # A NumPy divisor: 0 / 0 is nan for an empty mean, as in PyTorch.
+        return (total / wide_type(wide)(self.count)).astype(kind, copy=False)
+
+    def backward(self, grad: Any) -> Any:
+        return self._spread(grad / self.count)
+
+
+def wide_type(kind: Any) -> Any:
+    """The scalar type of a NumPy dtype or type."""
+    return np.dtype(kind).type
+
+
+@export("var", methods=("var",))
+class Var(_Reduction):
+    """Variance; `correction` (1: Bessel's) is subtracted from the count. Two passes, no cancellation."""
+
+    def forward(
+        self,
+        input: Any,
+        dim: Any = None,
+        unbiased: bool | None = None,
+        keepdim: bool = False,
+        *,
+        correction: float = 1,
+    ) -> Any:
+        if input.dtype.kind in "biu":
+            raise RuntimeError(
+                f"{self.name}: only floating point dtypes are supported, got {input.dtype}"
+            )
+        axes = self._plan(input, dim)
+        if unbiased is not None:
+            correction = int(unbiased)
+        count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
+        self.divisor = max(0.0, count - correction)
+        self.count = count
+        centred = input - input.mean(axis=axes, keepdims=True)
+        divisor = np.asarray(self.divisor, input.dtype)
+        return self.xp.asarray((centred * centred).sum(axis=axes, keepdims=keepdim)) / divisor
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        axes = tuple(
+            i for i, (k, s) in enumerate(zip(self.kept, self.shape, strict=True)) if k != s
+        )
+        mean = input.sum(axis=axes, keepdims=True) / self.count if axes else input
+        return self._spread(grad) * (input - mean) * (2 / self.divisor if self.divisor else np.nan)
+
+
+def _std(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Standard deviation: the square root of `var`."""
+    return Var.apply(input, *args, **kwargs).sqrt()
+
+
+export("std", methods=("std",), function=_std)(Var)
+
+
+class _Extremum(_Reduction):
+    """amax/amin: equal extremes share the gradient, as in PyTorch."""
+
+    def forward(self, input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        axes = self._plan(input, dim)
+        if any(self.shape[a] == 0 for a in axes):
+            raise IndexError(
+                f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0; the input has shape {list(self.shape)}"
+            )
+        return self._reduce(input, axes, keepdim)
+
+    def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        raise NotImplementedError
+
+    def backward(self, grad: Any, input: Any, out: Any) -> Any:
+        ties = Eq.call(input, self._spread(out))
+        axes = tuple(
+            i for i, (k, s) in enumerate(zip(self.kept, self.shape, strict=True)) if k != s
+        )
+        count = ties.sum(axis=axes, keepdims=True) if axes else 1
+        return self._spread(grad) * ties / count
+
+
+@export("amax", methods=("amax",))
+class Amax(_Extremum):
+    """The largest value over the dimensions `dim`."""
+
+    def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.max(input, axis=axes, keepdims=keepdim)
+
+
+@export("amin", methods=("amin",))
+class Amin(_Extremum):
+    """The smallest value over the dimensions `dim`."""
+
+    def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.min(input, axis=axes, keepdims=keepdim)
+
+
+class _ArgReduction(Op):
+    differentiable = False
+
+    def forward(self, input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+        if dim is not None:
+            dim = wrap_dim(dim, input.ndim, self.name)
+        if (input.size if dim is None else input.shape[dim] if input.ndim else 1) == 0:
+            raise IndexError(
+                f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0; the input has shape {list(input.shape)}"
+            )
+        if input.ndim == 0:
+            return np.int64(0)
+        return self.xp.asarray(self._find(input, dim, keepdim)).astype(np.int64, copy=False)
+
+    def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
+        raise NotImplementedError
+
+
+@export("argmax", methods=("argmax",))
+class ArgMax(_ArgReduction):
+    """Index of the largest value (the first of equals), over everything or along `dim`."""
+
+    def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
+        return self.xp.argmax(input, axis=dim, keepdims=keepdim)
+
+
+@export("argmin", methods=("argmin",))
+class ArgMin(_ArgReduction):
+    """Index of the smallest value (the first of equals), over everything or along `dim`."""
+
+    def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
+        return self.xp.argmin(input, axis=dim, keepdims=keepdim)
+
+
+class max_result(NamedTuple):
+    """`max` along a dimension."""
+
+    values: Any
+    indices: Any
+
+
+class min_result(NamedTuple):
+    """`min` along a dimension."""
+
+    values: Any
+    indices: Any
+
+
+class TakeAlong(Op):
+    """One element per position of the other dimensions, chosen by an index array along `dim`."""
+
+    def forward(self, input: Any, index: Any, dim: int) -> Any:
+        self.index, self.dim, self.shape = index, dim, input.shape
+        return self.xp.take_along_axis(input, index, axis=dim)
+
+    def backward(self, grad: Any) -> Any:
+        return PutAlong.call(grad, self.index, self.dim, self.shape)
+
+
+class PutAlong(Op):
+    """The derivative of TakeAlong: zeros with the values at their places (repeated places add up)."""
+
+    def forward(self, input: Any, index: Any, dim: int, shape: tuple[int, ...]) -> Any:
+        self.index, self.dim = index, dim
+        out = self.xp.zeros(shape, dtype=input.dtype)
+        places = list(np.ogrid[tuple(slice(s) for s in index.shape)])
+        places[dim] = index
+        self.xp.add.at(out, tuple(places), input)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return TakeAlong.call(grad, self.index, self.dim)
+
+
+def _along(input: Any, find: type[_ArgReduction], dim: int, keepdim: bool) -> tuple[Any, Any]:
+    if input.ndim == 0:
+        return input.clone(), find.apply(input)
+    indices = find.apply(input, dim, True)
+    values = TakeAlong.apply(input, indices._array, wrap_dim(dim, input.ndim, find.name))
+    return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
+
+
+def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
+    if other is not None or hasattr(dim, "_array"):
+        return Maximum.apply(input, dim if other is None else other)
+    return Amax.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
+
+
+def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
+    if other is not None or hasattr(dim, "_array"):
+        return Minimum.apply(input, dim if other is None else other)
+    return Amin.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
+
+
+export("max", methods=("max",), function=_max)(Amax)
+export("min", methods=("min",), function=_min)(Amin)
+
+
+class _Truth(Op):
+    differentiable = False
+
+
+@export("all", methods=("all",))
+class All(_Truth):
+    """Whether every element is non-zero."""
+
+    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        return self.xp.all(input, axis=_axes(dim, input.ndim, "all"), keepdims=keepdim)
+
+
+@export("any", methods=("any",))
+class Any_(_Truth):
+    """Whether some element is non-zero."""
+
+    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        return self.xp.any(input, axis=_axes(dim, input.ndim, "any"), keepdims=keepdim)
+
+
+def _norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+    """The p-norm of the elements (p = 1, 2, inf or any positive number)."""
+    magnitude = input.abs()
+    if p == float("inf"):
+        return Amax.apply(magnitude, () if dim is None else dim, keepdim)
+    if p in (2, "fro"):
+        return Sum.apply(input * input, dim, keepdim).sqrt()
+    if p == 1:
+        return Sum.apply(magnitude, dim, keepdim)
+    return Sum.apply(magnitude**p, dim, keepdim) ** (1 / p)
+
+
+export("norm", methods=("norm",), function=_norm)(Sum)

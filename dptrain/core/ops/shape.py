@@ -1,0 +1,460 @@
+"""Changing shape, order and extent: views where NumPy can give one. One block per operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.dtypes import result_dtype
+from dptrain.core.op import Op, export
+from dptrain.core.tensor import Tensor
+
+
+def wrap_dim(dim: int, ndim: int, op: str) -> int:
+    """A non-negative dimension from one that may count from the end.
+
+    Raises:
+        IndexError: no such dimension.
+    """
+    span = max(ndim, 1)
+    if not -span <= dim < span:
+        raise IndexError(
+            f"{op}: Dimension out of range (expected to be in range of [{-span}, {span - 1}], but got {dim})"
+        )
+    return dim % span
+
+
+def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """Sizes given one by one or as one sequence."""
+    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
+        sizes = tuple(sizes[0])
+    return tuple(int(s) for s in sizes)
+
+
+class SumToSize(Op):
+    """Sum over the dimensions along which a value was broadcast: the engine's own operation."""
+
+    def forward(self, input: Any, shape: tuple[int, ...]) -> Any:
+        lead = input.ndim - len(shape)
+        axes = tuple(range(lead)) + tuple(
+            i + lead for i, s in enumerate(shape) if s == 1 and input.shape[i + lead] != 1
+        )
+        self.shape = input.shape
+        return input.sum(axis=axes, keepdims=True).reshape(shape) if axes else input.reshape(shape)
+
+    def backward(self, grad: Any) -> Any:
+        lead = len(self.shape) - len(grad.shape)
+        return Expand.call(Reshape.call(grad, (1,) * lead + tuple(grad.shape)), self.shape)
+
+
+def _reshape(input: Any, *shape: Any) -> Any:
+    """The same elements in another shape; one size may be -1. A view where possible."""
+    return Reshape.apply(input, _sizes(shape))
+
+
+@export("reshape", methods=("reshape",), function=_reshape)
+class Reshape(Op):
+    """The same elements in another shape."""
+
+    is_view = True
+
+    def forward(self, input: Any, shape: tuple[int, ...]) -> Any:
+        self.shape = input.shape
+        if shape.count(-1) > 1:
+            raise RuntimeError(
+                f"{self.name}: only one dimension can be inferred, got shape {list(shape)}"
+            )
+        if any(s < -1 for s in shape):
+            raise RuntimeError(
+                f"{self.name}: invalid shape dimension {min(shape)} in {list(shape)}"
+            )
+        try:
+            return input.reshape(shape)
+        except ValueError:
+            raise RuntimeError(
+                f"{self.name}: shape '{list(shape)}' is invalid for input of size {input.size} (shape {list(input.shape)})"
+            ) from None
+
+    def backward(self, grad: Any) -> Any:
+        return Reshape.call(grad, self.shape)
+
+
+def _view(self: Any, *shape: Any) -> Any:
+    """The same memory in another shape.
+
+    Raises:
+        RuntimeError: the strides do not allow it; use reshape.
+    """
+    if len(shape) == 1 and not isinstance(shape[0], (int, Sequence, np.integer)):
+        raise TypeError("view(dtype) is not supported; use .to(dtype) to convert")
+    result = Reshape.apply(self, _sizes(shape))
+    if result._array.size and not np.may_share_memory(result._array, self._array):
+        raise RuntimeError(
+            f"view size {list(result.shape)} is not compatible with input tensor's size {list(self.shape)} and stride "
+            f"{list(self.stride())} (at least one dimension spans across two contiguous subspaces). Use .reshape(...) instead."
+        )
+    return result
+
+
+export(methods=("view",), function=_view)(Reshape)
+
+
+def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Join the dimensions start_dim..end_dim into one."""
+    shape = input._array.shape
+    start, end = (wrap_dim(d, len(shape), "flatten") for d in (start_dim, end_dim))
+    if start > end:
+        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    return Reshape.apply(
+        input, (*shape[:start], int(np.prod(shape[start : end + 1])), *shape[end + 1 :])
+    )
+
+
+export("flatten", methods=("flatten",), function=_flatten)(Reshape)
+
+
+def _permute(input: Any, *dims: Any) -> Any:
+    """The dimensions in the given order."""
+    return Permute.apply(input, _sizes(dims))
+
+
+@export("permute", methods=("permute",), function=_permute)
+class Permute(Op):
+    """The dimensions in another order."""
+
+    is_view = True
+
+    def forward(self, input: Any, dims: tuple[int, ...]) -> Any:
+        self.dims = tuple(wrap_dim(d, input.ndim, "permute") for d in dims)
+        if sorted(self.dims) != list(range(input.ndim)):
+            raise RuntimeError(
+                f"permute: dims {list(dims)} are no permutation of the {input.ndim} dimensions of the input"
+            )
+        return input.transpose(self.dims)
+
+    def backward(self, grad: Any) -> Any:
+        return Permute.call(grad, tuple(int(d) for d in np.argsort(self.dims)))
+
+
+@export("transpose", "swapaxes", "swapdims", methods=("transpose", "swapaxes", "swapdims"))
+class Transpose(Op):
+    """Two dimensions exchanged."""
+
+    is_view = True
+
+    def forward(self, input: Any, dim0: int, dim1: int) -> Any:
+        self.dims = tuple(wrap_dim(d, input.ndim, "transpose") for d in (dim0, dim1))
+        return input.swapaxes(*self.dims) if input.ndim else input
+
+    def backward(self, grad: Any) -> Any:
+        return Transpose.call(grad, *self.dims)
+
+
+def _t(input: Any) -> Any:
+    """The transpose of a tensor of at most two dimensions."""
+    if input.ndim > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
+    return Transpose.apply(input, 0, 1) if input.ndim == 2 else input
+
+
+export("t", methods=("t",), function=_t)(Transpose)
+
+
+@export("squeeze", methods=("squeeze",))
+class Squeeze(Op):
+    """Drop dimensions of size one: all, or those in `dim`."""
+
+    is_view = True
+
+    def forward(self, input: Any, dim: Any = None) -> Any:
+        self.shape = input.shape
+        if dim is None:
+            return input.reshape(tuple(s for s in input.shape if s != 1))
+        dims = {
+            wrap_dim(d, input.ndim, "squeeze")
+            for d in (dim if isinstance(dim, Sequence) else (dim,))
+        }
+        return input.reshape(
+            tuple(s for i, s in enumerate(input.shape) if not (s == 1 and i in dims))
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return Reshape.call(grad, self.shape)
+
+
+@export("unsqueeze", methods=("unsqueeze",))
+class Unsqueeze(Op):
+    """A new dimension of size one at `dim`."""
+
+    is_view = True
+
+    def forward(self, input: Any, dim: int) -> Any:
+        self.shape = input.shape
+        return self.xp.expand_dims(input, wrap_dim(dim, input.ndim + 1, "unsqueeze"))
+
+    def backward(self, grad: Any) -> Any:
+        return Reshape.call(grad, self.shape)
+
+
+def _expand(self: Any, *sizes: Any) -> Any:
+    """Repeat dimensions of size one without copying; -1 keeps a size."""
+    return Expand.apply(self, _sizes(sizes))
+
+
+@export(methods=("expand",), function=_expand)
+class Expand(Op):
+    """Dimensions of size one stretched, as a view."""
+
+    is_view = True
+    name = "expand"
+
+    def forward(self, input: Any, sizes: tuple[int, ...]) -> Any:
+        lead = len(sizes) - input.ndim
+        if lead < 0:
+            raise RuntimeError(
+                f"expand: the number of sizes provided ({len(sizes)}) must be at least the number of dimensions in the tensor ({input.ndim})"
+            )
+        target = tuple(
+            input.shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(sizes)
+        )
+        for i, s in enumerate(input.shape):
+            if s not in (1, target[i + lead]):
+                raise RuntimeError(
+                    f"expand: the expanded size of the tensor ({target[i + lead]}) must match the existing size ({s}) at "
+                    f"non-singleton dimension {i + lead}. Target sizes: {list(sizes)}. Tensor sizes: {list(input.shape)}"
+                )
+        if any(s < 0 for s in target):
+            raise RuntimeError(
+                f"expand: sizes {list(sizes)} hold a negative size for a dimension that does not exist"
+            )
+        self.shape = input.shape
+        # Views of expanded memory are read-only in NumPy; keep NumPy's guard against writing twice.
+        return self.xp.broadcast_to(input, target)
+
+    def backward(self, grad: Any) -> Any:
+        return SumToSize.call(grad, self.shape)
+
+
+def _expand_as(self: Any, other: Any) -> Any:
+    """Expand to the shape of `other`."""
+    return Expand.apply(self, other._array.shape)
+
+
+export(methods=("expand_as",), function=_expand_as)(Expand)
+
+
+def _cat(tensors: Any, dim: int = 0) -> Any:
+    """Join tensors along an existing dimension."""
+    if not isinstance(tensors, (tuple, list)) or not tensors:
+        raise RuntimeError("cat: expected a non-empty list or tuple of Tensors")
+    return Cat.apply(*tensors, dim=dim)
+
+
+@export("cat", "concat", "concatenate", function=_cat)
+class Cat(Op):
+    """Join along a dimension, promoting to the common type."""
+
+    def forward(self, *tensors: Any, dim: int = 0) -> Any:
+        # One-dimensional empty tensors are skipped, as PyTorch has done from its beginning.
+        kept = [t for t in tensors if t.shape != (0,)] or list(tensors)
+        self.dim = wrap_dim(dim, kept[0].ndim, "cat")
+        first = kept[0].shape
+        for i, t in enumerate(kept):
+            if t.ndim != len(first) or any(
+                a != b for d, (a, b) in enumerate(zip(first, t.shape, strict=True)) if d != self.dim
+            ):
+                raise RuntimeError(
+                    f"cat: sizes of tensors must match except in dimension {self.dim}. Expected {list(first)} but got "
+                    f"{list(t.shape)} for tensor number {i} in the list"
+                )
+        self.sizes = [
+            t.shape[self.dim] if t.shape != (0,) or len(first) == 1 else None for t in tensors
+        ]
+        return self.xp.concatenate(kept, axis=self.dim, dtype=result_dtype(kept).numpy)
+
+    def backward(self, grad: Any) -> Any:
+        grads: list[Any] = []
+        start = 0
+        for size in self.sizes:
+            if size is None:
+                grads.append(None)
+                continue
+            grads.append(Narrow.call(grad, self.dim, start, size))
+            start += size
+        return tuple(grads)
+
+
+def _stack(tensors: Any, dim: int = 0) -> Any:
+    """Join tensors of one shape along a new dimension."""
+    if not isinstance(tensors, (tuple, list)) or not tensors:
+        raise RuntimeError("stack: expected a non-empty list or tuple of Tensors")
+    return Stack.apply(*tensors, dim=dim)
+
+
+@export("stack", function=_stack)
+class Stack(Op):
+    """Join along a new dimension."""
+
+    def forward(self, *tensors: Any, dim: int = 0) -> Any:
+        for i, t in enumerate(tensors):
+            if t.shape != tensors[0].shape:
+                raise RuntimeError(
+                    f"stack expects each tensor to be equal size, but got {list(tensors[0].shape)} at entry 0 and "
+                    f"{list(t.shape)} at entry {i}"
+                )
+        self.dim = wrap_dim(dim, tensors[0].ndim + 1, "stack")
+        self.count = len(tensors)
+        return self.xp.stack(tensors, axis=self.dim, dtype=result_dtype(tensors).numpy)
+
+    def backward(self, grad: Any) -> Any:
+        return tuple(Select.call(grad, self.dim, i) for i in range(self.count))
+
+
+@export("narrow", methods=("narrow",))
+class Narrow(Op):
+    """`length` entries of one dimension from `start`, as a view."""
+
+    is_view = True
+
+    def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
+        dim = wrap_dim(dim, input.ndim, "narrow")
+        size = input.shape[dim] if input.ndim else 0
+        if start < 0:
+            start += size
+        if length < 0 or start < 0 or start + length > size:
+            raise RuntimeError(
+                f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
+            )
+        self.index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + length),)
+        self.shape = input.shape
+        return input[self.index]
+
+    def backward(self, grad: Any) -> Any:
+        return Embed.call(grad, self.shape, self.index)
+
+
+@export("select", methods=("select",))
+class Select(Op):
+    """One entry of a dimension, which goes away."""
+
+    is_view = True
+
+    def forward(self, input: Any, dim: int, index: int) -> Any:
+        dim = wrap_dim(dim, input.ndim, "select")
+        if not -input.shape[dim] <= index < input.shape[dim]:
+            raise IndexError(
+                f"select(): index {index} out of range for tensor of size {list(input.shape)} at dimension {dim}"
+            )
+        self.index: tuple[Any, ...] = (slice(None),) * dim + (index,)
+        self.shape = input.shape
+        return input[self.index]
+
+    def backward(self, grad: Any) -> Any:
+        return Embed.call(grad, self.shape, self.index)
+
+
+class Embed(Op):
+    """Zeros of a shape with the input at a basic index: the derivative of taking a part."""
+
+    def forward(self, input: Any, shape: tuple[int, ...], index: Any) -> Any:
+        self.index = index
+        out = self.xp.zeros(shape, dtype=input.dtype)
+        out[index] = input
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return grad[self.index]
+
+
+def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
+    """Parts of the given size (the last may be smaller) or of the given sizes, as views."""
+    dim = wrap_dim(dim, input.ndim, "split")
+    total = input._array.shape[dim]
+    if isinstance(split_size_or_sections, int):
+        size = split_size_or_sections
+        if size < 0 or (size == 0 and total != 0):
+            raise RuntimeError(f"split expects split_size be positive, but got split_size={size}")
+        sizes = [min(size, total - s) for s in range(0, total, size)] if total else [0]
+    else:
+        sizes = list(split_size_or_sections)
+        if sum(sizes) != total:
+            raise RuntimeError(
+                f"split_with_sizes expects split_sizes to sum exactly to {total} (input tensor's size at dimension "
+                f"{dim}), but got split_sizes={sizes}"
+            )
+    starts = np.cumsum([0, *sizes])
+    return tuple(
+        Narrow.apply(input, dim, int(a), int(s)) for a, s in zip(starts, sizes, strict=False)
+    )
+
+
+export("split", methods=("split",), function=_split)(Narrow)
+
+
+def _chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
+    """At most `chunks` parts of equal size (the last may be smaller), as views."""
+    if chunks < 1:
+        raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    total = input._array.shape[wrap_dim(dim, input.ndim, "chunk")]
+    return _split(input, max(1, -(-total // chunks)), dim)
+
+
+export("chunk", methods=("chunk",), function=_chunk)(Narrow)
+
+
+def _unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
+    """All entries of a dimension, as views without it."""
+    dim = wrap_dim(dim, input.ndim, "unbind")
+    return tuple(Select.apply(input, dim, i) for i in range(input._array.shape[dim]))
+
+
+export("unbind", methods=("unbind",), function=_unbind)(Select)
+
+
+@export("clone", methods=("clone",))
+class Clone(Op):
+    """A copy that passes gradients."""
+
+    def forward(self, input: Any) -> Any:
+        return input.copy(order="K")
+
+    def backward(self, grad: Any) -> Any:
+        return grad
+
+
+def _contiguous(self: Any) -> Any:
+    """The tensor itself if its elements lie in row-major order, else a copy that does."""
+    return self if self.is_contiguous() else Contiguous.apply(self)
+
+
+@export(methods=("contiguous",), function=_contiguous)
+class Contiguous(Op):
+    """A row-major copy."""
+
+    name = "contiguous"
+
+    def forward(self, input: Any) -> Any:
+        return input.copy(order="C")
+
+    def backward(self, grad: Any) -> Any:
+        return grad
+
+
+def _transposed(self: Tensor) -> Tensor:
+    """The dimensions in reverse order."""
+    return Permute.apply(self, tuple(range(self._array.ndim))[::-1])
+
+
+def _matrix_transposed(self: Tensor) -> Tensor:
+    """The last two dimensions exchanged."""
+    if self._array.ndim < 2:
+        raise RuntimeError(
+            f"tensor.mT is only supported on matrices or batches of matrices. Got {self._array.ndim}-D tensor"
+        )
+    return Transpose.apply(self, -2, -1)
+
+
+Tensor.T = property(_transposed)
+Tensor.mT = property(_matrix_transposed)

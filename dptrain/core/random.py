@@ -1,0 +1,160 @@
+"""Random numbers: counter-based Philox streams keyed by seed, purpose and shard.
+
+Owns: `Generator`, the default generator, `manual_seed`, the shard of this rank.
+Must not know: ranks; whoever does sets the shard.
+
+Draws of the user and of initialisers come from one stream (equal on all ranks that use one seed);
+dropout masks come from a stream of their own per shard, so that ranks draw different masks while
+their parameters start equal. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC'11 (Philox).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.tensor import Tensor, wrap
+
+#: Purposes: what a stream is for. Part of its key, so that streams never overlap.
+DRAWS, DROPOUT = 0, 1
+
+_shard: ContextVar[int] = ContextVar("random_shard", default=0)
+
+
+def numpy_stream(seed: int, *words: int) -> np.random.Generator:
+    """A NumPy generator over the Philox stream that belongs to (seed, *words)."""
+    # Two words for the seed whatever its size, so that no two keys can coincide.
+    key = np.random.SeedSequence((seed % 2**32, (seed >> 32) % 2**32, *words))
+    return np.random.Generator(np.random.Philox(key))
+
+
+def set_shard(shard: int) -> None:
+    """Say which share of the global batch this context computes; dropout masks follow it."""
+    _shard.set(shard)
+
+
+class Generator:
+    """A source of random numbers with PyTorch's interface.
+
+    Args:
+        device: where the numbers are made; "cpu".
+    """
+
+    def __init__(self, device: Any = "cpu") -> None:
+        self._seed = 0
+        self._streams: dict[tuple[int, int], np.random.Generator] = {}
+        self.manual_seed(67280421310721)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start every stream anew from `seed`."""
+        self._seed = int(seed)
+        self._streams.clear()
+        return self
+
+    def initial_seed(self) -> int:
+        """The seed that the streams started from."""
+        return self._seed
+
+    def seed(self) -> int:
+        """Seed from the operating system and return the seed."""
+        self.manual_seed(secrets.randbits(63))
+        return self._seed
+
+    def stream(self, purpose: int = DRAWS) -> np.random.Generator:
+        """The stream for a purpose; dropout has one for each shard."""
+        key = (purpose, _shard.get() if purpose == DROPOUT else 0)
+        found = self._streams.get(key)
+        if found is None:
+            found = self._streams[key] = numpy_stream(self._seed, *key)
+        return found
+
+    def get_state(self) -> Tensor:
+        """Everything needed to go on from here, as a uint8 tensor."""
+        streams = [
+            [*key, _plain(s.bit_generator.state)] for key, s in sorted(self._streams.items())
+        ]
+        text = json.dumps({"seed": self._seed, "streams": streams}).encode()
+        return wrap(np.frombuffer(text, dtype=np.uint8).copy())
+
+    def set_state(self, new_state: Tensor) -> None:
+        """Go on from a state of `get_state`.
+
+        Raises:
+            RuntimeError: it is none.
+        """
+        try:
+            state = json.loads(new_state.numpy().tobytes())
+            streams = {}
+            for purpose, shard, saved in state["streams"]:
+                stream = numpy_stream(state["seed"], purpose, shard)
+                stream.bit_generator.state = _arrays(saved)
+                streams[purpose, shard] = stream
+            self._seed = int(state["seed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RuntimeError(
+                f"set_state expected a state made by get_state, got something else ({error})"
+            ) from None
+        self._streams = streams
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {k: _plain(v) for k, v in state.items()}
+    return [int(v) for v in state] if isinstance(state, np.ndarray) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {k: _arrays(v) for k, v in state.items()}
+    return np.array(state, dtype=np.uint64) if isinstance(state, list) else state
+
+
+_process_generator = Generator()
+_default: ContextVar[Generator] = ContextVar("default_generator", default=_process_generator)
+
+
+def default_generator() -> Generator:
+    """The generator of this context; one per process unless `use_generator` set another."""
+    return _default.get()
+
+
+@contextmanager
+def use_generator(generator: Generator) -> Iterator[Generator]:
+    """Make `generator` the default inside a `with` block of this context (thread ranks: one each)."""
+    token = _default.set(generator)
+    try:
+        yield generator
+    finally:
+        _default.reset(token)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the default generator, so that what follows draws the same numbers in every run."""
+    return default_generator().manual_seed(seed)
+
+
+def seed() -> int:
+    """Seed the default generator from the operating system."""
+    return default_generator().seed()
+
+
+def initial_seed() -> int:
+    """The seed of the default generator."""
+    return default_generator().initial_seed()
+
+
+def get_rng_state() -> Tensor:
+    """State of the default generator."""
+    return default_generator().get_state()
+
+
+def set_rng_state(new_state: Tensor) -> None:
+    """Go on from a state of `get_rng_state`."""
+    default_generator().set_state(new_state)

@@ -1,0 +1,517 @@
+"""The Tensor: one array, and what autograd needs to know of it.
+
+Owns: `Tensor`, `Size`, version counters, leaf gradients and hooks. No mathematics: operations bind
+their methods from `dptrain.core.ops`, and the engine binds `backward`, so that this module imports
+neither.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dptrain.core import dtypes, printing
+from dptrain.core.device import CPU, as_device, device
+from dptrain.core.dtypes import FROM_NUMPY, dtype
+
+
+class Size(tuple[int, ...]):
+    """The shape of a tensor: a tuple that prints as PyTorch's and counts its elements."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """Number of elements of a tensor of this shape."""
+        return int(np.prod(self, dtype=np.int64)) if self else 1
+
+    def __repr__(self) -> str:
+        return f"dptrain.Size({list(self)})"
+
+
+class RemovableHandle:
+    """Takes a hook off again: `handle.remove()`, or as a context manager."""
+
+    def __init__(self, hooks: dict[int, Any], key: int) -> None:
+        self._hooks, self._key = hooks, key
+
+    def remove(self) -> None:
+        """Remove the hook; a second call does nothing."""
+        self._hooks.pop(self._key, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+
+def add_hook(hooks: dict[int, Any], hook: Any) -> RemovableHandle:
+    """Store `hook` under the next free key and hand out the handle that removes it."""
+    key = max(hooks, default=-1) + 1
+    hooks[key] = hook
+    return RemovableHandle(hooks, key)
+
+
+class Tensor:
+    """An n-dimensional array with PyTorch's interface and reverse-mode differentiation.
+
+    `Tensor(2, 3)` is uninitialised of that shape, `Tensor([1, 3])` holds those values, both float32;
+    `dptrain.tensor` keeps the type of the data.
+    """
+
+    # Class-level defaults: an instance stores only what differs, which keeps creation cheap.
+    _array: np.ndarray
+    _requires_grad: bool = False
+    _grad: Tensor | None = None
+    _node: Any = None
+    _index: int = 0
+    _base: Tensor | None = None
+    _version: list[int] | None = None
+    _hooks: dict[int, Any] | None = None
+    _post_hooks: dict[int, Any] | None = None
+    #: The tensor's place in a flat gradient buffer (see core/flat.py); its first gradient goes there.
+    _slot: Tensor | None = None
+    #: Where the values lie in a flat storage (a core.flat.Place), if they do.
+    _place: Any = None
+
+    #: NumPy hands `ndarray + tensor` over to `Tensor.__radd__`.
+    __array_priority__ = 1000
+
+    def __init__(self, *data: Any) -> None:
+        if len(data) == 1 and not isinstance(data[0], int):
+            values = data[0]._array if isinstance(data[0], Tensor) else data[0]
+            self._array = np.array(values, dtype=dtypes.get_default_dtype().numpy)
+        else:
+            self._array = np.empty(data or (0,), dtype=dtypes.get_default_dtype().numpy)
+
+    # ---- facts ---------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Size:
+        """Sizes of the dimensions."""
+        return Size(self._array.shape)
+
+    @property
+    def dtype(self) -> dtype:
+        """Element type."""
+        return FROM_NUMPY[self._array.dtype]
+
+    @property
+    def device(self) -> device:
+        """Where the values live."""
+        return CPU
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self._array.ndim
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self._array.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self._array.nbytes
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the values live on a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the user made it, rather than a recorded operation."""
+        return self._node is None
+
+    @property
+    def grad_fn(self) -> Any:
+        """The recorded operation that made this tensor, or None."""
+        return self._node
+
+    @property
+    def output_nr(self) -> int:
+        """Which result of `grad_fn` this is."""
+        return self._index
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of one dimension."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self._array.ndim
+
+    ndimension = dim
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._array.size
+
+    nelement = numel
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self._array.itemsize
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Elements to step over for the next index of each dimension, or of one."""
+        steps = tuple(s // self._array.itemsize for s in self._array.strides)
+        return steps if dim is None else steps[dim]
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        return bool(self._array.flags.c_contiguous)
+
+    def data_ptr(self) -> int:
+        """Address of the first element."""
+        return int(self._array.__array_interface__["data"][0])
+
+    def is_floating_point(self) -> bool:
+        """Whether the element type is a floating point type."""
+        return self.dtype.is_floating_point
+
+    def get_device(self) -> int:
+        """Index of the GPU, -1 on the CPU."""
+        return -1
+
+    # ---- gradients -----------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether backward computes a gradient for it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and not self.dtype.is_floating_point:
+            raise RuntimeError(
+                f"only Tensors of floating point dtype can require gradients; this one has dtype {self.dtype}"
+            )
+        if not value and self._node is not None:
+            raise RuntimeError(
+                "you can only change requires_grad flags of leaf variables; use var.detach() to get a "
+                "tensor that does not require gradients"
+            )
+        self._requires_grad = bool(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set `requires_grad` in place and return the tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward accumulated, or None."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"assigned grad must be a Tensor or None, got {type(value).__name__}"
+                )
+            if value._array.shape != self._array.shape or value._array.dtype != self._array.dtype:
+                raise RuntimeError(
+                    f"assigned grad has shape {list(value.shape)} and dtype {value.dtype}, but the tensor has "
+                    f"shape {list(self.shape)} and dtype {self.dtype}"
+                )
+        self._grad = value
+
+    def _accumulate_grad(self, grad: Any) -> None:
+        """Add a final gradient (raw array, or Tensor under create_graph) to `.grad`."""
+        held = self._grad
+        if isinstance(grad, Tensor):
+            self._grad = grad if held is None else held + grad
+        elif held is not None:
+            np.add(held._array, grad, out=held._array)
+            held._bump_version()
+        elif self._slot is not None and self._slot._array.shape == self._array.shape:
+            if grad is not self._slot._array:
+                np.copyto(self._slot._array, grad)
+            self._grad = self._slot
+        else:
+            # A copy: backward may have handed one array to several leaves.
+            self._grad = wrap(np.array(grad))
+        if self._post_hooks:
+            for hook in tuple(self._post_hooks.values()):
+                hook(self)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call `hook(grad)` each time the tensor's gradient is computed; its result replaces the gradient.
+
+        Raises:
+            RuntimeError: the tensor does not require gradients.
+        """
+        if not self._requires_grad:
+            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        if self._node is None:
+            if self._hooks is None:
+                self._hooks = {}
+            return add_hook(self._hooks, hook)
+        return add_hook(self._node_hooks(), hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call `hook(tensor)` during backward, the moment the leaf's `.grad` is final.
+
+        Raises:
+            RuntimeError: the tensor is not a leaf that requires gradients.
+        """
+        if not self._requires_grad or self._node is not None:
+            raise RuntimeError(
+                "post accumulate grad hooks can only be registered on leaf tensors that require grad"
+            )
+        if self._post_hooks is None:
+            self._post_hooks = {}
+        return add_hook(self._post_hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of a non-leaf in `.grad` too."""
+        if not self._requires_grad:
+            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+        if self._node is not None:
+            hooks = self._node_hooks()
+            if not any(getattr(h, "retains", None) is self for h in hooks.values()):
+                add_hook(hooks, _Retain(self))
+
+    def _node_hooks(self) -> dict[int, Any]:
+        if self._node.hooks is None:
+            self._node.hooks = {}
+        hooks: dict[int, Any] = self._node.hooks.setdefault(self._index, {})
+        return hooks
+
+    def detach(self) -> Tensor:
+        """The same values (shared memory), cut off from the graph."""
+        result = wrap(self._array)
+        result._version = self._version_counter()
+        return result
+
+    def detach_(self) -> Tensor:
+        """Cut this tensor off from the graph in place."""
+        self._node, self._index, self._requires_grad = None, 0, False
+        return self
+
+    @property
+    def data(self) -> Tensor:
+        """The values without history. Assigning rebinds the tensor to other values."""
+        return wrap(self._array)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        self._array = value._array
+
+    # ---- in-place changes ------------------------------------------------------------------------
+
+    def _version_counter(self) -> list[int]:
+        if self._version is None:
+            self._version = [0]
+        return self._version
+
+    def _bump_version(self) -> None:
+        self._version_counter()[0] += 1
+
+    def _check_inplace(self, name: str) -> None:
+        from dptrain.core.grad_mode import is_grad_enabled
+
+        if not is_grad_enabled():
+            return
+        if self._requires_grad and self._node is None:
+            raise RuntimeError(
+                f"{name}: a leaf Variable that requires grad is being used in an in-place operation; do it "
+                "under dptrain.no_grad(), or on a clone"
+            )
+        if self._base is not None and self._base._requires_grad:
+            raise RuntimeError(
+                f"{name}: in-place change of a view (shape {list(self.shape)}) of a tensor that requires grad "
+                "is not supported; change the base through indexing (base[index] = value), or a clone"
+            )
+
+    def _assign_result(self, result: Tensor, name: str) -> None:
+        """Store the result of an in-place operation here and take over its history."""
+        if result._array.shape != self._array.shape:
+            raise RuntimeError(
+                f"{name}: output with shape {list(self.shape)} doesn't match the broadcast shape {list(result.shape)}"
+            )
+        if result.dtype.category > self.dtype.category:
+            raise RuntimeError(
+                f"{name}: result type {result.dtype} can't be cast to the output type {self.dtype}"
+            )
+        np.copyto(self._array, result._array, casting="unsafe")
+        self._bump_version()
+        if result._node is not None:
+            self._node, self._index, self._requires_grad = result._node, result._index, True
+
+    # ---- leaving the tensor world ----------------------------------------------------------------
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The values as a NumPy array that shares memory.
+
+        Raises:
+            RuntimeError: the tensor requires gradients (and `force` is not given).
+        """
+        if self._requires_grad and not force:
+            raise RuntimeError(
+                "can't call numpy() on Tensor that requires grad; use tensor.detach().numpy() instead"
+            )
+        return self._array
+
+    def item(self) -> Any:
+        """The value of a one-element tensor as a Python number."""
+        if self._array.size != 1:
+            raise RuntimeError(
+                f"a Tensor with {self._array.size} elements (shape {list(self.shape)}) cannot be converted to Scalar"
+            )
+        value = self._array.item()
+        return float(value) if self.dtype.is_floating_point else value
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        values = (
+            self._array if self.dtype is not dtypes.bfloat16 else self._array.astype(np.float32)
+        )
+        return values.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.detach()._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def cpu(self) -> Tensor:
+        """The tensor on the CPU (itself when it is there)."""
+        return self
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
+        """The tensor on a GPU."""
+        as_device("cuda" if device is None else device)
+        return self
+
+    # ---- Python's protocols ----------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        if self._array.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._array.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(len(self._array)))
+
+    def __bool__(self) -> bool:
+        if self._array.size != 1:
+            raise RuntimeError(
+                f"Boolean value of Tensor with {'no' if self._array.size == 0 else 'more than one'} value is ambiguous"
+            )
+        return bool(self._array)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_floating_point or self._array.size != 1:
+            raise TypeError("only integer tensors of a single element can be converted to an index")
+        return int(self._array.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self._array.ndim == 0 and spec else str(self)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self._array == (value._array if isinstance(value, Tensor) else value)).any())
+
+    def __repr__(self) -> str:
+        return printing.format_tensor(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if self._node is not None:
+            raise RuntimeError(
+                "only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol; "
+                "use tensor.detach().clone()"
+            )
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result._array = self._array.copy(order="K")
+        result._requires_grad = self._requires_grad
+        result._grad = copy.deepcopy(self._grad, memo)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (
+            type(self),
+            np.ascontiguousarray(self._array).reshape(self._array.shape),
+            self._requires_grad,
+        )
+
+    if TYPE_CHECKING:  # methods that operations bind; see dptrain/core/ops
+        backward: Callable[..., None]
+        T: Any
+        mT: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __setitem__(self, index: Any, value: Any) -> None: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __floordiv__(self, other: Any) -> Tensor: ...
+        def __mod__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+
+
+class _Retain:
+    """A node hook that stores the gradient in `tensor.grad`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.retains = tensor
+
+    def __call__(self, grad: Tensor) -> None:
+        held = self.retains._grad
+        self.retains._grad = (
+            wrap(grad._array.copy()) if held is None else wrap(held._array + grad._array)
+        )
+
+
+def wrap(array: np.ndarray) -> Tensor:
+    """A Tensor around an array, nothing copied."""
+    result = Tensor.__new__(Tensor)
+    result._array = array
+    return result
+
+
+def _rebuild(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+    result = cls.__new__(cls)
+    result._array = array
+    result._requires_grad = requires_grad
+    return result
