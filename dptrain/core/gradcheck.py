@@ -51,18 +51,29 @@ def gradcheck(
     args = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     checked = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
     if not checked or any(args[i]._array.dtype != np.float64 for i in checked):
-        raise ValueError("gradcheck expects at least one input tensor that requires gradient, all of them float64")
+        raise ValueError(
+            "gradcheck expects at least one input tensor that requires gradient, all of them float64"
+        )
     stream = numpy_stream(0x67726164)
     outputs = _outputs(func, args)
     weights = [wrap(np.asarray(stream.standard_normal(o.shape))) for o in outputs]
-    grads = grad(outputs, [args[i] for i in checked], weights, allow_unused=True) if outputs else [None] * len(checked)
+    grads = (
+        grad(outputs, [args[i] for i in checked], weights, allow_unused=True)
+        if outputs
+        else [None] * len(checked)
+    )
     for i, analytical in zip(checked, grads, strict=True):
         direction = stream.standard_normal(args[i].shape)
         ends = []
         for sign in (1, -1):
             moved = list(args)
             moved[i] = wrap(np.asarray(args[i]._array + sign * eps * direction)).requires_grad_()
-            ends.append(sum(float((o._array * w._array).sum()) for o, w in zip(_outputs(func, moved), weights, strict=True)))
+            ends.append(
+                sum(
+                    float((o._array * w._array).sum())
+                    for o, w in zip(_outputs(func, moved), weights, strict=True)
+                )
+            )
         numerical = (ends[0] - ends[1]) / (2 * eps)
         found = 0.0 if analytical is None else float((analytical._array * direction).sum())
         if not abs(found - numerical) <= atol + rtol * abs(numerical):
@@ -84,7 +95,11 @@ def gradgradcheck(func: Callable[..., Any], inputs: Tensor | Sequence[Any], **op
 
     def first_derivatives(*moved: Any) -> tuple[Tensor, ...]:
         grads = grad(
-            _outputs(func, moved), [moved[i] for i in checked], weights, create_graph=True, allow_unused=True
+            _outputs(func, moved),
+            [moved[i] for i in checked],
+            weights,
+            create_graph=True,
+            allow_unused=True,
         )
         return tuple(g for g in grads if g is not None and g.requires_grad)
 

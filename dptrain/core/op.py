@@ -490,7 +490,11 @@ def _any_requires_grad(tensor: Tensor, args: tuple[Any, ...]) -> bool:
 def _snapshot(tensor: Tensor) -> Tensor:
     """A copy with the same history."""
     copy = wrap(tensor._array.copy())
-    copy._node, copy._index, copy._requires_grad = tensor._node, tensor._index, tensor._requires_grad
+    copy._node, copy._index, copy._requires_grad = (
+        tensor._node,
+        tensor._index,
+        tensor._requires_grad,
+    )
     return copy
 
 

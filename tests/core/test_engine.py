@@ -1,0 +1,194 @@
+"""The reverse pass: order, announcements, freeing, errors of use."""
+
+import numpy as np
+import pytest
+
+import dptrain
+from dptrain.core import engine
+
+
+def test_long_chains_need_no_recursion():
+    x = dptrain.ones(2, requires_grad=True)
+    y = x
+    for _ in range(20_000):
+        y = y + 1.0
+    y.sum().backward()
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_gradients_accumulate_over_calls_and_uses():
+    x = dptrain.tensor([2.0, 3.0], requires_grad=True)
+    (x * x + x).sum().backward()
+    (3 * x).sum().backward()
+    assert x.grad.tolist() == [8, 10]
+
+
+def test_leaf_is_announced_before_the_walk_reaches_the_earlier_ones():
+    """The last layer's gradient is final while the first layer's has not been computed yet."""
+    first = dptrain.ones(2, requires_grad=True)
+    last = dptrain.ones(2, requires_grad=True)
+    seen = []
+    last.register_post_accumulate_grad_hook(lambda p: seen.append(("last", first.grad is None)))
+    first.register_post_accumulate_grad_hook(
+        lambda p: seen.append(("first", last.grad is not None))
+    )
+    ((first * 2).exp() * last).sum().backward()
+    assert seen == [("last", True), ("first", True)]
+
+
+def test_leaf_used_twice_is_announced_once_and_complete():
+    x = dptrain.ones(2, requires_grad=True)
+    seen = []
+    x.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.tolist()))
+    (x * 3 + x.exp() * 0).sum().backward()
+    assert seen == [[3, 3]]
+
+
+def test_end_of_pass_callback_runs_after_every_leaf():
+    x, order = dptrain.ones(1, requires_grad=True), []
+    x.register_post_accumulate_grad_hook(
+        lambda p: (engine.queue_callback(lambda: order.append("end")), order.append("leaf"))
+    )
+    (x * 2).sum().backward()
+    assert order == ["leaf", "end"]
+    with pytest.raises(RuntimeError, match="only be installed during backward"):
+        engine.queue_callback(lambda: None)
+
+
+def test_hooks_see_and_replace_gradients():
+    x = dptrain.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda g: g * 10)
+    handle = x.register_hook(lambda g: g + 1)
+    y.sum().backward(retain_graph=True)
+    assert x.grad.tolist() == [21, 21]
+    handle.remove()
+    x.grad = None
+    y.sum().backward()
+    assert x.grad.tolist() == [20, 20]
+
+
+def test_retain_grad_keeps_a_non_leafs_gradient():
+    x = dptrain.ones(2, requires_grad=True)
+    y = x * 2
+    y.retain_grad()
+    (y * 5).sum().backward()
+    assert y.grad.tolist() == [5, 5]
+
+
+def test_second_backward_needs_retain_graph():
+    x = dptrain.ones(2, requires_grad=True)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.tolist() == [4, 4]
+    with pytest.raises(RuntimeError, match="second time.*retain_graph=True"):
+        y.backward()
+
+
+def test_change_of_a_saved_value_is_an_error():
+    x = dptrain.ones(3, requires_grad=True)
+    y = x.exp()
+    y.add_(1)
+    with pytest.raises(
+        RuntimeError,
+        match=r"modified by an inplace operation.*\[3\].*ExpBackward0.*version 1; expected version 0",
+    ):
+        y.sum().backward()
+
+
+def test_change_through_a_view_of_a_saved_value_is_an_error():
+    x = dptrain.ones(2, 2)
+    w = dptrain.ones(2, 2, requires_grad=True)
+    y = x * w
+    x[0].zero_()
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()
+
+
+def test_change_of_a_value_that_nobody_saved_is_fine():
+    x = dptrain.ones(3, requires_grad=True)
+    y = x + 1
+    y.mul_(2)
+    y.sum().backward()
+    assert x.grad.tolist() == [2, 2, 2]
+
+
+def test_no_grad_records_nothing_and_nests():
+    x = dptrain.ones(2, requires_grad=True)
+    with dptrain.no_grad():
+        assert not (x * 2).requires_grad
+        with dptrain.enable_grad():
+            assert (x * 2).requires_grad
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+
+    @dptrain.no_grad()
+    def evaluate():
+        return x * 2
+
+    assert not evaluate().requires_grad
+    with dptrain.set_grad_enabled(False):
+        assert not (x * 2).requires_grad
+    assert dptrain.is_grad_enabled()
+
+
+def test_broadcast_and_promoted_inputs_get_gradients_of_their_own_kind():
+    x = dptrain.ones(3, 1, requires_grad=True)
+    y = dptrain.ones(2, 1, 4, dtype=dptrain.float64, requires_grad=True)
+    (x * y).sum().backward()
+    assert (tuple(x.grad.shape), x.grad.dtype) == ((3, 1), dptrain.float32)
+    assert (tuple(y.grad.shape), y.grad.dtype) == ((2, 1, 4), dptrain.float64)
+    assert x.grad.tolist() == [[8], [8], [8]]
+
+
+def test_two_leaves_never_share_one_gradient():
+    x, y = dptrain.ones(2, requires_grad=True), dptrain.ones(2, requires_grad=True)
+    (x + y).sum().backward()
+    x.grad.zero_()
+    assert y.grad.tolist() == [1, 1]
+
+
+def test_autograd_grad_leaves_grad_alone():
+    x = dptrain.tensor([2.0], requires_grad=True)
+    y = x * x
+    (found,) = dptrain.autograd.grad(y, x)
+    assert found.tolist() == [4]
+    assert x.grad is None
+    unused = dptrain.ones(1, requires_grad=True)
+    with pytest.raises(RuntimeError, match="allow_unused"):
+        dptrain.autograd.grad(x * x, unused)
+
+
+def test_third_derivative_through_create_graph():
+    x = dptrain.tensor([2.0], dtype=dptrain.float64, requires_grad=True)
+    y = x**4
+    for _ in range(3):
+        (y,) = dptrain.autograd.grad(y.sum(), x, create_graph=True)
+    assert y.item() == pytest.approx(48.0, rel=1e-12)
+
+
+def test_backward_accumulates_only_into_the_given_inputs():
+    x, y = dptrain.ones(1, requires_grad=True), dptrain.ones(1, requires_grad=True)
+    (x * y).sum().backward(inputs=[x])
+    assert x.grad.tolist() == [1]
+    assert y.grad is None
+
+
+def test_saved_values_are_freed_as_the_walk_goes():
+    x = dptrain.ones(4, requires_grad=True)
+    y = x.exp()
+    node = y.grad_fn
+    y.sum().backward()
+    assert node.saved is None
+
+
+def test_wrong_gradient_arguments_are_named():
+    y = dptrain.ones(2, requires_grad=True) * 2
+    with pytest.raises(RuntimeError, match=r"shape \[3\].*\[2\]"):
+        y.backward(dptrain.ones(3))
+    with pytest.raises(TypeError, match="Tensors or None"):
+        y.backward(np.ones(2))
+    with pytest.raises(RuntimeError, match=r"shape \[3\]"):
+        x = dptrain.ones(2)
+        x.grad = dptrain.ones(3)
