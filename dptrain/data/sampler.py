@@ -1,0 +1,178 @@
+"""Samplers of one process: in which order sample numbers come, and how they are cut into batches.
+
+Owns: `Sampler`, `SequentialSampler`, `RandomSampler`, `BatchSampler`. Must not know: processes (see
+`dptrain.data.distributed`), the samples themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from dptrain.core.random import Generator, default_generator, numpy_stream
+
+T_co = TypeVar("T_co", covariant=True)
+
+#: The purpose in the random stream's key: keeps data order apart from other uses of the same seed.
+ORDER_STREAM = 2
+
+
+class Sampler(Generic[T_co]):
+    """Base of the samplers: implement `__iter__()`, and `__len__()` where the length is known.
+
+    A sampler whose order can be repeated says so with `state_dict()` and `load_state_dict(state)`;
+    `DataLoader` needs both to continue in the middle of an epoch.
+    """
+
+    def __iter__(self) -> Iterator[T_co]:
+        raise NotImplementedError(f"{type(self).__name__} must implement __iter__()")
+
+
+class SequentialSampler(Sampler[int]):
+    """Sample numbers in order.
+
+    Args:
+        data_source: the dataset, of which only the length is used.
+    """
+
+    def __init__(self, data_source: Sized) -> None:
+        self.data_source = data_source
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.data_source)))
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order is always the same."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class RandomSampler(Sampler[int]):
+    """Sample numbers in random order, with or without replacement.
+
+    Every pass draws one 64-bit seed from the generator and keys its own Philox stream with it, so that
+    an order can be repeated from that one number. The orders differ from PyTorch's for equal seeds.
+
+    Args:
+        data_source: the dataset, of which only the length is used.
+        replacement: draw each number independently of the others.
+        num_samples: how many numbers a pass yields; by default the length of the dataset.
+        generator: source of the seeds; by default the generator that `dptrain.manual_seed` seeds.
+
+    Raises:
+        TypeError: `replacement` is no bool.
+        ValueError: `num_samples` is no positive integer (also for an empty dataset, as in PyTorch).
+    """
+
+    def __init__(
+        self,
+        data_source: Sized,
+        replacement: bool = False,
+        num_samples: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        self.data_source = data_source
+        self.replacement = replacement
+        self._num_samples = num_samples
+        self.generator = generator
+        self._pass_seed: int | None = None
+        self._repeat_seed: int | None = None
+        if not isinstance(replacement, bool):
+            raise TypeError(
+                f"replacement should be a boolean value, but got replacement={replacement}"
+            )
+        if not is_positive_int(self.num_samples):
+            raise ValueError(
+                "num_samples should be a positive integer value, but got "
+                f"num_samples={self.num_samples}"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """How many numbers a pass yields."""
+        return len(self.data_source) if self._num_samples is None else self._num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        if self._repeat_seed is not None:
+            seed, self._repeat_seed = self._repeat_seed, None
+        else:
+            seed = self._draw_seed()
+        self._pass_seed = seed
+        return self._order(seed)
+
+    def _draw_seed(self) -> int:
+        generator = default_generator() if self.generator is None else self.generator
+        return int(generator.stream().integers(2**63))
+
+    def _order(self, seed: int) -> Iterator[int]:
+        stream = numpy_stream(seed, ORDER_STREAM)
+        size, remaining = len(self.data_source), self.num_samples
+        while remaining > 0:
+            count = min(size, remaining)
+            drawn = (
+                stream.integers(size, size=count) if self.replacement else stream.permutation(size)
+            )
+            yield from drawn[:count].tolist()
+            remaining -= count
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """What repeats the order of the pass begun last: `{"seed": int}` (None before the first)."""
+        return {"seed": self._pass_seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass have the order of a saved one; the passes after it are drawn again."""
+        self._repeat_seed = self._pass_seed = state["seed"]
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Cuts the numbers of another sampler into lists.
+
+    Args:
+        sampler: any iterable of sample numbers.
+        batch_size: numbers per list.
+        drop_last: leave out a last list that is shorter.
+
+    Raises:
+        ValueError: `batch_size` is no positive integer, or `drop_last` is no bool.
+    """
+
+    def __init__(
+        self, sampler: Sampler[int] | Iterable[int], batch_size: int, drop_last: bool
+    ) -> None:
+        if not is_positive_int(batch_size):
+            raise ValueError(
+                f"batch_size should be a positive integer value, but got batch_size={batch_size}"
+            )
+        if not isinstance(drop_last, bool):
+            raise ValueError(f"drop_last should be a boolean value, but got drop_last={drop_last}")
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.cut(iter(self.sampler))
+
+    def cut(self, indices: Iterator[int]) -> Iterator[list[int]]:
+        """The lists of the numbers in `indices` (the whole of a pass, or what is left of one)."""
+        while batch := list(islice(indices, self.batch_size)):
+            if self.drop_last and len(batch) < self.batch_size:
+                return
+            yield batch
+
+    def __len__(self) -> int:
+        count = len(self.sampler)  # type: ignore[arg-type]
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+
+def is_positive_int(value: Any) -> bool:
+    """Whether `value` is a positive Python integer (a bool is not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

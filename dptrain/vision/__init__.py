@@ -1,0 +1,5 @@
+"""Vision: the names of `torchvision` that dptrain has."""
+
+from dptrain.vision import datasets
+
+__all__ = ["datasets"]

@@ -1,0 +1,60 @@
+"""Datasets of tensors and parts of datasets."""
+
+import numpy as np
+import pytest
+
+from dptrain.core.creation import from_numpy, tensor
+from dptrain.data import Dataset, Subset, TensorDataset
+
+
+def test_tensor_dataset_slices_every_tensor():
+    dataset = TensorDataset(tensor([[1.0, 2.0], [3.0, 4.0]]), tensor([7, 8]))
+    row, number = dataset[1]
+    assert row.tolist() == [3.0, 4.0]
+    assert number.item() == 8
+    assert len(dataset) == 2
+    assert dataset[-1][1].item() == 8
+
+
+def test_tensor_dataset_shares_the_memory_of_its_tensors():
+    array = np.zeros((3, 2), dtype=np.float32)
+    dataset = TensorDataset(from_numpy(array))
+    array[1] = 5
+    assert dataset[1][0].tolist() == [5.0, 5.0]
+
+
+def test_tensor_dataset_names_sizes_that_differ():
+    with pytest.raises(AssertionError, match=r"Size mismatch between tensors.*\[2, 3\]"):
+        TensorDataset(tensor([1, 2]), tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("tensors", [(), (tensor(1.0),)])
+def test_tensor_dataset_refuses_what_has_no_samples(tensors):
+    with pytest.raises(ValueError, match=r"shape \(samples, ...\)"):
+        TensorDataset(*tensors)
+
+
+def test_a_batch_of_a_tensor_that_requires_grad_carries_the_gradient():
+    rows = tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    (batch,) = TensorDataset(rows).get_batch([2, 0, 2])
+    batch.sum().backward()
+    assert rows.grad.tolist() == [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
+
+
+def test_subset_renumbers_and_nests():
+    letters = Subset("abcdefgh", [1, 3, 5, 7])
+    assert [letters[i] for i in range(len(letters))] == ["b", "d", "f", "h"]
+    assert letters.__getitems__([3, 0]) == ["h", "b"]
+    assert Subset(letters, [2, 1])[0] == "f"
+
+
+def test_subset_gives_batches_only_where_the_whole_dataset_does():
+    array_backed = TensorDataset(tensor([10, 11, 12, 13]))
+    (batch,) = Subset(Subset(array_backed, [3, 2, 1]), [0, 2]).get_batch([1, 0])
+    assert batch.tolist() == [11, 13]
+    assert Subset([1, 2, 3], [0]).get_batch([0]) is NotImplemented
+
+
+def test_a_dataset_without_getitem_says_so():
+    with pytest.raises(NotImplementedError, match="Dataset must implement __getitem__"):
+        Dataset()[0]
