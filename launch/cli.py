@@ -1,0 +1,208 @@
+"""``dprun``: arguments, the checks that need no process, and the start of the job.
+
+Owns: the command line and its one-line errors (exit status 2). Must not know: how MPI families
+differ, how a job is watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from . import mpirun, protocol
+from .mpirun import Job, LaunchError
+from .supervisor import Settings, Supervisor
+
+EXIT_USAGE = 2
+# Of these every host has its own, or the MPI launcher passes them by itself.
+_NOT_EXPORTED = ("PATH", "HOME", "COLUMNS")
+
+_DESCRIPTION = """\
+Starts a Python script on N ranks through the MPI library's mpirun and watches them: the first rank
+that fails ends the job, and its traceback is printed last."""
+
+_EPILOG = """\
+examples:
+  dprun train.py --epochs 5          one rank per NVIDIA GPU of this host, else one rank
+  dprun -n 4 train.py --epochs 5     four ranks
+  dprun -n 2 -m package.train        a module
+  dprun -n 8 --hostfile hosts train.py
+
+The script finds RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE in its environment.
+exit status: the first failing rank's (an exception: 1, signal s: 128 + s), 2 for wrong usage,
+124 after --timeout, 130 after Ctrl-C."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; what follows the script (or ``-m module``) belongs to the script.
+
+    Returns:
+        The options; ``program`` is the list of the script (or ``-m`` and the module) and its
+        arguments.
+
+    Raises:
+        SystemExit: the usage is wrong (2), or ``--help`` or ``--version`` was asked for (0).
+    """
+    parser = _Parser(
+        prog="dprun",
+        usage="dprun [options] (script.py | -m module) [arguments of the script]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-n", "--nproc", "--np", metavar="N", help="number of ranks")
+    add("--hostfile", metavar="FILE", help="hosts to run on, passed to mpirun")
+    add("--host", metavar="LIST", help="hosts to run on, passed to mpirun")
+    add(
+        "--output",
+        choices=("rank0", "all"),
+        default="rank0",
+        help="rank0 (default): rank 0's output as it is and the others' stderr prefixed; "
+        "all: every line of every rank, prefixed",
+    )
+    add("--all-output", dest="output", action="store_const", const="all", help="= --output all")
+    add("--timeout", metavar="S", help="stop the job after S seconds, showing every rank's stacks")
+    add("--threads", metavar="T", help="threads per rank (default: cores / ranks of a host)")
+    add("--mpi", metavar="PATH", help="the mpirun to use")
+    add("--verbose", action="store_true", help="print the command, and all that mpirun says")
+    add("--dry-run", action="store_true", help="print command and environment, start nothing")
+    add("--version", action="store_true", help="print the version")
+    add("-m", dest="module", nargs=argparse.REMAINDER, help="run a module instead of a script")
+    add("script", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.version:
+        print(f"dprun {_version()}")
+        parser.exit(0)
+    for name, read, expected in (
+        ("nproc", _positive_int, "a whole number of ranks, at least 1"),
+        ("threads", _positive_int, "a whole number of threads, at least 1"),
+        ("timeout", _positive_float, "a positive number of seconds"),
+    ):
+        text = getattr(options, name)
+        try:
+            setattr(options, name, None if text is None else read(text))
+        except ValueError:
+            parser.error(f"{'-n' if name == 'nproc' else '--' + name} {text}: expected {expected}")
+    options.program = _program(parser, options)
+    if options.hostfile is not None and not os.path.isfile(options.hostfile):
+        parser.error(f"--hostfile {options.hostfile}: no such file")
+    return options
+
+
+def _program(parser: _Parser, options: argparse.Namespace) -> list[str]:
+    if options.module is not None:
+        if not options.module:
+            parser.error("-m: expected a module name")
+        return ["-m", *options.module]
+    script = options.script[1:] if options.script[:1] == ["--"] else options.script
+    if not script:
+        parser.error("no script given")
+    path = script[0]
+    if os.path.isdir(path):
+        parser.error(f"{path} is a directory, expected a Python script")
+    if not os.path.exists(path):
+        parser.error(f"{path}: no such script")
+    if not os.access(path, os.R_OK):
+        parser.error(f"{path}: no permission to read the script")
+    return script
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("dptrain")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def prepare(
+    options: argparse.Namespace, env: Mapping[str, str]
+) -> tuple[list[str], dict[str, str], dict[str, str], bool]:
+    """Decides what to start.
+
+    Returns:
+        mpirun's command line, the whole environment, what of it was added, and whether ranks may
+        run on other hosts.
+
+    Raises:
+        LaunchError: there is no usable mpirun, or the hostfile cannot be read.
+    """
+    base = mpirun.without_foreign_job(env)
+    nproc = options.nproc or max(1, mpirun.gpu_count(base))
+    package = __package__ or "launch"
+    argv = (sys.executable, "-m", f"{package}.rank", *options.program)
+    job = Job(nproc, argv, options.hostfile, options.host, options.threads)
+    hosts = mpirun.hosts_of(job)
+    multi_host = mpirun.is_multi_host(hosts, base)
+    path = mpirun.find(options.mpi)
+    family = mpirun.identify(path, base)
+    added = mpirun.additions(family, path, job, base, hosts=max(2, len(hosts)) if multi_host else 1)
+    if package == "launch":  # a bare clone: the ranks must find it from any folder
+        clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        added["PYTHONPATH"] = os.pathsep.join(filter(None, (clone, base.get("PYTHONPATH"))))
+    if sys.stderr is not None and sys.stderr.isatty() and "COLUMNS" not in base:
+        # A rank's stderr is a socket; a progress bar there cannot ask the terminal.
+        added["COLUMNS"] = str(shutil.get_terminal_size().columns)
+    exported = [
+        name
+        for name in (*added, protocol.ENV_ADDRESS)
+        if name not in _NOT_EXPORTED and not name.startswith(("OMPI_", "PRTE_"))
+    ]
+    line = mpirun.command(family, path, job, exported if multi_host else ())
+    return line, {**base, **added}, added, multi_host
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dprun``; returns the exit status."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        line, env, added, multi_host = prepare(options, os.environ)
+        if options.dry_run:
+            for name, value in sorted(added.items()):
+                print(f"{name}={shlex.quote(value)} \\")
+            print(shlex.join(line))
+            return 0
+        if options.verbose:
+            print(f"dprun: {shlex.join(line)}", file=sys.stderr, flush=True)
+        settings = Settings(
+            nproc=int(line[2]),
+            show_all=options.output == "all",
+            timeout_s=options.timeout,
+            verbose=options.verbose,
+            multi_host=multi_host,
+        )
+        return Supervisor(settings).run(line, env)
+    except LaunchError as exception:
+        print(f"dprun: error: {exception}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

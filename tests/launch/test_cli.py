@@ -1,0 +1,91 @@
+"""The command line: whose argument is whose, and one clear line for each misuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dptrain.launch import cli
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "train me.py"
+    path.touch()
+    return str(path)
+
+
+def test_options_after_the_script_belong_to_the_script(script: str) -> None:
+    arguments = ["-n", "7", "--timeout", "-m", "x", "--", "--help", "a b"]
+    options = cli.parse(["-n", "2", "--verbose", script, *arguments])
+    assert options.program == [script, *arguments]
+    assert (options.nproc, options.timeout, options.verbose) == (2, None, True)
+
+
+def test_options_after_a_module_belong_to_the_module() -> None:
+    options = cli.parse(["--np", "3", "-m", "package.train", "-n", "9", "--verbose"])
+    assert options.program == ["-m", "package.train", "-n", "9", "--verbose"]
+    assert (options.nproc, options.verbose) == (3, False)
+
+
+def test_a_double_dash_may_precede_the_script(script: str) -> None:
+    assert cli.parse(["--", script, "--x"]).program == [script, "--x"]
+
+
+@pytest.mark.parametrize(("flags", "output"), [([], "rank0"), (["--all-output"], "all")])
+def test_output_is_rank0_unless_asked(script: str, flags: list[str], output: str) -> None:
+    assert cli.parse([*flags, script]).output == output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "0", "SCRIPT"], ["-n 0", "at least 1"]),
+        (["-n", "-3", "SCRIPT"], ["-n -3", "at least 1"]),
+        (["-n", "x", "SCRIPT"], ["-n x", "whole number"]),
+        (["-n", "1.5", "SCRIPT"], ["-n 1.5", "whole number"]),
+        (["--threads", "0", "SCRIPT"], ["--threads 0", "at least 1"]),
+        (["--timeout", "nan", "SCRIPT"], ["--timeout nan", "positive"]),
+        (["--timeout", "-1", "SCRIPT"], ["--timeout -1", "positive"]),
+        ([], ["no script given"]),
+        (["-m"], ["module name"]),
+        (["nowhere.py"], ["nowhere.py", "no such script"]),
+        (["FOLDER"], ["is a directory"]),
+        (["--hostfile", "nowhere", "SCRIPT"], ["--hostfile nowhere", "no such file"]),
+        (["--nonsense", "SCRIPT"], ["--nonsense"]),
+        (["--output", "some", "SCRIPT"], ["--output", "rank0"]),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(
+    arguments: list[str],
+    words: list[str],
+    script: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"SCRIPT": script, "FOLDER": str(tmp_path)}
+    with pytest.raises(SystemExit) as stop:
+        cli.parse([places.get(argument, argument) for argument in arguments])
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert all(word in text for word in ["dprun: error: ", *words])
+
+
+def test_no_mpi_is_one_line_and_status_2(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main([script]) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "dptrain[mpi]" in text
+
+
+def test_version_and_help_need_no_script(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, word in (("--version", "dprun"), ("--help", "exit status")):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse([flag])
+        assert stop.value.code == 0
+        assert word in capsys.readouterr().out
