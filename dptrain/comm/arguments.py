@@ -1,0 +1,171 @@
+"""The checks of what a caller passes to a collective, before any rank is asked.
+
+Owns: the errors about arrays, shapes, dtypes, ranks and tags, and the `Call` made of good
+arguments. Must not know: ranks' states, queues or backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.comm.call import Call, Kind
+from dptrain.comm.errors import rank_prefix
+from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, check_reducible, dtype_name
+
+Array = np.ndarray[Any, Any]
+MAX_TAG = 32767  # The largest tag that every MPI library has to accept.
+_SUPPORTED = frozenset(DTYPE_NAMES)
+
+
+def check_array(label: str, array: Array, *, writeable: bool = False) -> None:
+    """Refuse what the collectives cannot take.
+
+    Raises:
+        TypeError: no NumPy array, or a dtype that is not supported.
+        ValueError: not C-contiguous, or read-only where a result is to be written.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} has to be a numpy.ndarray, got {type(array).__name__}")
+    if dtype_name(array.dtype) not in _SUPPORTED or not array.dtype.isnative:
+        raise TypeError(
+            f"{label} has dtype {array.dtype}; communicators move {', '.join(DTYPE_NAMES)}"
+        )
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{label} has to be C-contiguous, got shape {array.shape} with strides "
+            f"{array.strides} (bytes); pass numpy.ascontiguousarray({label}) and copy back"
+        )
+    if writeable and not array.flags.writeable:
+        raise ValueError(f"{label} receives the result but is read-only (shape {array.shape})")
+
+
+def check_rank(label: str, value: int, rank: int, world_size: int) -> None:
+    """Refuse what is no rank.
+
+    Raises:
+        ValueError: `value` is not 0 to `world_size - 1`.
+    """
+    if not isinstance(value, int | np.integer) or not 0 <= value < world_size:
+        raise ValueError(
+            f"{rank_prefix(rank, world_size)} {label}={value!r} is no rank of a group of "
+            f"{world_size}; expected 0 to {world_size - 1}"
+        )
+
+
+def check_peer(label: str, peer: int, tag: int, rank: int, world_size: int) -> None:
+    """Refuse a peer of a send or receive that is no other rank, and a tag out of range.
+
+    Raises:
+        ValueError: see above.
+    """
+    check_rank(label, peer, rank, world_size)
+    if peer == rank:
+        raise ValueError(
+            f"{rank_prefix(rank, world_size)} {label}={peer} is this rank itself; "
+            "send and recv connect two ranks"
+        )
+    if not 0 <= tag <= MAX_TAG:
+        raise ValueError(f"tag={tag} is out of range; expected 0 to {MAX_TAG}")
+
+
+def flat_bytes(array: Array) -> Array:
+    """The memory of a C-contiguous array as (nbytes,) uint8."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def reduction(kind: Kind, array: Array, op: ReduceOp | str) -> Call:
+    """The call of an `all_reduce` or `reduce`."""
+    check_array("array", array, writeable=True)
+    chosen = ReduceOp.of(op)
+    check_reducible(chosen, array.dtype)
+    return _in_place(Call(kind, op=chosen), array)
+
+
+def broadcast(array: Array, *, writeable: bool) -> Call:
+    """The call of a `broadcast`."""
+    check_array("array", array, writeable=writeable)
+    return _in_place(Call(Kind.BROADCAST), array)
+
+
+def _in_place(call: Call, array: Array) -> Call:
+    call.dtype, call.shape, call.columns = array.dtype, array.shape, array.size
+    call.target = array.reshape(-1)
+    call.source = call.target.reshape(1, -1)
+    return call
+
+
+def all_gather(out: Array, array: Array, world_size: int) -> Call:
+    """The call of an `all_gather`."""
+    check_array("array", array)
+    check_array("out", out, writeable=True)
+    _check_like("out", out, (world_size, *array.shape), array.dtype, "(world_size, *array.shape)")
+    return Call(
+        Kind.ALL_GATHER,
+        dtype=array.dtype,
+        shape=array.shape,
+        columns=array.size,
+        source=array.reshape(1, array.size),
+        target=out.reshape(world_size, array.size),
+    )
+
+
+def reduce_scatter(out: Array, array: Array, op: ReduceOp | str, world_size: int) -> Call:
+    """The call of a `reduce_scatter`."""
+    check_array("array", array)
+    check_array("out", out, writeable=True)
+    chosen = ReduceOp.of(op)
+    check_reducible(chosen, array.dtype)
+    length = _part_length("reduce_scatter", array, world_size)
+    expected = (length, *array.shape[1:])
+    _check_like("out", out, expected, array.dtype, "a part of array")
+    return Call(
+        Kind.REDUCE_SCATTER,
+        op=chosen,
+        dtype=array.dtype,
+        shape=array.shape,
+        rows=world_size,
+        columns=out.size,
+        source=array.reshape(world_size, out.size),
+        target=out.reshape(-1),
+    )
+
+
+def all_to_all(out: Array, array: Array, world_size: int) -> Call:
+    """The call of an `all_to_all`."""
+    check_array("array", array)
+    check_array("out", out, writeable=True)
+    _part_length("all_to_all", array, world_size)
+    _check_like("out", out, array.shape, array.dtype, "array.shape")
+    if array.size and np.may_share_memory(out, array):
+        raise ValueError("all_to_all needs out and array to be different memory")
+    columns = array.size // world_size
+    return Call(
+        Kind.ALL_TO_ALL,
+        dtype=array.dtype,
+        shape=array.shape,
+        rows=world_size,
+        columns=columns,
+        source=array.reshape(world_size, columns),
+        target=out.reshape(world_size, columns),
+    )
+
+
+def _part_length(call: str, array: Array, world_size: int) -> int:
+    if array.ndim == 0 or array.shape[0] % world_size:
+        raise ValueError(
+            f"{call} splits the first dimension among {world_size} ranks, which does not divide "
+            f"shape {array.shape}; pad it to a multiple of {world_size}"
+        )
+    return array.shape[0] // world_size
+
+
+def _check_like(
+    label: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], meaning: str
+) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(
+            f"{label} has shape {array.shape} and dtype {array.dtype}; "
+            f"expected shape {shape}, which is {meaning}, and dtype {dtype}"
+        )

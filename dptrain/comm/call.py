@@ -1,0 +1,253 @@
+"""What a rank calls, as data: the header that the ranks compare before anything moves.
+
+Owns: the description of one call, its fixed-size header record, and the report of a mismatch.
+Must not know: how headers travel or how data moves.
+
+Every collective begins with one exchange of these records. Equal records mean that all ranks made
+the same call; anything else is an error on every rank, at once, with both sides named.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptrain.comm.errors import CollectiveMismatchError, rank_prefix
+from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, dtype_name
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+class Kind(enum.IntEnum):
+    """The calls in which all ranks take part."""
+
+    BARRIER = 0
+    ALL_REDUCE = 1
+    REDUCE = 2
+    BROADCAST = 3
+    ALL_GATHER = 4
+    REDUCE_SCATTER = 5
+    ALL_TO_ALL = 6
+    SPLIT = 7
+    ALLOCATE = 8
+    RELEASE = 9
+    JOIN = 10
+    CLOSE = 11
+
+
+_OPS = tuple(ReduceOp)
+# number, digest, kind, op, dtype, joinable, root | nbytes, window, offset, length of the text.
+# What has to be equal on all ranks comes first, so that one comparison of bytes decides.
+_HEADER = struct.Struct("<QQBBBBi qqq H")
+_EQUAL_PART = struct.calcsize("<QQBBBBi")
+_TEXT_LIMIT = 160
+RECORD_NBYTES = 240
+# root=None ("the lowest rank that takes part") and calls without a root.
+NO_ROOT = -1
+# An array that lies in no shared window.
+PRIVATE = (-1, 0)
+
+
+@lru_cache(maxsize=4096)
+def _signature(
+    kind: Kind,
+    op: ReduceOp | None,
+    dtype: str | None,
+    shape: tuple[int, ...] | None,
+    root: int,
+    name: str | None,
+    joinable: bool,
+) -> tuple[int, int, int, bytes]:
+    """Digest, codes of op and dtype, and text of a call.
+
+    Cached: training repeats the same few calls.
+    """
+    parts = []
+    if op is not None:
+        parts.append(f"op={op.value}")
+    if dtype is not None:
+        parts.append(f"dtype={dtype}")
+    if shape is not None:
+        parts.append(f"shape={shape}")
+    if root != NO_ROOT:
+        parts.append(f"root={root}")
+    if name is not None:
+        parts.append(f"name={name!r}")
+    if joinable:
+        parts.append("joinable")
+    text = f"{kind.name.lower()}({', '.join(parts)})"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    short = text.encode()[:_TEXT_LIMIT].decode(errors="ignore").encode()
+    op_code = 0 if op is None else _OPS.index(op)
+    dtype_code = 0 if dtype is None else DTYPE_NAMES.index(dtype)
+    return int.from_bytes(digest, "little"), op_code, dtype_code, short
+
+
+@dataclass(slots=True)
+class Call:
+    """One collective call of this rank.
+
+    Attributes:
+        source: what this rank contributes, (rows, columns), C-contiguous; rows is 1, or the number
+            of ranks where every rank gets another row. None if it contributes nothing.
+        target: where the result goes, (columns,) or (ranks, columns); None if nowhere.
+        columns: elements per row of the exchange; equal on all ranks.
+        position: (window, offset in bytes) of `source` in shared memory, or `PRIVATE`.
+        site: file name and line of the caller.
+    """
+
+    kind: Kind
+    op: ReduceOp | None = None
+    dtype: np.dtype[Any] | None = None
+    shape: tuple[int, ...] | None = None
+    root: int = NO_ROOT
+    name: str | None = None
+    joinable: bool = False
+    timeout_s: float = 1800.0
+    source: np.ndarray[Any, Any] | None = None
+    target: np.ndarray[Any, Any] | None = None
+    columns: int = 0
+    rows: int = 1
+    position: tuple[int, int] = PRIVATE
+    site: tuple[str, int] = ("", 0)
+    number: int = 0
+    # For JOIN: how many collectives of the others this rank has answered. For ALLOCATE: the size.
+    count: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one rank's contribution."""
+        return self.rows * self.columns * (self.dtype.itemsize if self.dtype is not None else 0)
+
+    def record(self) -> bytes:
+        """The header record: `RECORD_NBYTES` bytes."""
+        digest, op, dtype, text = self._signature()
+        header = _HEADER.pack(
+            self.number,
+            digest,
+            self.kind,
+            op,
+            dtype,
+            self.joinable,
+            self.root,
+            self.nbytes if self.dtype is not None else self.count,
+            *self.position,
+            len(text),
+        )
+        return (header + text).ljust(RECORD_NBYTES, b"\0")
+
+    def describe(self) -> str:
+        """The call and the line it was made on, for messages."""
+        text = self._signature()[3].decode()
+        return f"{text} (number {self.number}) at {self.site[0]}:{self.site[1]}"
+
+    def _signature(self) -> tuple[int, int, int, bytes]:
+        name = None if self.dtype is None else dtype_name(self.dtype)
+        return _signature(self.kind, self.op, name, self.shape, self.root, self.name, self.joinable)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header record of some rank, read back."""
+
+    number: int
+    kind: Kind
+    op: ReduceOp
+    dtype_name: str
+    joinable: bool
+    root: int
+    nbytes: int
+    position: tuple[int, int]
+    text: str
+
+    @classmethod
+    def parse(cls, record: bytes) -> Header:
+        number, _, kind, op, dtype, joinable, root, nbytes, window, offset, length = (
+            _HEADER.unpack_from(record)
+        )
+        text = record[_HEADER.size : _HEADER.size + length].decode(errors="replace")
+        return cls(
+            number=number,
+            kind=Kind(kind),
+            op=_OPS[op],
+            dtype_name=DTYPE_NAMES[dtype],
+            joinable=bool(joinable),
+            root=root,
+            nbytes=nbytes,
+            position=(window, offset),
+            text=text,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who takes part in a collective, as all ranks agreed.
+
+    Attributes:
+        participants: ranks that made the call, ascending; the others are in `join()`.
+        root: the root rank, resolved, or `NO_ROOT`.
+        position: the shared position of the participants' arrays, or `PRIVATE` if they differ.
+        call: the call of this rank, or what a rank in `join()` has to mirror.
+    """
+
+    participants: tuple[int, ...]
+    root: int
+    position: tuple[int, int]
+
+
+def same_call(records: Sequence[bytes], rank: int) -> bool:
+    """Whether every record asks for what this rank's record asks for."""
+    mine = records[rank][:_EQUAL_PART]
+    return all(record[:_EQUAL_PART] == mine for record in records)
+
+
+def position_of(record: bytes) -> tuple[int, int]:
+    """The (window, offset) of a record, without reading the rest."""
+    fields = _HEADER.unpack_from(record)
+    return fields[8], fields[9]
+
+
+def kind_of(record: bytes) -> Kind:
+    """The kind of the call of a record, without reading the rest."""
+    return Kind(record[16])
+
+
+def is_joining(record: bytes) -> bool:
+    """Whether the rank that sent the record is in `join()`."""
+    return record[16] == Kind.JOIN
+
+
+def call_site() -> tuple[str, int]:
+    """File and line of the innermost frame outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def mismatch_error(rank: int, descriptions: Sequence[str]) -> CollectiveMismatchError:
+    """The error of a mismatch: what this rank called, then what others did."""
+    groups: dict[str, list[int]] = {descriptions[rank]: []}
+    for other, text in enumerate(descriptions):
+        groups.setdefault(text, [])
+        if other != rank:
+            groups[text].append(other)
+    lines = [f"{rank_prefix(rank, len(descriptions))} the ranks called different collectives"]
+    for text, ranks in groups.items():
+        who = ["this rank"] if text == descriptions[rank] else []
+        who += [f"rank {other}" for other in ranks]
+        lines.append(f"  {', '.join(who)} called {text}")
+    lines.append(
+        "  every rank has to make the same calls in the same order, with equal op, dtype, shape, "
+        "root and name"
+    )
+    return CollectiveMismatchError("\n".join(lines))

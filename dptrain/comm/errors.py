@@ -1,0 +1,30 @@
+"""What can go wrong between ranks.
+
+Owns: the exception types of the communicators. Must not know: how a backend moves its bytes.
+"""
+
+from __future__ import annotations
+
+
+class CommunicatorError(RuntimeError):
+    """A communicator cannot be used, or can no longer be used: it is closed, broken or aborted."""
+
+
+class CollectiveMismatchError(CommunicatorError):
+    """The ranks called different collectives; the message says which rank called what, and where.
+
+    Raised on every rank, before any data moves.
+    """
+
+
+class CollectiveTimeoutError(CommunicatorError, TimeoutError):
+    """Some ranks did not come to a collective within its timeout; the message names them."""
+
+
+class RankLeftError(CommunicatorError):
+    """A rank closed its communicator, or gave up on it, while others still waited for it."""
+
+
+def rank_prefix(rank: int, world_size: int) -> str:
+    """The prefix of every message in which ranks matter, such as `[rank 1/4]`."""
+    return f"[rank {rank}/{world_size}]"

@@ -1,0 +1,90 @@
+"""Sends and receives that have been started.
+
+Owns: the `Work` of a `send` or `recv`. Must not know: how messages travel (see `Pending`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError
+from dptrain.comm.transport import Pending
+from dptrain.comm.work import Work
+
+# A message of a peer that is about to come is worth some polling; one that is not, is not.
+_FIRST_PAUSE_S = 20e-6
+_LONGEST_PAUSE_S = 1e-3
+
+
+class PointToPointWork(Work):
+    """A send or receive under way; whoever waits for it or asks for it drives it on."""
+
+    __slots__ = ("_has_left", "_peer", "_pending", "_prefix", "_timeout_s")
+
+    def __init__(
+        self,
+        kind: str,
+        pending: Pending,
+        *,
+        nbytes: int,
+        result: np.ndarray[Any, Any] | None,
+        kept: tuple[Any, ...],
+        peer: int,
+        prefix: str,
+        timeout_s: float,
+        has_left: Callable[[int], str | None],
+        observe: Callable[[Work], None],
+    ) -> None:
+        super().__init__(kind, nbytes=nbytes, result=result, kept=kept, observe=observe)
+        self.started_ns = self.queued_ns
+        self._pending = pending
+        self._peer = peer
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._has_left = has_left
+
+    def is_completed(self) -> bool:
+        self._drive()
+        return super().is_completed()
+
+    def _block(self, timeout: float | None) -> None:
+        begin_s = time.monotonic()
+        pause_s = _FIRST_PAUSE_S
+        while not self._drive():
+            waited_s = time.monotonic() - begin_s
+            if timeout is not None and waited_s >= timeout:
+                raise TimeoutError(f"{self.kind} was not over after waiting for {timeout} s")
+            if waited_s >= self._timeout_s:
+                self._finish(
+                    CollectiveTimeoutError(
+                        f"{self._prefix} {self.kind} of {self.nbytes} bytes with rank {self._peer} "
+                        f"timed out after {self._timeout_s:g} s"
+                    )
+                )
+                return
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _drive(self) -> bool:
+        """Whether the work is over, having tried to bring it on."""
+        if self.finished_ns:
+            return True
+        # Asked before the test: what a peer sent before it left is still delivered.
+        reason = self._has_left(self._peer)
+        try:
+            if self._pending.test():
+                self._finish(None)
+            elif reason is not None:
+                self._finish(
+                    RankLeftError(
+                        f"{self._prefix} rank {self._peer} {reason} before a {self.kind} of "
+                        f"{self.nbytes} bytes with it was over"
+                    )
+                )
+        except Exception as error:
+            self._finish(error)
+        return self.finished_ns != 0

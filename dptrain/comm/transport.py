@@ -1,0 +1,198 @@
+"""The interface between the collectives and what connects the ranks.
+
+Owns: `Transport` (meet, move, split, allocate), and `Watch`, the patience of one meeting.
+Must not know: any particular way of connecting ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dptrain.comm.call import PRIVATE, Call, Roster
+from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError, rank_prefix
+
+# How often somebody who waits looks whether a peer has left.
+POLL_S = 0.25
+
+
+class Pending(ABC):
+    """A send or a receive that has been started."""
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Whether it is over; drives it on. Never blocks.
+
+        Raises:
+            ValueError: the message has another size than the array.
+        """
+
+
+class Watch:
+    """How long a rank has waited for the others in one meeting, and what it does about that.
+
+    Warns once on stderr after `warn_after_s`, names the missing ranks and asks them for their
+    Python stacks; gives up after the timeout of the call.
+    """
+
+    __slots__ = ("_begin_s", "_call", "_transport", "_warn_after_s", "spin")
+
+    def __init__(
+        self, transport: Transport, call: Call, warn_after_s: float | None, spin: bool = False
+    ) -> None:
+        self._transport = transport
+        self._call = call
+        self._warn_after_s = warn_after_s
+        self._begin_s = time.monotonic()
+        # Whether this thread may poll for some microseconds before it sleeps: only where no other
+        # thread of this process is kept from computing by that.
+        self.spin = spin
+
+    def patience_s(self) -> float:
+        """How long to sleep before the next `check`, at most."""
+        left_s = self._call.timeout_s - (time.monotonic() - self._begin_s)
+        if self._warn_after_s is not None:
+            left_s = min(left_s, self._warn_after_s - (time.monotonic() - self._begin_s))
+        return min(POLL_S, max(left_s, 0.001))
+
+    def check(self, missing: Sequence[int]) -> None:
+        """Warn or give up, if it is time.
+
+        Args:
+            missing: the ranks that have not come.
+
+        Raises:
+            CollectiveTimeoutError: the timeout of the call has passed.
+        """
+        elapsed_s = time.monotonic() - self._begin_s
+        if elapsed_s >= self._call.timeout_s:
+            raise CollectiveTimeoutError(
+                f"{self._prefix()} {self._call.describe()} timed out after "
+                f"{self._call.timeout_s:g} s; {self._absence(missing)}"
+            )
+        if self._warn_after_s is not None and elapsed_s >= self._warn_after_s:
+            self._warn_after_s = None  # Once per meeting.
+            asked = [rank for rank in missing if self._transport.request_stack(rank)]
+            stacks = (
+                f"; asked for the Python stack of rank {', '.join(map(str, asked))}"
+                if asked
+                else ""
+            )
+            print(
+                f"{self._prefix()} waiting for {elapsed_s:.1f} s in {self._call.describe()}: "
+                f"{self._absence(missing)}{stacks}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def left(self, rank: int, reason: str) -> RankLeftError:
+        """The error for a peer that will not come any more."""
+        return RankLeftError(
+            f"{self._prefix()} rank {rank} {reason} while this rank waits for it in "
+            f"{self._call.describe()}; rank {rank}'s last collective: "
+            f"{self._transport.last_seen(rank)}"
+        )
+
+    def stopped(self, reason: str) -> RankLeftError:
+        """The error for a job that somebody has ended."""
+        return RankLeftError(f"{self._prefix()} {self._call.describe()} was stopped: {reason}")
+
+    def _prefix(self) -> str:
+        return rank_prefix(self._transport.rank, self._transport.world_size)
+
+    def _absence(self, missing: Sequence[int]) -> str:
+        if not missing:
+            return "every rank has come, but the data has not"
+        return "; ".join(
+            f"rank {rank} is missing (its last collective: {self._transport.last_seen(rank)})"
+            for rank in missing
+        )
+
+
+class Transport(ABC):
+    """What connects the ranks. Used by one thread at a time, except for sends and receives."""
+
+    backend: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @abstractmethod
+    def meet(self, record: bytes, source: np.ndarray[Any, Any] | None, watch: Watch) -> list[bytes]:
+        """Give this rank's header record and return those of all ranks, by rank.
+
+        Blocks until every rank has come. `source` may be shown to the peers on the same occasion.
+
+        Raises:
+            RankLeftError: a rank that has not come has left.
+            CollectiveTimeoutError: see `Watch`.
+        """
+
+    @abstractmethod
+    def move(self, call: Call, roster: Roster, watch: Watch) -> None:
+        """Move the data of a call that all ranks agreed on in the `meet` just before."""
+
+    @abstractmethod
+    def exchange(self, text: str, watch: Watch) -> list[str]:
+        """Every rank's text, by rank; each cut to about 2,000 characters."""
+
+    @abstractmethod
+    def split(self, color: int | None, key: int, watch: Watch) -> Transport | None:
+        """The transport among the ranks that gave the same color; None for color None."""
+
+    @abstractmethod
+    def allocate(self, nbytes: int, watch: Watch) -> np.ndarray[Any, Any]:
+        """This rank's part of a new piece of memory: (nbytes,) uint8, 64-byte aligned."""
+
+    @abstractmethod
+    def release(self, buffer: np.ndarray[Any, Any]) -> None:
+        """Treat a buffer of `allocate` as any other memory from now on; on all ranks alike."""
+
+    def position(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
+        """Where `array` lies in shared memory: (window, offset in bytes), or `PRIVATE`."""
+        return PRIVATE
+
+    @abstractmethod
+    def post_send(self, array: np.ndarray[Any, Any], dst: int, tag: int) -> Pending:
+        """Start sending the bytes of `array`."""
+
+    @abstractmethod
+    def post_recv(self, array: np.ndarray[Any, Any], src: int, tag: int) -> Pending:
+        """Start receiving into `array`."""
+
+    def has_left(self, rank: int) -> str | None:
+        """Why `rank` takes part in nothing any more, or None if it does as far as is known."""
+        return None
+
+    def last_seen(self, rank: int) -> str:
+        """The last collective that `rank` is known to have come to."""
+        return "unknown"
+
+    def request_stack(self, rank: int) -> bool:
+        """Ask the process of `rank` to print its Python stacks; whether that was possible."""
+        return False
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """End every rank of the job now, those that wait included."""
+
+    @abstractmethod
+    def leave(self, reason: str | None) -> None:
+        """Tell the others that this rank takes part in nothing any more.
+
+        Args:
+            reason: None if it is closing normally, else what went wrong. Never blocks for long.
+        """
+
+
+def private_memory(nbytes: int) -> np.ndarray[Any, Any]:
+    """(nbytes,) zeroed uint8 of this process, on a 64-byte boundary."""
+    room = np.zeros(nbytes + 64, np.uint8)
+    begin = -room.__array_interface__["data"][0] % 64
+    return room[begin : begin + nbytes]

@@ -1,0 +1,69 @@
+"""Starts small MPI jobs for tests, and never lets one outlive its test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def find_mpirun() -> str:
+    """The launcher beside the interpreter, else on the path; the test is skipped without one."""
+    beside = Path(sys.executable).parent / "mpirun"
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        pytest.skip("no mpirun: MPI is not installed")
+    return found
+
+
+def job_environment() -> dict[str, str]:
+    """What Open MPI needs to run as root, with more ranks than cores; harmless to others."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("OMPI_COMM")},
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "self,sm",
+        "OMPI_MCA_osc": "^ucx",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run_job(world_size: int, *arguments: str, limit_s: float, script: str | None = None) -> Result:
+    """Run `python arguments` (or the text of a script) as an MPI job.
+
+    A job that takes longer than `limit_s` is killed and fails the test, with what it has printed.
+    """
+    if script is not None:
+        arguments = ("-c", script, *arguments)
+    process = subprocess.Popen(
+        [find_mpirun(), "-n", str(world_size), sys.executable, *arguments],
+        env=job_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        pytest.fail(f"the job was not over after {limit_s} s\n{stdout}\n{stderr}", pytrace=False)
+    return Result(process.returncode, stdout, stderr)
