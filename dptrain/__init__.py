@@ -68,6 +68,7 @@ from dptrain.core.random import (
     set_rng_state,
 )
 from dptrain.core.tensor import Size, Tensor
+from dptrain.core.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -83,8 +84,7 @@ _ROOMS = frozenset(
         "nn",
         "optim",
         "parallel",
-        "progress",
-        "testing",
+        "profiler",
         "vision",
     ]
 )
@@ -113,6 +113,7 @@ __all__ = [
     "full",
     "full_like",
     "get_default_dtype",
+    "get_num_threads",
     "get_rng_state",
     "half",
     "initial_seed",
@@ -139,6 +140,7 @@ __all__ = [
     "seed",
     "set_default_dtype",
     "set_grad_enabled",
+    "set_num_threads",
     "set_printoptions",
     "set_rng_state",
     "short",

@@ -232,7 +232,7 @@ class Tensor:
         elif held is not None:
             np.add(held._array, grad, out=held._array)
             held._bump_version()
-        elif self._slot is not None and self._slot._array.shape == self._array.shape:
+        elif self._slot is not None:
             if grad is not self._slot._array:
                 np.copyto(self._slot._array, grad)
             self._grad = self._slot
@@ -306,6 +306,11 @@ class Tensor:
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        slot = self._slot
+        if slot is not None and (
+            slot._array.dtype != value._array.dtype or slot._array.shape != value._array.shape
+        ):
+            self._slot = None  # gradients are of the new type and shape from here on
         self._array = value._array
 
     # ---- in-place changes ------------------------------------------------------------------------

@@ -91,7 +91,7 @@ _ARG = [call(x(3, 4)), call(x(3, 4), 0), call(x(3, 4), -1, True), call(x()), cal
 _IMAGE = x(2, 4, 7, 6)
 
 SAMPLES: dict[str, list[Call]] = {
-    "abs": _POSITIVE + [call(x(3, low=-3.0, high=-0.5))],
+    "abs": [*_POSITIVE, call(x(3, low=-3.0, high=-0.5))],
     "absolute": _POSITIVE,
     "add": [*_BINARY, call(x(3), x(3), alpha=2.5)],
     "all": [call(b(3, 4)), call(b(3, 4), 0), call(b(3, 4), 1, True), call(b(0))],

@@ -263,12 +263,12 @@ def _adam(
     for i in range(param.size):
         d = -grad[i] if maximize else grad[i]
         x = param[i] * lr_decay
-        d = d + decay * x
+        d = d + decay * x if decay != 0 else d  # 0 * inf is not 0
         m[i] = m[i] + (d - m[i]) * keep1
         s = v[i] * beta2 + keep2 * d * d
         v[i] = s
         if amsgrad:
-            s = max(vmax[i], s)
+            s = np.maximum(vmax[i], s)  # NaN wins
             vmax[i] = s
         param[i] = x - step_size * (m[i] / (np.sqrt(s) / root + eps))
 

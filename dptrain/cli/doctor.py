@@ -1,0 +1,112 @@
+"""`dptrain doctor`: what is installed on this machine, and whether ranks can talk to each other.
+
+Owns: the checks and their wording. Every line is found out here and now; a check that fails says
+what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+import dptrain
+from dptrain.core.kernels import fingerprint
+
+_PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", "cupy-cuda12x", "cupy-cuda13x")
+_OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x")
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    ok: bool
+    what: str
+    details: str
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding(True, name, version(name))
+        except PackageNotFoundError:
+            missing = (
+                "not installed (needed only on GPUs)"
+                if name in _OPTIONAL
+                else "not installed; reinstall dptrain"
+            )
+            yield Finding(name in _OPTIONAL, name, missing)
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding(True, "dptrain", f"{dptrain.__version__}, Python {platform.python_version()}")
+    yield Finding(True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield Finding(True, "kernels", fingerprint())
+
+
+def _mpi_library() -> Iterator[Finding]:
+    # In a process of its own: MPI may abort the process that loads it.
+    code = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if found.returncode == 0:
+        yield Finding(True, "MPI library", found.stdout.strip())
+    else:
+        reason = found.stderr.strip().splitlines()[-1] if found.stderr.strip() else "no message"
+        yield Finding(
+            False,
+            "MPI library",
+            f'cannot be loaded ({reason}); pip install "dptrain[mpi]", or load your cluster\'s MPI module',
+        )
+
+
+def _ranks(world_size: int) -> Iterator[Finding]:
+    command = [
+        sys.executable,
+        "-m",
+        "dptrain.launch",
+        "-n",
+        str(world_size),
+        "-m",
+        "dptrain.cli.probe",
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        yield Finding(False, f"{world_size} ranks", "did not answer within 120 s")
+        return
+    expected = f"sum {world_size * (world_size + 1) // 2}"
+    ok = found.returncode == 0 and found.stdout.strip() == expected
+    lines = (found.stderr or found.stdout).strip().splitlines()
+    yield Finding(
+        ok,
+        f"{world_size} ranks",
+        "started by dprun, all_reduce correct"
+        if ok
+        else f"exit {found.returncode}: {lines[-1] if lines else ''}",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `dptrain doctor`."""
+    parser.add_argument(
+        "-n", "--ranks", type=int, default=2, help="ranks to start as a test; 0: none"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 1 if something that is needed does not work."""
+    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _packages, _mpi_library]
+    if args.ranks > 0:
+        checks.append(lambda: _ranks(args.ranks))
+    healthy = True
+    for check in checks:
+        for ok, what, details in check():
+            healthy &= ok
+            print(f"{'ok  ' if ok else 'FAIL'}  {what:14} {details}", flush=True)
+    return 0 if healthy else 1

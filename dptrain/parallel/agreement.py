@@ -1,0 +1,92 @@
+"""Making ranks equal: the check that models agree, and sending the state of one rank to all.
+
+Owns: `check_models_agree`, `broadcast_state`. Must not know: backends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dptrain.comm.communicator import Communicator
+from dptrain.core.tensor import Tensor
+
+_Description = list[tuple[str, tuple[int, ...], str, bool]]
+
+
+def _describe(module: Any) -> _Description:
+    parameters = [
+        (f"parameter {n!r}", tuple(p.shape), p.dtype.name, p.requires_grad)
+        for n, p in module.named_parameters()
+    ]
+    buffers = [
+        (f"buffer {n!r}", tuple(b.shape), b.dtype.name, False) for n, b in module.named_buffers()
+    ]
+    return parameters + buffers
+
+
+def _text(entry: tuple[str, tuple[int, ...], str, bool]) -> str:
+    name, shape, dtype, requires_grad = entry
+    return f"{name} {dtype}{list(shape)} requires_grad={requires_grad}"
+
+
+def check_models_agree(module: Any, communicator: Communicator) -> None:
+    """Compare names, shapes, dtypes and `requires_grad` of all parameters and buffers over the ranks.
+
+    Raises:
+        RuntimeError: on every rank, naming the first difference.
+    """
+    mine = _describe(module)
+    digest = hashlib.sha256(repr(mine).encode()).hexdigest()
+    digests = communicator.all_gather_object(digest, name="model check")
+    if len(set(digests)) == 1:
+        return
+    # Only now the whole lists: they can be long.
+    models = communicator.all_gather_object(mine, name="model check details")
+    other = next(r for r, d in enumerate(digests) if d != digests[0])
+    raise RuntimeError(
+        f"[rank {communicator.rank}/{communicator.world_size}] the ranks' models differ: "
+        f"{_first_difference(models[0], models[other], other)}. Build the same model on every rank "
+        "before DistributedDataParallel"
+    )
+
+
+def _first_difference(first: _Description, second: _Description, rank: int) -> str:
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            return f"rank 0 has {_text(a)}, rank {rank} has {_text(b)}"
+    longer, missing = (0, rank) if len(first) > len(second) else (rank, 0)
+    extra = (first if longer == 0 else second)[min(len(first), len(second))]
+    return f"rank {longer} has {_text(extra)}, rank {missing} has no such entry ({len(first)} and {len(second)} in all)"
+
+
+def broadcast_arrays(
+    arrays: Iterable[np.ndarray], communicator: Communicator, root: int, name: str
+) -> None:
+    """Send contiguous arrays of rank `root` to all, one after another."""
+    for array in arrays:
+        communicator.broadcast(array, root, name=name, async_op=False)
+
+
+def broadcast_buffers(
+    buffers: Sequence[Tensor], communicator: Communicator, root: int | None, name: str
+) -> None:
+    """Send the values of a module's buffers to all ranks, one message per dtype.
+
+    Args:
+        root: the source; None: the lowest rank that has data.
+    """
+    by_type: dict[np.dtype[Any], list[Tensor]] = {}
+    for buffer in buffers:
+        by_type.setdefault(buffer._array.dtype, []).append(buffer)
+    for kind, members in by_type.items():
+        flat = np.concatenate([b._array.ravel() for b in members], dtype=kind)
+        communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
+        start = 0
+        for b in members:
+            stop = start + b._array.size
+            np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
+            start = stop

@@ -1,0 +1,80 @@
+"""Which gradients travel together: a pure function of the parameters' sizes.
+
+Owns: `plan_buckets`. Must not know: tensors, communicators, timings. A layout that depended on
+measured arrival order would differ from run to run, and sums with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+#: PyTorch's default: large enough to use the links well, small enough to start early.
+BUCKET_CAP_MB = 25.0
+#: The first bucket starts the communication early; the last one is all that backward cannot hide.
+END_CAP_MB = 1.0
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters `first` to `last - 1` of a layout: elements `start` to `stop - 1` of its buffer."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+def plan_buckets(
+    bounds: Sequence[tuple[int, int]], itemsize: int, bucket_cap_mb: float | None = None
+) -> list[Bucket]:
+    """Cut a layout into buckets, in the order in which backward fills them.
+
+    A bucket is closed as soon as it reaches its cap, so a parameter is never split and a cap is
+    soft, as in PyTorch. Without an explicit cap the first and the last bucket are small.
+
+    Args:
+        bounds: (start, stop) of each parameter in elements, ascending.
+        itemsize: bytes of an element.
+        bucket_cap_mb: size of a bucket in MiB; None: 25, and 1 at both ends.
+
+    Raises:
+        ValueError: a cap that is not positive.
+    """
+    if bucket_cap_mb is not None and bucket_cap_mb <= 0:
+        raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
+    cap = (bucket_cap_mb or BUCKET_CAP_MB) * MIB
+    end_cap = cap if bucket_cap_mb is not None else min(cap, END_CAP_MB * MIB)
+    groups: list[list[int]] = []
+    held = 0.0
+    for i, (start, stop) in enumerate(bounds):
+        if not groups or held >= (end_cap if len(groups) == 1 else cap):
+            groups.append([])
+            held = 0.0
+        groups[-1].append(i)
+        held += (stop - start) * itemsize
+    if bucket_cap_mb is None:
+        groups = _with_small_tail(groups, bounds, itemsize, end_cap)
+    return [Bucket(g[0], g[-1] + 1, bounds[g[0]][0], bounds[g[-1]][1]) for g in groups]
+
+
+def _with_small_tail(
+    groups: list[list[int]], bounds: Sequence[tuple[int, int]], itemsize: int, end_cap: float
+) -> list[list[int]]:
+    """Cut the parameters that become ready last off the last bucket, if that leaves both useful."""
+    if len(groups) < 2:
+        return groups
+    last, held = groups[-1], 0.0
+    tail: list[int] = []
+    while len(last) > 1:
+        size = (bounds[last[-1]][1] - bounds[last[-1]][0]) * itemsize
+        if held + size > end_cap:
+            break
+        tail.insert(0, last.pop())
+        held += size
+    rest = sum(bounds[i][1] - bounds[i][0] for i in last) * itemsize
+    if not tail or rest < end_cap:  # a split that leaves two small buckets only costs a launch
+        last.extend(tail)
+        return groups
+    return [*groups, tail]

@@ -1,0 +1,91 @@
+"""What every test can ask for: starting jobs of real ranks, in sessions of their own, with a limit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-oracle",
+        action="store_true",
+        help="a test marked `oracle` that is skipped counts as failed",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if (
+        report.skipped
+        and item.config.getoption("--require-oracle")
+        and item.get_closest_marker("oracle")
+    ):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid} was skipped, but --require-oracle was given: {report.longrepr}"
+        )
+    return report
+
+
+ROOT = Path(__file__).resolve().parent.parent
+_RANK_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_", "SLURM_", "DPTRAIN_")
+_RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def clean_environment(**changes):
+    """The environment without what an MPI launcher around this test run may have set."""
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(_RANK_VARIABLES) and k not in _RANK_NAMES
+    }
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    return {**kept, **changes}
+
+
+def run_job(command, timeout_s=90, cwd=None, **environment):
+    """Run a command to its end in its own session; at the limit the whole session is killed.
+
+    Returns:
+        The finished process with `stdout` and `stderr` as text.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd or ROOT,
+        env=clean_environment(**environment),
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"{command} did not end within {timeout_s} s\n{out[-2000:]}\n{err[-4000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture
+def job():
+    """Runs a command: `job([...])`."""
+    return run_job
+
+
+@pytest.fixture
+def dprun():
+    """Runs a script on ranks: `dprun(n, script, *args)`."""
+
+    def start(ranks, script, *args, **options):
+        return run_job(
+            [sys.executable, "-m", "dptrain.launch", "-n", ranks, script, *args], **options
+        )
+
+    return start

@@ -1,0 +1,216 @@
+"""The compiled kernels against their NumPy definition, and the definition against direct sums."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.core.kernels import fingerprint, kernels_for, reference
+
+native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
+
+# The first example of a test compiles; timing says nothing about the code.
+relaxed = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def windows(draw, max_pad=2):
+    """An image shape, a geometry with at least one window, and the size of the result."""
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    pad = draw(st.tuples(st.integers(0, max_pad), st.integers(0, max_pad)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    sizes = [draw(st.integers(max(1, span - 2 * p), 7)) for span, p in zip(spans, pad, strict=True)]
+    n, c = draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    out = [
+        (size + 2 * p - span) // s + 1
+        for size, p, span, s in zip(sizes, pad, spans, stride, strict=True)
+    ]
+    return (n, *sizes, c), (*kernel, *stride, *pad, *dilation), out
+
+
+def image(shape, dtype, seed=0, nan=False):
+    values = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    values = np.round(values, 1)  # so that equal values meet in a window
+    if nan and values.size:
+        values.flat[:: max(1, values.size // 3)] = np.nan
+        values.flat[1 :: max(1, values.size // 2)] = -np.inf
+    return values
+
+
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+@relaxed
+@given(windows(), dtypes)
+def test_im2col_twins_agree(case, dtype):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype)
+    np.testing.assert_array_equal(
+        native.im2col(x, oh, ow, geometry), reference.im2col(x, oh, ow, geometry)
+    )
+
+
+@relaxed
+@given(windows(), dtypes)
+def test_col2im_twins_agree_and_are_the_transpose_of_im2col(case, dtype):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype)
+    cols = image((shape[0] * oh * ow, geometry[0] * geometry[1] * shape[3]), dtype, seed=1)
+    got = native.col2im(cols, shape, oh, ow, geometry)
+    np.testing.assert_array_equal(got, reference.col2im(cols, shape, oh, ow, geometry))
+    # <im2col(x), cols> = <x, col2im(cols)>
+    left = (reference.im2col(x, oh, ow, geometry).astype(np.float64) * cols).sum()
+    assert left == pytest.approx((x.astype(np.float64) * got).sum(), rel=1e-4, abs=1e-4)
+
+
+@relaxed
+@given(windows(max_pad=1), dtypes, st.booleans())
+def test_max_pool_twins_agree(case, dtype, nan):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype, nan=nan)
+    best, where = native.max_pool(x, oh, ow, geometry)
+    expected_best, expected_where = reference.max_pool(x, oh, ow, geometry)
+    np.testing.assert_array_equal(best, expected_best)
+    np.testing.assert_array_equal(where, expected_where)
+    assert where.dtype == expected_where.dtype
+    grad = image(best.shape, dtype, seed=2)
+    scattered = native.max_pool_scatter(grad, where, shape, geometry)
+    # The two add windows that share a maximum in different orders.
+    np.testing.assert_allclose(
+        scattered, reference.max_pool_scatter(grad, where, shape, geometry), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        native.max_pool_gather(x, where, geometry), reference.max_pool_gather(x, where, geometry)
+    )
+
+
+@relaxed
+@given(windows(max_pad=1), dtypes)
+def test_max_pool_points_at_the_values_it_returns(case, dtype):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype)
+    best, where = reference.max_pool(x, oh, ow, geometry)
+    inside = where >= 0  # a window that lies in the border alone has no element
+    np.testing.assert_array_equal(
+        reference.max_pool_gather(x, where, geometry)[inside], best[inside]
+    )
+
+
+def test_max_pool_takes_the_first_of_equal_values_and_nan_over_all():
+    geometry = (1, 3, 1, 3, 0, 0, 1, 1)
+    x = np.array([[2, 2, 1], [1, np.nan, np.nan], [-np.inf, -np.inf, -np.inf]])
+    for provider in (native, reference):
+        best, where = provider.max_pool(x.reshape(3, 1, 3, 1), 1, 1, geometry)
+        np.testing.assert_array_equal(best.ravel(), [2, np.nan, -np.inf])
+        np.testing.assert_array_equal(where.ravel(), [0, 1, 0])
+
+
+@relaxed
+@given(st.integers(0, 5), st.integers(1, 6), dtypes, st.floats(0, 200))
+def test_cross_entropy_twins_agree(n, c, dtype, scale):
+    logits = (np.random.default_rng(n * 7 + c).standard_normal((n, c)) * scale).astype(dtype)
+    target = np.random.default_rng(c).integers(0, c, n)
+    loss, p = native.cross_entropy(logits, target)
+    expected_loss, expected_p = reference.cross_entropy(logits, target)
+    rtol = 1e-5 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(loss, expected_loss, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(p, expected_p, rtol=rtol, atol=rtol)
+    assert loss.dtype == p.dtype == dtype
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_cross_entropy_of_a_row_without_a_finite_maximum_is_nan(bad):
+    logits = np.array([[0.0, bad, 1.0], [0.0, 1.0, 2.0]])
+    target = np.array([0, 2])
+    for provider in (native, reference):
+        with np.errstate(all="ignore"):
+            loss, p = provider.cross_entropy(logits, target)
+        assert np.isnan(loss[0])
+        assert np.isfinite(loss[1])
+        assert np.isfinite(p[1]).all()
+
+
+def flat(seed, n, dtype):
+    values = np.random.default_rng(seed).standard_normal(n).astype(dtype)
+    if n > 3:
+        values[1], values[2] = np.nan, np.inf
+    return values
+
+
+def run_twins(name, n, dtype, make_arguments):
+    """Run both providers on equal arrays; returns the arrays of each after the call."""
+    results = []
+    for provider in (native, reference):
+        arrays, scalars = make_arguments()
+        with np.errstate(all="ignore"):
+            getattr(provider, name)(*arrays, *scalars)
+        results.append([a for a in arrays if a is not None])
+    return results
+
+
+@relaxed
+@given(
+    n=st.integers(0, 9),
+    dtype=dtypes,
+    lr=st.floats(0, 1),
+    momentum=st.sampled_from([None, 0.5, 0.9]),
+    dampening=st.sampled_from([0.0, 0.3]),
+    weight_decay=st.sampled_from([0, 0.1]),
+    nesterov=st.booleans(),
+    maximize=st.booleans(),
+    first=st.booleans(),
+)
+def test_sgd_twins_give_the_same_bits(
+    n, dtype, lr, momentum, dampening, weight_decay, nesterov, maximize, first
+):
+    def arguments():
+        buf = None if momentum is None else flat(2, n, dtype)
+        scalars = (lr, momentum or 0, dampening, weight_decay, nesterov, maximize, first)
+        return (flat(0, n, dtype), flat(1, n, dtype), buf), scalars
+
+    for got, expected in zip(*run_twins("sgd", n, dtype, arguments), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@relaxed
+@given(
+    n=st.integers(0, 9),
+    dtype=dtypes,
+    lr=st.floats(0, 1),
+    weight_decay=st.sampled_from([0, 0.1]),
+    amsgrad=st.booleans(),
+    decoupled=st.booleans(),
+    maximize=st.booleans(),
+    step=st.integers(1, 1000),
+)
+def test_adam_twins_agree(n, dtype, lr, weight_decay, amsgrad, decoupled, maximize, step):
+    def arguments():
+        squares = np.abs(flat(3, n, dtype))
+        largest = np.abs(flat(4, n, dtype)) if amsgrad else None
+        arrays = (flat(0, n, dtype), flat(1, n, dtype), flat(2, n, dtype), squares, largest)
+        rates = (lr / (1 - 0.9**step), np.sqrt(1 - 0.999**step))
+        return arrays, (lr, 0.9, 0.999, 1e-8, weight_decay, *rates, decoupled, maximize)
+
+    rtol = 2e-6 if dtype is np.float32 else 1e-13
+    for got, expected in zip(*run_twins("adam", n, dtype, arguments), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol)
+
+
+def test_every_kernel_of_the_definition_has_a_compiled_twin():
+    names = [
+        n for n, f in vars(reference).items() if callable(f) and f.__module__.endswith("reference")
+    ]
+    public = [n for n in names if not n.startswith("_")]
+    assert set(public) <= set(native.__all__)
+
+
+def test_provider_follows_the_element_type_alone():
+    assert kernels_for(np.dtype(np.float16)) is reference
+    assert kernels_for(np.dtype(np.int64)) is reference
+    assert kernels_for(np.dtype(np.float32)) is kernels_for(np.dtype(np.float64))
+    if kernels_for(np.dtype(np.float32)) is native:
+        assert fingerprint() == native.describe()
+    else:  # DPTRAIN_KERNELS=numpy
+        assert fingerprint() == "numpy"
