@@ -5,6 +5,8 @@ import pytest
 
 import dptrain
 from dptrain.core import engine
+from dptrain.core.flat import FlatStorage
+from dptrain.core.ops.matmul import Linear
 
 
 def test_long_chains_need_no_recursion():
@@ -192,3 +194,25 @@ def test_wrong_gradient_arguments_are_named():
     x = dptrain.ones(2)
     with pytest.raises(RuntimeError, match=r"shape \[3\]"):
         x.grad = dptrain.ones(3)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_gradients_written_straight_into_flat_storage_are_the_same(passes):
+    """A weight that is used twice, and one that already holds a gradient, must not be overwritten."""
+
+    def gradients(flat):
+        stream = np.random.default_rng(0)
+        tied, once = (
+            dptrain.tensor(stream.standard_normal((4, 4)), requires_grad=True) for _ in "ab"
+        )
+        if flat:
+            FlatStorage([once, tied])
+        for _ in range(passes):
+            x = dptrain.tensor(stream.standard_normal((3, 4)))
+            for weight in (tied, once, tied):
+                x = Linear.apply(x, weight).tanh()
+            x.sum().backward()
+        return tied.grad.numpy(), once.grad.numpy()
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,395 @@
+"""Functions without state of their own: PyTorch's `torch.nn.functional`.
+
+Owns: argument checks, defaults and compositions. The derivatives are in `dptrain.core.ops`.
+Must not know: modules.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import FUNCTIONS
+from dptrain.core.ops.activation import Dropout, LogSoftmax, Relu, Softmax
+from dptrain.core.ops.elementwise import Sigmoid, Tanh
+from dptrain.core.ops.loss import CrossEntropy, NllLoss
+from dptrain.core.ops.matmul import Linear
+from dptrain.core.tensor import Tensor, wrap
+
+__all__ = [
+    "avg_pool2d",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "relu",
+    "relu_",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
+
+conv2d = FUNCTIONS["conv2d"]
+avg_pool2d = FUNCTIONS["avg_pool2d"]
+_max_pool2d = FUNCTIONS["max_pool2d"]
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias: (..., in) with (out, in) and (out,) -> (..., out).
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit.
+    """
+    return Linear.apply(input, weight) if bias is None else Linear.apply(input, weight, bias)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched.
+
+    Raises:
+        ValueError: `return_indices`, which is not supported.
+        RuntimeError: sizes that do not fit.
+    """
+    if return_indices:
+        raise ValueError("max_pool2d: return_indices=True is not supported; use False")
+    return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(input, 0), element by element; in place if asked."""
+    return input.relu_() if inplace else Relu.apply(input)
+
+
+def relu_(input: Tensor) -> Tensor:
+    """`relu` in place."""
+    return input.relu_()
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(-input)), element by element."""
+    return Sigmoid.apply(input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Hyperbolic tangent, element by element."""
+    return Tanh.apply(input)
+
+
+def softmax(input: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
+    """exp(input) / sum(exp(input)) along `dim`, which must be given.
+
+    Raises:
+        TypeError: no `dim`.
+    """
+    return Softmax.apply(input, dim, dtype)
+
+
+def log_softmax(input: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
+    """log(softmax(input)) along `dim`, which must be given.
+
+    Raises:
+        TypeError: no `dim`.
+    """
+    return LogSoftmax.apply(input, dim, dtype)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zero each element with probability `p` and scale the rest by 1 / (1 - p).
+
+    The masks come from the dropout stream of the default generator (one per rank), apart from all
+    other draws.
+
+    Args:
+        input: values of any shape.
+        p: probability of an element to be zeroed.
+        training: if False, the input is returned as it is.
+        inplace: change `input` itself.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    if inplace:
+        input._check_inplace("dropout_")
+        input._assign_result(Dropout.apply(input, p), "dropout_")
+        return input
+    return Dropout.apply(input, p)
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Class indices as rows of 0 and 1: (...) int64 -> (..., num_classes) int64.
+
+    Args:
+        tensor: class indices >= 0.
+        num_classes: by default one more than the largest index.
+
+    Raises:
+        RuntimeError: not int64, or an index outside [0, num_classes).
+    """
+    indices = tensor._array
+    if indices.dtype != np.int64:
+        raise RuntimeError(
+            f"one_hot is only applicable to index tensor of type LongTensor (int64), got {tensor.dtype}"
+        )
+    if not indices.size and num_classes <= 0:
+        raise RuntimeError("Can not infer total number of classes from empty tensor.")
+    if indices.size and indices.min() < 0:
+        raise RuntimeError("Class values must be non-negative.")
+    if num_classes == -1:
+        num_classes = int(indices.max()) + 1
+    elif num_classes < 1:
+        raise RuntimeError(f"num_classes should be positive, got {num_classes}")
+    elif indices.size and indices.max() >= num_classes:
+        raise RuntimeError(
+            f"Class values must be smaller than num_classes: got class {int(indices.max())} and "
+            f"num_classes={num_classes}"
+        )
+    return wrap((indices[..., None] == np.arange(num_classes)).astype(np.int64))
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
+    """Apply `reduction`; `divisor` replaces the number of elements in the mean."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return loss.mean() if divisor is None else loss.sum() / divisor
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+
+
+def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
+    for name, value in (("input", input), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
+    if not input.is_floating_point():
+        raise RuntimeError(
+            f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+        )
+
+
+def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
+    """(C,) with (), or (N, C, d1, ...) with (N, d1, ...) int64."""
+    if input.ndim == 0:
+        raise RuntimeError(f"{op}: input should be 1D or more, got shape []")
+    if target.dtype.name != "int64":
+        raise RuntimeError(
+            f"{op}: expected scalar type Long (int64) for class indices but found {target.dtype}; "
+            "convert the target with .long()"
+        )
+    if input.ndim == 1:
+        if target.ndim:
+            raise RuntimeError(
+                f"{op}: for input of shape {list(input.shape)} expected target of shape [], "
+                f"got {list(target.shape)}"
+            )
+        return
+    if target.ndim == 0 or input.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
+            f"({target.shape[0] if target.ndim else 'none: target is a scalar'})."
+        )
+    expected = (input.shape[0], *input.shape[2:])
+    if target.shape != expected:
+        raise RuntimeError(
+            f"{op}: Expected target size {list(expected)}, got {list(target.shape)} "
+            f"(input of shape {list(input.shape)})"
+        )
+
+
+def _class_weights(op: str, weight: Tensor | None, input: Tensor) -> Any:
+    """The raw class weights, checked to be one per class."""
+    if weight is None:
+        return None
+    num_classes = input.shape[0] if input.ndim == 1 else input.shape[1]
+    if weight.shape != (num_classes,):
+        raise RuntimeError(
+            f"{op}: weight tensor should be defined either for all {num_classes} classes or no classes "
+            f"but got weight tensor of shape: {list(weight.shape)}"
+        )
+    if weight.dtype != input.dtype:
+        raise RuntimeError(
+            f"{op}: expected scalar type {input.dtype} for weight but found {weight.dtype}"
+        )
+    return weight._array
+
+
+def _counted(target: np.ndarray, weight: Any, ignore_index: int, kind: np.dtype[Any]) -> Any:
+    """The weight of all positions that count: the divisor of the mean."""
+    counts = target != ignore_index
+    if weight is None:
+        return kind.type(counts.sum())
+    return (weight[np.where(counts, target, 0)] * counts).sum(dtype=kind)
+
+
+def _nll(logp: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction: str) -> Tensor:
+    if logp.ndim == 1:
+        single = _nll(logp.unsqueeze(0), target.unsqueeze(0), weight, ignore_index, reduction)
+        return single.squeeze(0) if reduction == "none" else single
+    loss = NllLoss.apply(logp, target, weight, ignore_index)
+    if reduction != "mean":
+        return _reduce(loss, reduction)
+    divisor = _counted(target._array, weight, ignore_index, logp._array.dtype)
+    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Negative log likelihood: (N, C, d1, ...) log-probabilities with (N, d1, ...) int64 classes.
+
+    Args:
+        input: log-probabilities; (C,) is one sample.
+        target: class indices.
+        weight: (C,) factor of each class.
+        ignore_index: positions with this target do not count.
+        reduction: "none", "sum", or "mean" (over the weights of the positions that count).
+
+    Raises:
+        ValueError: batch sizes differ, or an unknown reduction.
+        RuntimeError: shapes or dtypes do not fit.
+        IndexError: a target outside [0, C).
+    """
+    _check_reduction(reduction)
+    _check_operands("nll_loss", input, target)
+    _check_class_indices("nll_loss", input, target)
+    raw_weight = _class_weights("nll_loss", weight, input)
+    return _nll(input, target, raw_weight, ignore_index, reduction)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy between logits and targets: (N, C, d1, ...) with (N, d1, ...) -> scalar.
+
+    Args:
+        input: unnormalised logits; (C,) is one sample.
+        target: int64 class indices (N, d1, ...), or class probabilities of the shape of `input`.
+        weight: (C,) factor of each class.
+        ignore_index: positions with this class index do not count.
+        reduction: "none", "sum" or "mean".
+        label_smoothing: part of the target, in [0, 1], that is spread evenly over all classes.
+
+    Raises:
+        ValueError: batch sizes differ, an unknown reduction, or a smoothing outside [0, 1].
+        RuntimeError: shapes or dtypes do not fit.
+        IndexError: a target outside [0, C).
+    """
+    _check_reduction(reduction)
+    _check_operands("cross_entropy", input, target)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if target.is_floating_point():
+        return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    _check_class_indices("cross_entropy", input, target)
+    raw_weight = _class_weights("cross_entropy", weight, input)
+    dim = 0 if input.ndim == 1 else 1
+    plain = raw_weight is None and not label_smoothing and input.ndim == 2
+    if plain and reduction != "none" and not (target._array == ignore_index).any():
+        return CrossEntropy.apply(input, target, reduction == "mean")  # one fused pass
+    logp = LogSoftmax.apply(input, dim)
+    nll = _nll(logp, target, raw_weight, ignore_index, reduction)
+    if not label_smoothing:
+        return nll
+    smooth = _smooth_part(logp, target._array, raw_weight, ignore_index, reduction, dim)
+    return nll * (1 - label_smoothing) + smooth * (label_smoothing / input.shape[dim])
+
+
+def _along_classes(weight: np.ndarray, ndim: int, dim: int) -> Tensor:
+    """(C,) -> (C, 1, ...), which multiplies dimension `dim` of `ndim`."""
+    return wrap(weight.reshape(-1, *[1] * (ndim - dim - 1)))
+
+
+def _smooth_part(
+    logp: Tensor, target: np.ndarray, weight: Any, ignore_index: int, reduction: str, dim: int
+) -> Tensor:
+    """-sum over the classes of weight * logp, for the positions that count."""
+    weighted = logp if weight is None else logp * _along_classes(weight, logp.ndim, dim)
+    counts = wrap((target != ignore_index).astype(logp._array.dtype))
+    loss = -weighted.sum(dim) * counts
+    if reduction != "mean":
+        return _reduce(loss, reduction)
+    divisor = _counted(target, weight, ignore_index, logp._array.dtype)
+    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+
+
+def _soft_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """Cross entropy with class probabilities of the shape of the logits."""
+    if ignore_index >= 0:
+        raise RuntimeError("cross_entropy: ignore_index is not supported for floating point target")
+    if input.ndim > 1 and target.ndim and input.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})."
+        )
+    if input.shape != target.shape:
+        raise RuntimeError(
+            f"cross_entropy: Expected floating point type for target with class probabilities to have the "
+            f"input's shape {list(input.shape)}, got {list(target.shape)}; class indices must be int64"
+        )
+    dim = 0 if input.ndim == 1 else 1
+    num_classes = input.shape[dim]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / num_classes
+    product = LogSoftmax.apply(input, dim) * target
+    raw_weight = _class_weights("cross_entropy", weight, input)
+    if raw_weight is not None:
+        product = product * _along_classes(raw_weight, input.ndim, dim)
+    # The mean counts every position, whatever its weight, as in PyTorch.
+    return _reduce(-product.sum(dim), reduction)
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared difference, element by element; `reduction` is "none", "mean" or "sum".
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    _check_reduction(reduction)
+    if input.shape != target.shape:
+        warnings.warn(
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}). "
+            "This will likely lead to incorrect results due to broadcasting. Please ensure they have the "
+            "same size.",
+            stacklevel=2,
+        )
+    return _reduce((input - target).square(), reduction)

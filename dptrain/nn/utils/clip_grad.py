@@ -1,0 +1,83 @@
+"""Gradient clipping, in place. Must not know: optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.tensor import Tensor, wrap
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    return [p._grad for p in params if p._grad is not None]
+
+
+def _norm(values: np.ndarray, order: float) -> Any:
+    """The p-norm of all values; 16-bit types are summed in float32."""
+    if not values.size:
+        return values.dtype.type(0)
+    wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
+    return np.linalg.norm(wide.ravel(order="K"), ord=order)
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale all gradients so that their norm, taken together as one vector, is at most `max_norm`.
+
+    Args:
+        parameters: one tensor or many; those without a gradient do not count.
+        max_norm: the largest norm allowed.
+        norm_type: order of the norm; `inf` is the largest absolute value.
+        error_if_nonfinite: raise rather than scale by a norm that is infinite or no number.
+        foreach: accepted for PyTorch's sake; there is one implementation.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
+    """
+    grads = _gradients(parameters)
+    if not grads:
+        return wrap(np.zeros((), np.float32))
+    order = float(norm_type)
+    with np.errstate(all="ignore"):  # inf and nan are results here
+        norms = np.stack([np.asarray(_norm(g._array, order)) for g in grads])
+        total = np.asarray(_norm(norms, order), dtype=norms.dtype)
+        if error_if_nonfinite and not np.isfinite(total):
+            raise RuntimeError(
+                f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "
+                "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+                "`error_if_nonfinite=False`"
+            )
+        factor = float(max_norm) / (float(total) + 1e-6)
+        if not factor >= 1:  # also when it is no number
+            for grad in grads:
+                grad._array *= grad._array.dtype.type(factor)
+                grad._bump_version()
+    return wrap(total)
+
+
+def clip_grad_value_(
+    parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
+) -> None:
+    """Limit every element of the gradients to [-clip_value, clip_value].
+
+    Args:
+        parameters: one tensor or many; those without a gradient do not count.
+        clip_value: the largest absolute value allowed.
+        foreach: accepted for PyTorch's sake; there is one implementation.
+    """
+    bound = float(clip_value)
+    for grad in _gradients(parameters):
+        kind = grad._array.dtype.type
+        np.clip(grad._array, kind(-bound), kind(bound), out=grad._array)
+        grad._bump_version()

@@ -1,0 +1,324 @@
+"""The base class of optimizers: parameter groups, state, and one pass over flat storage per step.
+
+Owns: what all optimizers share. Must not know: layers, ranks.
+
+Parameters are moved into flat storages when the optimizer is made (those that already lie in one,
+because DistributedDataParallel came first, stay there), so that neighbouring parameters of a group are
+updated by one kernel call. What happens to them later (`p.data = `, `p.grad = `, another dtype, a new
+layout) is noticed at the next step, and the storages and the state follow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.creation import tensor
+from dptrain.core.flat import adopt
+from dptrain.core.grad_mode import enable_grad, no_grad
+from dptrain.core.tensor import Tensor
+from dptrain.optim.runs import STEP, Plan, Run, StateBuffers
+
+
+class Optimizer:
+    """Base class of all optimizers.
+
+    A subclass passes its defaults to `super().__init__`, and defines `_check_group` (the values of
+    hyper-parameters), `_state_names` (its state, one flat buffer each) and `_update` (one kernel
+    call over one run). Add `STEP` to the names for a counter of updates (`run.step`).
+
+    Args:
+        params: tensors, pairs of name and tensor, or dicts with "params" and options of their own.
+        defaults: the options of groups that do not have their own.
+
+    Attributes:
+        param_groups: dicts with "params" and options; options may be changed between steps.
+        state: per parameter, its state by name (views of flat buffers).
+        defaults: as given.
+
+    Raises:
+        TypeError: `params` is no ordered collection of tensors.
+        ValueError: no parameters, a non-leaf, a parameter twice, or an invalid option.
+    """
+
+    #: Whether `step` was called; learning rate schedulers warn of the wrong order.
+    _opt_called: bool = False
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(
+                "params argument given to the optimizer should be an iterable of Tensors or dicts, "
+                f"but got {type(params).__name__}"
+            )
+        self.defaults = defaults
+        self.state: dict[Any, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self._forget_plan()
+        groups = list(params)
+        if not groups:
+            raise ValueError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            # Set apart from a list: `add_param_group` refuses sets, whose order is none.
+            groups = [{"params": params if isinstance(params, set) else groups}]
+        for group in groups:
+            self._add_group(group)
+        self._adopt()
+
+    def _forget_plan(self) -> None:
+        self._plan: Plan | None = None
+        self._buffers: dict[int, StateBuffers] = {}
+
+    # ---- what subclasses define ------------------------------------------------------------------
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError where an option of the group has no meaning."""
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the state that parameters of the group have."""
+        return ()
+
+    def _update(self, run: Run) -> None:
+        """Update the parameters and the state of one run."""
+        raise NotImplementedError
+
+    # ---- groups ----------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own, for example layers that are unfrozen.
+
+        Args:
+            param_group: "params" and options; those that are missing are the defaults.
+
+        Raises:
+            TypeError: no dict, or "params" is no ordered collection of tensors.
+            ValueError: a non-leaf, a parameter twice, or an invalid option.
+        """
+        self._add_group(param_group)
+        self._adopt()
+
+    def _add_group(self, param_group: dict[str, Any]) -> None:
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        given = param_group["params"]
+        if isinstance(given, set):
+            raise TypeError(
+                "optimizer parameters need to be organized in ordered collections, but the ordering of "
+                "tensors in sets will change between runs. Please use a list instead."
+            )
+        members = [given] if isinstance(given, Tensor) else list(given)
+        named = [m for m in members if isinstance(m, tuple)]
+        if named and len(named) != len(members):
+            raise ValueError(
+                "all optimizer params should be with/without names. Some param names are missing"
+            )
+        if named:
+            param_group["param_names"] = [name for name, _ in named]
+        params = param_group["params"] = [p for _, p in named] if named else members
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"optimizer can only optimize Tensors, but one of the params is {type(p).__name__}"
+                )
+            if not p.is_leaf:
+                raise ValueError("can't optimize a non-leaf Tensor")
+        for name, default in self.defaults.items():
+            param_group.setdefault(name, default)
+        self._check_group(param_group)
+        if len({id(p) for p in params}) != len(params):
+            raise ValueError(
+                "optimizer contains a parameter group with duplicate parameters; give each parameter once"
+            )
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        if any(id(p) in held for p in params):
+            raise ValueError("some parameters appear in more than one parameter group")
+        if any(("param_names" in group) != bool(named) for group in self.param_groups):
+            raise ValueError("all optimizer param groups should be with/without names.")
+        self.param_groups.append(param_group)
+
+    def _adopt(self) -> None:
+        """Bring all parameters that are or will be updated into flat storages, gradients included."""
+        storages = adopt(
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if p._requires_grad or p._grad is not None
+        )
+        for storage in storages:
+            storage.add_owner(self)
+
+    # ---- stepping --------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or set them to 0 in place.
+
+        A parameter whose gradient is None is skipped by `step`: no decay, no momentum, no count.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none or p._grad is None:
+                    p._grad = None
+                else:
+                    with no_grad():
+                        p._grad = p._grad.detach().zero_()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: computes the loss again, with gradients, and returns it.
+
+        Returns:
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        plan = self._current_plan()
+        with np.errstate(all="ignore"):  # inf and nan are values here, as in PyTorch
+            for run in plan.runs:
+                run.advance()
+                self._update(run)
+                for p in run.params:
+                    p._bump_version()
+        if plan.has_first:
+            self._plan = None
+        self._opt_called = True
+        return loss
+
+    def _current_plan(self) -> Plan:
+        groups = self.param_groups
+        names = [self._state_names(group) for group in groups]
+        plan = self._plan
+        if plan is not None and plan.holds(groups, names, self.state):
+            return plan
+        self._adopt()
+        # A foreign gradient that was copied into its slot leaves the plan as it was.
+        if plan is not None and plan.holds(groups, names, self.state):
+            return plan
+        places = [p._place for group in groups for p in group["params"] if p._place is not None]
+        used = {id(place.storage) for place in places}
+        self._buffers = {key: held for key, held in self._buffers.items() if key in used}
+        self._plan = Plan(groups, names, self.state, self._buffers)
+        return self._plan
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options in PyTorch's layout.
+
+        Returns:
+            {"state": {index: {name: value}}, "param_groups": [{option: value, "params": [index]}]};
+            the tensors share memory with the optimizer.
+        """
+        index = {
+            id(p): i
+            for i, p in enumerate(p for group in self.param_groups for p in group["params"])
+        }
+        groups = [
+            {**{k: v for k, v in group.items() if k != "params"}}
+            | {"params": [index[id(p)] for p in group["params"]]}
+            for group in self.param_groups
+        ]
+        state = {
+            (index[id(p)] if isinstance(p, Tensor) else p): dict(entry)
+            for p, entry in self.state.items()
+            if entry or not isinstance(p, Tensor)
+        }
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state of `state_dict` (or of PyTorch's optimizer of that name), copied.
+
+        Args:
+            state_dict: its tensors may be arrays; they take the type of their parameter.
+
+        Raises:
+            ValueError: other groups than this optimizer's, or state of another shape than its
+                parameter; nothing is changed then.
+        """
+        saved = [dict(group) for group in state_dict["param_groups"]]
+        if len(saved) != len(self.param_groups):
+            raise ValueError(
+                "loaded state dict has a different number of parameter groups: "
+                f"it has {len(saved)}, the optimizer {len(self.param_groups)}"
+            )
+        params: dict[Any, Tensor] = {}
+        for i, (group, own) in enumerate(zip(saved, self.param_groups, strict=True)):
+            if len(group["params"]) != len(own["params"]):
+                raise ValueError(
+                    "loaded state dict contains a parameter group that doesn't match the size of optimizer's "
+                    f"group: group {i} has {len(group['params'])} parameters, the optimizer's {len(own['params'])}"
+                )
+            params.update(zip(group["params"], own["params"], strict=True))
+        state: dict[Any, dict[str, Any]] = defaultdict(dict)
+        for key, entry in state_dict["state"].items():
+            if key in params:
+                state[params[key]] = {
+                    name: _copied(value, params[key], f"state[{key}][{name!r}]", name)
+                    for name, value in entry.items()
+                }
+            else:
+                state[key] = deepcopy(entry)
+        groups = []
+        for group, own in zip(saved, self.param_groups, strict=True):
+            options = deepcopy({k: v for k, v in group.items() if k != "params"})
+            if "param_names" in own:
+                options.setdefault("param_names", own["param_names"])
+            groups.append({**self.defaults, **options, "params": own["params"]})
+        for group in groups:
+            self._check_group(group)
+        self.__setstate__({"state": state, "param_groups": groups})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_plan()
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+            lines.append("")
+        return "\n".join(lines[:-1]) + "\n)"
+
+
+def _copied(value: Any, p: Tensor, where: str, name: str) -> Any:
+    """A copy of one piece of state; floating point values take the type of their parameter."""
+    if not (isinstance(value, Tensor) or hasattr(value, "__array__")):
+        return deepcopy(value)
+    array = np.asarray(value._array if isinstance(value, Tensor) else value)
+    if name == STEP:
+        return tensor(array.astype(np.float32))
+    if array.shape != p._array.shape:
+        raise ValueError(
+            f"loaded state dict: {where} has shape {list(array.shape)}, but its parameter has shape "
+            f"{list(p.shape)}; was it saved from another model?"
+        )
+    return tensor(array.astype(p._array.dtype))
+
+
+def check_unsupported(**options: Any) -> None:
+    """Refuse options of PyTorch that change what a step is.
+
+    Raises:
+        ValueError: one of them is set.
+    """
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name}={value} is not supported: the update runs as one kernel over flat arrays; "
+                f"leave {name} at False"
+            )
+
+
+def number(value: Any) -> Any:
+    """An option as a Python number; PyTorch allows one-element tensors."""
+    return value.item() if isinstance(value, Tensor) else value

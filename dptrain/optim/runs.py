@@ -1,0 +1,261 @@
+"""Runs: the stretches of flat storage that one kernel call updates, and the state beside them.
+
+Owns: the layout of optimizer state over flat storages, and the plan of runs of one step. Must not
+know: any particular optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.flat import FlatStorage, Place, aligned_empty
+from dptrain.core.tensor import Tensor, wrap
+
+#: Name of the per-parameter step counter in the state of optimizers that count.
+STEP = "step"
+
+
+class StateBuffers:
+    """Optimizer state over one storage: a flat buffer per name, laid out like the parameters.
+
+    Attributes:
+        storage: where the parameters lie.
+        steps: how many updates each parameter had, by its position in the storage.
+    """
+
+    def __init__(self, storage: FlatStorage) -> None:
+        self.storage = storage
+        # float32 like PyTorch's counters, so that state dicts look the same on both sides.
+        self.steps = np.zeros(len(storage.params), dtype=np.float32)
+        self._buffers: dict[str, np.ndarray] = {}
+        self._views: dict[tuple[str, int], Tensor] = {}
+
+    def buffer(self, name: str) -> np.ndarray:
+        """The flat buffer of that name; zeros when it is new."""
+        found = self._buffers.get(name)
+        if found is None:
+            kind = self.storage.data.dtype
+            found = aligned_empty(self.storage.size * kind.itemsize).view(kind)
+            found.fill(0)
+            self._buffers[name] = found
+        return found
+
+    def view(self, name: str, p: Tensor, place: Place) -> Tensor:
+        """The tensor that shows a parameter's part of a buffer (or its step counter)."""
+        found = self._views.get((name, place.position))
+        if found is None:
+            if name == STEP:
+                array = self.steps[place.position : place.position + 1].reshape(())
+            else:
+                array = self.buffer(name)[place.start : place.stop].reshape(p._array.shape)
+            found = self._views[name, place.position] = wrap(array)
+        return found
+
+
+@dataclass(slots=True)
+class Run:
+    """Neighbouring parameters that are updated together.
+
+    Attributes:
+        group: their parameter group, with the hyper-parameters.
+        params: the parameters.
+        param: their values, one-dimensional, gaps between the parameters included.
+        grad: their gradients, likewise.
+        state: their state buffers by name, likewise.
+        first: whether this is their first update: their state holds zeros.
+        step: number of this update, from 1, for optimizers that count.
+        counters: their step counters.
+        gaps: slices of the arrays that belong to no parameter.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    param: np.ndarray
+    grad: np.ndarray
+    state: dict[str, np.ndarray]
+    first: bool
+    step: int
+    counters: np.ndarray
+    gaps: list[slice]
+
+    def advance(self) -> None:
+        """Count the update that is about to happen."""
+        self.counters += 1
+        self.step += 1
+
+    def clear_gaps(self) -> None:
+        """Put the zeros back where an update may have left other values between the parameters."""
+        for gap in self.gaps:
+            for array in (self.param, *self.state.values()):
+                array[gap] = 0
+
+
+@dataclass(slots=True)
+class _Item:
+    """One parameter on its way into a run."""
+
+    p: Tensor
+    place: Place
+    buffers: StateBuffers
+    group: dict[str, Any]
+    names: tuple[str, ...]
+    first: bool
+
+    def follows(self, other: _Item) -> bool:
+        """Whether one kernel call may go on from `other` to this parameter."""
+        steps = self.buffers.steps
+        return (
+            self.buffers is other.buffers
+            and self.place.position == other.place.position + 1
+            and self.group is other.group
+            and self.first == other.first
+            and (
+                STEP not in self.names or steps[self.place.position] == steps[other.place.position]
+            )
+        )
+
+
+class Plan:
+    """The runs of a step, and what they were made from, so that a change is noticed.
+
+    Args:
+        param_groups: the optimizer's groups; every parameter with a gradient lies in a flat storage,
+            its gradient in its slot.
+        names: for each group the names of its state.
+        state: the optimizer's state by parameter; entries that are missing are made, foreign tensors
+            are copied into the flat buffers and replaced by views of them.
+        buffers: flat state by id of the storage; storages that are new are added.
+    """
+
+    def __init__(
+        self,
+        param_groups: list[dict[str, Any]],
+        names: list[tuple[str, ...]],
+        state: dict[Any, dict[str, Any]],
+        buffers: dict[int, StateBuffers],
+    ) -> None:
+        self._groups, self._names = list(param_groups), names
+        items = list(_items(param_groups, names, buffers))
+        for item in items:
+            state.setdefault(item.p, {})
+        _attach(items, state)
+        held = {id(item.p): (state[item.p], _views(state[item.p], item.names)) for item in items}
+        self._bindings: list[tuple[Tensor, np.ndarray, Tensor | None, Any, Any]] = [
+            (p, p._array, p._grad, *held.get(id(p), (None, ())))
+            for group in param_groups
+            for p in group["params"]
+        ]
+        self.runs = [_run(stretch) for stretch in _stretches(items)]
+        #: Such runs merge with their neighbours after this update.
+        self.has_first = any(run.first for run in self.runs)
+
+    def holds(
+        self,
+        param_groups: list[dict[str, Any]],
+        names: list[tuple[str, ...]],
+        state: dict[Any, dict[str, Any]],
+    ) -> bool:
+        """Whether everything is where it was when the plan was made; identity checks only."""
+        if names != self._names:
+            return False
+        bindings = iter(self._bindings)
+        for group, own in zip(param_groups, self._groups, strict=True):
+            if group is not own:
+                return False
+            for p in group["params"]:
+                bound = next(bindings, None)
+                if (
+                    bound is None
+                    or bound[0] is not p
+                    or p._array is not bound[1]
+                    or p._grad is not bound[2]
+                ):
+                    return False
+                if bound[3] is not None and not _shows(state.get(p), bound[3], bound[4]):
+                    return False
+        return next(bindings, None) is None
+
+
+def _items(
+    param_groups: list[dict[str, Any]],
+    names: list[tuple[str, ...]],
+    buffers: dict[int, StateBuffers],
+) -> Iterator[_Item]:
+    for group, wanted in zip(param_groups, names, strict=True):
+        for p in group["params"]:
+            if p._grad is None:
+                continue
+            place: Place = p._place
+            held = buffers.get(id(place.storage))
+            if held is None:
+                held = buffers[id(place.storage)] = StateBuffers(place.storage)
+            yield _Item(p, place, held, group, wanted, first=False)
+
+
+def _attach(items: list[_Item], state: dict[Any, dict[str, Any]]) -> None:
+    """Make every entry of the state a view of the flat buffers, with the values it had."""
+    moves: list[tuple[dict[str, Any], str, Tensor, Any]] = []
+    for item in items:
+        entry = state[item.p]
+        item.first = any(entry.get(name) is None for name in item.names)
+        for name in item.names:
+            view, held = item.buffers.view(name, item.p, item.place), entry.get(name)
+            if held is not view:
+                # Copied before anything is written: it may look into the buffers itself.
+                values: Any = 0 if held is None else np.array(_values(held))
+                moves.append((entry, name, view, values))
+    for entry, name, view, values in moves:
+        np.copyto(view._array, values, casting="unsafe")
+        entry[name] = view
+
+
+def _views(entry: dict[str, Any], names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, entry[name]) for name in names)
+
+
+def _shows(entry: Any, bound: dict[str, Any], views: tuple[tuple[str, Any], ...]) -> bool:
+    return entry is bound and all(entry.get(name) is view for name, view in views)
+
+
+def _values(held: Any) -> Any:
+    return held._array if isinstance(held, Tensor) else held
+
+
+def _stretches(items: list[_Item]) -> Iterator[list[_Item]]:
+    """The items in the order of the storages, cut where one kernel call cannot go on."""
+    order = {id(item.buffers): i for i, item in reversed(list(enumerate(items)))}
+    stretch: list[_Item] = []
+    for item in sorted(items, key=lambda item: (order[id(item.buffers)], item.place.position)):
+        if stretch and not item.follows(stretch[-1]):
+            yield stretch
+            stretch = []
+        stretch.append(item)
+    if stretch:
+        yield stretch
+
+
+def _run(items: list[_Item]) -> Run:
+    first, last, buffers = items[0], items[-1], items[0].buffers
+    whole = slice(first.place.start, last.place.stop)
+    counters = buffers.steps[first.place.position : last.place.position + 1]
+    gaps = [
+        slice(a.place.stop - whole.start, b.place.start - whole.start)
+        for a, b in pairwise(items)
+        if a.place.stop < b.place.start
+    ]
+    return Run(
+        group=first.group,
+        params=[item.p for item in items],
+        param=buffers.storage.data[whole],
+        grad=buffers.storage.grad[whole],
+        state={n: buffers.buffer(n)[whole] for n in first.names if n != STEP},
+        first=first.first,
+        step=int(counters[0]),
+        counters=counters,
+        gaps=gaps,
+    )

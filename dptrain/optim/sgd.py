@@ -1,0 +1,92 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dptrain.core.kernels import kernels_for
+from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.runs import Run
+
+_BUFFER = "momentum_buffer"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, optionally with (Nesterov) momentum, as PyTorch computes it.
+
+    buf = momentum * buf + (1 - dampening) * g (buf = g at first), p = p - lr * buf; with Nesterov
+    p = p - lr * (g + momentum * buf). Source: Sutskever et al., "On the importance of
+    initialization and momentum in deep learning", 2013, with PyTorch's placement of lr.
+
+    Args:
+        params: see `Optimizer`.
+        lr: learning rate.
+        momentum: factor of the old direction.
+        dampening: what the new gradient loses in the direction.
+        weight_decay: factor of the parameter that is added to the gradient.
+        nesterov: look ahead along the momentum.
+        maximize: climb instead of descend.
+        foreach: accepted for PyTorch's sake; there is one, fused implementation.
+        differentiable: not supported.
+        fused: accepted like `foreach`.
+
+    Raises:
+        ValueError: an option that has no meaning or is not supported.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: Any = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: Any = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        check_unsupported(differentiable=differentiable)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if not number(group["lr"]) >= 0.0:
+            raise ValueError(f"Invalid learning rate: {group['lr']}")
+        if not group["momentum"] >= 0.0:
+            raise ValueError(f"Invalid momentum value: {group['momentum']}")
+        if not number(group["weight_decay"]) >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return (_BUFFER,) if group["momentum"] else ()
+
+    def _update(self, run: Run) -> None:
+        group = run.group
+        kernels_for(run.param.dtype).sgd(
+            run.param,
+            run.grad,
+            run.state.get(_BUFFER),
+            number(group["lr"]),
+            group["momentum"],
+            group["dampening"],
+            number(group["weight_decay"]),
+            group["nesterov"],
+            group["maximize"],
+            run.first,
+        )
