@@ -134,7 +134,12 @@ def main():
     parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return job(args)
+        job(args)
+    else:
+        run(args)
+
+
+def run(args):
     os.chdir(Path(__file__).parent)
     print(HEADER)
     for what, model, batch in CASES:

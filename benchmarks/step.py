@@ -97,7 +97,12 @@ def main():
     parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args)
+        worker(args)
+    else:
+        run(args)
+
+
+def run(args):
     print(HEADER)
     for model, batch, optimizer in CASES:
         if args.model not in (None, model):

@@ -124,13 +124,15 @@ class ThreadTransport(SharedTransport):
         ranks = [rank for _, rank in members]
         # The first member makes the board, and all read it at one place.
         first = color is not None and ranks[0] == self.rank
-        boards = self._share(_Board(len(ranks)) if first else None, watch)
+        own = _Board(len(ranks)) if first else None
+        if own is not None:
+            # Before any member can use it, so that an abort finds every group there is.
+            with self._board.changed:
+                self._board.subgroups.append(own)
+        boards = self._share(own, watch)
         if color is None:
             return None
         board: _Board = boards[ranks[0]]
-        if first:
-            with self._board.changed:
-                self._board.subgroups.append(board)
         return ThreadTransport(board, ranks.index(self.rank), len(ranks))
 
     def allocate(self, nbytes: int, watch: Watch) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,10 @@ def from_dlpack(ext_tensor: Any) -> Tensor:
 def _shape(size: tuple[Any, ...], op: str) -> tuple[int, ...]:
     if len(size) == 1 and isinstance(size[0], Sequence):
         size = tuple(size[0])
-    shape = tuple(int(s) for s in size)
+    try:
+        shape = tuple(index(s) for s in size)
+    except TypeError:
+        raise TypeError(f"{op}: sizes must be ints, got {size}") from None
     if any(s < 0 for s in shape):
         raise RuntimeError(f"{op}: trying to create tensor with negative dimension: {list(shape)}")
     return shape

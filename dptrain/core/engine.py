@@ -117,11 +117,22 @@ class _Pass:
             for index, grad in enumerate(incoming):
                 if (id(node), index) in self.captured:
                     self.captured[id(node), index] = grad
+        if node.direct is not None and not self.create_graph:
+            node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
         grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
         if not self.retain_graph:
             node.release()
         return grads if type(grads) is tuple else (grads,)
+
+    def _free_slot(self, edge: Any) -> Any:
+        """The gradient slot of a leaf, if the node's gradient will be all that goes there."""
+        if edge is None or edge[1] is not None or self.wanted is not None:
+            return None
+        leaf = edge[0]
+        alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
+        free = leaf._slot is not None and leaf._grad is None and not leaf._hooks
+        return leaf._slot._array if alone and free else None
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
         as_tensor = grad if isinstance(grad, Tensor) else wrap(np.asarray(grad))

@@ -63,6 +63,9 @@ class Op:
     differentiable: ClassVar[bool] = True
     #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
     saved_for: ClassVar[dict[str, int]] = {}
+    #: Argument whose gradient `backward` can write into `self.target`, which the engine provides.
+    direct: ClassVar[int | None] = None
+    target: Any = None
     #: The result may share memory with the first argument.
     is_view: ClassVar[bool] = False
     name: ClassVar[str] = ""

@@ -1,5 +1,7 @@
 """The bucket plan: a pure function that covers every parameter once, in order."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_every_parameter_is_in_one_bucket_in_order(sizes, cap):
     assert [i for b in plan for i in range(b.first, b.last)] == list(range(len(sizes)))
     assert plan[0].start == 0
     assert plan[-1].stop == sum(sizes)
-    assert all(a.stop == b.start for a, b in zip(plan, plan[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(plan))
 
 
 @given(SIZES, st.floats(0.01, 30))

@@ -107,10 +107,16 @@ export("bmm", methods=("bmm",), function=_bmm)(Matmul)
 export("dot", methods=("dot",), function=_dot)(Matmul)
 
 
+#: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of
+#: the bias then writes the result in row-major order. Measured on Zen 4 with OpenBLAS 0.3.
+_FEW_ROWS = 128
+
+
 class Linear(Op):
     """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
 
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
+    direct = 1
     name = "linear"
     num_tensors = 2
 
@@ -130,6 +136,13 @@ class Linear(Op):
                 f"linear: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
             )
         self.features = weight.shape  # (out, in)
+        if (
+            bias is not None
+            and input.ndim == 2
+            and len(input) <= _FEW_ROWS
+            and input.dtype.kind == "f"
+        ):
+            return self.xp.add(_product(self.xp, weight, input.T).T, bias, order="C")
         out = _product(self.xp, input, weight.T)
         if bias is not None:
             out += bias
@@ -142,7 +155,14 @@ class Linear(Op):
         rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
         if self.needs[1]:
             columns = Reshape.call(input, (rows.shape[0], in_features))
-            d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
+            if (
+                self.target is not None
+                and rows.dtype == self.target.dtype
+                and rows.dtype.itemsize > 2
+            ):
+                d_weight = self.xp.matmul(rows.T, columns, out=self.target)
+            else:
+                d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
         if len(self.needs) > 2 and self.needs[2]:
             d_bias = rows.sum(axis=0)
         return d_input, d_weight, d_bias
