@@ -56,8 +56,8 @@ from dptrain.core.dtypes import bool_ as bool
 from dptrain.core.dtypes import float_ as float
 from dptrain.core.dtypes import int_ as int
 from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
+from dptrain.core.export import FUNCTIONS as _FUNCTIONS
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from dptrain.core.op import FUNCTIONS as _FUNCTIONS
 from dptrain.core.printing import set_printoptions
 from dptrain.core.random import (
     Generator,
@@ -67,7 +67,8 @@ from dptrain.core.random import (
     seed,
     set_rng_state,
 )
-from dptrain.core.tensor import Size, Tensor
+from dptrain.core.size import Size
+from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"

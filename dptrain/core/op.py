@@ -1,7 +1,7 @@
 """What an operation is: one class whose instance is the graph node.
 
-Owns: `Op` (forward over raw arrays, backward, what is saved), `Op.apply` (unwrap, promote, run,
-record), `export` and the registry of public names. Must not know: any particular operation.
+Owns: `Op` (forward over raw arrays, backward, what is saved) and `Op.apply` (unwrap, promote, run,
+record). Must not know: any particular operation, or under which names it is public.
 
 An operation is written as one block::
 
@@ -24,7 +24,6 @@ promotion are undone by the engine.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from itertools import count
 from types import ModuleType
 from typing import Any, ClassVar
@@ -36,9 +35,6 @@ from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.tensor import Tensor, wrap
 
 _sequence = count().__next__
-
-#: Public name -> operation class; the registry-walking tests read it.
-REGISTRY: dict[str, type[Op]] = {}
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
@@ -368,146 +364,3 @@ def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
                     f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
                 )
     return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")
-
-
-# ---- exports -----------------------------------------------------------------------------------
-
-
-def export(
-    *names: str,
-    methods: tuple[str, ...] = (),
-    inplace: tuple[str, ...] = (),
-    function: Callable[..., Any] | None = None,
-    reflected: tuple[str, ...] = (),
-) -> Callable[[type[Op]], type[Op]]:
-    """Say once under which public names an operation is found.
-
-    Args:
-        names: functions of the package `dptrain`.
-        methods: methods of `Tensor` with the tensor as first argument.
-        inplace: methods of `Tensor` that store the result in the tensor (`add_`).
-        function: the public function where the signature differs from `forward`'s (e.g. a list of
-            tensors); it receives the user's arguments and calls `apply`.
-        reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
-    """
-
-    def register(cls: type[Op]) -> type[Op]:
-        run = function or cls.apply
-        if names and cls not in REGISTRY.values():  # later exports of one class are aliases
-            cls.name = names[0]
-        public = _public(cls, run, names[0] if names else cls.name, function)
-        for name in names:
-            REGISTRY[name] = cls
-            FUNCTIONS[name] = public
-        for method in methods:
-            setattr(Tensor, method, _method(run, method, public))
-            if not names:
-                REGISTRY[f"Tensor.{method}"] = cls
-        for method in reflected:
-            setattr(Tensor, method, _reflected(run, method))
-        for method in inplace:
-            setattr(Tensor, method, _inplace(run, method))
-        return cls
-
-    return register
-
-
-#: Public name -> function; `dptrain/__init__.py` lifts these into the package.
-FUNCTIONS: dict[str, Callable[..., Any]] = {}
-
-
-def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
-    def public(*args: Any, **kwargs: Any) -> Any:
-        return run(*args, **kwargs)
-
-    public.__name__ = public.__qualname__ = name
-    public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
-    signature = inspect.signature(function or cls.forward)
-    parameters = list(signature.parameters.values())
-    public.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=parameters if function is not None else parameters[1:]
-    )
-    return public
-
-
-def _method(run: Any, name: str, public: Callable[..., Any]) -> Callable[..., Any]:
-    if name in _BINARY_DUNDERS:
-
-        def operator(self: Tensor, other: Any) -> Any:
-            return run(self, other) if isinstance(other, _OPERANDS) else NotImplemented
-
-        operator.__name__ = name
-        return operator
-
-    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return run(self, *args, **kwargs)
-
-    method.__name__, method.__doc__ = name, public.__doc__
-    return method
-
-
-_OPERANDS = (Tensor, int, float, bool, np.ndarray, np.number, np.bool_)
-_BINARY_DUNDERS = frozenset(
-    f"__{n}__"
-    for n in [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-        "radd",
-        "rmul",
-        "rand",
-        "ror",
-        "rxor",
-    ]
-)
-
-
-def _reflected(run: Any, name: str) -> Callable[..., Any]:
-    def operator(self: Tensor, other: Any) -> Any:
-        return run(other, self) if isinstance(other, _OPERANDS) else NotImplemented
-
-    operator.__name__ = name
-    return operator
-
-
-def _any_requires_grad(tensor: Tensor, args: tuple[Any, ...]) -> bool:
-    return tensor._requires_grad or any(isinstance(a, Tensor) and a._requires_grad for a in args)
-
-
-def _snapshot(tensor: Tensor) -> Tensor:
-    """A copy with the same history."""
-    copy = wrap(tensor._array.copy())
-    copy._node, copy._index, copy._requires_grad = (
-        tensor._node,
-        tensor._index,
-        tensor._requires_grad,
-    )
-    return copy
-
-
-def _inplace(run: Any, name: str) -> Callable[..., Any]:
-    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self._check_inplace(name)
-        # What backward saves of the old value must survive the change.
-        operand = _snapshot(self) if is_grad_enabled() and _any_requires_grad(self, args) else self
-        self._assign_result(run(operand, *args, **kwargs), name)
-        return self
-
-    method.__name__ = name
-    return method

@@ -16,43 +16,8 @@ import numpy as np
 from dptrain.core import dtypes, printing
 from dptrain.core.device import CPU, as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
-
-
-class Size(tuple[int, ...]):
-    """The shape of a tensor: a tuple that prints as PyTorch's and counts its elements."""
-
-    __slots__ = ()
-
-    def numel(self) -> int:
-        """Number of elements of a tensor of this shape."""
-        return int(np.prod(self, dtype=np.int64)) if self else 1
-
-    def __repr__(self) -> str:
-        return f"dptrain.Size({list(self)})"
-
-
-class RemovableHandle:
-    """Takes a hook off again: `handle.remove()`, or as a context manager."""
-
-    def __init__(self, hooks: dict[int, Any], key: int) -> None:
-        self._hooks, self._key = hooks, key
-
-    def remove(self) -> None:
-        """Remove the hook; a second call does nothing."""
-        self._hooks.pop(self._key, None)
-
-    def __enter__(self) -> RemovableHandle:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
-
-
-def add_hook(hooks: dict[int, Any], hook: Any) -> RemovableHandle:
-    """Store `hook` under the next free key and hand out the handle that removes it."""
-    key = max(hooks, default=-1) + 1
-    hooks[key] = hook
-    return RemovableHandle(hooks, key)
+from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.size import Size
 
 
 class Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dptrain.core.creation import tensor
 from dptrain.core.dtypes import float64, from_numpy_dtype
-from dptrain.core.ops.shape import Stack
+from dptrain.core.ops.join import Stack
 from dptrain.core.tensor import Tensor, wrap
 
 _NO_TENSOR = (

@@ -14,7 +14,8 @@ from dptrain.core.device import device as device_type
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.dtypes import dtype as dtype_type
 from dptrain.core.grad_mode import no_grad
-from dptrain.core.tensor import RemovableHandle, Tensor, add_hook
+from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.tensor import Tensor
 from dptrain.nn import state
 from dptrain.nn.tree import ModuleTree
 

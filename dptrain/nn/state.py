@@ -13,7 +13,8 @@ import numpy as np
 
 from dptrain.core.creation import from_numpy
 from dptrain.core.grad_mode import no_grad
-from dptrain.core.tensor import Size, Tensor
+from dptrain.core.size import Size
+from dptrain.core.tensor import Tensor
 
 if TYPE_CHECKING:
     from dptrain.nn.module import Module

@@ -6,7 +6,7 @@ from op_samples import SAMPLES, Arg
 
 import dptrain
 from dptrain.autograd import gradcheck, gradgradcheck
-from dptrain.core.op import REGISTRY
+from dptrain.core.export import REGISTRY
 from dptrain.core.random import numpy_stream
 
 CASES = [

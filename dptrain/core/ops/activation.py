@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.dtypes import as_dtype
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.ops.elementwise import Exp
 from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.random import DROPOUT, default_generator

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.dtypes import result_dtype
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 
 
 class _Comparison(Op):

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
-from dptrain.core.op import Op, export
+from dptrain.core.op import Op
 
 _Pair = tuple[int, int]
 

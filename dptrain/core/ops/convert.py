@@ -9,7 +9,8 @@ import numpy as np
 from dptrain.core import dtypes
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
 
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.dtypes import get_default_dtype
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 
 

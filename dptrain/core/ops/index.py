@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.ops.shape import Embed, wrap_dim
 from dptrain.core.tensor import Tensor
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
-from dptrain.core.op import Op, export
+from dptrain.core.op import Op
 from dptrain.core.ops.conv import channels_first, channels_last, pair
 
 

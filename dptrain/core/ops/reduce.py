@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.dtypes import as_dtype
-from dptrain.core.op import Op, export
+from dptrain.core.export import export
+from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq
 from dptrain.core.ops.elementwise import Maximum, Minimum
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
