@@ -30,6 +30,7 @@ def job(args):
     else:
         import dptrain as library
         import dptrain.distributed as dist
+        from dptrain.comm.default import default_communicator
         from dptrain.nn.parallel import DistributedDataParallel
 
         dist.init_process_group()
@@ -48,13 +49,19 @@ def job(args):
         criterion(model(x), y).backward()
         optimizer.step()
 
-    large = library.ones(25 * 2**18)  # 25 MiB of float32
+    nbytes = 25 * 2**20
+    if args.worker == "dptrain" and args.what == "bucket":
+        # Where DistributedDataParallel keeps gradients; gloo has no such memory.
+        memory = default_communicator().allocate(nbytes)
+        large = library.from_numpy(memory.view(np.float32))
+    else:
+        large = library.ones(nbytes // 4)
 
     def all_reduce():
         dist.all_reduce(large)
         large.fill_(1)
 
-    turn = {"step": step, "all_reduce": all_reduce}[args.what]
+    turn = {"step": step, "all_reduce": all_reduce, "bucket": all_reduce}[args.what]
     for _ in range(10):
         turn()
 
@@ -115,7 +122,13 @@ def side(name, args, what, model, batch):
     return Side(name, command, threads=1)
 
 
-CASES = [("step", "mlp", 32), ("step", "mlp", 64), ("step", "lenet", 32), ("all_reduce", "mlp", 1)]
+CASES = [
+    ("step", "mlp", 32),
+    ("step", "mlp", 64),
+    ("step", "lenet", 32),
+    ("all_reduce", "mlp", 1),
+    ("bucket", "mlp", 1),
+]
 
 
 def main():
@@ -126,7 +139,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=30, help="steps per measurement")
     parser.add_argument(
-        "--what", default="step", choices=("step", "all_reduce"), help=argparse.SUPPRESS
+        "--what", default="step", choices=("step", "all_reduce", "bucket"), help=argparse.SUPPRESS
     )
     parser.add_argument("--model", default="mlp", choices=("mlp", "lenet"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=32, help=argparse.SUPPRESS)
@@ -144,11 +157,11 @@ def run(args):
     print(HEADER)
     for what, model, batch in CASES:
         sides = [side(name, args, what, model, batch) for name in ("dptrain", "torch")]
-        label = (
-            f"{model}, 2 ranks, {batch} per rank"
-            if what == "step"
-            else "all_reduce of 25 MiB (private array)"
-        )
+        label = {
+            "step": f"{model}, 2 ranks, {batch} per rank",
+            "all_reduce": "all_reduce of 25 MiB, any tensor",
+            "bucket": "all_reduce of 25 MiB, gradient bucket",
+        }[what]
         print(compare(*sides, args.rounds).line(label), flush=True)
         for s in sides:
             s.close()

@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--model", choices=("mlp", "lenet"), default="lenet")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64, help="of all ranks together")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/fashion_mnist"))
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,25 @@ def _forget(p: Tensor) -> None:
         p._grad = wrap(p._grad._array.copy())
 
 
+def _refuse_shared_memory(params: list[Tensor]) -> None:
+    """Two parameters over one memory would silently become two memories.
+
+    Raises:
+        RuntimeError: such parameters, by shape.
+    """
+    spans = sorted(
+        ((a := p._array).__array_interface__["data"][0], a.nbytes, a.shape)
+        for p in params
+        if p._array.size
+    )
+    for (start, nbytes, shape), (following, _, other) in pairwise(spans):
+        if following < start + nbytes:
+            raise RuntimeError(
+                f"parameters of shapes {list(shape)} and {list(other)} share memory; to tie weights, assign "
+                "the same Parameter object to both modules instead of its .data"
+            )
+
+
 def place_of(p: Tensor) -> Place | None:
     """Where the parameter lies, if it lies in a flat storage."""
     place: Place | None = p._place
@@ -177,6 +197,9 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
 
     Args:
         params: parameters in registration order.
+
+    Raises:
+        RuntimeError: two parameters share memory.
     """
     unique = list({id(p): p for p in params}.values())
     storages: dict[int, FlatStorage] = {}
@@ -187,5 +210,7 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
             storages[id(place.storage)] = place.storage
         else:
             loose.setdefault(p._array.dtype, []).append(p)
+    for group in loose.values():
+        _refuse_shared_memory(group)
     made = [FlatStorage(group) for group in loose.values()]
     return [*storages.values(), *made]
