@@ -25,6 +25,8 @@ from dptrain.comm.errors import CollectiveMismatchError, rank_prefix
 from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, dtype_name
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
+# NumPy's decorators stand between the user's line and a call that backward makes.
+_NOT_THE_USERS = (_PACKAGE, str(Path(np.__file__).parent))
 
 
 class Kind(enum.IntEnum):
@@ -227,9 +229,9 @@ def is_joining(record: bytes) -> bool:
 
 
 def call_site() -> tuple[str, int]:
-    """File and line of the innermost frame outside this package."""
+    """File and line of the innermost frame that is neither this package's nor NumPy's."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
 
