@@ -32,8 +32,8 @@ MISTAKES = [
             model(x).sum().backward()
         """,
         r"called different collectives",
-        r"all_reduce\(op=sum, dtype=float32, shape=\(2,\)\).*another_collective\.py:13",
-        r"DDP\(Linear\) bucket 0.*another_collective\.py:14",
+        r"all_reduce\(op=sum, dtype=float32, shape=\(2,\)\).*another_collective\.py:12",
+        r"DDP\(Linear\) bucket 0.*another_collective\.py:13",
     ),
     (
         "other_shape",
