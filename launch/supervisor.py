@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from . import processes, protocol
+from .guard import Guard
 from .hub import Event, Hub
 from .mpirun import LaunchError
 from .output import Output
@@ -98,6 +99,7 @@ class Supervisor:
         Raises:
             LaunchError: mpirun cannot be started.
         """
+        guard = Guard()  # first: before orphans are adopted and signals are handled
         wakeup, wakeup_write = socket.socketpair()
         for sock in (wakeup, wakeup_write):
             sock.setblocking(False)
@@ -110,6 +112,7 @@ class Supervisor:
         previous_wakeup = signal.set_wakeup_fd(wakeup_write.fileno(), warn_on_full_buffer=False)
         try:
             self._popen = self._start(command, env)
+            guard.watch(self._popen.pid)
             try:
                 self._watch()
             finally:
@@ -117,6 +120,7 @@ class Supervisor:
             self._drain()
             return self._conclude()
         finally:
+            guard.dismiss()
             signal.set_wakeup_fd(previous_wakeup)
             for number, handler in previous.items():
                 signal.signal(number, handler)
