@@ -98,7 +98,7 @@ class DistributedDataParallel(Module):
         self._reducer = Reducer(self._storages, self.communicator, bucket_cap_mb, self._name)
         if init_sync:
             self._broadcast_module(root=0)
-        self._pass_end = register_pass_end(_weakly(self))
+        weakref.finalize(self, register_pass_end(_weakly(self)).remove)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run the module; before that, in training, take over the buffers of the first rank."""

@@ -66,7 +66,6 @@ class Reducer:
         self._pass: object | None = None
         self._next = 0
         self._seen: set[int] = set()
-        self._handles = []
         for storage in storages:
             storage.use_grad_memory(communicator.allocate, extra=len(storage.params))
             bounds = [(place.start, place.stop) for place in storage.places]
@@ -79,13 +78,7 @@ class Reducer:
                 for i in state.members:
                     p = storage.params[i]
                     self._bucket_of[id(p)] = state
-                    self._handles.append(p.register_post_accumulate_grad_hook(self._on_ready))
-
-    def close(self) -> None:
-        """Take the hooks off; gradients are this rank's own from here on."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+                    p.register_post_accumulate_grad_hook(self._on_ready)
 
     # ---- during the walk ---------------------------------------------------------------------
 
