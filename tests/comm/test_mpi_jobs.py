@@ -32,7 +32,8 @@ def test_a_script_that_ends_leaves_nothing_behind():
         "room = comm.allocate(1 << 20).view(np.float32)\n"
         "room[:] = 1\n"
         "comm.all_reduce(room)\n"  # Neither waited for nor closed.
-        "print('rank', comm.rank, 'done')\n"
+        # One write: print() makes several, between which the other rank's may come.
+        "sys.stdout.write(f'rank {comm.rank} done\\n')\n"
     )
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     result = run_job(2, script=script, limit_s=30)
