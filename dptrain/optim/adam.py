@@ -103,8 +103,7 @@ class Adam(Optimizer):
             group["decoupled_weight_decay"],
             group["maximize"],
         )
-        if group["eps"] == 0:  # 0 / 0 between the parameters
-            run.clear_gaps()
+        run.clear_gaps_without(group["eps"])
 
 
 class AdamW(Adam):
