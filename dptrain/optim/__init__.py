@@ -1,12 +1,13 @@
 """PyTorch's `torch.optim`: optimizers over flat storage, and learning rate schedulers."""
 
-from dptrain.optim import lr_scheduler
+from dptrain.optim import lr_scheduler, swa_utils
 from dptrain.optim.adadelta import Adadelta
 from dptrain.optim.adafactor import Adafactor
 from dptrain.optim.adagrad import Adagrad
 from dptrain.optim.adam import Adam, AdamW
 from dptrain.optim.adamax import Adamax
 from dptrain.optim.asgd import ASGD
+from dptrain.optim.lbfgs import LBFGS
 from dptrain.optim.muon import Muon
 from dptrain.optim.nadam import NAdam
 from dptrain.optim.optimizer import Optimizer
@@ -17,6 +18,7 @@ from dptrain.optim.sgd import SGD
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",
@@ -31,4 +33,5 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "lr_scheduler",
+    "swa_utils",
 ]

@@ -78,7 +78,7 @@ class Adafactor(Optimizer):
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (STEP,)
 
-    def _state_shape(self, name: str, p: Tensor) -> tuple[int, ...] | None:
+    def _state_shape(self, name: str, p: Tensor) -> tuple[int, ...]:
         shape = p._array.shape
         if name == "row_var":
             return (*shape[:-1], 1)
