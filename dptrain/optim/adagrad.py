@@ -9,7 +9,7 @@ from dptrain.core.creation import full_like, tensor
 from dptrain.core.dtypes import float32
 from dptrain.core.kernels import optim_kernels_for
 from dptrain.optim.checks import check_not_negative, check_rate
-from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
 
@@ -49,7 +49,6 @@ class Adagrad(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_unsupported(differentiable=differentiable)
         defaults = {
             "lr": lr,
             "lr_decay": lr_decay,

@@ -7,7 +7,7 @@ from typing import Any
 
 from dptrain.core.kernels import optim_kernels_for
 from dptrain.optim.checks import check_not_negative, check_rate
-from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
 _RATE, _WEIGHT = "eta", "mu"
@@ -49,7 +49,6 @@ class ASGD(Optimizer):
         differentiable: bool = False,
         capturable: bool = False,
     ) -> None:
-        check_unsupported(capturable=capturable, differentiable=differentiable)
         defaults = {
             "lr": lr,
             "lambd": lambd,

@@ -138,6 +138,7 @@ class Optimizer(Hooks):
                 raise ValueError("can't optimize a non-leaf Tensor")
         for name, default in self.defaults.items():
             param_group.setdefault(name, default)
+        _check_supported(param_group)
         self._check_group(param_group)
         if len({id(p) for p in params}) != len(params):
             raise ValueError(
@@ -324,16 +325,16 @@ class Optimizer(Hooks):
         return "\n".join(lines[:-1]) + "\n)"
 
 
-def check_unsupported(**options: Any) -> None:
+def _check_supported(group: dict[str, Any]) -> None:
     """Refuse options of PyTorch that change what a step is.
 
     Raises:
         ValueError: one of them is set.
     """
-    for name, value in options.items():
-        if value:
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
             raise ValueError(
-                f"{name}={value} is not supported: the update runs as one kernel over flat arrays; "
+                f"{name}={group[name]} is not supported: the update runs as one kernel over flat arrays; "
                 f"leave {name} at False"
             )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dptrain.core.kernels import optim_kernels_for
 from dptrain.optim.checks import check_rate
-from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
 _SIZE = "step_size"
@@ -44,7 +44,6 @@ class Rprop(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        check_unsupported(capturable=capturable, differentiable=differentiable)
         defaults = {
             "lr": lr,
             "etas": etas,
