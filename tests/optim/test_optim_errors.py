@@ -296,6 +296,7 @@ def test_epoch_of_a_step_is_deprecated():
         ls.ReduceLROnPlateau(o).step(1.0, 3)
 
 
+@pytest.mark.oracle
 def test_every_scheduler_and_optimizer_of_pytorch_is_there():
     torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
     ours = {n for n in vars(optim) if not n.startswith("_")}

@@ -7,7 +7,10 @@ from typing import TypeVar
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.nn.utils import norms
+from dptrain.nn.utils.orthogonal import orthogonal
 from dptrain.nn.utils.parametrize import register_parametrization
+
+__all__ = ["orthogonal", "spectral_norm", "weight_norm"]
 
 _M = TypeVar("_M", bound=Module)
 
