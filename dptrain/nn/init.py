@@ -1,6 +1,7 @@
 """Initial values: PyTorch's distributions, drawn from dptrain's generators.
 
-Owns: the `*_` initialisers, fan computation, gains. Must not know: modules.
+Owns: the `*_` initialisers, fan computation, gains; those by position and with bounds come from
+`init_matrices`. Must not know: modules.
 
 Sources: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
 networks", 2010 (xavier); He et al., "Delving deep into rectifiers", 2015 (kaiming).
@@ -10,11 +11,43 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
+from dptrain.nn.init_matrices import dirac_, eye_, orthogonal_, sparse_, trunc_normal_
+
+__all__ = [
+    "calculate_gain",
+    "constant",
+    "constant_",
+    "dirac",
+    "dirac_",
+    "eye",
+    "eye_",
+    "kaiming_normal",
+    "kaiming_normal_",
+    "kaiming_uniform",
+    "kaiming_uniform_",
+    "normal",
+    "normal_",
+    "ones_",
+    "orthogonal",
+    "orthogonal_",
+    "sparse",
+    "sparse_",
+    "trunc_normal_",
+    "uniform",
+    "uniform_",
+    "xavier_normal",
+    "xavier_normal_",
+    "xavier_uniform",
+    "xavier_uniform_",
+    "zeros_",
+]
 
 _LINEAR = frozenset(
     f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)
@@ -155,3 +188,34 @@ def kaiming_normal_(
     """Fill from N(0, gain / sqrt(fan)); the arguments are those of `kaiming_uniform_`."""
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     return tensor if std is None else normal_(tensor, 0.0, std, generator)
+
+
+def _without_underscore(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The old name of an initialiser."""
+    new = function.__name__
+    old = new[:-1]
+
+    @wraps(function)
+    def deprecated(*args: Any, **kwargs: Any) -> Tensor:
+        warnings.warn(
+            f"`nn.init.{old}` is now deprecated in favor of `nn.init.{new}`.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return function(*args, **kwargs)
+
+    deprecated.__name__ = deprecated.__qualname__ = old
+    return deprecated
+
+
+constant = _without_underscore(constant_)
+dirac = _without_underscore(dirac_)
+eye = _without_underscore(eye_)
+kaiming_normal = _without_underscore(kaiming_normal_)
+kaiming_uniform = _without_underscore(kaiming_uniform_)
+normal = _without_underscore(normal_)
+orthogonal = _without_underscore(orthogonal_)
+sparse = _without_underscore(sparse_)
+uniform = _without_underscore(uniform_)
+xavier_normal = _without_underscore(xavier_normal_)
+xavier_uniform = _without_underscore(xavier_uniform_)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dptrain.core.kernels import kernels_for
-from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
 _STATE = (STEP, "exp_avg", "exp_avg_sq")
@@ -54,7 +54,6 @@ class Adam(Optimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        check_unsupported(capturable=capturable, differentiable=differentiable)
         defaults = {
             "lr": lr,
             "betas": (number(betas[0]), number(betas[1])),
@@ -103,8 +102,7 @@ class Adam(Optimizer):
             group["decoupled_weight_decay"],
             group["maximize"],
         )
-        if group["eps"] == 0:  # 0 / 0 between the parameters
-            run.clear_gaps()
+        run.clear_gaps_without(group["eps"])
 
 
 class AdamW(Adam):

@@ -21,15 +21,17 @@ from dptrain.core.creation import tensor
 from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.tensor import Tensor
-from dptrain.optim.runs import STEP, Plan, Run, StateBuffers
+from dptrain.optim.hooks import Hooks
+from dptrain.optim.runs import STEP, Plan, Run, StateBuffers, values_of
 
 
-class Optimizer:
+class Optimizer(Hooks):
     """Base class of all optimizers.
 
     A subclass passes its defaults to `super().__init__`, and defines `_check_group` (the values of
-    hyper-parameters), `_state_names` (its state, one flat buffer each) and `_update` (one kernel
-    call over one run). Add `STEP` to the names for a counter of updates (`run.step`).
+    hyper-parameters), `_state_names` (its state, one flat buffer each), `_initial` (where the state
+    does not start from zeros) and `_update` (one kernel call over one run). Add `STEP` to the names
+    for a counter of updates (`run.step`).
 
     Args:
         params: tensors, pairs of name and tensor, or dicts with "params" and options of their own.
@@ -45,8 +47,8 @@ class Optimizer:
         ValueError: no parameters, a non-leaf, a parameter twice, or an invalid option.
     """
 
-    #: Whether `step` was called; learning rate schedulers warn of the wrong order.
-    _opt_called: bool = False
+    #: Names of state that is one number per parameter, in PyTorch a float32 tensor without dimensions.
+    _scalar_names: frozenset[str] = frozenset([STEP])
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -54,6 +56,7 @@ class Optimizer:
                 "params argument given to the optimizer should be an iterable of Tensors or dicts, "
                 f"but got {type(params).__name__}"
             )
+        super().__init__()
         self.defaults = defaults
         self.state: dict[Any, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
@@ -80,6 +83,14 @@ class Optimizer:
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The names of the state that parameters of the group have."""
         return ()
+
+    def _initial(self, name: str, group: dict[str, Any]) -> float:
+        """What a piece of state of a parameter starts from."""
+        return 0.0
+
+    def _state_shape(self, name: str, p: Tensor) -> tuple[int, ...] | None:
+        """The shape of a tensor in the state of `p`; None where any will do."""
+        return p._array.shape
 
     def _update(self, run: Run) -> None:
         """Update the parameters and the state of one run."""
@@ -127,6 +138,7 @@ class Optimizer:
                 raise ValueError("can't optimize a non-leaf Tensor")
         for name, default in self.defaults.items():
             param_group.setdefault(name, default)
+        _check_supported(param_group)
         self._check_group(param_group)
         if len({id(p) for p in params}) != len(params):
             raise ValueError(
@@ -187,7 +199,6 @@ class Optimizer:
                     p._bump_version()
         if plan.has_first:
             self._plan = None
-        self._opt_called = True
         return loss
 
     def _current_plan(self) -> Plan:
@@ -203,7 +214,9 @@ class Optimizer:
         places = [p._place for group in groups for p in group["params"] if p._place is not None]
         used = {id(place.storage) for place in places}
         self._buffers = {key: held for key, held in self._buffers.items() if key in used}
-        self._plan = Plan(groups, names, self.state, self._buffers)
+        self._plan = Plan(
+            groups, names, self.state, self._buffers, self._scalar_names, self._initial
+        )
         return self._plan
 
     # ---- state -----------------------------------------------------------------------------------
@@ -215,6 +228,7 @@ class Optimizer:
             {"state": {index: {name: value}}, "param_groups": [{option: value, "params": [index]}]};
             the tensors share memory with the optimizer.
         """
+        self._before_state_dict()
         index = {
             id(p): i
             for i, p in enumerate(p for group in self.param_groups for p in group["params"])
@@ -229,7 +243,7 @@ class Optimizer:
             for p, entry in self.state.items()
             if entry or not isinstance(p, Tensor)
         }
-        return {"state": state, "param_groups": groups}
+        return self._after_state_dict({"state": state, "param_groups": groups})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state of `state_dict` (or of PyTorch's optimizer of that name), copied.
@@ -241,6 +255,7 @@ class Optimizer:
             ValueError: other groups than this optimizer's, or state of another shape than its
                 parameter; nothing is changed then.
         """
+        state_dict = self._before_load(state_dict)
         saved = [dict(group) for group in state_dict["param_groups"]]
         if len(saved) != len(self.param_groups):
             raise ValueError(
@@ -259,7 +274,7 @@ class Optimizer:
         for key, entry in state_dict["state"].items():
             if key in params:
                 state[params[key]] = {
-                    name: _copied(value, params[key], f"state[{key}][{name!r}]", name)
+                    name: self._copied(value, params[key], name, f"state[{key}][{name!r}]")
                     for name, value in entry.items()
                 }
             else:
@@ -273,11 +288,31 @@ class Optimizer:
         for group in groups:
             self._check_group(group)
         self.__setstate__({"state": state, "param_groups": groups})
+        self._after_load()
+
+    def _copied(self, value: Any, p: Tensor, name: str, where: str) -> Any:
+        """A copy of one piece of state; floating point values take the type of their parameter."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._copied(v, p, name, where) for v in value)
+        if name in self._scalar_names:
+            return tensor(np.asarray(values_of(value)).astype(np.float32))
+        if not (isinstance(value, Tensor) or hasattr(value, "__array__")):
+            return deepcopy(value)
+        array = np.asarray(values_of(value))
+        shape = self._state_shape(name, p)
+        if shape is not None and array.shape != shape:
+            raise ValueError(
+                f"loaded state dict: {where} has shape {list(array.shape)}, but its parameter has shape "
+                f"{list(p.shape)}; was it saved from another model?"
+            )
+        return tensor(array.astype(p._array.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if not hasattr(self, "_step_pre_hooks"):
+            super().__init__()  # a copy starts without hooks
         self.__dict__.update(state)
         self._forget_plan()
 
@@ -290,31 +325,16 @@ class Optimizer:
         return "\n".join(lines[:-1]) + "\n)"
 
 
-def _copied(value: Any, p: Tensor, where: str, name: str) -> Any:
-    """A copy of one piece of state; floating point values take the type of their parameter."""
-    if not (isinstance(value, Tensor) or hasattr(value, "__array__")):
-        return deepcopy(value)
-    array = np.asarray(value._array if isinstance(value, Tensor) else value)
-    if name == STEP:
-        return tensor(array.astype(np.float32))
-    if array.shape != p._array.shape:
-        raise ValueError(
-            f"loaded state dict: {where} has shape {list(array.shape)}, but its parameter has shape "
-            f"{list(p.shape)}; was it saved from another model?"
-        )
-    return tensor(array.astype(p._array.dtype))
-
-
-def check_unsupported(**options: Any) -> None:
+def _check_supported(group: dict[str, Any]) -> None:
     """Refuse options of PyTorch that change what a step is.
 
     Raises:
         ValueError: one of them is set.
     """
-    for name, value in options.items():
-        if value:
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
             raise ValueError(
-                f"{name}={value} is not supported: the update runs as one kernel over flat arrays; "
+                f"{name}={group[name]} is not supported: the update runs as one kernel over flat arrays; "
                 f"leave {name} at False"
             )
 

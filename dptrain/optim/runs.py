@@ -6,7 +6,7 @@ know: any particular optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,19 +19,26 @@ from dptrain.core.tensor import Tensor, wrap
 #: Name of the per-parameter step counter in the state of optimizers that count.
 STEP = "step"
 
+#: Gives the value that a piece of state of a parameter group starts from.
+Initial = Callable[[str, dict[str, Any]], float]
+
 
 class StateBuffers:
     """Optimizer state over one storage: a flat buffer per name, laid out like the parameters.
 
+    Args:
+        storage: where the parameters lie.
+        scalar_names: state that is one number per parameter (`STEP` among them).
+
     Attributes:
         storage: where the parameters lie.
-        steps: how many updates each parameter had, by its position in the storage.
+        scalars: by name, one number for each parameter, by its position in the storage.
     """
 
-    def __init__(self, storage: FlatStorage) -> None:
+    def __init__(self, storage: FlatStorage, scalar_names: frozenset[str]) -> None:
         self.storage = storage
         # float32 like PyTorch's counters, so that state dicts look the same on both sides.
-        self.steps = np.zeros(len(storage.params), dtype=np.float32)
+        self.scalars = {n: np.zeros(len(storage.params), dtype=np.float32) for n in scalar_names}
         self._buffers: dict[str, np.ndarray] = {}
         self._views: dict[tuple[str, int], Tensor] = {}
 
@@ -46,11 +53,11 @@ class StateBuffers:
         return found
 
     def view(self, name: str, p: Tensor, place: Place) -> Tensor:
-        """The tensor that shows a parameter's part of a buffer (or its step counter)."""
+        """The tensor that shows a parameter's part of a buffer (or its number)."""
         found = self._views.get((name, place.position))
         if found is None:
-            if name == STEP:
-                array = self.steps[place.position : place.position + 1].reshape(())
+            if name in self.scalars:
+                array = self.scalars[name][place.position : place.position + 1].reshape(())
             else:
                 array = self.buffer(name)[place.start : place.stop].reshape(p._array.shape)
             found = self._views[name, place.position] = wrap(array)
@@ -69,7 +76,7 @@ class Run:
         state: their state buffers by name, likewise.
         first: whether this is their first update: their state holds zeros.
         step: number of this update, from 1, for optimizers that count.
-        counters: their step counters.
+        scalars: their state of one number each, by name; equal for all of them.
         gaps: slices of the arrays that belong to no parameter.
     """
 
@@ -80,19 +87,28 @@ class Run:
     state: dict[str, np.ndarray]
     first: bool
     step: int
-    counters: np.ndarray
+    scalars: dict[str, np.ndarray]
     gaps: list[slice]
 
     def advance(self) -> None:
         """Count the update that is about to happen."""
-        self.counters += 1
+        self.scalars[STEP] += 1
         self.step += 1
+
+    def scalar(self, name: str) -> float:
+        """The number that all its parameters have in their state under that name."""
+        return float(self.scalars[name][0])
 
     def clear_gaps(self) -> None:
         """Put the zeros back where an update may have left other values between the parameters."""
         for gap in self.gaps:
             for array in (self.param, *self.state.values()):
                 array[gap] = 0
+
+    def clear_gaps_without(self, eps: float) -> None:
+        """Likewise after 0 / 0, where nothing (in this type) was added to the denominator."""
+        if self.param.dtype.type(eps) == 0:
+            self.clear_gaps()
 
 
 @dataclass(slots=True)
@@ -108,14 +124,15 @@ class _Item:
 
     def follows(self, other: _Item) -> bool:
         """Whether one kernel call may go on from `other` to this parameter."""
-        steps = self.buffers.steps
         return (
             self.buffers is other.buffers
             and self.place.position == other.place.position + 1
             and self.group is other.group
             and self.first == other.first
-            and (
-                STEP not in self.names or steps[self.place.position] == steps[other.place.position]
+            and all(
+                held[self.place.position] == held[other.place.position]
+                for name, held in self.buffers.scalars.items()
+                if name in self.names
             )
         )
 
@@ -130,6 +147,8 @@ class Plan:
         state: the optimizer's state by parameter; entries that are missing are made, foreign tensors
             are copied into the flat buffers and replaced by views of them.
         buffers: flat state by id of the storage; storages that are new are added.
+        scalar_names: state that is one number per parameter.
+        initial: what new state starts from.
     """
 
     def __init__(
@@ -138,12 +157,14 @@ class Plan:
         names: list[tuple[str, ...]],
         state: dict[Any, dict[str, Any]],
         buffers: dict[int, StateBuffers],
+        scalar_names: frozenset[str],
+        initial: Initial,
     ) -> None:
         self._groups, self._names = list(param_groups), names
-        items = list(_items(param_groups, names, buffers))
+        items = list(_items(param_groups, names, buffers, scalar_names))
         for item in items:
             state.setdefault(item.p, {})
-        _attach(items, state)
+        _attach(items, state, initial)
         held = {id(item.p): (state[item.p], _views(state[item.p], item.names)) for item in items}
         self._bindings: list[tuple[Tensor, np.ndarray, Tensor | None, Any, Any]] = [
             (p, p._array, p._grad, *held.get(id(p), (None, ())))
@@ -185,6 +206,7 @@ def _items(
     param_groups: list[dict[str, Any]],
     names: list[tuple[str, ...]],
     buffers: dict[int, StateBuffers],
+    scalar_names: frozenset[str],
 ) -> Iterator[_Item]:
     for group, wanted in zip(param_groups, names, strict=True):
         for p in group["params"]:
@@ -193,11 +215,11 @@ def _items(
             place: Place = p._place
             held = buffers.get(id(place.storage))
             if held is None:
-                held = buffers[id(place.storage)] = StateBuffers(place.storage)
+                held = buffers[id(place.storage)] = StateBuffers(place.storage, scalar_names)
             yield _Item(p, place, held, group, wanted, first=False)
 
 
-def _attach(items: list[_Item], state: dict[Any, dict[str, Any]]) -> None:
+def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initial) -> None:
     """Make every entry of the state a view of the flat buffers, with the values it had."""
     moves: list[tuple[dict[str, Any], str, Tensor, Any]] = []
     for item in items:
@@ -207,7 +229,9 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]]) -> None:
             view, held = item.buffers.view(name, item.p, item.place), entry.get(name)
             if held is not view:
                 # Copied before anything is written: it may look into the buffers itself.
-                values: Any = 0 if held is None else np.array(_values(held))
+                values: Any = (
+                    initial(name, item.group) if held is None else np.array(values_of(held))
+                )
                 moves.append((entry, name, view, values))
     for entry, name, view, values in moves:
         np.copyto(view._array, values, casting="unsafe")
@@ -222,7 +246,8 @@ def _shows(entry: Any, bound: dict[str, Any], views: tuple[tuple[str, Any], ...]
     return entry is bound and all(entry.get(name) is view for name, view in views)
 
 
-def _values(held: Any) -> Any:
+def values_of(held: Any) -> Any:
+    """The array of a tensor; anything else as it is."""
     return held._array if isinstance(held, Tensor) else held
 
 
@@ -242,7 +267,8 @@ def _stretches(items: list[_Item]) -> Iterator[list[_Item]]:
 def _run(items: list[_Item]) -> Run:
     first, last, buffers = items[0], items[-1], items[0].buffers
     whole = slice(first.place.start, last.place.stop)
-    counters = buffers.steps[first.place.position : last.place.position + 1]
+    members = slice(first.place.position, last.place.position + 1)
+    scalars = {name: held[members] for name, held in buffers.scalars.items()}
     gaps = [
         slice(a.place.stop - whole.start, b.place.start - whole.start)
         for a, b in pairwise(items)
@@ -253,9 +279,9 @@ def _run(items: list[_Item]) -> Run:
         params=[item.p for item in items],
         param=buffers.storage.data[whole],
         grad=buffers.storage.grad[whole],
-        state={n: buffers.buffer(n)[whole] for n in first.names if n != STEP},
+        state={n: buffers.buffer(n)[whole] for n in first.names if n not in scalars},
         first=first.first,
-        step=int(counters[0]),
-        counters=counters,
+        step=int(scalars[STEP][0]),
+        scalars=scalars,
         gaps=gaps,
     )

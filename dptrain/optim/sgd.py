@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dptrain.core.kernels import kernels_for
-from dptrain.optim.optimizer import Optimizer, check_unsupported, number
+from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import Run
 
 _BUFFER = "momentum_buffer"
@@ -49,7 +49,6 @@ class SGD(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_unsupported(differentiable=differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -7,6 +7,7 @@ import pytest
 
 import dptrain
 from dptrain import nn
+from dptrain.nn import utils
 from dptrain.nn.utils import clip_grad_norm_, clip_grad_value_
 
 
@@ -77,3 +78,28 @@ def test_a_generator_of_parameters_is_read_once():
     assert math.sqrt(sum((p.grad.numpy() ** 2).sum() for p in net.parameters())) == pytest.approx(
         0.1, rel=1e-4
     )
+
+
+def test_norm_and_clipping_in_two_steps_are_clip_grad_norm_():
+    for order in (1.0, 2.0, math.inf):
+        whole, parts = ([nn.Parameter(dptrain.zeros(3)) for _ in range(2)] for _ in range(2))
+        for params in (whole, parts):
+            for i, p in enumerate(params):
+                p.grad = dptrain.tensor([1.0, -2.0, 3.0]) * (i + 1)
+        expected = clip_grad_norm_(whole, 2.0, order)
+        total = utils.get_total_norm([p.grad for p in parts], order)
+        assert total.item() == expected.item()
+        utils.clip_grads_with_norm_(parts, 2.0, total)
+        assert [p.grad.tolist() for p in parts] == [p.grad.tolist() for p in whole]
+        assert utils.get_total_norm((p.grad for p in parts), order).item() == pytest.approx(2.0)
+    assert utils.get_total_norm([]).item() == 0
+    with pytest.raises(RuntimeError, match="non-finite"):
+        utils.get_total_norm(dptrain.tensor([math.nan]), error_if_nonfinite=True)
+
+
+def test_old_name_of_clipping_is_deprecated():
+    p = nn.Parameter(dptrain.zeros(1))
+    p.grad = dptrain.ones(1)
+    with pytest.warns(FutureWarning, match="deprecated in favor of `nn.utils.clip_grad_norm_`"):
+        utils.clip_grad_norm(p, 0.5)
+    assert p.grad.item() == pytest.approx(0.5, abs=1e-5)

@@ -3,7 +3,8 @@
 Owns: which provider serves a call. The choice is a pure function of the element type and of what is
 installed (and `DPTRAIN_KERNELS`), never of a timing, so that all ranks choose alike.
 
-A provider is a module with the functions of `reference`; `native` (numba) is imported on first use.
+A provider is a module with the functions of `reference` (or `reference_optim`); the compiled ones
+(`native`, `native_optim`, numba) are imported on first use.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from dptrain.core.kernels import reference
+from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
 
 _NATIVE_TYPES = ("float32", "float64")
 
 
 @cache
-def _native() -> ModuleType | None:
+def _native(name: str = "native") -> ModuleType | None:
     wanted = settings().kernels
     if wanted == "numpy" or (wanted == "auto" and find_spec("numba") is None):
         return None
-    return import_module("dptrain.core.kernels.native")
+    return import_module(f"dptrain.core.kernels.{name}")
 
 
 @cache
@@ -34,6 +35,14 @@ def kernels_for(dtype: Any) -> ModuleType:
     if dtype.name in _NATIVE_TYPES:
         return _native() or reference
     return reference
+
+
+@cache
+def optim_kernels_for(dtype: Any) -> ModuleType:
+    """Likewise for the optimizer updates of `reference_optim`."""
+    if dtype.name in _NATIVE_TYPES:
+        return _native("native_optim") or reference_optim
+    return reference_optim
 
 
 def fingerprint() -> str:

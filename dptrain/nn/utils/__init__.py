@@ -1,5 +1,29 @@
-"""PyTorch's `torch.nn.utils`: working on the gradients of many parameters at once."""
+"""PyTorch's `torch.nn.utils`: gradients of many parameters at once, parameters as functions of others."""
 
-from dptrain.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
+from dptrain.nn.utils import parametrizations, parametrize
+from dptrain.nn.utils.clip_grad import (
+    clip_grad_norm,
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+from dptrain.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+from dptrain.nn.utils.spectral_norm import remove_spectral_norm, spectral_norm
+from dptrain.nn.utils.weight_norm import remove_weight_norm, weight_norm
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_"]
+__all__ = [
+    "clip_grad_norm",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+    "parameters_to_vector",
+    "parametrizations",
+    "parametrize",
+    "remove_spectral_norm",
+    "remove_weight_norm",
+    "spectral_norm",
+    "vector_to_parameters",
+    "weight_norm",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,24 +47,68 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
     """
     grads = _gradients(parameters)
-    if not grads:
+    total = get_total_norm(grads, norm_type, error_if_nonfinite)
+    _scale(grads, max_norm, total)
+    return total
+
+
+def get_total_norm(
+    tensors: Tensor | Iterable[Tensor],
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The norm of all values of some tensors, taken together as one vector.
+
+    Args:
+        tensors: one tensor or many.
+        norm_type: order of the norm; `inf` is the largest absolute value.
+        error_if_nonfinite: raise rather than return a norm that is infinite or no number.
+        foreach: accepted for PyTorch's sake; there is one implementation.
+
+    Raises:
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
+    """
+    held = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not held:
         return wrap(np.zeros((), np.float32))
     order = float(norm_type)
     with np.errstate(all="ignore"):  # inf and nan are results here
-        norms = np.stack([np.asarray(_norm(g._array, order)) for g in grads])
+        norms = np.stack([np.asarray(_norm(t._array, order)) for t in held])
         total = np.asarray(_norm(norms, order), dtype=norms.dtype)
-        if error_if_nonfinite and not np.isfinite(total):
-            raise RuntimeError(
-                f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "
-                "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-                "`error_if_nonfinite=False`"
-            )
-        factor = float(max_norm) / (float(total) + 1e-6)
-        if not factor >= 1:  # also when it is no number
+    if error_if_nonfinite and not np.isfinite(total):
+        raise RuntimeError(
+            f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "
+            "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+            "`error_if_nonfinite=False`"
+        )
+    return wrap(total)
+
+
+def clip_grads_with_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    total_norm: Tensor,
+    foreach: bool | None = None,
+) -> None:
+    """Scale all gradients by max_norm / total_norm, where that is less than 1.
+
+    Args:
+        parameters: one tensor or many; those without a gradient do not count.
+        max_norm: the largest norm allowed.
+        total_norm: their norm, as `get_total_norm` gives it.
+        foreach: accepted for PyTorch's sake; there is one implementation.
+    """
+    _scale(_gradients(parameters), max_norm, total_norm)
+
+
+def _scale(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
+    factor = float(max_norm) / (float(total_norm) + 1e-6)
+    if not factor >= 1:  # also when it is no number
+        with np.errstate(all="ignore"):
             for grad in grads:
                 grad._array *= grad._array.dtype.type(factor)
                 grad._bump_version()
-    return wrap(total)
 
 
 def clip_grad_value_(
@@ -81,3 +126,19 @@ def clip_grad_value_(
         kind = grad._array.dtype.type
         np.clip(grad._array, kind(-bound), kind(bound), out=grad._array)
         grad._bump_version()
+
+
+def clip_grad_norm(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The old name of `clip_grad_norm_`."""
+    warnings.warn(
+        "`nn.utils.clip_grad_norm` is now deprecated in favor of `nn.utils.clip_grad_norm_`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
