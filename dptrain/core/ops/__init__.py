@@ -2,6 +2,7 @@
 
 from dptrain.core.ops import (
     activation,
+    clamp,
     compare,
     conv,
     convert,
@@ -12,12 +13,17 @@ from dptrain.core.ops import (
     loss,
     matmul,
     pool,
+    predicate,
     reduce,
+    rounding,
     shape,
+    special,
+    transcendental,
 )
 
 __all__ = [
     "activation",
+    "clamp",
     "compare",
     "conv",
     "convert",
@@ -28,6 +34,10 @@ __all__ = [
     "loss",
     "matmul",
     "pool",
+    "predicate",
     "reduce",
+    "rounding",
     "shape",
+    "special",
+    "transcendental",
 ]

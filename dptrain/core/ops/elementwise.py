@@ -365,22 +365,3 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     return Where.call(first_wins | (input == other), halves, zero), Where.call(
         first_wins, zero, halves
     )
-
-
-@export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"))
-class Clamp(Op):
-    """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
-
-    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
-        if min is None and max is None:
-            raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
-        out = input
-        if min is not None:
-            out = self.xp.maximum(out, self.xp.asarray(min, dtype=input.dtype))
-        if max is not None:
-            out = self.xp.minimum(out, self.xp.asarray(max, dtype=input.dtype))
-        self.inside = out == input
-        return out
-
-    def backward(self, grad: Any) -> Any:
-        return grad * self.inside
