@@ -69,6 +69,7 @@ def test_every_operation_has_samples():
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_values_dtypes_and_gradients_equal_pytorch(name, n, dtype):

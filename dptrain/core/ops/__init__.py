@@ -2,6 +2,8 @@
 
 from dptrain.core.ops import (
     activation,
+    arrange,
+    arrange_many,
     clamp,
     compare,
     conv,
@@ -15,14 +17,21 @@ from dptrain.core.ops import (
     pool,
     predicate,
     reduce,
+    reshape,
     rounding,
+    scan,
+    scatter,
+    scatter_reduce,
     shape,
     special,
+    take,
     transcendental,
 )
 
 __all__ = [
     "activation",
+    "arrange",
+    "arrange_many",
     "clamp",
     "compare",
     "conv",
@@ -36,8 +45,13 @@ __all__ = [
     "pool",
     "predicate",
     "reduce",
+    "reshape",
     "rounding",
+    "scan",
+    "scatter",
+    "scatter_reduce",
     "shape",
     "special",
+    "take",
     "transcendental",
 ]
