@@ -21,7 +21,8 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(3, 3), x(3)),
         call(x(3, 4), x(3), 1),
         call(x(2, 3, 4), x(4, 2), 0, 0, 1),
-    ][:2],
+    ],
+    "fill": [call(x(3, 4), 2.5), call(x(3), x()), call(i(3), 2)],
     "index_add": [
         call(x(3, 4), 0, i(5, high=3), x(5, 4)),
         call(x(3, 4), -1, i(2, high=4), x(3, 2), alpha=2.5),
@@ -64,6 +65,14 @@ SAMPLES: dict[str, list[Call]] = {
     "masked_select": [call(x(3, 4), b(3, 4)), call(x(3, 4), b(4)), call(x(4), b(3, 4))],
     "nonzero": [call(i(3, 4, high=2)), call(i(3, 4, high=2), as_tuple=True), call(x())],
     "put": [call(x(3, 4), i(1, high=12), x(1)), call(x(3, 4), i(5, high=12), x(5), True)],
+    "repeat_interleave": [
+        call(x(3, 2), 2),
+        call(x(3, 2), 2, 1),
+        call(x(3, 2), i(3), 0),
+        call(i(3)),
+        call(x(), 3),
+        call(x(3), i(1, low=2, high=3)),
+    ],
     "scatter": [
         call(x(3, 4), 0, i(1, 4, high=3), x(1, 4)),
         call(x(3, 4), 0, i(1, 2, high=3), c(3, 4)),

@@ -31,9 +31,14 @@ _MOMENTS = [
     call(x(2, 3, 4), (0, 2), correction=0, keepdim=True),
 ]
 
+#: Distributions with one outcome only.
+_CERTAIN = c(3, 2, low=1.0, high=1.0)
+_NEVER = c(3, 2, low=0.0, high=0.0)
+
 SAMPLES: dict[str, list[Call]] = {
     "aminmax": [call(x(3, 4)), call(x(3, 4), dim=1), call(x(3, 4), dim=0, keepdim=True), call(x())],
     "argsort": [call(x(3, 4)), call(x(3, 4), 0, True), call(i(9), stable=True), call(x())],
+    "bernoulli": [call(_CERTAIN), call(_NEVER), call(c(3), 1.0), call(c(3), p=0.0)],
     "bincount": [call(i(8)), call(i(8), c(8)), call(i(3), minlength=9), call(i(0))],
     "bucketize": [
         call(c(3, 4), i(1)),
@@ -53,11 +58,7 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(2, 5), correction=0),
         call(i(2, 5)),
     ],
-    "cross": [
-        call(x(4, 3), x(4, 3), 1),
-        call(x(3, 2), x(3, 2), 0),
-        call(x(2, 1, 3), x(2, 3), dim=-1),
-    ][:2],
+    "cross": [call(x(4, 3), x(4, 3), 1), call(x(3, 2), x(3, 1), 0)],
     "histc": [call(c(9)), call(c(20), 4, -1.0, 1.0), call(c(5), bins=3, min=9.0, max=10.0)],
     "kthvalue": [call(x(3, 4), 2), call(x(3, 4), 1, 0, True), call(x(), 1)],
     "logsumexp": [
@@ -72,10 +73,13 @@ SAMPLES: dict[str, list[Call]] = {
     "median": _MIDDLE,
     "mode": [call(i(3, 9)), call(i(9, 3), 0, True), call(x(4)), call(x())],
     "msort": [call(x(3, 4)), call(i(5))],
+    "multinomial": [call(c(1, low=0.5, high=0.6), 1), call(c(3, 1, low=0.5, high=0.6), 2, True)],
     "nanmean": [call(x(3, 4)), call(x(3, 4), 1), call(x(3, 4), (0, 1), True)],
     "nanmedian": _MIDDLE,
     "nanquantile": _QUANTILES,
     "nansum": [call(x(3, 4)), call(x(3, 4), 1), call(i(3)), call(x(3, 4), (0, 1), True)],
+    "normal": [call(c(3), 0.0), call(2.0, _NEVER), call(c(3, 1), _NEVER), call(1.5, 0.0, (2, 3))],
+    "poisson": [call(_NEVER)],
     "prod": [
         call(x(3, 4)),
         call(x(3, 4), 1),

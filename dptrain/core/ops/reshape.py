@@ -163,13 +163,14 @@ def _in_place_view(name: str, make: Any) -> None:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
         before = Tensor.__new__(Tensor)
-        before._array, before._node = self._array, self._node
-        before._index, before._requires_grad = self._index, self._requires_grad
+        before.__dict__.update(self.__dict__)
         after = make(before, *args, **kwargs)
         self._array = after._array
         self._bump_version()
         if after._node is not None:
             self._node, self._index, self._requires_grad = after._node, after._index, True
+        if self._base is not None and "_steps" in after.__dict__:
+            self.__dict__["_steps"] = after.__dict__["_steps"]  # the way from the base to the view
         return self
 
     method.__name__ = name

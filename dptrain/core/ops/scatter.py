@@ -362,3 +362,18 @@ class MaskedScatter(Op):
             taken = Index.call(grad, (self.mask,))
             d_source = Reshape.call(Embed.call(taken, (size,), (slice(self.count),)), self.shape)
         return Where.call(self.mask, grad * 0, grad), None, d_source
+
+
+@export("fill")
+class Fill(Op):
+    """A copy of the shape and dtype of the input with one value everywhere."""
+
+    def forward(self, input: Any, value: Any) -> Any:
+        if getattr(value, "ndim", 0):
+            raise RuntimeError(
+                f"fill only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions."
+            )
+        return self.xp.full(input.shape, value, input.dtype)
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0, grad.sum() if self.needs[1] else None
