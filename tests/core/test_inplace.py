@@ -144,7 +144,18 @@ CASES = [
 
 
 #: PyTorch has no derivative of these forms.
-NO_DERIVATIVE = ("acosh_", "asinh_", "atanh_", "floor_divide_", "nextafter_", "heaviside_")
+NO_DERIVATIVE = (
+    "acosh_",
+    "asinh_",
+    "atanh_",
+    "floor_divide_",
+    "nextafter_",
+    "heaviside_",
+    "logical_and_",
+    "logical_or_",
+    "logical_xor_",
+    "logical_not_",
+)
 
 
 def run(module, name, start, args):

@@ -190,10 +190,10 @@ class Diagonal(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return DiagonalEmbed.call(grad, self.shape, *self.place)
+        return DiagEmbed.call(grad, self.shape, *self.place)
 
 
-class DiagonalEmbed(Op):
+class DiagEmbed(Op):
     """Zeros of a shape with the input on a diagonal: the derivative of `diagonal`."""
 
     def forward(self, input: Any, shape: Any, offset: int, dim1: int, dim2: int) -> Any:
@@ -218,7 +218,7 @@ def _diag_embed(input: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> 
     shape = list(input._array.shape[:-1])
     for d in sorted((first, second)):
         shape.insert(d, size)
-    return DiagonalEmbed.apply(input, tuple(shape), offset, first, second)
+    return DiagEmbed.apply(input, tuple(shape), offset, first, second)
 
 
 def _diag(input: Any, diagonal: int = 0) -> Any:
@@ -242,9 +242,9 @@ def _trace(input: Any) -> Any:
     return Diagonal.apply(input).sum()
 
 
-export("diag_embed", methods=("diag_embed",), function=_diag_embed)(DiagonalEmbed)
-export("diag", methods=("diag",), function=_diag)(DiagonalEmbed)
-export("diagflat", methods=("diagflat",), function=_diagflat)(DiagonalEmbed)
+export("diag_embed", methods=("diag_embed",), function=_diag_embed)(DiagEmbed)
+export("diag", methods=("diag",), function=_diag)(DiagEmbed)
+export("diagflat", methods=("diagflat",), function=_diagflat)(DiagEmbed)
 export("trace", methods=("trace",), function=_trace)(Diagonal)
 
 
@@ -274,7 +274,7 @@ def _movedim(input: Any, source: Any, destination: Any) -> Any:
 export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim)(Permute)
 
 
-class Windows(Op):
+class Unfold(Op):
     """Overlapping windows along a dimension as a new last one: a view."""
 
     is_view = True
@@ -296,11 +296,11 @@ class Windows(Op):
         return picked if input.ndim else picked[0]
 
     def backward(self, grad: Any) -> Any:
-        return WindowsAdd.call(grad, self.shape, *self.plan)
+        return UnfoldAdd.call(grad, self.shape, *self.plan)
 
 
-class WindowsAdd(Op):
-    """Windows added up at their places: the derivative of `unfold`."""
+class UnfoldAdd(Op):
+    """Unfold added up at their places: the derivative of `unfold`."""
 
     def forward(self, input: Any, shape: Any, dim: int, size: int, step: int) -> Any:
         self.plan = (dim, size, step)
@@ -314,12 +314,12 @@ class WindowsAdd(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return Windows.call(grad, *self.plan)
+        return Unfold.call(grad, *self.plan)
 
 
 def _unfold(self: Tensor, dimension: int, size: int, step: int) -> Any:
     """All windows of `size` along a dimension, `step` apart, in a new last dimension."""
-    return Windows.apply(self, dimension, size, step)
+    return Unfold.apply(self, dimension, size, step)
 
 
-export(methods=("unfold",), function=_unfold)(Windows)
+export(methods=("unfold",), function=_unfold)(Unfold)

@@ -29,6 +29,8 @@ def _check_bounds(op: str, min: Any, max: Any) -> None:
 class Clamp(Op):
     """Limit to numbers. The gradient passes where nothing was cut."""
 
+    backward_name = "ClampBackward1"
+
     def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
         _check_bounds("clamp", min, max)
         kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
@@ -47,6 +49,8 @@ class Clamp(Op):
 
 class ClampTensor(Op):
     """Limit to tensors of bounds; the gradient goes to the bound where it cut."""
+
+    backward_name = "ClampBackward0"
 
     def forward(self, input: Any, min: Any, max: Any) -> Any:
         given = [v for v in (input, min, max) if v is not None]

@@ -34,8 +34,12 @@ def _order(input: Any, dim: int, descending: bool) -> np.ndarray:
     return values.shape[dim] - 1 - np.flip(turned, dim)
 
 
-def _pick(input: Any, indices: np.ndarray, dim: int) -> Any:
-    return TakeAlong.apply(input, indices, dim)
+class Sort(TakeAlong):
+    """The elements in order."""
+
+
+class Topk(TakeAlong):
+    """The first elements in order."""
 
 
 class sort_result(NamedTuple):
@@ -86,7 +90,7 @@ def _sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Fa
     if input.ndim == 0:
         return sort_result(input.clone(), wrap(np.zeros((), np.int64)))
     indices = _order(input, dim, descending)
-    return sort_result(_pick(input, indices, dim), wrap(indices))
+    return sort_result(Sort.apply(input, indices, dim), wrap(indices))
 
 
 def _argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
@@ -102,9 +106,9 @@ def _msort(input: Any) -> Any:
     return _sort(input, 0).values
 
 
-export("sort", methods=("sort",), function=_sort)(TakeAlong)
+export("sort", methods=("sort",), function=_sort)(Sort)
 export("argsort", methods=("argsort",), function=_argsort)(_Counting)
-export("msort", methods=("msort",), function=_msort)(TakeAlong)
+export("msort", methods=("msort",), function=_msort)(Sort)
 
 
 def _topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
@@ -120,7 +124,7 @@ def _topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool 
             raise RuntimeError("topk: k must be 1 for a 0-dimensional tensor, got 0")
         return topk_result(input.clone(), wrap(np.zeros((), np.int64)))
     indices = np.take(_order(input, dim, largest), np.arange(k), axis=dim)
-    return topk_result(_pick(input, indices, dim), wrap(indices))
+    return topk_result(Topk.apply(input, indices, dim), wrap(indices))
 
 
 def _kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
@@ -140,7 +144,7 @@ def _one_place(input: Any, order: np.ndarray, place: Any, dim: int, keepdim: boo
     """The elements at one place (a number, or one for each line) of an order along `dim`."""
     places = np.broadcast_to(np.asarray(place), (*order.shape[:dim], 1, *order.shape[dim + 1 :]))
     indices = np.take_along_axis(order, places, axis=dim)
-    values = _pick(input, indices, dim)
+    values = TakeAlong.apply(input, indices, dim)
     return (
         (values, wrap(indices))
         if keepdim
@@ -148,7 +152,7 @@ def _one_place(input: Any, order: np.ndarray, place: Any, dim: int, keepdim: boo
     )
 
 
-export("topk", methods=("topk",), function=_topk)(TakeAlong)
+export("topk", methods=("topk",), function=_topk)(Topk)
 export("kthvalue", methods=("kthvalue",), function=_kthvalue)(TakeAlong)
 
 

@@ -85,7 +85,7 @@ def _join(parts: list[Any], dim: int) -> Any:
 
 
 @export("logcumsumexp", methods=("logcumsumexp",))
-class LogCumsumExp(Op):
+class Logcumsumexp(Op):
     """log of the running sum of exponentials, without overflow."""
 
     def forward(self, input: Any, dim: int) -> Any:
@@ -109,7 +109,7 @@ class LogCumsumExp(Op):
             zero, part * 0 - np.inf, Log.call(Where.call(zero, part * 0 + 1, part)) - out
         )
         flipped = Flip.call(logs, (self.dim,))
-        total = Flip.call(LogCumsumExp.call(flipped, self.dim), (self.dim,))
+        total = Flip.call(Logcumsumexp.call(flipped, self.dim), (self.dim,))
         return Exp.call(total + input)
 
 

@@ -104,6 +104,8 @@ def _scatter(
 class ScatterPut(Op):
     """A copy of the input with values stored along a dimension."""
 
+    backward_name = "ScatterBackward0"
+
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
         _check_source("scatter", input, src)
         self.places = _places(input, dim, index, "scatter", src)
@@ -280,6 +282,8 @@ def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) 
 @export("index_put", methods=("index_put",), inplace=("index_put_",), function=_index_put)
 class IndexPutAdd(Op):
     """A copy of the input with values stored or added at an advanced index."""
+
+    backward_name = "IndexPutBackward0"
 
     num_tensors = 2
 

@@ -57,7 +57,7 @@ def _products_of_others(line: Any, dim: int) -> Any:
 
 
 @export("logsumexp", methods=("logsumexp",))
-class LogSumExp(_Reduction):
+class Logsumexp(_Reduction):
     """log(sum(exp(input))) over the dimensions `dim`, without overflow."""
 
     def forward(self, input: Any, dim: Any, keepdim: bool = False) -> Any:

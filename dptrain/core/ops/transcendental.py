@@ -60,7 +60,7 @@ class Expm1(Op):
 
 
 @export("log1p", methods=("log1p",), inplace=("log1p_",))
-class Log1p(Op):
+class Log1P(Op):
     """log(1 + input), exact near 0."""
 
     def forward(self, input: Any) -> Any:
@@ -280,7 +280,7 @@ class Hypot(Op):
 
 
 @export("logaddexp", methods=("logaddexp",))
-class LogAddExp(Op):
+class Logaddexp(Op):
     """log(exp(input) + exp(other)) without overflow."""
 
     promotes = 2
@@ -295,7 +295,7 @@ class LogAddExp(Op):
 
 
 @export("logaddexp2", methods=("logaddexp2",))
-class LogAddExp2(Op):
+class Logaddexp2(Op):
     """log2(2^input + 2^other) without overflow."""
 
     promotes = 2
@@ -337,7 +337,7 @@ def _copysign_slope(out: Any, input: Any) -> Any:
 
 
 @export("copysign", methods=("copysign",), inplace=("copysign_",))
-class CopySign(Op):
+class Copysign(Op):
     """The magnitude of input with the sign of other."""
 
     promotes = 2
