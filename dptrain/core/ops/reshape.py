@@ -71,7 +71,8 @@ def _sum_to_size(self: Tensor, *size: Any) -> Any:
         raise RuntimeError(
             f"sum_to_size: size {list(shape)} is not expandable to size {list(self.shape)}"
         )
-    return SumToSize.apply(self, shape)
+    integers = self.dtype.category < 2 and shape != self._array.shape
+    return SumToSize.apply(self.long() if integers else self, shape)
 
 
 export("ravel", methods=("ravel",), function=_ravel)(Reshape)

@@ -242,7 +242,8 @@ class Addcmul(Op):
 
     def forward(self, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
         self.value = value
-        return input + (tensor1 * tensor2 if value == 1 else value * tensor1 * tensor2)
+        product = tensor1 * tensor2
+        return input + (product if value == 1 else input.dtype.type(value) * product)
 
     def backward(self, grad: Any, tensor1: Any, tensor2: Any) -> Any:
         scaled = grad * self.value
@@ -263,7 +264,7 @@ class Addcdiv(Op):
                 "dptrain.trunc(tensor1 / tensor2)) or convert to floating point"
             )
         self.value = value
-        return input + value * (tensor1 / tensor2)
+        return input + input.dtype.type(value) * (tensor1 / tensor2)
 
     def backward(self, grad: Any, tensor1: Any, tensor2: Any) -> Any:
         scaled = grad * self.value / tensor2
@@ -302,7 +303,9 @@ class Fmin(_Fmax):
 
 def _ldexp(input: Any, other: Any) -> Any:
     """input * 2 ** other."""
-    return input * Exp2.apply(other)
+    factor = Exp2.apply(other)
+    integers = other.dtype.category < 2 and input.dtype.category == 2
+    return input * (factor.to(input.dtype) if integers else factor)
 
 
 export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)

@@ -6,6 +6,7 @@ derivatives are each other.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -309,7 +310,7 @@ def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise RuntimeError(
             f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {value.ndim} dimension(s)."
         )
-    if not isinstance(value, Tensor) and input.dtype.category < 2 and isinstance(value, float):
+    if isinstance(value, float) and input.dtype.category < 2 and not math.isfinite(value):
         raise RuntimeError(f"value cannot be converted to type {input.dtype} without overflow")
     return MaskedFill.apply(input, mask, value)
 

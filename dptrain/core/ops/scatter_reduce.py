@@ -115,11 +115,15 @@ class ScatterReduce(Op):
 
 
 def _lowest(input: Any) -> Any:
-    return -np.inf if input.dtype.kind not in "biu" else np.iinfo(input.dtype).min
+    if input.dtype.kind in "iu":
+        return np.iinfo(input.dtype).min
+    return False if input.dtype == np.bool_ else -np.inf
 
 
 def _highest(input: Any) -> Any:
-    return np.inf if input.dtype.kind not in "biu" else np.iinfo(input.dtype).max
+    if input.dtype.kind in "iu":
+        return np.iinfo(input.dtype).max
+    return True if input.dtype == np.bool_ else np.inf
 
 
 def _index_reduce(

@@ -288,6 +288,8 @@ def _renorm(input: Any, p: float, dim: int, maxnorm: float) -> Any:
         raise RuntimeError(
             f"renorm: input needs at least 2 dimensions, got {input.ndim} dimensions"
         )
+    if input.dtype.category < 2:
+        raise RuntimeError(f"renorm: expected a floating point tensor, got {input.dtype}")
     if p <= 0:
         raise RuntimeError(f"renorm: non-positive norm degree: {p}")
     if maxnorm < 0:

@@ -211,7 +211,8 @@ class Sinc(Op):
     """sin(pi x) / (pi x), and 1 at 0."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.asarray(self.xp.sinc(_floating(input)))
+        x = _floating(input)
+        return self.xp.asarray(self.xp.sinc(x)).astype(x.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         angle = input * math.pi
@@ -245,7 +246,8 @@ class Deg2Rad(Op):
     """Degrees to radians."""
 
     def forward(self, input: Any) -> Any:
-        return _floating(input) * (math.pi / 180)
+        x = _floating(input)
+        return x * x.dtype.type(math.pi / 180)
 
     def backward(self, grad: Any) -> Any:
         return grad * (math.pi / 180)
@@ -256,7 +258,8 @@ class Rad2Deg(Op):
     """Radians to degrees."""
 
     def forward(self, input: Any) -> Any:
-        return _floating(input) * (180 / math.pi)
+        x = _floating(input)
+        return x * x.dtype.type(180 / math.pi)
 
     def backward(self, grad: Any) -> Any:
         return grad * (180 / math.pi)
@@ -343,7 +346,8 @@ class Copysign(Op):
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        return self.xp.copysign(_floating(input), other)
+        magnitude = _floating(input)
+        return self.xp.copysign(magnitude, self.xp.asarray(other).astype(magnitude.dtype))
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
         return grad * _copysign_slope(out, input), grad * 0
