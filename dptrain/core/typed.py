@@ -98,7 +98,7 @@ class finfo:
         self.bits = kind.itemsize * 8
         self.min, self.max = float(limits.min), float(limits.max)
         self.eps = float(limits.eps)
-        self.resolution = float(limits.resolution)
+        self.resolution = 10.0**-limits.precision
         self.tiny = self.smallest_normal = float(limits.smallest_normal)
 
     def __repr__(self) -> str:
