@@ -147,12 +147,27 @@ def _snapshot(tensor: Tensor) -> Tensor:
     return copy
 
 
+class Overwritten(Op):
+    """Values that no gradient reaches (a comparison's) in the place of those that had a history."""
+
+    def forward(self, input: Any, values: Any) -> Any:
+        return np.broadcast_to(values, np.broadcast_shapes(values.shape, input.shape)).astype(
+            input.dtype
+        )
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0
+
+
 def _inplace(run: Any, name: str) -> Callable[..., Any]:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
         # What backward saves of the old value must survive the change.
         operand = _snapshot(self) if is_grad_enabled() and _any_requires_grad(self, args) else self
-        self._assign_result(run(operand, *args, **kwargs), name)
+        result = run(operand, *args, **kwargs)
+        if operand is not self and operand._requires_grad and not result._requires_grad:
+            result = Overwritten.apply(operand, result._array)
+        self._assign_result(result, name)
         return self
 
     method.__name__ = name

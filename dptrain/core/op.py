@@ -196,6 +196,9 @@ class Op:
             op.needs = [False] * len(args)
         try:
             out = op.forward(*raw, **kwargs)
+        except TypeError:
+            _check_count(cls, args)
+            raise
         except ValueError as error:
             raise _shape_error(cls, raw, error) from None
         if type(out) is tuple:
@@ -350,6 +353,17 @@ def _refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
     raise TypeError(
         f"{cls.name}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(args[i]).__name__}"
     )
+
+
+def _check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
+    """Complain about missing or surplus arguments in the operation's own name."""
+    names = cls._parameters
+    if len(args) < len(names) and names[len(args)] not in cls._defaults:
+        raise TypeError(f"{cls.name}() missing required argument: {names[len(args)]!r}") from None
+    if names and len(args) > len(names):
+        raise TypeError(
+            f"{cls.name}() takes {len(names)} positional arguments but {len(args)} were given"
+        ) from None
 
 
 def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:

@@ -75,8 +75,6 @@ SAMPLES: dict[str, list[Call]] = {
         call([x(2), x(0)]),
     ],
     "chunk": [call(x(5, 2), 2), call(x(5, 2), 3, 0), call(x(2, 6), 4, dim=1)],
-    "clamp": [call(x(3, 4), -1.0, 1.0), call(x(3, 4), min=0.1), call(x(3), max=0.3)],
-    "clip": [call(x(3, 4), -1.0, 1.0)],
     "clone": _UNARY,
     "concat": [call([x(2, 3), x(1, 3)])],
     "concatenate": [call([x(2, 3), x(1, 3)])],

@@ -16,6 +16,10 @@ CASES = [
 ]
 
 
+#: Where PyTorch's float64 values are themselves less exact (its trigamma has nine digits).
+LESS_EXACT = {"digamma": 1e-8, "polygamma": 1e-8, "Tensor.polygamma": 1e-8}
+
+
 def draw(arg, position, dtype):
     """The array for a sample argument: the same values for the same position and dtype."""
     stream = numpy_stream(1, position, len(arg.shape))
@@ -65,6 +69,7 @@ def test_every_operation_has_samples():
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_values_dtypes_and_gradients_equal_pytorch(name, n, dtype):
@@ -78,7 +83,7 @@ def test_values_dtypes_and_gradients_equal_pytorch(name, n, dtype):
     torch_args, _ = build(SAMPLES[name][n], dtype, theirs)
     mine = as_list(resolve(name, dptrain, None)(*args, **kwargs))
     reference = as_list(resolve(name, torch, torch.nn.functional)(*torch_args, **kwargs))
-    tolerance = {np.float32: 3e-5, np.float64: 1e-10}[dtype]
+    tolerance = {np.float32: 3e-5, np.float64: LESS_EXACT.get(name, 1e-10)}[dtype]
     assert len(mine) == len(reference)
     for a, r in zip(mine, reference, strict=True):
         if not isinstance(r, torch.Tensor):
@@ -87,11 +92,13 @@ def test_values_dtypes_and_gradients_equal_pytorch(name, n, dtype):
         assert tuple(a.shape) == tuple(r.shape)
         assert a.dtype.name == str(r.dtype).removeprefix("torch.")
         assert a.requires_grad == r.requires_grad
+        # Integers that become floating point are float32 in both runs.
+        near = max(tolerance, 3e-5) if a.dtype is dptrain.float32 else tolerance
         np.testing.assert_allclose(
             a.detach().to(dptrain.float64).numpy(),
             r.detach().double().numpy(),
-            rtol=tolerance,
-            atol=tolerance,
+            rtol=near,
+            atol=near,
         )
     compare_gradients(mine, reference, flat(args), flat(torch_args), tolerance, torch)
 
@@ -128,7 +135,7 @@ def compare_gradients(mine, reference, args, torch_args, tolerance, torch):
             expected = torch.zeros_like(r) if r.grad is None else r.grad
             found = dptrain.zeros_like(a) if a.grad is None else a.grad
             np.testing.assert_allclose(
-                found.numpy(), expected.numpy(), rtol=tolerance, atol=tolerance
+                found.numpy(), expected.numpy(force=True), rtol=tolerance, atol=tolerance
             )
 
 

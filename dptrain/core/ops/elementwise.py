@@ -13,7 +13,16 @@ from dptrain.core.ops.compare import Where
 
 
 def _times(value: Any, alpha: Any) -> Any:
-    return value if alpha == 1 else value * alpha
+    """value * alpha in the type of `value`; a number when both are numbers."""
+    if alpha == 1:
+        return value
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biu" and isinstance(alpha, float):
+            raise RuntimeError(
+                f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
+            )
+        return value * value.dtype.type(alpha)
+    return value * alpha
 
 
 @export("add", methods=("add", "__add__", "__radd__"), inplace=("add_", "__iadd__"))
@@ -221,6 +230,8 @@ class Abs(Op):
     """|input|; the derivative at 0 is 0."""
 
     def forward(self, input: Any) -> Any:
+        if input.dtype == np.bool_:
+            raise RuntimeError("abs: not implemented for bool tensors")
         return self.xp.abs(input)
 
     def backward(self, grad: Any, input: Any) -> Any:
@@ -232,7 +243,7 @@ class Sign(Op):
     """-1, 0 or 1."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.sign(input)
+        return self.xp.sign(input) if input.dtype != np.bool_ else input.copy()
 
     def backward(self, grad: Any) -> Any:
         return grad * 0
@@ -281,7 +292,7 @@ class Square(Op):
     """input * input."""
 
     def forward(self, input: Any) -> Any:
-        return input * input
+        return input * input if input.dtype != np.bool_ else input.astype(np.int64)
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * (input * 2)
@@ -365,22 +376,3 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     return Where.call(first_wins | (input == other), halves, zero), Where.call(
         first_wins, zero, halves
     )
-
-
-@export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"))
-class Clamp(Op):
-    """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
-
-    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
-        if min is None and max is None:
-            raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
-        out = input
-        if min is not None:
-            out = self.xp.maximum(out, self.xp.asarray(min, dtype=input.dtype))
-        if max is not None:
-            out = self.xp.minimum(out, self.xp.asarray(max, dtype=input.dtype))
-        self.inside = out == input
-        return out
-
-    def backward(self, grad: Any) -> Any:
-        return grad * self.inside

@@ -142,8 +142,10 @@ class _Extremum(_Reduction):
     def forward(self, input: Any, dim: Any = (), keepdim: bool = False) -> Any:
         axes = self._plan(input, dim)
         if any(self.shape[a] == 0 for a in axes):
-            raise IndexError(
-                f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0; the input has shape {list(self.shape)}"
+            whole = dim is None or dim == ()
+            raise (RuntimeError if whole else IndexError)(
+                f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0 and to have non-zero size; "
+                f"the input has shape {list(self.shape)}"
             )
         return self._reduce(input, axes, keepdim)
 

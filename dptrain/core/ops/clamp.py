@@ -1,0 +1,88 @@
+"""Limiting values to bounds that are numbers or tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.dtypes import result_dtype
+from dptrain.core.export import export
+from dptrain.core.op import Op
+from dptrain.core.ops.compare import Where
+from dptrain.core.tensor import Tensor
+
+
+def _clamp(input: Any, min: Any = None, max: Any = None) -> Any:
+    """Limit to [min, max]: numbers or tensors that broadcast; either may be None."""
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return ClampTensor.apply(input, min, max)
+    return Clamp.apply(input, min, max)
+
+
+def _check_bounds(op: str, min: Any, max: Any) -> None:
+    if min is None and max is None:
+        raise RuntimeError(f"{op}: at least one of 'min' or 'max' must not be None")
+
+
+@export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"), function=_clamp)
+class Clamp(Op):
+    """Limit to numbers. The gradient passes where nothing was cut."""
+
+    backward_name = "ClampBackward1"
+
+    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
+        _check_bounds("clamp", min, max)
+        kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
+        input = input.astype(kind, copy=False)
+        out = input
+        if min is not None:
+            out = self.xp.maximum(out, self.xp.asarray(min, dtype=kind))
+        if max is not None:
+            out = self.xp.minimum(out, self.xp.asarray(max, dtype=kind))
+        self.inside = out == input
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return grad * self.inside
+
+
+class ClampTensor(Op):
+    """Limit to tensors of bounds; the gradient goes to the bound where it cut."""
+
+    backward_name = "ClampBackward0"
+
+    def forward(self, input: Any, min: Any, max: Any) -> Any:
+        given = [v for v in (input, min, max) if v is not None]
+        kind = result_dtype(given).numpy
+        input = input.astype(kind, copy=False)
+        low, high = (None if v is None else self.xp.asarray(v, dtype=kind) for v in (min, max))
+        out, self.below, self.above = input, np.False_, np.False_
+        if low is not None:
+            out, self.below = self.xp.maximum(out, low), self.xp.asarray(input < low)
+        if high is not None:
+            out, self.above = self.xp.minimum(out, high), self.xp.asarray(input > high)
+            if low is not None:  # where the bounds cross, the upper one decides
+                self.above = self.above | (low > high)
+                self.below = self.below & ~self.above
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        zero = grad * 0
+        inside = Where.call(np.asarray(self.above | self.below), zero, grad)
+        low, high = (Where.call(np.asarray(m), grad, zero) for m in (self.below, self.above))
+        return inside, low, high
+
+
+def _clamp_max(input: Any, max: Any) -> Any:
+    """Limit to at most `max`, a number or a tensor."""
+    return _clamp(input, None, max)
+
+
+def _clamp_min(input: Any, min: Any) -> Any:
+    """Limit to at least `min`, a number or a tensor."""
+    return _clamp(input, min, None)
+
+
+export("clamp_max", methods=("clamp_max",), inplace=("clamp_max_",), function=_clamp_max)(Clamp)
+export("clamp_min", methods=("clamp_min",), inplace=("clamp_min_",), function=_clamp_min)(Clamp)

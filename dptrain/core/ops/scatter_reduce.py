@@ -1,0 +1,155 @@
+"""Reductions into indexed places: scatter_reduce and index_reduce."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.export import export
+from dptrain.core.op import Op
+from dptrain.core.ops.compare import Where
+from dptrain.core.ops.index import Index
+from dptrain.core.ops.scatter import _check_source, _embed_part, _lines_source, _part, _places
+
+_UFUNCS = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "mean": np.add,
+    "amax": np.maximum,
+    "amin": np.minimum,
+}
+
+
+def _scatter_reduce(
+    input: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True
+) -> Any:
+    """A copy into which `src` is reduced at `index` along `dim`: sum, prod, mean, amax or amin.
+
+    With `include_self` False the values that were there do not take part.
+    """
+    if reduce not in _UFUNCS:
+        raise RuntimeError(
+            f"scatter_reduce: reduce argument must be either sum, prod, mean, amax or amin, got {reduce}."
+        )
+    return ScatterReduce.apply(input, src, index, dim, reduce, include_self)
+
+
+@export(
+    "scatter_reduce",
+    methods=("scatter_reduce",),
+    inplace=("scatter_reduce_",),
+    function=_scatter_reduce,
+)
+class ScatterReduce(Op):
+    """A copy of the input with values reduced into places of a dimension."""
+
+    num_tensors = 3
+    _name = "scatter_reduce"
+
+    def _locate(self, input: Any, src: Any, index: Any, dim: int) -> tuple[Any, ...]:
+        _check_source(self._name, input, src)
+        return _places(input, dim, index, self._name, src)
+
+    def forward(
+        self, input: Any, src: Any, index: Any, dim: int, reduce: str, include_self: bool
+    ) -> Any:
+        self.places = self._locate(input, src, index, dim) or (...,)
+        self.index, self.shape = index, src.shape
+        self.reduce, self.include_self = reduce, include_self
+        values = self._values(src)
+        touched = np.zeros(input.shape, bool)
+        touched[self.places] = True
+        self.dropped = touched & (not include_self)
+        start = {"sum": 0, "mean": 0, "prod": 1, "amax": _lowest(input), "amin": _highest(input)}
+        out = np.where(self.dropped, np.asarray(start[reduce]).astype(input.dtype), input)
+        _UFUNCS[reduce].at(out, self.places, values)
+        if reduce == "mean":
+            count = np.full(input.shape, int(include_self))
+            np.add.at(count, self.places, 1)
+            self.count = np.maximum(count, 1)
+            integers = input.dtype.kind in "iu"
+            out = (np.floor_divide if integers else np.divide)(out, self.count)
+            return out.astype(input.dtype)
+        return out
+
+    def _values(self, src: Any) -> Any:
+        return _part(src, self.index)
+
+    def _spread(self, part: Any) -> Any:
+        return _embed_part(part, self.index, self.shape)
+
+    def backward(self, grad: Any, input: Any, src: Any, out: Any) -> Any:
+        kept = Where.call(self.dropped, grad * 0, grad)
+        if self.reduce == "sum":
+            return kept, self._spread(Index.call(grad, self.places))
+        if self.reduce == "mean":
+            even = grad / self.count
+            d_input = Where.call(self.dropped, grad * 0, even)
+            return d_input, self._spread(Index.call(even, self.places))
+        values = self._values(src)
+        if self.reduce == "prod":
+            return self._product_gradients(grad, input, values, out)
+        picked_out = Index.call(out, self.places)
+        mine, theirs = (input == out), (values == picked_out)
+        raw_mine, raw_theirs = (np.asarray(getattr(m, "_array", m)) for m in (mine, theirs))
+        raw_mine = raw_mine & ~self.dropped
+        ties = raw_mine.astype(np.float64)
+        np.add.at(ties, self.places, raw_theirs.astype(np.float64))
+        share = grad / np.maximum(ties, 1).astype(
+            out.dtype if isinstance(out, np.ndarray) else out._array.dtype
+        )
+        d_input = Where.call(raw_mine, share, share * 0)
+        picked = Index.call(share, self.places)
+        return d_input, self._spread(Where.call(raw_theirs, picked, picked * 0))
+
+    def _product_gradients(self, grad: Any, input: Any, values: Any, out: Any) -> Any:
+        zeros = values == 0
+        raw = np.asarray(getattr(zeros, "_array", zeros))
+        if raw.any() or bool(np.asarray(getattr(input, "_array", input) == 0).any()):
+            raise RuntimeError(
+                f"{self._name}: the derivative of reduce='prod' with zeros among the values is not implemented"
+            )
+        d_input = Where.call(self.dropped, grad * 0, grad * out / input)
+        return d_input, self._spread(Index.call(grad * out, self.places) / values)
+
+
+def _lowest(input: Any) -> Any:
+    if input.dtype.kind in "iu":
+        return np.iinfo(input.dtype).min
+    return False if input.dtype == np.bool_ else -np.inf
+
+
+def _highest(input: Any) -> Any:
+    if input.dtype.kind in "iu":
+        return np.iinfo(input.dtype).max
+    return True if input.dtype == np.bool_ else np.inf
+
+
+def _index_reduce(
+    input: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True
+) -> Any:
+    """A copy into whose entries `index` of a dimension those of `source` are reduced: prod, mean, amax, amin."""
+    if reduce not in ("prod", "mean", "amax", "amin"):
+        raise RuntimeError(
+            f"index_reduce: reduce argument must be either prod, mean, amax or amin, got {reduce}."
+        )
+    return IndexReduce.apply(input, source, index, dim, reduce, include_self)
+
+
+@export(
+    "index_reduce", methods=("index_reduce",), inplace=("index_reduce_",), function=_index_reduce
+)
+class IndexReduce(ScatterReduce):
+    """A copy of the input with slices reduced into entries of a dimension."""
+
+    _name = "index_reduce"
+
+    def _locate(self, input: Any, src: Any, index: Any, dim: int) -> tuple[Any, ...]:
+        return _lines_source("index_reduce", input, src, dim, index)
+
+    def _values(self, src: Any) -> Any:
+        return src
+
+    def _spread(self, part: Any) -> Any:
+        return part
