@@ -73,7 +73,9 @@ from dptrain.core.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
-globals().update(_FUNCTIONS)  # the operations export themselves; see dptrain/core/op.py
+# The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
+_OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
+globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
     [
@@ -82,6 +84,7 @@ _ROOMS = frozenset(
         "comm",
         "data",
         "distributed",
+        "linalg",
         "nn",
         "optim",
         "parallel",
@@ -149,7 +152,7 @@ __all__ = [
     "uint8",
     "zeros",
     "zeros_like",
-    *_FUNCTIONS,
+    *_OPERATIONS,
 ]
 
 

@@ -52,7 +52,7 @@ def export(
         for method in reflected:
             setattr(Tensor, method, _reflected(run, method))
         for method in inplace:
-            setattr(Tensor, method, _inplace(run, method))
+            setattr(Tensor, method, in_place(run, method))
         return cls
 
     return register
@@ -147,7 +147,9 @@ def _snapshot(tensor: Tensor) -> Tensor:
     return copy
 
 
-def _inplace(run: Any, name: str) -> Callable[..., Any]:
+def in_place(run: Any, name: str) -> Callable[..., Any]:
+    """`run` as a function that stores its result in its first argument and returns that."""
+
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
         # What backward saves of the old value must survive the change.

@@ -1,5 +1,7 @@
 """Every operation of the registry, on every line of its samples: values, dtypes, derivatives."""
 
+from operator import attrgetter
+
 import numpy as np
 import pytest
 from op_samples import SAMPLES, Arg
@@ -15,6 +17,9 @@ CASES = [
     for n in range(len(calls))
 ]
 
+#: PyTorch computes a constant of these in float32 whatever the dtype (1/6 in hardsigmoid's backward).
+ROUNDED_BY_PYTORCH = ("nn.functional.hardsigmoid",)
+
 
 def draw(arg, position, dtype):
     """The array for a sample argument: the same values for the same position and dtype."""
@@ -25,6 +30,9 @@ def draw(arg, position, dtype):
         return np.asarray(stream.random(arg.shape) < 0.5)
     shape = arg.shape
     values = np.asarray(stream.uniform(arg.low, arg.high, shape)).astype(dtype)
+    if arg.transform in ("regular", "definite"):  # well-conditioned square matrices
+        square = values if arg.transform == "regular" else values @ values.swapaxes(-1, -2)
+        return (square + 4 * np.eye(shape[-1])).astype(dtype)
     if arg.transform == "transposed":
         return np.asarray(stream.uniform(arg.low, arg.high, shape[::-1])).astype(dtype).T
     if arg.transform == "expanded":
@@ -52,6 +60,8 @@ def ours(array, arg, grad=False):
 def resolve(name, root, functional):
     if name.startswith("Tensor."):
         return getattr(root.Tensor, name[7:])
+    if "." in name:
+        return attrgetter(name)(root)
     return getattr(root, name, None) or getattr(functional, name)
 
 
@@ -60,7 +70,8 @@ def as_list(result):
 
 
 def test_every_operation_has_samples():
-    assert set(REGISTRY) == set(SAMPLES)
+    composed = {name for name in SAMPLES.keys() - REGISTRY.keys() if "." in name}  # no op of their own
+    assert set(REGISTRY) == set(SAMPLES) - composed
 
 
 @pytest.mark.oracle
@@ -78,7 +89,7 @@ def test_values_dtypes_and_gradients_equal_pytorch(name, n, dtype):
     torch_args, _ = build(SAMPLES[name][n], dtype, theirs)
     mine = as_list(resolve(name, dptrain, None)(*args, **kwargs))
     reference = as_list(resolve(name, torch, torch.nn.functional)(*torch_args, **kwargs))
-    tolerance = {np.float32: 3e-5, np.float64: 1e-10}[dtype]
+    tolerance = {np.float32: 3e-5, np.float64: 1e-7 if name in ROUNDED_BY_PYTORCH else 1e-10}[dtype]
     assert len(mine) == len(reference)
     for a, r in zip(mine, reference, strict=True):
         if not isinstance(r, torch.Tensor):
@@ -136,7 +147,7 @@ def differentiable_call(name, n):
     """The function of the float inputs, and these, or None where there is nothing to derive."""
     args, kwargs = build(SAMPLES[name][n], np.float64, lambda a, s: ours(a, s, grad=True))
     leaves = [a for a in flat(args) if isinstance(a, dptrain.Tensor) and a.requires_grad]
-    if not leaves or not REGISTRY[name].differentiable or name in ("equal", "allclose", "sign"):
+    if not leaves or not getattr(REGISTRY.get(name), "differentiable", True) or name in ("equal", "allclose", "sign"):
         return None
 
     def function(*moved):

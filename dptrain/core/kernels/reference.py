@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from dptrain.core.kernels.erf import erf
 from numpy.lib.stride_tricks import as_strided
 
 Geometry = tuple[int, int, int, int, int, int, int, int]
