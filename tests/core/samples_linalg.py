@@ -91,6 +91,7 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(3, 5), x(3, 2)),
         call(x(2, 5, 3), x(2, 5)),
         call(regular(3, 3), x(3, 1)),
+        *[call(x(2, 5, 3), x(2, 5, 2), driver=d) for d in ("gels", "gelsd")],
     ],
     "linalg.matrix_norm": [
         call(x(3, 4)),

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-
-from dptrain.core.kernels.erf import erf
 from numpy.lib.stride_tricks import as_strided
+
+from dptrain.core.kernels.erf import erf as erf
 
 Geometry = tuple[int, int, int, int, int, int, int, int]
 

@@ -41,9 +41,7 @@ def _einsum(*args: Any) -> Any:
         )
     rest = max(_extra_dims(i, t, x) for i, (t, x) in enumerate(zip(terms, operands, strict=True)))
     dots = [chr(0x100 + i) for i in range(rest)]  # labels that no equation can hold
-    labels = [
-        _spread_dots(t, dots, x.ndim) for t, x in zip(terms, operands, strict=True)
-    ]
+    labels = [_spread_dots(t, dots, x.ndim) for t, x in zip(terms, operands, strict=True)]
     out = _output_labels(equation, output, labels, dots)
     sizes = _label_sizes(labels, operands)
     parts = [_unique(x, names, sizes) for x, names in zip(operands, labels, strict=True)]
@@ -86,9 +84,7 @@ def _letters(numbers: Sequence[Any]) -> str:
         elif 0 <= n < 52:
             found.append(_LETTERS[n])
         else:
-            raise RuntimeError(
-                f"einsum(): not within the valid range [0, 52): the subscript {n}"
-            )
+            raise RuntimeError(f"einsum(): not within the valid range [0, 52): the subscript {n}")
     return "".join(found)
 
 
@@ -195,7 +191,9 @@ def _pair(
     names = [*batch, *rows, *columns]
     product = Matmul.apply(a, b)
     # Sizes come from the operands: a label of size 1 here may be stretched by a later one.
-    found = {n: s for t, ns in ((x, x_names), (y, y_names)) for n, s in zip(ns, t.shape, strict=True)}
+    found = {
+        n: s for t, ns in ((x, x_names), (y, y_names)) for n, s in zip(ns, t.shape, strict=True)
+    }
     found.update({n: sizes[n] for n in both})
     return Reshape.apply(product, tuple(found[n] for n in names)), names
 

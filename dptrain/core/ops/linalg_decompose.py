@@ -200,7 +200,9 @@ def _svd(A: Any, full_matrices: bool = True, *, driver: str | None = None) -> sv
     """
     check_matrix("linalg.svd", A)
     if driver is not None:
-        raise RuntimeError("linalg.svd: keyword argument `driver=` is only supported on CUDA inputs")
+        raise RuntimeError(
+            "linalg.svd: keyword argument `driver=` is only supported on CUDA inputs"
+        )
     return svd_result(*LinalgSvd.apply(A, bool(full_matrices)))
 
 

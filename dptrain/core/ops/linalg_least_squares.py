@@ -15,7 +15,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.linalg_decompose import empty_like_type
 from dptrain.core.ops.linalg_solve import check_matrix, check_same_type, mT
 from dptrain.core.ops.matmul import Matmul
-from dptrain.core.ops.shape import Unsqueeze
+from dptrain.core.ops.shape import Narrow, Reshape, Unsqueeze
 from dptrain.core.tensor import wrap
 
 
@@ -161,8 +161,8 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> l
             singular values; "gels" does not report a rank, "gelsd" and "gelss" report them.
 
     Returns:
-        (solution, residuals, rank, singular_values); residuals are empty unless m > n and every
-        matrix has full rank.
+        (solution, residuals, rank, singular_values); residuals are empty unless m > n, every matrix
+        has full rank, and the driver is another than "gelsy".
     """
     check_matrix("linalg.lstsq", A)
     check_same_type("linalg.lstsq", A, B)
@@ -183,10 +183,11 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> l
     bound = np.asarray(_cutoff(s.max(-1, initial=0), A.shape, s.dtype, None, rcond))
     rank = (s > bound[..., None]).sum(-1, dtype=np.int64)
     m, n = A.shape[-2:]
-    residuals, values, ranks = empty_like_type(A), empty_like_type(A), rank
-    if m > n and (rank == n).all():
-        residuals = ((Matmul.apply(A, solution) - right) ** 2).sum(-2)
-        residuals = residuals.squeeze(-1) if vector else residuals
+    values, ranks = empty_like_type(A), rank
+    if m > n and driver not in (None, "gelsy") and (rank == n).all():
+        residuals = (Matmul.apply(A, solution) - right).square().sum(-2)
+    else:
+        residuals = Reshape.apply(Narrow.apply(solution, -1, 0, 0), (0,))
     if driver in ("gelsd", "gelss"):
         values = wrap(s)
     if driver == "gels":

@@ -92,11 +92,11 @@ def _linalg_norm(
     if dtype is not None:
         A = A.to(as_dtype(dtype))
     if not A.is_floating_point():
-        raise RuntimeError(
-            f"linalg.norm: Expected a floating point tensor as input. Got {A.dtype}"
-        )
+        raise RuntimeError(f"linalg.norm: Expected a floating point tensor as input. Got {A.dtype}")
     if dim is not None and isinstance(dim, Sequence) and len(dim) not in (1, 2):
-        raise RuntimeError(f"linalg.norm: If dim is specified, it must be of length 1 or 2. Got {dim}")
+        raise RuntimeError(
+            f"linalg.norm: If dim is specified, it must be of length 1 or 2. Got {dim}"
+        )
     if ord is None:
         return VectorNorm.apply(A, 2, dim, keepdim)
     if dim is None and A.ndim not in (1, 2):

@@ -57,7 +57,9 @@ def check_element_type(op: str, A: Any) -> None:
 
 
 def _singular(op: str) -> LinAlgError:
-    return LinAlgError(f"{op}: the inversion could not be completed because the input matrix is singular.")
+    return LinAlgError(
+        f"{op}: the inversion could not be completed because the input matrix is singular."
+    )
 
 
 @export("linalg.inv", "inverse", methods=("inverse",))

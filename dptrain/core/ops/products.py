@@ -206,9 +206,7 @@ def _multi_dot(tensors: Any) -> Any:
     """
     chain = list(tensors)
     if len(chain) < 2:
-        raise RuntimeError(
-            f"multi_dot(): expected at least 2 tensors but got {len(chain)}"
-        )
+        raise RuntimeError(f"multi_dot(): expected at least 2 tensors but got {len(chain)}")
     for i, t in enumerate(chain):
         ends = i in (0, len(chain) - 1)
         if not (t.ndim == 2 or (ends and t.ndim == 1)):
@@ -277,7 +275,8 @@ def _matrix_power(A: Any, n: int) -> Any:
         check_matrix("linalg.matrix_power", A, square=True)
     if n == 0:
         return A * 0 + wrap(np.eye(A.shape[-1], dtype=A._array.dtype))
-    square, power, result = (LinalgInvEx.apply(A) if n < 0 else A), abs(n), None
+    result: Any = None
+    square, power = (LinalgInvEx.apply(A) if n < 0 else A), abs(n)
     while True:
         if power % 2:
             result = square if result is None else Matmul.apply(result, square)
