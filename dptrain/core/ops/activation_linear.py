@@ -74,7 +74,8 @@ class Hardtanh(_Sloped):
         if input.dtype == np.bool_:
             raise RuntimeError("hardtanh: bool inputs are not supported")
         self.slope = (input > min_val) & (input < max_val)
-        return self.xp.clip(input, input.dtype.type(min_val), input.dtype.type(max_val))
+        low, high = input.dtype.type(min_val), input.dtype.type(max_val)
+        return self.xp.clip(input, low, high).astype(input.dtype, copy=False)
 
 
 def _relu6(input: Any, inplace: bool = False) -> Any:
@@ -239,7 +240,8 @@ class Hardsigmoid(_Sloped):
         check_floating("hardsigmoid", input)
         kind = input.dtype.type
         self.slope = self.xp.where((input > -3) & (input < 3), kind(1 / 6), kind(0))
-        return self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
+        out = self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
+        return out.astype(input.dtype, copy=False)
 
 
 def _hardswish(input: Any, inplace: bool = False) -> Any:
@@ -256,7 +258,8 @@ class Hardswish(Op):
     def forward(self, input: Any) -> Any:
         check_floating("hardswish", input)
         kind = input.dtype.type
-        return input * self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
+        out = input * self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
+        return out.astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         # Outside (-3, 3) the slope is that of the straight ends, which clamping gives: 0 and 1.

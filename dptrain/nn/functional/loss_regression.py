@@ -227,24 +227,25 @@ def gaussian_nll_loss(
         ValueError: a negative variance, a shape that does not fit, or an unknown reduction.
     """
     check_tensors("gaussian_nll_loss", input=input, target=target)
-    if not isinstance(var, Tensor):
-        var = wrap(np.full(input.shape, var, input._array.dtype))
-    if (var._array < 0).any():
+    variance = (
+        var if isinstance(var, Tensor) else wrap(np.full(input.shape, var, input._array.dtype))
+    )
+    if (variance._array < 0).any():
         raise ValueError("var has negative entry/entries")
-    if var.shape != input.shape:
-        if tuple(input.shape[:-1]) == tuple(var.shape):
-            var = var.unsqueeze(-1)
+    if variance.shape != input.shape:
+        if tuple(input.shape[:-1]) == tuple(variance.shape):
+            variance = variance.unsqueeze(-1)
         elif (
-            input.ndim != var.ndim
-            or sum(y for x, y in zip(input.shape, var.shape, strict=True) if x != y) != 1
+            input.ndim != variance.ndim
+            or sum(y for x, y in zip(input.shape, variance.shape, strict=True) if x != y) != 1
         ):
             raise ValueError(
-                f"var is of incorrect size: {list(var.shape)} for an input of {list(input.shape)}"
+                f"var is of incorrect size: {list(variance.shape)} for an input of {list(input.shape)}"
             )
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{reduction} is not valid")
-    held = var.detach()
-    variance = var + (clamp_below(held, eps) - held)
+    held = variance.detach()
+    variance = variance + (clamp_below(held, eps) - held)
     loss = (variance.log() + (input - target).square() / variance) * 0.5
     if full:
         loss = loss + 0.5 * math.log(2 * math.pi)
