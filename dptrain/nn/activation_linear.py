@@ -51,13 +51,13 @@ class Hardtanh(Module):
         inplace: change the input itself.
 
     Raises:
-        ValueError: max_val <= min_val.
+        AssertionError: max_val <= min_val, as in PyTorch.
     """
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
         if max_val <= min_val:
-            raise ValueError(f"max_val must be larger than min_val, got {max_val} and {min_val}")
+            raise AssertionError(f"max_val ({max_val}) must be greater than min_val ({min_val})")
         self.min_val = min_val
         self.max_val = max_val
         self.inplace = inplace

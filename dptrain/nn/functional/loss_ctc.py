@@ -70,7 +70,9 @@ def ctc_loss(
     check_tensors("ctc_loss", log_probs=log_probs, targets=targets)
     check_reduction(reduction)
     if log_probs.dtype.name not in ("float32", "float64"):
-        raise RuntimeError(f"ctc_loss: log_probs must be float32 or float64, got {log_probs.dtype}")
+        raise NotImplementedError(
+            f"ctc_loss: log_probs must be float32 or float64, got {log_probs.dtype}"
+        )
     if targets.dtype.name not in ("int64", "int32"):
         raise RuntimeError(f"ctc_loss: targets must be int64 or int32, got {targets.dtype}")
     if log_probs.ndim not in (2, 3):
