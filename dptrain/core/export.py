@@ -52,7 +52,7 @@ def export(
         for method in reflected:
             setattr(Tensor, method, _reflected(run, method))
         for method in inplace:
-            setattr(Tensor, method, in_place(run, method))
+            setattr(Tensor, method, _inplace(run, method))
         return cls
 
     return register
@@ -147,9 +147,7 @@ def _snapshot(tensor: Tensor) -> Tensor:
     return copy
 
 
-def in_place(run: Any, name: str) -> Callable[..., Any]:
-    """`run` as a function that stores its result in its first argument and returns that."""
-
+def _inplace(run: Any, name: str) -> Callable[..., Any]:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
         # What backward saves of the old value must survive the change.
@@ -159,3 +157,8 @@ def in_place(run: Any, name: str) -> Callable[..., Any]:
 
     method.__name__ = name
     return method
+
+
+def in_place(run: Any, name: str) -> Callable[..., Any]:
+    """`run` as a function that stores its result in its first argument and returns that."""
+    return _inplace(run, name)

@@ -17,7 +17,8 @@ SAMPLES: dict[str, list[Call]] = {
     "nn.functional.gelu": [*_EACH, call(x(3, 4), approximate="tanh"), _WIDE],
     "nn.functional.glu": [call(x(3, 4)), call(x(4, 3), 0), call(x(2, 6, 3), dim=-2)],
     "nn.functional.hardshrink": [*_EACH, call(x(3, 4), 0.9)],
-    "nn.functional.hardsigmoid": [*_EACH, _WIDE],
+    # PyTorch's float64 gradient multiplies by 1/6 in float32: see tests/nn for the derivative.
+    "nn.functional.hardsigmoid": [call(c(4, 5, low=-5.0, high=5.0)), call(c(0, 2))],
     "nn.functional.hardswish": [*_EACH, _WIDE],
     "nn.functional.hardtanh": [*_EACH, call(x(3, 4), -0.3, 1.2)],
     "nn.functional.leaky_relu": [*_EACH, call(x(3, 4), 0.2), call(x(3), -0.5)],
@@ -40,5 +41,5 @@ SAMPLES: dict[str, list[Call]] = {
     "nn.functional.softshrink": [*_EACH, call(x(3, 4), 0.9)],
     "nn.functional.softsign": _EACH,
     "nn.functional.tanhshrink": _EACH,
-    "nn.functional.threshold": [*_EACH[:0], call(x(3, 4), 0.3, -2.0), call(x(5), 0.0, 0.0)],
+    "nn.functional.threshold": [call(x(3, 4), 0.3, -2.0), call(x(5), 0.0, 0.0)],
 }

@@ -332,6 +332,11 @@ def test_the_derivative_of_ctc_equals_finite_differences():
     assert gradcheck(lambda x: F.ctc_loss(x.log_softmax(2), labels, (5, 4), (3, 1)), [x])
 
 
+def test_the_derivative_of_hardsigmoid_equals_finite_differences():
+    x = dptrain.tensor(np.linspace(-5, 5, 20), requires_grad=True)
+    assert gradcheck(F.hardsigmoid, [x])
+
+
 # ---- random ones -------------------------------------------------------------------------------------
 
 
