@@ -101,7 +101,9 @@ from dptrain.core.typed import (
 
 __version__ = "0.1.0"
 
-globals().update(_FUNCTIONS)  # the operations export themselves; see dptrain/core/op.py
+# The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
+_OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
+globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
     [
@@ -110,6 +112,7 @@ _ROOMS = frozenset(
         "comm",
         "data",
         "distributed",
+        "linalg",
         "nn",
         "optim",
         "parallel",
@@ -201,7 +204,7 @@ __all__ = [
     "uint8",
     "zeros",
     "zeros_like",
-    *_FUNCTIONS,
+    *_OPERATIONS,
 ]
 
 

@@ -172,3 +172,8 @@ def _inplace(run: Any, name: str) -> Callable[..., Any]:
 
     method.__name__ = name
     return method
+
+
+def in_place(run: Any, name: str) -> Callable[..., Any]:
+    """`run` as a function that stores its result in its first argument and returns that."""
+    return _inplace(run, name)

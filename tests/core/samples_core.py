@@ -160,13 +160,6 @@ SAMPLES: dict[str, list[Call]] = {
     "ne": [call(i(3, 4), i(4)), call(x(3), 0.0)],
     "neg": _UNARY,
     "negative": _UNARY[:1],
-    "norm": [
-        call(pos(3, 4)),
-        call(pos(3, 4), 1),
-        call(pos(3, 4), 2, 1),
-        call(pos(3, 4), 3, 0, True),
-        call(pos(4), float("inf")),
-    ],
     "not_equal": [call(x(3), 0.0)],
     "permute": [call(x(2, 3, 4), (2, 0, 1)), call(x(2, 3, 4), (-1, 0, 1)), call(x(), ())],
     "pow": [

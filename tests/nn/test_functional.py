@@ -144,7 +144,8 @@ def test_loss_modules_pass_their_options_on():
     x, target = draw(3, 4), IGNORING
     weight = WEIGHT + 1
     loss = nn.CrossEntropyLoss(weight, ignore_index=3, reduction="sum", label_smoothing=0.1)
-    expected = F.cross_entropy(x, dptrain.tensor([0, 1, 3]), weight, 3, "sum", label_smoothing=0.1)
+    options = {"ignore_index": 3, "reduction": "sum", "label_smoothing": 0.1}
+    expected = F.cross_entropy(x, dptrain.tensor([0, 1, 3]), weight, **options)
     assert loss(x, dptrain.tensor([0, 1, 3])).item() == expected.item()
     assert list(loss.state_dict()) == ["weight"]
     assert nn.NLLLoss(weight)(x, target).item() == F.nll_loss(x, target, weight).item()

@@ -8,6 +8,7 @@ No fastmath: the order and rounding of every operation is that of the NumPy twin
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import llvmlite
@@ -22,6 +23,7 @@ __all__ = [
     "col2im",
     "cross_entropy",
     "describe",
+    "erf",
     "im2col",
     "max_pool",
     "max_pool_gather",
@@ -305,3 +307,16 @@ def adam(
         t(root_correction),
     )
     _adam(param, grad, exp_avg, exp_avg_sq, vmax, *scalars, max_exp_avg_sq is not None, maximize)
+
+
+@_jit
+def _erf(x, out):
+    for i in range(x.size):
+        out[i] = math.erf(x[i])
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """See `reference.erf`."""
+    out = np.empty(x.shape, x.dtype)
+    _erf(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    return out

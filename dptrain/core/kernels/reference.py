@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from dptrain.core.kernels.erf import erf as erf
+
 Geometry = tuple[int, int, int, int, int, int, int, int]
 
 

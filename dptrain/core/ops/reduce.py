@@ -295,18 +295,3 @@ class Any_(_Truth):
 
     def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
         return self.xp.any(input, axis=_axes(dim, input.ndim, "any"), keepdims=keepdim)
-
-
-def _norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
-    """The p-norm of the elements (p = 1, 2, inf or any positive number)."""
-    magnitude = input.abs()
-    if p == float("inf"):
-        return Amax.apply(magnitude, () if dim is None else dim, keepdim)
-    if p in (2, "fro"):
-        return Sum.apply(input * input, dim, keepdim).sqrt()
-    if p == 1:
-        return Sum.apply(magnitude, dim, keepdim)
-    return Sum.apply(magnitude**p, dim, keepdim) ** (1 / p)
-
-
-export("norm", methods=("norm",), function=_norm)(Sum)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.reduction import reduction_of
 
 
 def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
@@ -19,11 +19,6 @@ def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     return loss.mean() if divisor is None else loss.sum() / divisor
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
 def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
@@ -105,7 +100,9 @@ def nll_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Negative log likelihood: (N, C, d1, ...) log-probabilities with (N, d1, ...) int64 classes.
@@ -114,7 +111,9 @@ def nll_loss(
         input: log-probabilities; (C,) is one sample.
         target: class indices.
         weight: (C,) factor of each class.
+        size_average: older form of `reduction`.
         ignore_index: positions with this target do not count.
+        reduce: older form of `reduction`.
         reduction: "none", "sum", or "mean" (over the weights of the positions that count).
 
     Raises:
@@ -122,7 +121,7 @@ def nll_loss(
         RuntimeError: shapes or dtypes do not fit.
         IndexError: a target outside [0, C).
     """
-    _check_reduction(reduction)
+    reduction = reduction_of(size_average, reduce, reduction)
     _check_operands("nll_loss", input, target)
     _check_class_indices("nll_loss", input, target)
     raw_weight = _class_weights("nll_loss", weight, input)
@@ -133,7 +132,9 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -143,7 +144,9 @@ def cross_entropy(
         input: unnormalised logits; (C,) is one sample.
         target: int64 class indices (N, d1, ...), or class probabilities of the shape of `input`.
         weight: (C,) factor of each class.
+        size_average: older form of `reduction`.
         ignore_index: positions with this class index do not count.
+        reduce: older form of `reduction`.
         reduction: "none", "sum" or "mean".
         label_smoothing: part of the target, in [0, 1], that is spread evenly over all classes.
 
@@ -152,7 +155,7 @@ def cross_entropy(
         RuntimeError: shapes or dtypes do not fit.
         IndexError: a target outside [0, C).
     """
-    _check_reduction(reduction)
+    reduction = reduction_of(size_average, reduce, reduction)
     _check_operands("cross_entropy", input, target)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
@@ -220,20 +223,3 @@ def _soft_cross_entropy(
         product = product * _along_classes(raw_weight, input.ndim, dim)
     # The mean counts every position, whatever its weight, as in PyTorch.
     return _reduce(-product.sum(dim), reduction)
-
-
-def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Squared difference, element by element; `reduction` is "none", "mean" or "sum".
-
-    Raises:
-        ValueError: an unknown reduction.
-    """
-    _check_reduction(reduction)
-    if input.shape != target.shape:
-        warnings.warn(
-            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}). "
-            "This will likely lead to incorrect results due to broadcasting. Please ensure they have the "
-            "same size.",
-            stacklevel=2,
-        )
-    return _reduce((input - target).square(), reduction)

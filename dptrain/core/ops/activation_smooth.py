@@ -1,0 +1,250 @@
+"""Smooth activations. One block per operation; 16-bit types compute in float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
+from dptrain.core.op import Op
+from dptrain.core.ops.activation_linear import activate, check_floating
+from dptrain.core.ops.compare import Where
+from dptrain.core.ops.elementwise import Clamp, Div, Exp, Sigmoid, Sub, Tanh
+from dptrain.core.ops.join import Cat
+from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.tensor import Tensor
+
+
+def _wide(input: Any) -> Any:
+    """16-bit types as float32: a chain of roundings would cost half of their digits."""
+    return input.astype(np.float32) if input.dtype.itemsize == 2 else input
+
+
+def _elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    """`input` where positive, else alpha * (exp(input) - 1)."""
+    return activate(Elu, input, inplace, alpha)
+
+
+@export("nn.functional.elu", function=_elu)
+class Elu(Op):
+    """scale * (input where positive, else alpha * (exp(input) - 1)).
+
+    Source: Clevert et al., "Fast and accurate deep network learning by exponential linear units",
+    2015.
+    """
+
+    def forward(self, input: Any, alpha: float = 1.0, scale: float = 1.0) -> Any:
+        check_floating("elu", input)
+        self.alpha, self.scale = alpha, scale
+        x = _wide(input)
+        below = self.xp.expm1(self.xp.minimum(x, 0)) * (alpha * scale)
+        return self.xp.where(x > 0, x * scale, below).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        below = Exp.call(Clamp.call(input, None, 0)) * (self.alpha * self.scale)
+        return grad * Where.call(input > 0, below * 0 + self.scale, below)
+
+
+#: Source: Klambauer et al., "Self-normalizing neural networks", 2017.
+_SELU_ALPHA = 1.6732632423543772848170429916717
+_SELU_SCALE = 1.0507009873554804934193349852946
+
+
+def _selu(input: Any, inplace: bool = False) -> Any:
+    """ELU with the scale and alpha that keep mean 0 and variance 1."""
+    return activate(Elu, input, inplace, _SELU_ALPHA, _SELU_SCALE)
+
+
+export("nn.functional.selu", "selu", function=_selu)(Elu)
+
+
+def _celu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    """`input` where positive, else alpha * (exp(input / alpha) - 1).
+
+    Raises:
+        RuntimeError: alpha is 0.
+    """
+    if alpha == 0:
+        raise RuntimeError("ZeroDivisionError: alpha cannot be 0 for CELU")
+    return activate(Celu, input, inplace, alpha)
+
+
+@export("nn.functional.celu", "celu", function=_celu)
+class Celu(Op):
+    """ELU that is continuously differentiable for every alpha. Source: Barron, 2017."""
+
+    def forward(self, input: Any, alpha: float = 1.0) -> Any:
+        check_floating("celu", input)
+        self.alpha = alpha
+        x = _wide(input)
+        below = self.xp.expm1(self.xp.minimum(x / alpha, 0)) * alpha
+        return self.xp.where(x > 0, x, below).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        below = Exp.call(Clamp.call(input / self.alpha, None, 0))
+        return grad * Where.call(input > 0, below * 0 + 1, below)
+
+
+class NormalCdf(Op):
+    """The distribution function of the standard normal distribution."""
+
+    name = "normal_cdf"
+
+    def forward(self, input: Any) -> Any:
+        return kernels_for(input.dtype).erf(input * input.dtype.type(math.sqrt(0.5))) * 0.5 + 0.5
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad * _normal_density(input)
+
+
+def _normal_density(x: Any) -> Any:
+    return Exp.call(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+
+
+_GELU_OUTER, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+@export("nn.functional.gelu")
+class Gelu(Op):
+    """input * Phi(input); `approximate="tanh"` replaces Phi by its tanh approximation.
+
+    Source: Hendrycks and Gimpel, "Gaussian error linear units", 2016.
+    """
+
+    def forward(self, input: Any, approximate: str = "none") -> Any:
+        check_floating("gelu", input)
+        if approximate not in ("none", "tanh"):
+            raise RuntimeError(
+                f"gelu: approximate argument must be either none or tanh, got {approximate!r}"
+            )
+        self.approximate = approximate
+        x = _wide(input)
+        if approximate == "none":
+            self.factor = NormalCdf().forward(x)
+        else:
+            inner = x * (1 + _GELU_CUBIC * x * x) * _GELU_OUTER
+            self.factor = self.xp.tanh(inner) * 0.5 + 0.5
+        return (x * self.factor).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        again = isinstance(input, Tensor)  # under create_graph the factor has a history
+        if self.approximate == "none":
+            factor = NormalCdf.call(input) if again else self.factor
+            return grad * (factor + input * _normal_density(input))
+        square = input * input
+        if again:
+            factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5
+        else:
+            factor = self.factor
+        slope = (square * (3 * _GELU_CUBIC) + 1) * (2 * _GELU_OUTER)
+        return grad * (factor + input * (factor * (1 - factor)) * slope)
+
+
+def _silu(input: Any, inplace: bool = False) -> Any:
+    """input * sigmoid(input)."""
+    return activate(Silu, input, inplace)
+
+
+@export("nn.functional.silu", function=_silu)
+class Silu(Op):
+    """input * sigmoid(input)."""
+
+    def forward(self, input: Any) -> Any:
+        check_floating("silu", input)
+        x = _wide(input)
+        return (x * Sigmoid().forward(x)).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        s = Sigmoid.call(input)
+        return grad * (s * (input * (1 - s) + 1))
+
+
+@export("nn.functional.softplus")
+class Softplus(Op):
+    """log(1 + exp(beta * input)) / beta; `input` itself where beta * input > threshold."""
+
+    def forward(self, input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+        check_floating("softplus", input)
+        self.beta, self.threshold = beta, threshold
+        x = _wide(input)
+        scaled = x * beta
+        soft = self.xp.logaddexp(scaled, x.dtype.type(0)) / beta
+        return self.xp.where(scaled > threshold, x, soft).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        scaled = input * self.beta
+        return grad * Where.call(scaled > self.threshold, scaled * 0 + 1, Sigmoid.call(scaled))
+
+
+def _mish(input: Any, inplace: bool = False) -> Any:
+    """input * tanh(softplus(input))."""
+    return activate(Mish, input, inplace)
+
+
+@export("nn.functional.mish", function=_mish)
+class Mish(Op):
+    """input * tanh(log(1 + exp(input))). Source: Misra, "Mish", 2019."""
+
+    def forward(self, input: Any) -> Any:
+        check_floating("mish", input)
+        x = _wide(input)
+        soft = self.xp.tanh(self.xp.logaddexp(x, x.dtype.type(0)))
+        return (x * soft).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        t = Tanh.call(Softplus.call(input))
+        return grad * (t + input * Sigmoid.call(input) * (1 - t * t))
+
+
+@export("nn.functional.logsigmoid")
+class LogSigmoid(Op):
+    """log(sigmoid(input)) without overflow."""
+
+    def forward(self, input: Any) -> Any:
+        check_floating("logsigmoid", input)
+        x = _wide(input)
+        return (-self.xp.logaddexp(-x, x.dtype.type(0))).astype(input.dtype, copy=False)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        return grad * Sigmoid.call(-input)
+
+
+@export("nn.functional.glu")
+class Glu(Op):
+    """a * sigmoid(b) for the two halves a and b of dimension `dim`."""
+
+    def forward(self, input: Any, dim: int = -1) -> Any:
+        if input.ndim == 0:
+            raise RuntimeError("glu does not support 0-dimensional tensors")
+        check_floating("glu", input)
+        self.dim = wrap_dim(dim, input.ndim, "glu")
+        size = input.shape[self.dim]
+        if size % 2:
+            raise RuntimeError(
+                f"glu: Halving dimension must be even, but dimension {self.dim} is size {size}"
+            )
+        self.half = size // 2
+        a, b = self.xp.split(input, 2, axis=self.dim)
+        return a * Sigmoid().forward(b)
+
+    def backward(self, grad: Any, input: Any) -> Any:
+        a = Narrow.call(input, self.dim, 0, self.half)
+        s = Sigmoid.call(Narrow.call(input, self.dim, self.half, self.half))
+        return Cat.call(grad * s, grad * a * (s * (1 - s)), dim=self.dim)
+
+
+def _softsign(input: Any) -> Any:
+    """input / (1 + |input|)."""
+    return input / (input.abs() + 1)
+
+
+def _tanhshrink(input: Any) -> Any:
+    """input - tanh(input)."""
+    return input - Tanh.apply(input)
+
+
+export("nn.functional.softsign", function=_softsign)(Div)
+export("nn.functional.tanhshrink", function=_tanhshrink)(Sub)
