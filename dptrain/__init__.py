@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
+from dptrain.core.anomaly import is_anomaly_enabled
 from dptrain.core.creation import (
     arange,
     as_tensor,
@@ -57,7 +58,14 @@ from dptrain.core.dtypes import float_ as float
 from dptrain.core.dtypes import int_ as int
 from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
 from dptrain.core.export import FUNCTIONS as _FUNCTIONS
-from dptrain.core.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from dptrain.core.grad_mode import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
 from dptrain.core.printing import set_printoptions
 from dptrain.core.random import (
     Generator,
@@ -117,13 +125,16 @@ __all__ = [
     "get_num_threads",
     "get_rng_state",
     "half",
+    "inference_mode",
     "initial_seed",
     "int",
     "int8",
     "int16",
     "int32",
     "int64",
+    "is_anomaly_enabled",
     "is_grad_enabled",
+    "is_inference_mode_enabled",
     "is_tensor",
     "linspace",
     "long",

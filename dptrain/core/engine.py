@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
 from dptrain.core.grad_mode import enable_grad, no_grad
-from dptrain.core.op import Op
+from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import RetainGrad, Tensor, wrap
 
 _callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar(
     "end_of_backward", default=None
@@ -48,12 +49,15 @@ class _Pass:
     """One reverse pass: gradients on their way and the leaves that still wait for some."""
 
     def __init__(
-        self, create_graph: bool, retain_graph: bool, wanted: dict[int, Tensor] | None
+        self, create_graph: bool, retain_graph: bool, wanted: Sequence[Tensor] | None
     ) -> None:
         self.create_graph = create_graph
         self.retain_graph = retain_graph
-        self.wanted = wanted  # None: accumulate into every leaf
-        self.captured: dict[Any, Any] = {}  # by id(leaf) or (id(node), output)
+        # By id(leaf) or (id(node), output); None: accumulate into every leaf.
+        self.captured: dict[Any, Any] | None = (
+            None if wanted is None else {_key(edge_of(t)): None for t in wanted}
+        )
+        self.check_nan = anomaly_mode()
         self.node_grads: dict[Op, Any] = {}
         self.leaf_grads: dict[int, Any] = {}
         self.leaf_consumers: dict[int, int] = {}
@@ -93,41 +97,70 @@ class _Pass:
         self.leaves[key] = leaf
         self.leaf_consumers[key] = self.leaf_consumers.get(key, 0) + 1
 
+    def _leads_to_wanted(self, nodes: list[Op]) -> set[Op]:
+        """The nodes whose backward is needed for the gradients that are asked for."""
+        captured: Any = self.captured
+        found: set[Op] = set()
+        for node in reversed(nodes):  # producers come before their consumers
+            if any(
+                e is not None and (_key(e) in captured or (e[1] is not None and e[0] in found))
+                for e in node.edges
+            ):
+                found.add(node)
+        return found
+
     def run(self, nodes: list[Op]) -> None:
+        needed = None if self.captured is None else self._leads_to_wanted(nodes)
         for node in nodes:
-            grads = self._node_gradients(node)
+            incoming = self.node_grads.pop(node, None)
+            if incoming is None:
+                continue
+            if node.hooks:
+                for index, hooks in node.hooks.items():
+                    if incoming[index] is not None:
+                        incoming[index] = self._run_hooks(hooks, incoming[index])
+            if needed is not None:
+                self._capture(node, incoming)
+                if node not in needed:
+                    continue
+            try:
+                grads = self._node_gradients(node, incoming)
+            except Exception as error:
+                if self.check_nan is not None:
+                    add_origin(error, node)
+                raise
             for position, edge in enumerate(node.edges):
                 if edge is None:
                     continue
-                source, index = edge
+                source, place = edge
                 grad = grads[position] if position < len(grads) else None
-                if index is None:
+                if place is None:
                     self._arrive_at_leaf(source, grad)
                 elif grad is not None:
-                    self._arrive_at_node(source, index, grad)
+                    self._arrive_at_node(source, place, grad)
 
-    def _node_gradients(self, node: Op) -> tuple[Any, ...]:
-        incoming = self.node_grads.pop(node, None)
-        if incoming is None:
-            return ()
-        for index, hooks in (node.hooks or {}).items():
-            if incoming[index] is not None:
-                incoming[index] = self._run_hooks(hooks, incoming[index])
-        if self.wanted is not None:
-            for index, grad in enumerate(incoming):
-                if (id(node), index) in self.captured:
-                    self.captured[id(node), index] = grad
+    def _capture(self, node: Op, incoming: list[Any]) -> None:
+        captured: Any = self.captured
+        for index, grad in enumerate(incoming):
+            if (id(node), index) in captured:
+                captured[id(node), index] = grad
+
+    def _node_gradients(self, node: Op, incoming: list[Any]) -> tuple[Any, ...]:
         if node.direct is not None and not self.create_graph:
             node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
         grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
+        if type(grads) is not tuple:
+            grads = (grads,)
+        if self.check_nan:
+            refuse_nan(node, grads)
         if not self.retain_graph:
             node.release()
-        return grads if type(grads) is tuple else (grads,)
+        return grads
 
     def _free_slot(self, edge: Any) -> Any:
         """The gradient slot of a leaf, if the node's gradient will be all that goes there."""
-        if edge is None or edge[1] is not None or self.wanted is not None:
+        if edge is None or edge[1] is not None or self.captured is not None:
             return None
         leaf = edge[0]
         alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
@@ -136,10 +169,11 @@ class _Pass:
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
         as_tensor = grad if isinstance(grad, Tensor) else wrap(np.asarray(grad))
-        for hook in tuple(hooks.values()):
+        # A copy: hooks may come and go while they run. Those of retain_grad see what the others made.
+        for hook in sorted(hooks.values(), key=lambda h: type(h) is RetainGrad):
             replaced = hook(as_tensor)
             if replaced is not None:
-                as_tensor = replaced
+                as_tensor = _checked_replacement(hook, replaced, as_tensor)
         return as_tensor if isinstance(grad, Tensor) else as_tensor._array
 
     def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
@@ -161,14 +195,31 @@ class _Pass:
             self._announce(leaf, self.leaf_grads.pop(key, None))
 
     def _announce(self, leaf: Tensor, grad: Any) -> None:
-        if grad is None:
+        if grad is None or (self.captured is not None and id(leaf) not in self.captured):
             return
         if leaf._hooks:
             grad = self._run_hooks(leaf._hooks, grad)
-        if self.wanted is None:
+        if self.captured is None:
             leaf._accumulate_grad(grad)
-        elif id(leaf) in self.wanted:
+        else:
             self.captured[id(leaf)] = grad
+
+
+def _key(edge: tuple[Any, int | None]) -> Any:
+    return id(edge[0]) if edge[1] is None else (id(edge[0]), edge[1])
+
+
+def _checked_replacement(hook: Any, replaced: Any, grad: Tensor) -> Tensor:
+    name = getattr(hook, "__name__", type(hook).__name__)
+    if not isinstance(replaced, Tensor):
+        raise TypeError(
+            f"expected Variable, but hook '{name}' returned '{type(replaced).__name__}'"
+        )
+    if replaced._array.shape != grad._array.shape:
+        raise RuntimeError(
+            f"hook '{name}' has changed the size of value: {list(grad.shape)} became {list(replaced.shape)}"
+        )
+    return replaced
 
 
 def _fit(grad: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
@@ -205,16 +256,13 @@ def _walk(
     create_graph: bool,
     wanted: Sequence[Tensor] | None,
 ) -> list[Any]:
-    run = _Pass(create_graph, retain_graph, None if wanted is None else {id(t): t for t in wanted})
-    keys: list[Any] = []
-    for t in wanted or ():
-        keys.append(id(t) if t._node is None else (id(t._node), t._index))
-        run.captured[keys[-1]] = None
-    for tensor, grad in zip(tensors, grads, strict=True):
-        if not tensor._requires_grad:
+    for i, tensor in enumerate(tensors):
+        if not tensor.requires_grad:
             raise RuntimeError(
-                "element 0 of tensors does not require grad and does not have a grad_fn"
+                f"element {i} of tensors does not require grad and does not have a grad_fn"
             )
+    run = _Pass(create_graph, retain_graph, wanted)
+    for tensor, grad in zip(tensors, grads, strict=True):
         run.add_root(tensor, _root_gradient(tensor, grad, create_graph))
     callbacks: list[Callable[[], None]] = []
     token = _callbacks.set(callbacks)
@@ -225,7 +273,8 @@ def _walk(
                 callback()
     finally:
         _callbacks.reset(token)
-    return [run.captured[k] for k in keys]
+    found = run.captured
+    return [] if found is None else [found[_key(edge_of(t))] for t in wanted or ()]
 
 
 def backward(
@@ -260,11 +309,24 @@ def backward(
         _walk(roots, grad_list, retain, create_graph, None)
         return
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not targets:
+        raise RuntimeError("'inputs' argument to backward() cannot be empty.")
+    _check_inputs(targets, "backward")
     for target, grad in zip(
         targets, _walk(roots, grad_list, retain, create_graph, targets), strict=True
     ):
         if grad is not None:
             target._accumulate_grad(grad)
+
+
+def _check_inputs(inputs: Sequence[Any], name: str) -> None:
+    for i, target in enumerate(inputs):
+        if not isinstance(target, Tensor):
+            raise TypeError(f"input {i} of {name} must be a Tensor, not {type(target).__name__}")
+        if not target.requires_grad:
+            raise RuntimeError(
+                f"One of the differentiated Tensors (input {i} of {name}) does not require grad"
+            )
 
 
 def grad(
@@ -273,14 +335,40 @@ def grad(
     grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
-    allow_unused: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` with respect to `inputs`, without touching any `.grad`.
 
+    Args:
+        outputs: where the walk starts.
+        inputs: what to differentiate by.
+        grad_outputs: gradients of `outputs`; may be left out for one-element tensors.
+        retain_graph: keep what backward needs, for another walk (default: as `create_graph`).
+        create_graph: record the walk itself, for higher derivatives.
+        only_inputs: has no effect, as in PyTorch.
+        allow_unused: None instead of an error for inputs that `outputs` do not depend on (default:
+            as `materialize_grads`).
+        is_grads_batched: not supported; differentiate one `grad_outputs` after the other.
+        materialize_grads: zeros instead of None for unused inputs.
+
     Raises:
+        NotImplementedError: `is_grads_batched`.
+        ValueError: `materialize_grads` with `allow_unused=False`.
         RuntimeError: as `backward`; or an input that the outputs do not depend on, unless
             `allow_unused`.
     """
+    if is_grads_batched:
+        raise NotImplementedError(
+            "grad: is_grads_batched=True needs a batching transform (vmap), which dptrain does not have; call grad "
+            "once for each of the grad_outputs, with retain_graph=True"
+        )
+    if materialize_grads and allow_unused is False:
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     given = (
@@ -290,11 +378,13 @@ def grad(
     )
     if grad_outputs is None:
         given = [None] * len(roots)
-    for i, target in enumerate(targets):
-        if not target._requires_grad:
-            raise RuntimeError(f"input {i} of autograd.grad does not require grad")
+    _check_inputs(targets, "grad")
     retain = create_graph if retain_graph is None else retain_graph
     found = _walk(roots, given, retain, create_graph, targets)
+    if materialize_grads:
+        found = [
+            np.zeros_like(t._array) if g is None else g for t, g in zip(targets, found, strict=True)
+        ]
     for i, g in enumerate(found):
         if g is None and not allow_unused:
             raise RuntimeError(

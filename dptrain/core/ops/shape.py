@@ -280,7 +280,8 @@ class Select(Op):
             raise IndexError(
                 f"select(): index {index} out of range for tensor of size {list(input.shape)} at dimension {dim}"
             )
-        self.index: tuple[Any, ...] = (slice(None),) * dim + (index,)
+        # With the ellipsis the result is a view even where nothing but one element is left.
+        self.index: tuple[Any, ...] = (slice(None),) * dim + (index, ...)
         self.shape = input.shape
         return input[self.index]
 
