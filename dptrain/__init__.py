@@ -94,6 +94,7 @@ _ROOMS = frozenset(
         "optim",
         "parallel",
         "profiler",
+        "utils",
         "vision",
     ]
 )

@@ -123,9 +123,16 @@ class FunctionNode(Op):
     function: type[Function]
     ctx: FunctionCtx
     shapes: list[tuple[int, ...]]
+    #: Its context comes from a second run (core/recompute.py) and is connected to that one's graph.
+    recomputed: bool = False
 
     def backward(self, grad: Any) -> Any:
         recording = is_grad_enabled()
+        if recording and self.recomputed:
+            raise RuntimeError(
+                f"{self.grad_name}: a Function inside a checkpointed segment cannot be differentiated twice; call "
+                "backward without create_graph, or take the checkpoint away"
+            )
         incoming = grad if isinstance(grad, list) else [grad]
         grads = [self._incoming(i, g) for i, g in enumerate(incoming)]
         custom = self.function.backward is not Function.backward
@@ -232,8 +239,8 @@ class Function:
         outputs = output if isinstance(output, tuple) else (output,)
         results = tuple(_result(o, args, ctx) for o in outputs)
         if recording:
-            _record(node, results)
-        _keep(node, outputs, results, recording)
+            _record(node, ctx, results)
+            _keep(node, ctx, outputs, results)
         return results if isinstance(output, tuple) else results[0]
 
 
@@ -250,8 +257,7 @@ def _result(output: Any, args: tuple[Any, ...], ctx: FunctionCtx) -> Any:
     return output
 
 
-def _record(node: FunctionNode, results: tuple[Any, ...]) -> None:
-    ctx = node.ctx
+def _record(node: FunctionNode, ctx: FunctionCtx, results: tuple[Any, ...]) -> None:
     empty = np.empty(0, np.float32)  # in the place of outputs that are no tensors
     arrays = tuple(r._array if isinstance(r, Tensor) else empty for r in results)
     node._record((), [], arrays, None)
@@ -271,12 +277,8 @@ def _record(node: FunctionNode, results: tuple[Any, ...]) -> None:
 
 
 def _keep(
-    node: FunctionNode, outputs: tuple[Any, ...], results: tuple[Any, ...], recording: bool
+    node: FunctionNode, ctx: FunctionCtx, outputs: tuple[Any, ...], results: tuple[Any, ...]
 ) -> None:
-    ctx = node.ctx
-    if not recording:
-        ctx._to_save = ()
-        return
     saved: list[Any] = []
     for t in ctx._to_save:
         if t is None:

@@ -43,6 +43,14 @@ class SavedTensorError(RuntimeError):
     """A value that backward needs was changed in place, or was already freed."""
 
 
+class Deferred:
+    """In the place of saved values: they are computed when they are asked for."""
+
+    def fill(self) -> None:
+        """Put the saved values of all nodes that wait for them in their place."""
+        raise NotImplementedError
+
+
 class Op:
     """One application of an operation: the graph node.
 
@@ -276,6 +284,8 @@ class Op:
         Raises:
             RuntimeError: one of them was changed in place since.
         """
+        if type(self.saved) is not tuple:
+            self.saved.fill()
         for (position, _), value, version in zip(
             self._saved_names, self.saved, self.versions, strict=True
         ):
