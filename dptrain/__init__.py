@@ -66,7 +66,7 @@ from dptrain.core.grad_mode import (
     no_grad,
     set_grad_enabled,
 )
-from dptrain.core.printing import set_printoptions
+from dptrain.core.printing import get_printoptions, set_printoptions
 from dptrain.core.random import (
     Generator,
     get_rng_state,
@@ -124,6 +124,7 @@ __all__ = [
     "full_like",
     "get_default_dtype",
     "get_num_threads",
+    "get_printoptions",
     "get_rng_state",
     "half",
     "inference_mode",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap
 
+_sequence = attrgetter("sequence")
 _callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar(
     "end_of_backward", default=None
 )
@@ -90,7 +92,7 @@ class _Pass:
                 elif source not in seen:
                     seen.add(source)
                     stack.append(source)
-        return sorted(seen, key=lambda node: node.sequence, reverse=True)
+        return sorted(seen, key=_sequence, reverse=True)
 
     def _count_leaf(self, leaf: Tensor) -> None:
         key = id(leaf)
@@ -178,10 +180,11 @@ class _Pass:
 
     def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
         shape, kind = node.outs[index]
-        grad = _fit(grad, shape, kind)
+        if grad.shape != shape or grad.dtype is not kind:
+            grad = _fit(grad, shape, kind)
         held = self.node_grads.get(node)
         if held is None:
-            held = self.node_grads[node] = [None] * len(node.outs)
+            self.node_grads[node] = held = [None] * len(node.outs)
         held[index] = grad if held[index] is None else held[index] + grad
 
     def _arrive_at_leaf(self, leaf: Tensor, grad: Any) -> None:

@@ -180,7 +180,8 @@ class Op:
         """
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
-        raw = []
+        raw: list[Any] = []
+        edges: list[tuple[Any, int | None] | None] = []
         recording = False
         for a in args:
             if isinstance(a, Tensor):
@@ -189,8 +190,12 @@ class Op:
                 raw.append(a._array)
                 if a._requires_grad:
                     recording = True
+                    # edge_of(a), without the call: this loop runs for every operation
+                    edges.append((a, None) if a._node is None else (a._node, a._index))
+                    continue
             else:
                 raw.append(a)
+            edges.append(None)
         if cls.promotes:
             _promote(cls, raw)
         else:
@@ -199,10 +204,8 @@ class Op:
                     _refuse_argument(cls, args, i)
         op = cls()
         if recording and cls.differentiable and is_grad_enabled():
-            op.edges = [
-                edge_of(a) if isinstance(a, Tensor) and a._requires_grad else None for a in args
-            ]
-            op.needs = [e is not None for e in op.edges]
+            op.edges = edges
+            op.needs = [e is not None for e in edges]
         else:
             recording = False
             op.needs = [False] * len(args)
@@ -286,6 +289,8 @@ class Op:
         """
         if type(self.saved) is not tuple:
             self.saved.fill()
+        if not self.saved:
+            return ()
         for (position, _), value, version in zip(
             self._saved_names, self.saved, self.versions, strict=True
         ):
