@@ -73,8 +73,9 @@ class Op:
     #: The result may share memory with the first argument.
     is_view: ClassVar[bool] = False
     name: ClassVar[str] = ""
-    #: How the node prints; by default from the class: `AddBackward0`.
-    backward_name: ClassVar[str] = ""
+    #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
+    #: may set it on the instance, where PyTorch numbers the forms of one operation.
+    backward_name: str = ""
     xp: ModuleType = np
 
     edges: list[tuple[Any, int | None] | None]

@@ -132,6 +132,7 @@ def _check_integer_division(op: str, input: Any, other: Any) -> None:
 class FloorDivide(Op):
     """The quotient rounded towards minus infinity."""
 
+    backward_name = "DivBackward2"
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -145,6 +146,7 @@ class FloorDivide(Op):
 class TruncDivide(Op):
     """The quotient rounded towards zero (`div(..., rounding_mode="trunc")`)."""
 
+    backward_name = "DivBackward2"
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -187,6 +189,8 @@ class Pow(Op):
     def forward(self, input: Any, exponent: Any) -> Any:
         if input.dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
             raise RuntimeError("pow: integers to negative integer powers are not allowed")
+        if isinstance(exponent, np.ndarray):
+            self.backward_name = "PowBackward1"
         return input**exponent
 
     def backward(self, grad: Any, input: Any, exponent: Any, out: Any) -> Any:
@@ -280,6 +284,8 @@ class Sqrt(Op):
 class Square(Op):
     """input * input."""
 
+    backward_name = "PowBackward0"
+
     def forward(self, input: Any) -> Any:
         return input * input
 
@@ -370,6 +376,8 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
 @export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"))
 class Clamp(Op):
     """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
+
+    backward_name = "ClampBackward1"
 
     def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
         if min is None and max is None:
