@@ -75,6 +75,7 @@ from dptrain.core.random import (
     seed,
     set_rng_state,
 )
+from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.size import Size
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads
@@ -86,14 +87,17 @@ globals().update(_FUNCTIONS)  # the operations export themselves; see dptrain/co
 _ROOMS = frozenset(
     [
         "autograd",
+        "backends",
         "checkpoint",
         "comm",
+        "cuda",
         "data",
         "distributed",
         "nn",
         "optim",
         "parallel",
         "profiler",
+        "random",
         "utils",
         "vision",
     ]
@@ -167,6 +171,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "default_generator":  # one per context, so that thread ranks have their own
+        return _default_generator()
     if name in _ROOMS:
         return import_module(f"dptrain.{name}")
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

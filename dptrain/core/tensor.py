@@ -147,6 +147,13 @@ class Tensor:
         """Whether the element type is a floating point type."""
         return self.dtype.is_floating_point
 
+    def is_inference(self) -> bool:
+        """False: tensors made under `inference_mode` are ordinary ones."""
+        return False
+
+    def _is_view(self) -> bool:
+        return self._base is not None
+
     def get_device(self) -> int:
         """Index of the GPU, -1 on the CPU."""
         return -1
@@ -244,6 +251,15 @@ class Tensor:
         if self._post_hooks is None:
             self._post_hooks = {}
         return add_hook(self._post_hooks, hook)
+
+    @property
+    def retains_grad(self) -> bool:
+        """Whether `retain_grad` was called on this non-leaf."""
+        hooks = self.grad_fn.hooks if self.grad_fn is not None else None
+        return any(
+            type(h) is RetainGrad and h.tensor is self
+            for h in (hooks or {}).get(self._index, {}).values()
+        )
 
     def retain_grad(self) -> None:
         """Keep the gradient of a non-leaf in `.grad` too."""
