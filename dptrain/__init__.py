@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
+from dptrain.core.anomaly import is_anomaly_enabled
 from dptrain.core.creation import (
     arange,
     as_tensor,
@@ -57,8 +58,15 @@ from dptrain.core.dtypes import float_ as float
 from dptrain.core.dtypes import int_ as int
 from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
 from dptrain.core.export import FUNCTIONS as _FUNCTIONS
-from dptrain.core.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from dptrain.core.printing import set_printoptions
+from dptrain.core.grad_mode import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from dptrain.core.printing import get_printoptions, set_printoptions
 from dptrain.core.random import (
     Generator,
     get_rng_state,
@@ -67,6 +75,7 @@ from dptrain.core.random import (
     seed,
     set_rng_state,
 )
+from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.ranges import (
     empty_strided,
     logspace,
@@ -108,8 +117,10 @@ globals().update(_OPERATIONS)
 _ROOMS = frozenset(
     [
         "autograd",
+        "backends",
         "checkpoint",
         "comm",
+        "cuda",
         "data",
         "distributed",
         "linalg",
@@ -117,6 +128,8 @@ _ROOMS = frozenset(
         "optim",
         "parallel",
         "profiler",
+        "random",
+        "utils",
         "vision",
     ]
 )
@@ -159,9 +172,11 @@ __all__ = [
     "full_like",
     "get_default_dtype",
     "get_num_threads",
+    "get_printoptions",
     "get_rng_state",
     "half",
     "iinfo",
+    "inference_mode",
     "initial_seed",
     "int",
     "int16",
@@ -172,6 +187,8 @@ __all__ = [
     "is_floating_point",
     "is_grad_enabled",
     "is_nonzero",
+    "is_anomaly_enabled",
+    "is_inference_mode_enabled",
     "is_tensor",
     "linspace",
     "logspace",
@@ -209,6 +226,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "default_generator":  # one per context, so that thread ranks have their own
+        return _default_generator()
     if name in _ROOMS:
         return import_module(f"dptrain.{name}")
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

@@ -1,12 +1,7 @@
-"""The reverse pass: one iterative walk that announces each leaf's gradient the moment it is final.
+"""The reverse pass as users start it; the walk itself is in `walk.py`.
 
-Owns: `backward`, `autograd.grad`, the undoing of broadcasting and promotion, end-of-pass callbacks.
+Owns: `backward`, `autograd.grad`, the checks of what they are given, end-of-pass callbacks.
 Must not know: any particular operation, processes.
-
-Order: nodes run by falling creation number, which is a topological order (a consumer is always
-created after its producers) and the exact reverse of the forward pass. Leaves count their
-consumers, so that a gradient is announced during the walk: that is what lets communication overlap
-with the rest of it.
 """
 
 from __future__ import annotations
@@ -18,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.grad_mode import enable_grad, no_grad
-from dptrain.core.op import Op
-from dptrain.core.ops.shape import SumToSize
+from dptrain.core.op import edge_of
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.walk import Pass, edge_key
 
 _callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar(
     "end_of_backward", default=None
@@ -42,142 +37,6 @@ def queue_callback(callback: Callable[[], None]) -> None:
 def current_pass() -> object | None:
     """A token of the backward pass that runs in this thread, or None."""
     return _callbacks.get()
-
-
-class _Pass:
-    """One reverse pass: gradients on their way and the leaves that still wait for some."""
-
-    def __init__(
-        self, create_graph: bool, retain_graph: bool, wanted: dict[int, Tensor] | None
-    ) -> None:
-        self.create_graph = create_graph
-        self.retain_graph = retain_graph
-        self.wanted = wanted  # None: accumulate into every leaf
-        self.captured: dict[Any, Any] = {}  # by id(leaf) or (id(node), output)
-        self.node_grads: dict[Op, Any] = {}
-        self.leaf_grads: dict[int, Any] = {}
-        self.leaf_consumers: dict[int, int] = {}
-        self.leaves: dict[int, Tensor] = {}
-
-    def add_root(self, tensor: Tensor, grad: Any) -> None:
-        if tensor._node is None:
-            self._count_leaf(tensor)
-            self._arrive_at_leaf(tensor, grad)
-        else:
-            self._arrive_at_node(tensor._node, tensor._index, grad)
-
-    def order(self) -> list[Op]:
-        """All nodes behind the roots, latest first; counts the consumers of each leaf."""
-        seen = set(self.node_grads)
-        stack = list(seen)
-        while stack:
-            node = stack.pop()
-            if node.saved is None:
-                raise RuntimeError(
-                    f"trying to backward through the graph a second time ({node.grad_name}): its saved values "
-                    "have already been freed. Specify retain_graph=True in the first backward() if you need two"
-                )
-            for edge in node.edges:
-                if edge is None:
-                    continue
-                source, index = edge
-                if index is None:
-                    self._count_leaf(source)
-                elif source not in seen:
-                    seen.add(source)
-                    stack.append(source)
-        return sorted(seen, key=lambda node: node.sequence, reverse=True)
-
-    def _count_leaf(self, leaf: Tensor) -> None:
-        key = id(leaf)
-        self.leaves[key] = leaf
-        self.leaf_consumers[key] = self.leaf_consumers.get(key, 0) + 1
-
-    def run(self, nodes: list[Op]) -> None:
-        for node in nodes:
-            grads = self._node_gradients(node)
-            for position, edge in enumerate(node.edges):
-                if edge is None:
-                    continue
-                source, index = edge
-                grad = grads[position] if position < len(grads) else None
-                if index is None:
-                    self._arrive_at_leaf(source, grad)
-                elif grad is not None:
-                    self._arrive_at_node(source, index, grad)
-
-    def _node_gradients(self, node: Op) -> tuple[Any, ...]:
-        incoming = self.node_grads.pop(node, None)
-        if incoming is None:
-            return ()
-        for index, hooks in (node.hooks or {}).items():
-            if incoming[index] is not None:
-                incoming[index] = self._run_hooks(hooks, incoming[index])
-        if self.wanted is not None:
-            for index, grad in enumerate(incoming):
-                if (id(node), index) in self.captured:
-                    self.captured[id(node), index] = grad
-        if node.direct is not None and not self.create_graph:
-            node.target = self._free_slot(node.edges[node.direct])
-        saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
-        grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
-        if not self.retain_graph:
-            node.release()
-        return grads if type(grads) is tuple else (grads,)
-
-    def _free_slot(self, edge: Any) -> Any:
-        """The gradient slot of a leaf, if the node's gradient will be all that goes there."""
-        if edge is None or edge[1] is not None or self.wanted is not None:
-            return None
-        leaf = edge[0]
-        alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
-        free = leaf._slot is not None and leaf._grad is None and not leaf._hooks
-        return leaf._slot._array if alone and free else None
-
-    def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
-        as_tensor = grad if isinstance(grad, Tensor) else wrap(np.asarray(grad))
-        for hook in tuple(hooks.values()):
-            replaced = hook(as_tensor)
-            if replaced is not None:
-                as_tensor = replaced
-        return as_tensor if isinstance(grad, Tensor) else as_tensor._array
-
-    def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
-        shape, kind = node.outs[index]
-        grad = _fit(grad, shape, kind)
-        held = self.node_grads.get(node)
-        if held is None:
-            held = self.node_grads[node] = [None] * len(node.outs)
-        held[index] = grad if held[index] is None else held[index] + grad
-
-    def _arrive_at_leaf(self, leaf: Tensor, grad: Any) -> None:
-        key = id(leaf)
-        if grad is not None:
-            grad = _fit(grad, leaf._array.shape, leaf._array.dtype)
-            held = self.leaf_grads.get(key)
-            self.leaf_grads[key] = grad if held is None else held + grad
-        self.leaf_consumers[key] -= 1
-        if self.leaf_consumers[key] == 0:
-            self._announce(leaf, self.leaf_grads.pop(key, None))
-
-    def _announce(self, leaf: Tensor, grad: Any) -> None:
-        if grad is None:
-            return
-        if leaf._hooks:
-            grad = self._run_hooks(leaf._hooks, grad)
-        if self.wanted is None:
-            leaf._accumulate_grad(grad)
-        elif id(leaf) in self.wanted:
-            self.captured[id(leaf)] = grad
-
-
-def _fit(grad: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
-    """Undo broadcasting and promotion: a gradient has the shape and type of its value."""
-    if grad.shape != shape:
-        grad = SumToSize.call(grad, shape)
-    if isinstance(grad, Tensor):
-        return grad if grad._array.dtype == kind else grad.to(kind)
-    return grad if grad.dtype == kind else grad.astype(kind)
 
 
 def _root_gradient(tensor: Tensor, grad: Any, create_graph: bool) -> Any:
@@ -205,16 +64,13 @@ def _walk(
     create_graph: bool,
     wanted: Sequence[Tensor] | None,
 ) -> list[Any]:
-    run = _Pass(create_graph, retain_graph, None if wanted is None else {id(t): t for t in wanted})
-    keys: list[Any] = []
-    for t in wanted or ():
-        keys.append(id(t) if t._node is None else (id(t._node), t._index))
-        run.captured[keys[-1]] = None
-    for tensor, grad in zip(tensors, grads, strict=True):
-        if not tensor._requires_grad:
+    for i, tensor in enumerate(tensors):
+        if not tensor.requires_grad:
             raise RuntimeError(
-                "element 0 of tensors does not require grad and does not have a grad_fn"
+                f"element {i} of tensors does not require grad and does not have a grad_fn"
             )
+    run = Pass(create_graph, retain_graph, wanted)
+    for tensor, grad in zip(tensors, grads, strict=True):
         run.add_root(tensor, _root_gradient(tensor, grad, create_graph))
     callbacks: list[Callable[[], None]] = []
     token = _callbacks.set(callbacks)
@@ -225,7 +81,8 @@ def _walk(
                 callback()
     finally:
         _callbacks.reset(token)
-    return [run.captured[k] for k in keys]
+    found = run.captured
+    return [] if found is None else [found[edge_key(edge_of(t))] for t in wanted or ()]
 
 
 def backward(
@@ -260,11 +117,24 @@ def backward(
         _walk(roots, grad_list, retain, create_graph, None)
         return
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not targets:
+        raise RuntimeError("'inputs' argument to backward() cannot be empty.")
+    _check_inputs(targets, "backward")
     for target, grad in zip(
         targets, _walk(roots, grad_list, retain, create_graph, targets), strict=True
     ):
         if grad is not None:
             target._accumulate_grad(grad)
+
+
+def _check_inputs(inputs: Sequence[Any], name: str) -> None:
+    for i, target in enumerate(inputs):
+        if not isinstance(target, Tensor):
+            raise TypeError(f"input {i} of {name} must be a Tensor, not {type(target).__name__}")
+        if not target.requires_grad:
+            raise RuntimeError(
+                f"One of the differentiated Tensors (input {i} of {name}) does not require grad"
+            )
 
 
 def grad(
@@ -273,14 +143,40 @@ def grad(
     grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
-    allow_unused: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` with respect to `inputs`, without touching any `.grad`.
 
+    Args:
+        outputs: where the walk starts.
+        inputs: what to differentiate by.
+        grad_outputs: gradients of `outputs`; may be left out for one-element tensors.
+        retain_graph: keep what backward needs, for another walk (default: as `create_graph`).
+        create_graph: record the walk itself, for higher derivatives.
+        only_inputs: has no effect, as in PyTorch.
+        allow_unused: None instead of an error for inputs that `outputs` do not depend on (default:
+            as `materialize_grads`).
+        is_grads_batched: not supported; differentiate one `grad_outputs` after the other.
+        materialize_grads: zeros instead of None for unused inputs.
+
     Raises:
+        NotImplementedError: `is_grads_batched`.
+        ValueError: `materialize_grads` with `allow_unused=False`.
         RuntimeError: as `backward`; or an input that the outputs do not depend on, unless
             `allow_unused`.
     """
+    if is_grads_batched:
+        raise NotImplementedError(
+            "grad: is_grads_batched=True needs a batching transform (vmap), which dptrain does not have; call grad "
+            "once for each of the grad_outputs, with retain_graph=True"
+        )
+    if materialize_grads and allow_unused is False:
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     given = (
@@ -290,11 +186,13 @@ def grad(
     )
     if grad_outputs is None:
         given = [None] * len(roots)
-    for i, target in enumerate(targets):
-        if not target._requires_grad:
-            raise RuntimeError(f"input {i} of autograd.grad does not require grad")
+    _check_inputs(targets, "grad")
     retain = create_graph if retain_graph is None else retain_graph
     found = _walk(roots, given, retain, create_graph, targets)
+    if materialize_grads:
+        found = [
+            np.zeros_like(t._array) if g is None else g for t, g in zip(targets, found, strict=True)
+        ]
     for i, g in enumerate(found):
         if g is None and not allow_unused:
             raise RuntimeError(

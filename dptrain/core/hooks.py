@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
+
+_next_key = count().__next__
 
 
 class RemovableHandle:
@@ -23,7 +26,7 @@ class RemovableHandle:
 
 
 def add_hook(hooks: dict[int, Any], hook: Any) -> RemovableHandle:
-    """Store `hook` under the next free key and hand out the handle that removes it."""
-    key = max(hooks, default=-1) + 1
+    """Store `hook` under a key that was never used and hand out the handle that removes it."""
+    key = _next_key()
     hooks[key] = hook
     return RemovableHandle(hooks, key)

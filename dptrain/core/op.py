@@ -31,8 +31,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
-from dptrain.core.grad_mode import is_grad_enabled
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.grad_mode import is_grad_enabled, record_observer
+from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
@@ -41,6 +41,14 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 class SavedTensorError(RuntimeError):
     """A value that backward needs was changed in place, or was already freed."""
+
+
+class Deferred:
+    """In the place of saved values: they are computed when they are asked for."""
+
+    def fill(self) -> None:
+        """Put the saved values of all nodes that wait for them in their place."""
+        raise NotImplementedError
 
 
 class Op:
@@ -65,6 +73,9 @@ class Op:
     #: The result may share memory with the first argument.
     is_view: ClassVar[bool] = False
     name: ClassVar[str] = ""
+    #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
+    #: may set it on the instance, where PyTorch numbers the forms of one operation.
+    backward_name: str = ""
     xp: ModuleType = np
 
     edges: list[tuple[Any, int | None] | None]
@@ -119,7 +130,7 @@ class Op:
     @property
     def grad_name(self) -> str:
         """The name under which the node is printed, as PyTorch's `grad_fn`."""
-        return f"{type(self).__name__}Backward0"
+        return self.backward_name or f"{type(self).__name__}Backward0"
 
     def __repr__(self) -> str:
         return f"<{self.grad_name}>"
@@ -170,15 +181,22 @@ class Op:
         """
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
-        raw = []
+        raw: list[Any] = []
+        edges: list[tuple[Any, int | None] | None] = []
         recording = False
         for a in args:
             if isinstance(a, Tensor):
+                if a._base is not None and a._base._node is not a._seen:
+                    catch_up(a)
                 raw.append(a._array)
                 if a._requires_grad:
                     recording = True
+                    # edge_of(a), without the call: this loop runs for every operation
+                    edges.append((a, None) if a._node is None else (a._node, a._index))
+                    continue
             else:
                 raw.append(a)
+            edges.append(None)
         if cls.promotes:
             _promote(cls, raw)
         else:
@@ -187,10 +205,8 @@ class Op:
                     _refuse_argument(cls, args, i)
         op = cls()
         if recording and cls.differentiable and is_grad_enabled():
-            op.edges = [
-                _edge(a) if isinstance(a, Tensor) and a._requires_grad else None for a in args
-            ]
-            op.needs = [e is not None for e in op.edges]
+            op.edges = edges
+            op.needs = [e is not None for e in edges]
         else:
             recording = False
             op.needs = [False] * len(args)
@@ -202,12 +218,12 @@ class Op:
         except ValueError as error:
             raise _shape_error(cls, raw, error) from None
         if type(out) is tuple:
-            return op._record_many(args, raw, out, recording)
+            return op._record_many(args, raw, kwargs, out, recording)
         if type(out) is not np.ndarray:
             out = np.asarray(out)
         result = wrap(out)
         if cls.is_view and np.may_share_memory(out, raw[0]):
-            _share(result, args[0])
+            _share(result, args[0], (cls, raw[1:], kwargs, None))
         if recording and FROM_NUMPY[out.dtype].category == 2:
             op._record(args, raw, (out,), result)
             result._node = op
@@ -219,10 +235,18 @@ class Op:
     ) -> None:
         self.sequence = _sequence()
         self.hooks = None
-        self.outs = tuple((o.shape, o.dtype) for o in outs)
-        if not self._saved_names:
+        self.outs = tuple([(o.shape, o.dtype) for o in outs])
+        if self._saved_names:
+            self._save(args, raw, outs, result)
+        else:
             self.saved = self.versions = ()
-            return
+        observer = record_observer()
+        if observer is not None:
+            observer(self)
+
+    def _save(
+        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
+    ) -> None:
         saved: list[Any] = []
         versions: list[tuple[list[int], int] | None] = []
         for position, served in self._saved_names:
@@ -240,7 +264,12 @@ class Op:
         self.saved, self.versions = tuple(saved), tuple(versions)
 
     def _record_many(
-        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], recording: bool
+        self,
+        args: tuple[Any, ...],
+        raw: list[Any],
+        kwargs: dict[str, Any],
+        outs: tuple[Any, ...],
+        recording: bool,
     ) -> Any:
         outs = tuple(np.asarray(o) for o in outs)
         results = [wrap(o) for o in outs]
@@ -248,7 +277,7 @@ class Op:
             self._record(args, raw, outs, None)
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
             if self.is_view and np.may_share_memory(out, raw[0]):
-                _share(result, args[0])
+                _share(result, args[0], (type(self), raw[1:], kwargs, i))
             if recording and FROM_NUMPY[out.dtype].category == 2:
                 result._node, result._index = self, i
                 result._requires_grad = True
@@ -262,6 +291,10 @@ class Op:
         Raises:
             RuntimeError: one of them was changed in place since.
         """
+        if type(self.saved) is not tuple:
+            self.saved.fill()
+        if not self.saved:
+            return ()
         for (position, _), value, version in zip(
             self._saved_names, self.saved, self.versions, strict=True
         ):
@@ -306,14 +339,19 @@ class Op:
             self.versions = ()
 
 
-def _edge(tensor: Tensor) -> tuple[Any, int | None]:
+def edge_of(tensor: Tensor) -> tuple[Any, int | None]:
+    """Where the gradient of a tensor goes: (node, output index), or (leaf, None)."""
     return (tensor, None) if tensor._node is None else (tensor._node, tensor._index)
 
 
-def _share(view: Tensor, base: Tensor) -> None:
-    """A view counts in-place changes together with what it looks into."""
-    view._version = base._version_counter()
-    view._base = base._base if base._base is not None else base
+def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
+    """A view counts in-place changes together with its base and remembers the way from there."""
+    view._version = source._version_counter()
+    base = view._base = source if source._base is None else source._base
+    view._seen = base._node
+    steps = () if base is source else source._steps
+    if steps is not None and is_grad_enabled():
+        view._steps = (*steps, step)
 
 
 def _promote(cls: type[Op], raw: list[Any]) -> None:

@@ -158,3 +158,25 @@ def get_rng_state() -> Tensor:
 def set_rng_state(new_state: Tensor) -> None:
     """Go on from a state of `get_rng_state`."""
     default_generator().set_state(new_state)
+
+
+@contextmanager
+def fork_rng(
+    devices: Any = None, enabled: bool = True, *, device_type: str = "cpu", **names: Any
+) -> Iterator[None]:
+    """Put the default generator back, after the `with` block, to where it was before.
+
+    Args:
+        devices: GPUs whose generators are forked too; there are none.
+        enabled: do nothing if False.
+        device_type: has no effect: there are generators of the CPU only.
+        names: PyTorch's private arguments for messages.
+    """
+    if not enabled:
+        yield
+        return
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -13,6 +15,21 @@ class Size(tuple[int, ...]):
     def numel(self) -> int:
         """Number of elements of a tensor of this shape."""
         return int(np.prod(self, dtype=np.int64)) if self else 1
+
+    def __getitem__(self, index: Any) -> Any:
+        found = tuple.__getitem__(self, index)
+        return Size(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        return Size(tuple.__add__(self, other)) if isinstance(other, tuple) else NotImplemented
+
+    def __radd__(self, other: Any) -> Any:
+        return Size(tuple.__add__(other, self)) if isinstance(other, tuple) else NotImplemented
+
+    def __mul__(self, count: Any) -> Any:
+        return Size(tuple.__mul__(self, count)) if isinstance(count, int) else NotImplemented
+
+    __rmul__ = __mul__
 
     def __repr__(self) -> str:
         return f"dptrain.Size({list(self)})"

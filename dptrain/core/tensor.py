@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 
@@ -33,7 +34,10 @@ class Tensor:
     _grad: Tensor | None = None
     _node: Any = None
     _index: int = 0
+    #: A view's base, the steps from there to it (None: untracked), and the base's node when last seen.
     _base: Tensor | None = None
+    _steps: tuple[Any, ...] | None = None
+    _seen: Any = None
     _version: list[int] | None = None
     _hooks: dict[int, Any] | None = None
     _post_hooks: dict[int, Any] | None = None
@@ -92,11 +96,13 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """Whether the user made it, rather than a recorded operation."""
-        return self._node is None
+        return self.grad_fn is None
 
     @property
     def grad_fn(self) -> Any:
         """The recorded operation that made this tensor, or None."""
+        if self._base is not None:
+            catch_up(self)
         return self._node
 
     @property
@@ -141,6 +147,13 @@ class Tensor:
         """Whether the element type is a floating point type."""
         return self.dtype.is_floating_point
 
+    def is_inference(self) -> bool:
+        """False: tensors made under `inference_mode` are ordinary ones."""
+        return False
+
+    def _is_view(self) -> bool:
+        return self._base is not None
+
     def get_device(self) -> int:
         """Index of the GPU, -1 on the CPU."""
         return -1
@@ -150,6 +163,8 @@ class Tensor:
     @property
     def requires_grad(self) -> bool:
         """Whether backward computes a gradient for it."""
+        if self._base is not None:
+            catch_up(self)
         return self._requires_grad
 
     @requires_grad.setter
@@ -193,7 +208,8 @@ class Tensor:
         """Add a final gradient (raw array, or Tensor under create_graph) to `.grad`."""
         held = self._grad
         if isinstance(grad, Tensor):
-            self._grad = grad if held is None else held + grad
+            # A copy: backward may have handed one tensor to several leaves.
+            self._grad = grad.clone() if held is None else held + grad
         elif held is not None:
             np.add(held._array, grad, out=held._array)
             held._bump_version()
@@ -214,7 +230,7 @@ class Tensor:
         Raises:
             RuntimeError: the tensor does not require gradients.
         """
-        if not self._requires_grad:
+        if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         if self._node is None:
             if self._hooks is None:
@@ -236,14 +252,23 @@ class Tensor:
             self._post_hooks = {}
         return add_hook(self._post_hooks, hook)
 
+    @property
+    def retains_grad(self) -> bool:
+        """Whether `retain_grad` was called on this non-leaf."""
+        hooks = self.grad_fn.hooks if self.grad_fn is not None else None
+        return any(
+            type(h) is RetainGrad and h.tensor is self
+            for h in (hooks or {}).get(self._index, {}).values()
+        )
+
     def retain_grad(self) -> None:
         """Keep the gradient of a non-leaf in `.grad` too."""
-        if not self._requires_grad:
+        if not self.requires_grad:
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
         if self._node is not None:
             hooks = self._node_hooks()
-            if not any(getattr(h, "retains", None) is self for h in hooks.values()):
-                add_hook(hooks, _Retain(self))
+            if not any(type(h) is RetainGrad and h.tensor is self for h in hooks.values()):
+                add_hook(hooks, RetainGrad(self))
 
     def _node_hooks(self) -> dict[int, Any]:
         if self._node.hooks is None:
@@ -260,6 +285,7 @@ class Tensor:
     def detach_(self) -> Tensor:
         """Cut this tensor off from the graph in place."""
         self._node, self._index, self._requires_grad = None, 0, False
+        self._steps = None
         return self
 
     @property
@@ -287,37 +313,6 @@ class Tensor:
 
     def _bump_version(self) -> None:
         self._version_counter()[0] += 1
-
-    def _check_inplace(self, name: str) -> None:
-        from dptrain.core.grad_mode import is_grad_enabled
-
-        if not is_grad_enabled():
-            return
-        if self._requires_grad and self._node is None:
-            raise RuntimeError(
-                f"{name}: a leaf Variable that requires grad is being used in an in-place operation; do it "
-                "under dptrain.no_grad(), or on a clone"
-            )
-        if self._base is not None and self._base._requires_grad:
-            raise RuntimeError(
-                f"{name}: in-place change of a view (shape {list(self.shape)}) of a tensor that requires grad "
-                "is not supported; change the base through indexing (base[index] = value), or a clone"
-            )
-
-    def _assign_result(self, result: Tensor, name: str) -> None:
-        """Store the result of an in-place operation here and take over its history."""
-        if result._array.shape != self._array.shape:
-            raise RuntimeError(
-                f"{name}: output with shape {list(self.shape)} doesn't match the broadcast shape {list(result.shape)}"
-            )
-        if result.dtype.category > self.dtype.category:
-            raise RuntimeError(
-                f"{name}: result type {result.dtype} can't be cast to the output type {self.dtype}"
-            )
-        np.copyto(self._array, result._array, casting="unsafe")
-        self._bump_version()
-        if result._node is not None:
-            self._node, self._index, self._requires_grad = result._node, result._index, True
 
     # ---- leaving the tensor world ----------------------------------------------------------------
 
@@ -398,7 +393,7 @@ class Tensor:
         return int(self._array.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if self._array.ndim == 0 and spec else str(self)
+        return format(self.item(), spec) if self._array.ndim == 0 else object.__format__(self, spec)
 
     def __hash__(self) -> int:
         return id(self)
@@ -431,6 +426,8 @@ class Tensor:
 
     if TYPE_CHECKING:  # methods that operations bind; see dptrain/core/ops
         backward: Callable[..., None]
+        _check_inplace: Callable[..., None]
+        _assign_result: Callable[..., None]
         T: Any
         mT: Any
 
@@ -460,17 +457,31 @@ class Tensor:
         def __ge__(self, other: Any) -> Tensor: ...
 
 
-class _Retain:
-    """A node hook that stores the gradient in `tensor.grad`."""
+class RetainGrad:
+    """A node hook that stores the gradient in `tensor.grad`; it runs after all others."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.retains = tensor
+        self._tensor = ref(tensor)  # the node outlives its result, and must not keep it alive
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The tensor, if it still exists."""
+        return self._tensor()
 
     def __call__(self, grad: Tensor) -> None:
-        held = self.retains._grad
-        self.retains._grad = (
-            wrap(grad._array.copy()) if held is None else wrap(held._array + grad._array)
-        )
+        tensor = self._tensor()
+        if tensor is not None:
+            held = tensor._grad
+            tensor._grad = grad.clone() if held is None else held + grad
+
+
+def catch_up(view: Tensor) -> None:
+    """Let a view follow its base if the base's history has changed; see core/history.py."""
+    assert view._base is not None
+    if view._base._node is not view._seen:
+        from dptrain.core.history import follow_base
+
+        follow_base(view)
 
 
 def wrap(array: np.ndarray) -> Tensor:

@@ -17,6 +17,7 @@ from dptrain.core.grad_mode import no_grad
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.core.tensor import Tensor
 from dptrain.nn import state
+from dptrain.nn.backward_hooks import BackwardHooks
 from dptrain.nn.tree import ModuleTree
 
 
@@ -34,10 +35,18 @@ class Module(ModuleTree):
     training: bool
     _forward_hooks: dict[int, tuple[Callable[..., Any], bool]]
     _forward_pre_hooks: dict[int, tuple[Callable[..., Any], bool]]
+    _backward_hooks: dict[int, Callable[..., Any]]
+    _backward_pre_hooks: dict[int, Callable[..., Any]]
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__.update(training=True, _forward_hooks={}, _forward_pre_hooks={})
+        self.__dict__.update(
+            training=True,
+            _forward_hooks={},
+            _forward_pre_hooks={},
+            _backward_hooks={},
+            _backward_pre_hooks={},
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the module's result; every subclass defines it."""
@@ -46,7 +55,12 @@ class Module(ModuleTree):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._forward_hooks and not self._forward_pre_hooks:
+        if not (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+        ):
             return self.forward(*args, **kwargs)
         return self._call_with_hooks(args, kwargs)
 
@@ -65,12 +79,18 @@ class Module(ModuleTree):
                 changed = hook(self, args)
                 if changed is not None:
                     args = changed if isinstance(changed, tuple) else (changed,)
+        around = None
+        if self._backward_hooks or self._backward_pre_hooks:
+            around = BackwardHooks(
+                self, list(self._backward_hooks.values()), list(self._backward_pre_hooks.values())
+            )
+            args = around.on_inputs(args)
         result = self.forward(*args, **kwargs)
         for hook, with_kwargs in tuple(self._forward_hooks.values()):
             replaced = hook(self, args, kwargs, result) if with_kwargs else hook(self, args, result)
             if replaced is not None:
                 result = replaced
-        return result
+        return result if around is None else around.on_output(result)
 
     # ---- hooks -----------------------------------------------------------------------------------
 
@@ -97,6 +117,31 @@ class Module(ModuleTree):
             with_kwargs: call `hook(module, args, kwargs, output)`.
         """
         return _register(self._forward_hooks, (hook, with_kwargs), prepend)
+
+    def register_full_backward_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call `hook(module, grad_input, grad_output)` when backward has passed the module.
+
+        `grad_input` has one entry per positional argument of the call, `grad_output` one per output;
+        None stands for what is no tensor.
+
+        Args:
+            hook: returns None or the new `grad_input`.
+            prepend: run it before the hooks that are there already.
+        """
+        return _register(self._backward_hooks, hook, prepend)
+
+    def register_full_backward_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call `hook(module, grad_output)` before backward enters the module.
+
+        Args:
+            hook: returns None or the new `grad_output`.
+            prepend: run it before the hooks that are there already.
+        """
+        return _register(self._backward_pre_hooks, hook, prepend)
 
     # ---- modes and conversions -------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from dptrain.core.ops import (
     activation,
+    activation_linear,
+    activation_smooth,
     arrange,
     arrange_many,
     clamp,
@@ -9,8 +11,6 @@ from dptrain.core.ops import (
     conv,
     convert,
     counting,
-    activation_linear,
-    activation_smooth,
     einsum,
     elementwise,
     index,
@@ -27,8 +27,8 @@ from dptrain.core.ops import (
     order,
     pool,
     predicate,
-    random_fill,
     products,
+    random_fill,
     reduce,
     reshape,
     rounding,

@@ -141,6 +141,7 @@ def _check_integer_division(op: str, input: Any, other: Any) -> None:
 class FloorDivide(Op):
     """The quotient rounded towards minus infinity."""
 
+    backward_name = "DivBackward2"
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -154,6 +155,7 @@ class FloorDivide(Op):
 class TruncDivide(Op):
     """The quotient rounded towards zero (`div(..., rounding_mode="trunc")`)."""
 
+    backward_name = "DivBackward2"
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -196,6 +198,8 @@ class Pow(Op):
     def forward(self, input: Any, exponent: Any) -> Any:
         if input.dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
             raise RuntimeError("pow: integers to negative integer powers are not allowed")
+        if isinstance(exponent, np.ndarray):
+            self.backward_name = "PowBackward1"
         return input**exponent
 
     def backward(self, grad: Any, input: Any, exponent: Any, out: Any) -> Any:
@@ -290,6 +294,8 @@ class Sqrt(Op):
 @export("square", methods=("square",), inplace=("square_",))
 class Square(Op):
     """input * input."""
+
+    backward_name = "PowBackward0"
 
     def forward(self, input: Any) -> Any:
         return input * input if input.dtype != np.bool_ else input.astype(np.int64)

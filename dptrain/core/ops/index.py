@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.grad_mode import is_grad_enabled
+from dptrain.core.history import check_writeable
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Embed, wrap_dim
 from dptrain.core.tensor import Tensor
@@ -58,7 +60,9 @@ class GetItem(Op):
 
     def forward(self, input: Any, index: Any) -> Any:
         self.index, self.shape = index, input.shape
-        return input[index]
+        out = input[index]
+        # Of integers alone NumPy makes a scalar; with an ellipsis it stays a view.
+        return out if type(out) is np.ndarray else input[(*index, ...)]
 
     def backward(self, grad: Any) -> Any:
         return Embed.call(grad, self.shape, self.index)
@@ -118,10 +122,17 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
 
 
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
-    raw, _ = _raw_index(index)
+    raw, basic = _raw_index(index)
     self._check_inplace("__setitem__")
+    check_writeable(self, "__setitem__")
     try:
-        if self._requires_grad or (isinstance(value, Tensor) and value._requires_grad):
+        if is_grad_enabled() and (
+            self._requires_grad or (isinstance(value, Tensor) and value.requires_grad)
+        ):
+            if basic:
+                part = GetItem.apply(self, raw)
+                part.copy_(value) if isinstance(value, Tensor) else part.fill_(value)
+                return
             self._assign_result(IndexPut.apply(self, value, raw), "__setitem__")
         else:
             self._array[raw] = value._array if isinstance(value, Tensor) else value

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.history import Overwrite, check_writeable, record_overwrite
 from dptrain.core.op import Op
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor
@@ -15,6 +16,7 @@ class CopyInto(Op):
     """The second tensor broadcast to the first one's shape and type: what `copy_` leaves behind."""
 
     name = "copy_"
+    backward_name = "CopyBackwards"
     num_tensors = 2
 
     def forward(self, input: Any, source: Any) -> Any:
@@ -23,7 +25,7 @@ class CopyInto(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return None, grad
+        return Overwrite.call(grad), grad
 
 
 def _fill(self: Tensor, value: Any) -> Tensor:
@@ -35,16 +37,21 @@ def _fill(self: Tensor, value: Any) -> Tensor:
             )
         return _copy(self, value)
     self._check_inplace("fill_")
-    self._array.fill(value)
-    self._bump_version()
-    if self._node is not None:  # every old value is gone, and its history with it
-        self._node, self._requires_grad = None, False
-    return self
+    return _overwrite(self, "fill_", value)
 
 
 def _zero(self: Tensor) -> Tensor:
     """Set every element to 0."""
-    return _fill(self, 0)
+    self._check_inplace("zero_")
+    return _overwrite(self, "zero_", 0)
+
+
+def _overwrite(self: Tensor, name: str, values: Any) -> Tensor:
+    check_writeable(self, name)
+    np.copyto(self._array, values, casting="unsafe")
+    self._bump_version()
+    record_overwrite(self, name)
+    return self
 
 
 def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
@@ -56,9 +63,7 @@ def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
 
 def _random(self: Tensor, name: str, values: np.ndarray) -> Tensor:
     self._check_inplace(name)
-    np.copyto(self._array, values, casting="unsafe")
-    self._bump_version()
-    return self
+    return _overwrite(self, name, values)
 
 
 def _uniform(

@@ -79,6 +79,18 @@ class Stack(Op):
         return tuple(Select.call(grad, self.dim, i) for i in range(self.count))
 
 
+class SplitPart(Narrow):
+    """A part of `split` by size: as `narrow`, under PyTorch's name for the node."""
+
+    backward_name = "SplitBackward0"
+
+
+class SectionPart(Narrow):
+    """A part of `split` by sections: as `narrow`, under PyTorch's name for the node."""
+
+    backward_name = "SplitWithSizesBackward0"
+
+
 def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
     """Parts of the given size (the last may be smaller) or of the given sizes, as views."""
     dim = wrap_dim(dim, input.ndim, "split")
@@ -96,8 +108,9 @@ def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, 
                 f"{dim}), but got split_sizes={sizes}"
             )
     starts = np.cumsum([0, *sizes])
+    part = SplitPart if isinstance(split_size_or_sections, int) else SectionPart
     return tuple(
-        Narrow.apply(input, dim, int(a), int(s)) for a, s in zip(starts, sizes, strict=False)
+        part.apply(input, dim, int(a), int(s)) for a, s in zip(starts, sizes, strict=False)
     )
 
 
@@ -115,10 +128,16 @@ def _chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
 export("chunk", methods=("chunk",), function=_chunk)(Narrow)
 
 
+class UnbindPart(Select):
+    """An entry of `unbind`: as `select`, under PyTorch's name for the node."""
+
+    backward_name = "UnbindBackward0"
+
+
 def _unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
     """All entries of a dimension, as views without it."""
     dim = wrap_dim(dim, input.ndim, "unbind")
-    return tuple(Select.apply(input, dim, i) for i in range(input._array.shape[dim]))
+    return tuple(UnbindPart.apply(input, dim, i) for i in range(input._array.shape[dim]))
 
 
 export("unbind", methods=("unbind",), function=_unbind)(Select)

@@ -28,6 +28,15 @@ def _product(xp: Any, a: Any, b: Any) -> Any:
     return xp.matmul(a, b)
 
 
+#: By the dimensions of both operands; products of batches end in a view in PyTorch.
+_NODE_NAMES = {
+    (1, 1): "DotBackward0",
+    (2, 1): "MvBackward0",
+    (1, 2): "SqueezeBackward4",
+    (2, 2): "MmBackward0",
+}
+
+
 @export("matmul", methods=("matmul", "__matmul__"), reflected=("__rmatmul__",))
 class Matmul(Op):
     """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
@@ -47,6 +56,7 @@ class Matmul(Op):
                 f"first ({input.shape[-1]}) must equal the {'second last' if other.ndim > 1 else 'only'} dimension of "
                 f"the second ({inner})"
             )
+        self.backward_name = _NODE_NAMES.get((input.ndim, other.ndim), "UnsafeViewBackward0")
         return _product(self.xp, input, other)
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:

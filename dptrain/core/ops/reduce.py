@@ -55,6 +55,8 @@ class Sum(_Reduction):
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
         axes = self._plan(input, dim)
+        if dim is not None:
+            self.backward_name = "SumBackward1"
         input, kind = _accumulator(input, dtype)
         wide = np.float32 if kind.itemsize == 2 and kind.kind not in "iu" else kind
         return self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide)).astype(
@@ -73,6 +75,8 @@ class Mean(_Reduction):
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
         axes = self._plan(input, dim)
+        if dim is not None:
+            self.backward_name = "MeanBackward1"
         input, kind = _accumulator(input, dtype)
         if dtype is None and input.dtype.kind in "biu":
             raise RuntimeError(
@@ -259,22 +263,38 @@ def _along(input: Any, find: type[_ArgReduction], dim: int, keepdim: bool) -> tu
     return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
 
 
+class MaxOfAll(Amax):
+    """`max(input)`: as `amax`, under PyTorch's name for the node."""
+
+    backward_name = "MaxBackward1"
+
+
+class MinOfAll(Amin):
+    """`min(input)`: as `amin`, under PyTorch's name for the node."""
+
+    backward_name = "MinBackward1"
+
+
 def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
     if other is not None or hasattr(dim, "_array"):
         return Maximum.apply(input, dim if other is None else other)
-    return Amax.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
+    return (
+        MaxOfAll.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
+    )
 
 
 def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
     if other is not None or hasattr(dim, "_array"):
         return Minimum.apply(input, dim if other is None else other)
-    return Amin.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
+    return (
+        MinOfAll.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
+    )
 
 
-export("max", methods=("max",), function=_max)(Amax)
-export("min", methods=("min",), function=_min)(Amin)
+export("max", methods=("max",), function=_max)(MaxOfAll)
+export("min", methods=("min",), function=_min)(MinOfAll)
 
 
 class _Truth(Op):

@@ -59,6 +59,7 @@ class Reshape(Op):
     """The same elements in another shape."""
 
     is_view = True
+    backward_name = "ViewBackward0"
 
     def forward(self, input: Any, shape: tuple[int, ...]) -> Any:
         self.shape = input.shape
@@ -152,11 +153,17 @@ class Transpose(Op):
         return Transpose.call(grad, *self.dims)
 
 
+class MatrixTranspose(Transpose):
+    """`t()`: as `transpose`, under PyTorch's name for the node."""
+
+    backward_name = "TBackward0"
+
+
 def _t(input: Any) -> Any:
     """The transpose of a tensor of at most two dimensions."""
     if input.ndim > 2:
         raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
-    return Transpose.apply(input, 0, 1) if input.ndim == 2 else input
+    return MatrixTranspose.apply(input, 0, 1) if input.ndim == 2 else input
 
 
 export("t", methods=("t",), function=_t)(Transpose)
@@ -176,6 +183,7 @@ class Squeeze(Op):
             wrap_dim(d, input.ndim, "squeeze")
             for d in (dim if isinstance(dim, Sequence) else (dim,))
         }
+        self.backward_name = f"SqueezeBackward{2 if isinstance(dim, Sequence) else 1}"
         return input.reshape(
             tuple(s for i, s in enumerate(input.shape) if not (s == 1 and i in dims))
         )
@@ -250,6 +258,7 @@ class Narrow(Op):
     """`length` entries of one dimension from `start`, as a view."""
 
     is_view = True
+    backward_name = "SliceBackward0"
 
     def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
         dim = wrap_dim(dim, input.ndim, "narrow")
@@ -280,7 +289,8 @@ class Select(Op):
             raise IndexError(
                 f"select(): index {index} out of range for tensor of size {list(input.shape)} at dimension {dim}"
             )
-        self.index: tuple[Any, ...] = (slice(None),) * dim + (index,)
+        # With the ellipsis the result is a view even where nothing but one element is left.
+        self.index: tuple[Any, ...] = (slice(None),) * dim + (index, ...)
         self.shape = input.shape
         return input[self.index]
 

@@ -1,0 +1,221 @@
+"""One walk over the graph: gradients on their way, hooks, leaves announced when they are final.
+
+Owns: `Pass`, the undoing of broadcasting and promotion. Must not know: any particular operation,
+who starts the walk and what is done with the result.
+
+Order: nodes run by falling creation number, which is a topological order (a consumer is always
+created after its producers) and the exact reverse of the forward pass. Leaves count their
+consumers, so that a gradient is announced during the walk: that is what lets communication overlap
+with the rest of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
+from dptrain.core.op import Op, edge_of
+from dptrain.core.ops.shape import SumToSize
+from dptrain.core.tensor import RetainGrad, Tensor, wrap
+
+_sequence = attrgetter("sequence")
+
+
+class Pass:
+    """One reverse pass: gradients on their way and the leaves that still wait for some.
+
+    Args:
+        create_graph: gradients are Tensors and everything is recorded.
+        retain_graph: nodes keep what they saved.
+        wanted: tensors whose gradients are captured; None to accumulate into every leaf.
+    """
+
+    def __init__(
+        self, create_graph: bool, retain_graph: bool, wanted: Sequence[Tensor] | None
+    ) -> None:
+        self.create_graph = create_graph
+        self.retain_graph = retain_graph
+        # By id(leaf) or (id(node), output); None: accumulate into every leaf.
+        self.captured: dict[Any, Any] | None = (
+            None if wanted is None else {edge_key(edge_of(t)): None for t in wanted}
+        )
+        self.check_nan = anomaly_mode()
+        self.node_grads: dict[Op, Any] = {}
+        self.leaf_grads: dict[int, Any] = {}
+        self.leaf_consumers: dict[int, int] = {}
+        self.leaves: dict[int, Tensor] = {}
+
+    def add_root(self, tensor: Tensor, grad: Any) -> None:
+        """Start at `tensor` with its gradient."""
+        if tensor._node is None:
+            self._count_leaf(tensor)
+            self._arrive_at_leaf(tensor, grad)
+        else:
+            self._arrive_at_node(tensor._node, tensor._index, grad)
+
+    def order(self) -> list[Op]:
+        """All nodes behind the roots, latest first; counts the consumers of each leaf."""
+        seen = set(self.node_grads)
+        stack = list(seen)
+        while stack:
+            node = stack.pop()
+            if node.saved is None:
+                raise RuntimeError(
+                    f"trying to backward through the graph a second time ({node.grad_name}): its saved values "
+                    "have already been freed. Specify retain_graph=True in the first backward() if you need two"
+                )
+            for edge in node.edges:
+                if edge is None:
+                    continue
+                source, index = edge
+                if index is None:
+                    self._count_leaf(source)
+                elif source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+        return sorted(seen, key=_sequence, reverse=True)
+
+    def _count_leaf(self, leaf: Tensor) -> None:
+        key = id(leaf)
+        self.leaves[key] = leaf
+        self.leaf_consumers[key] = self.leaf_consumers.get(key, 0) + 1
+
+    def _leads_to_wanted(self, nodes: list[Op]) -> set[Op]:
+        """The nodes whose backward is needed for the gradients that are asked for."""
+        captured: Any = self.captured
+        found: set[Op] = set()
+        for node in reversed(nodes):  # producers come before their consumers
+            if any(
+                e is not None and (edge_key(e) in captured or (e[1] is not None and e[0] in found))
+                for e in node.edges
+            ):
+                found.add(node)
+        return found
+
+    def run(self, nodes: list[Op]) -> None:
+        """Run the nodes of `order()`."""
+        needed = None if self.captured is None else self._leads_to_wanted(nodes)
+        for node in nodes:
+            incoming = self.node_grads.pop(node, None)
+            if incoming is None:
+                continue
+            if node.hooks:
+                for index, hooks in node.hooks.items():
+                    if incoming[index] is not None:
+                        incoming[index] = self._run_hooks(hooks, incoming[index])
+            if needed is not None:
+                self._capture(node, incoming)
+                if node not in needed:
+                    continue
+            try:
+                grads = self._node_gradients(node, incoming)
+            except Exception as error:
+                if self.check_nan is not None:
+                    add_origin(error, node)
+                raise
+            for position, edge in enumerate(node.edges):
+                if edge is None:
+                    continue
+                source, place = edge
+                grad = grads[position] if position < len(grads) else None
+                if place is None:
+                    self._arrive_at_leaf(source, grad)
+                elif grad is not None:
+                    self._arrive_at_node(source, place, grad)
+
+    def _capture(self, node: Op, incoming: list[Any]) -> None:
+        captured: Any = self.captured
+        for index, grad in enumerate(incoming):
+            if (id(node), index) in captured:
+                captured[id(node), index] = grad
+
+    def _node_gradients(self, node: Op, incoming: list[Any]) -> tuple[Any, ...]:
+        if node.direct is not None and not self.create_graph:
+            node.target = self._free_slot(node.edges[node.direct])
+        saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
+        grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
+        if type(grads) is not tuple:
+            grads = (grads,)
+        if self.check_nan:
+            refuse_nan(node, grads)
+        if not self.retain_graph:
+            node.release()
+        return grads
+
+    def _free_slot(self, edge: Any) -> Any:
+        """The gradient slot of a leaf, if the node's gradient will be all that goes there."""
+        if edge is None or edge[1] is not None or self.captured is not None:
+            return None
+        leaf = edge[0]
+        alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
+        free = leaf._slot is not None and leaf._grad is None and not leaf._hooks
+        return leaf._slot._array if alone and free else None
+
+    def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
+        as_tensor = grad if isinstance(grad, Tensor) else wrap(np.asarray(grad))
+        # A copy: hooks may come and go while they run. Those of retain_grad see what the others made.
+        for hook in sorted(hooks.values(), key=lambda h: type(h) is RetainGrad):
+            replaced = hook(as_tensor)
+            if replaced is not None:
+                as_tensor = _checked_replacement(hook, replaced, as_tensor)
+        return as_tensor if isinstance(grad, Tensor) else as_tensor._array
+
+    def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
+        shape, kind = node.outs[index]
+        if grad.shape != shape or grad.dtype is not kind:
+            grad = _fit(grad, shape, kind)
+        held = self.node_grads.get(node)
+        if held is None:
+            self.node_grads[node] = held = [None] * len(node.outs)
+        held[index] = grad if held[index] is None else held[index] + grad
+
+    def _arrive_at_leaf(self, leaf: Tensor, grad: Any) -> None:
+        key = id(leaf)
+        if grad is not None:
+            grad = _fit(grad, leaf._array.shape, leaf._array.dtype)
+            held = self.leaf_grads.get(key)
+            self.leaf_grads[key] = grad if held is None else held + grad
+        self.leaf_consumers[key] -= 1
+        if self.leaf_consumers[key] == 0:
+            self._announce(leaf, self.leaf_grads.pop(key, None))
+
+    def _announce(self, leaf: Tensor, grad: Any) -> None:
+        if grad is None or (self.captured is not None and id(leaf) not in self.captured):
+            return
+        if leaf._hooks:
+            grad = self._run_hooks(leaf._hooks, grad)
+        if self.captured is None:
+            leaf._accumulate_grad(grad)
+        else:
+            self.captured[id(leaf)] = grad
+
+
+def edge_key(edge: tuple[Any, int | None]) -> Any:
+    """What a captured gradient is filed under: the leaf, or the node and its output."""
+    return id(edge[0]) if edge[1] is None else (id(edge[0]), edge[1])
+
+
+def _checked_replacement(hook: Any, replaced: Any, grad: Tensor) -> Tensor:
+    name = getattr(hook, "__name__", type(hook).__name__)
+    if not isinstance(replaced, Tensor):
+        raise TypeError(
+            f"expected Variable, but hook '{name}' returned '{type(replaced).__name__}'"
+        )
+    if replaced._array.shape != grad._array.shape:
+        raise RuntimeError(
+            f"hook '{name}' has changed the size of value: {list(grad.shape)} became {list(replaced.shape)}"
+        )
+    return replaced
+
+
+def _fit(grad: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
+    """Undo broadcasting and promotion: a gradient has the shape and type of its value."""
+    if grad.shape != shape:
+        grad = SumToSize.call(grad, shape)
+    if isinstance(grad, Tensor):
+        return grad if grad._array.dtype == kind else grad.to(kind)
+    return grad if grad.dtype == kind else grad.astype(kind)

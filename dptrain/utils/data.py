@@ -1,0 +1,17 @@
+"""`torch.utils.data`'s names; they live in `dptrain.data`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(import_module("dptrain.data"), name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return list(import_module("dptrain.data").__all__)
