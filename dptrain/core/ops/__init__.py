@@ -11,9 +11,14 @@ from dptrain.core.ops import (
     join,
     loss,
     matmul,
+    norm,
+    pick,
     pool,
+    pool_any,
     reduce,
     shape,
+    stencil,
+    windows,
 )
 
 __all__ = [
@@ -27,7 +32,12 @@ __all__ = [
     "join",
     "loss",
     "matmul",
+    "norm",
+    "pick",
     "pool",
+    "pool_any",
     "reduce",
     "shape",
+    "stencil",
+    "windows",
 ]
