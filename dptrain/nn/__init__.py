@@ -17,6 +17,7 @@ from dptrain.nn.adaptive_pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from dptrain.nn.attention import MultiheadAttention
 from dptrain.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -87,7 +88,16 @@ from dptrain.nn.rearrange import (
     UpsamplingBilinear2d,
     UpsamplingNearest2d,
 )
+from dptrain.nn.rnn import GRU, LSTM, RNN, RNNBase
+from dptrain.nn.rnn_cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from dptrain.nn.sparse import Embedding, EmbeddingBag
+from dptrain.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -129,6 +139,8 @@ __all__ = [
     "Fold",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "GRU",
+    "GRUCell",
     "GroupNorm",
     "Identity",
     "InstanceNorm1d",
@@ -137,6 +149,8 @@ __all__ = [
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "LSTM",
+    "LSTMCell",
     "LayerNorm",
     "Linear",
     "LocalResponseNorm",
@@ -151,6 +165,7 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "Parameter",
     "ParameterDict",
@@ -158,6 +173,10 @@ __all__ = [
     "PixelShuffle",
     "PixelUnshuffle",
     "RMSNorm",
+    "RNN",
+    "RNNBase",
+    "RNNCell",
+    "RNNCellBase",
     "ReLU",
     "ReflectionPad1d",
     "ReflectionPad2d",
@@ -169,6 +188,11 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
     "Unfold",
     "Upsample",
