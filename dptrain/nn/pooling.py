@@ -1,28 +1,27 @@
-"""Pooling layers."""
+"""Pooling layers over windows of a fixed size."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
 from dptrain.nn.module import Module
 
 
-class MaxPool2d(Module):
-    """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched.
+class _MaxPool(Module):
+    """The largest value of each window: (N, C, *sizes) -> (N, C, *outs); also unbatched.
 
     Args:
-        kernel_size: one size or (height, width).
+        kernel_size: one size or one per dimension.
         stride: step of the window; the kernel size by default.
         padding: border of minus infinity.
         dilation: distance between the elements of a window.
-        return_indices: not supported.
+        return_indices: also give the positions of the maxima.
         ceil_mode: let the last window overhang the image.
-
-    Raises:
-        ValueError: `return_indices=True`.
     """
+
+    rank: ClassVar[int]
 
     def __init__(
         self,
@@ -34,8 +33,6 @@ class MaxPool2d(Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        if return_indices:
-            raise ValueError("MaxPool2d: return_indices=True is not supported; use False")
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -43,10 +40,17 @@ class MaxPool2d(Module):
         self.return_indices = return_indices
         self.ceil_mode = ceil_mode
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, oh, ow)."""
-        return F.max_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+    def forward(self, input: Tensor) -> Any:
+        """(N, C, *sizes) -> (N, C, *outs), and the positions where asked."""
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.rank - 1]
+        return pool(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
         )
 
     def extra_repr(self) -> str:
@@ -57,17 +61,81 @@ class MaxPool2d(Module):
         )
 
 
-class AvgPool2d(Module):
-    """The mean of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched.
+class MaxPool1d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    rank = 1
+
+
+class MaxPool2d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    rank = 2
+
+
+class MaxPool3d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    rank = 3
+
+
+class AvgPool1d(Module):
+    """The mean of each window: (N, C, L) -> (N, C, out); also unbatched.
 
     Args:
-        kernel_size: one size or (height, width).
+        kernel_size: size of the window.
+        stride: its step; the kernel size by default.
+        padding: border of zeros.
+        ceil_mode: let the last window overhang the line.
+        count_include_pad: whether the border counts in the mean.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__()
+        # One size each, kept as PyTorch keeps them: a tuple of one.
+        self.kernel_size = _single(kernel_size)
+        self.stride = self.kernel_size if stride is None else _single(stride)
+        self.padding = _single(padding)
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, L) -> (N, C, out)."""
+        return F.avg_pool1d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, as PyTorch prints them."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+def _single(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+class _AvgPool(Module):
+    """The mean of each window: (N, C, *sizes) -> (N, C, *outs); also unbatched.
+
+    Args:
+        kernel_size: one size or one per dimension.
         stride: step of the window; the kernel size by default.
         padding: border of zeros.
         ceil_mode: let the last window overhang the image.
         count_include_pad: whether the border counts in the mean.
         divisor_override: divide by this instead of the number of elements.
     """
+
+    rank: ClassVar[int]
 
     def __init__(
         self,
@@ -87,8 +155,8 @@ class AvgPool2d(Module):
         self.divisor_override = divisor_override
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, oh, ow)."""
-        return F.avg_pool2d(
+        """(N, C, *sizes) -> (N, C, *outs)."""
+        return (F.avg_pool2d, F.avg_pool3d)[self.rank - 2](
             input,
             self.kernel_size,
             self.stride,
@@ -101,3 +169,62 @@ class AvgPool2d(Module):
     def extra_repr(self) -> str:
         """The options, as PyTorch prints them."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class AvgPool2d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    rank = 2
+
+
+class AvgPool3d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    rank = 3
+
+
+class _LPPool(Module):
+    """The p-norm of each window: (N, C, *sizes) -> (N, C, *outs); also unbatched.
+
+    Args:
+        norm_type: p.
+        kernel_size: one size or one per dimension.
+        stride: step of the window; the kernel size by default.
+        ceil_mode: let the last window overhang the image.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm_type = norm_type
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.ceil_mode = ceil_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *sizes) -> (N, C, *outs)."""
+        pool = (F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)[self.rank - 1]
+        return pool(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        """The options, as PyTorch prints them."""
+        return (
+            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"ceil_mode={self.ceil_mode}"
+        )
+
+
+class LPPool1d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    rank = 1
+
+
+class LPPool2d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    rank = 2
+
+
+class LPPool3d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    rank = 3

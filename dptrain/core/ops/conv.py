@@ -1,6 +1,6 @@
-"""2-d convolution and its two gradients, each the derivative of the others.
+"""Convolution over one to three dimensions and its two gradients, each the derivative of the others.
 
-Images are NCHW for the user and channels-last in memory: a result is an NHWC array behind a
+Images are (N, C, *sizes) for the user and channels-last in memory: a result is channels-last behind a
 transposed view, so that a chain of convolutions, activations and pools never reorders anything.
 Method: windows as rows (im2col) times the weights as a matrix, one BLAS call per group.
 Source: Chellapilla et al., "High performance convolutional neural networks for document
@@ -9,272 +9,365 @@ processing", 2006.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.kernels import kernels_for
-from dptrain.core.kernels.reference import Geometry
 from dptrain.core.op import Op
-
-_Pair = tuple[int, int]
-
-
-def pair(value: Any, op: str, what: str) -> _Pair:
-    """Two sizes from one number or a sequence of two."""
-    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(sizes) == 1:
-        sizes *= 2
-    if len(sizes) != 2 or not all(isinstance(s, (int, np.integer)) for s in sizes):
-        raise TypeError(f"{op}: {what} must be an int or two ints, got {value!r}")
-    return int(sizes[0]), int(sizes[1])
+from dptrain.core.ops.windows import (
+    Sizes,
+    Window,
+    channels_first,
+    channels_last,
+    columns,
+    image_of,
+    sizes_of,
+)
 
 
-def channels_last(image: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) -> (N, H, W, C), contiguous."""
-    return np.ascontiguousarray(image.transpose(0, 2, 3, 1))
-
-
-def channels_first(image: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) -> (N, C, H, W), as a view."""
-    return image.transpose(0, 3, 1, 2)
-
-
-def _windows(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
-    return (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _columns(x: np.ndarray, oh: int, ow: int, geometry: Geometry, groups: int) -> np.ndarray:
-    """Windows of each group: (groups, N * oh * ow, kernel_h * kernel_w * C / groups)."""
-    cols = kernels_for(x.dtype).im2col(channels_last(x), oh, ow, geometry)
+def _columns(x: np.ndarray, outs: Sizes, window: Window, groups: int) -> np.ndarray:
+    """Windows of each group: (groups, N * outs, taps * C / groups)."""
+    cols = columns(x, outs, window)
     if groups == 1:
         return cols[None]
-    taps, depth = geometry[0] * geometry[1], x.shape[1] // groups
+    taps, depth = math.prod(window.kernel), x.shape[1] // groups
     grouped = cols.reshape(len(cols), taps, groups, depth).transpose(2, 0, 1, 3)
     return grouped.reshape(groups, len(cols), taps * depth)
 
 
 def _weight_matrix(weight: np.ndarray, groups: int) -> np.ndarray:
-    """(O, C/g, kh, kw) -> (g, kh * kw * C/g, O/g), rows in the order of `_columns`."""
-    o, c, kh, kw = weight.shape
+    """(O, C/g, *kernel) -> (g, taps * C/g, O/g), rows in the order of `_columns`."""
+    o, c, *kernel = weight.shape
+    taps = math.prod(kernel)
     return (
-        weight.reshape(groups, o // groups, c, kh, kw)
-        .transpose(0, 3, 4, 2, 1)
-        .reshape(groups, kh * kw * c, o // groups)
+        weight.reshape(groups, o // groups, c, taps)
+        .transpose(0, 3, 2, 1)
+        .reshape(groups, taps * c, o // groups)
     )
 
 
 def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
-    """(N, O, oh, ow) -> (g, N * oh * ow, O/g)."""
-    n, o, oh, ow = grad.shape
-    flat = channels_last(grad).reshape(n * oh * ow, o)
+    """(N, O, *outs) -> (g, N * outs, O/g)."""
+    o = grad.shape[1]
+    flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
     if groups == 1:
         return flat[None]
     return np.ascontiguousarray(flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2))
 
 
 class _Convolution(Op):
-    """Shares the checks and the geometry of the three operations."""
+    """Shares the geometry of the three operations."""
 
-    def _setup(
-        self, x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: tuple[Any, ...]
-    ) -> _Pair:
-        (sh, sw), (ph, pw), (dh, dw), self.groups = options
-        self.options = options
-        kh, kw = w_shape[2:]
-        self.geometry: Geometry = (kh, kw, sh, sw, ph, pw, dh, dw)
-        self.x_shape, self.w_shape = x_shape, w_shape
-        return _windows(x_shape[2], kh, sh, ph, dh), _windows(x_shape[3], kw, sw, pw, dw)
-
-
-class Conv2d(_Convolution):
-    """(N, C, H, W) with (O, C/groups, kh, kw) -> (N, O, oh, ow)."""
-
-    saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
-    name = "conv2d"
     num_tensors = 2
 
+    @property
+    def grad_name(self) -> str:
+        """One name for all of them, as in PyTorch."""
+        return "ConvolutionBackward0"
+
+    def _setup(self, x_shape: Sizes, w_shape: Sizes, options: tuple[Any, ...]) -> Sizes:
+        stride, padding, dilation, self.groups = options
+        self.options = options
+        self.window = Window(tuple(w_shape[2:]), stride, padding, dilation)
+        self.x_shape, self.w_shape = x_shape, w_shape
+        return self.window.outputs(tuple(x_shape[2:]))
+
+
+class Convolution(_Convolution):
+    """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
+
+    saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
+
     def forward(self, input: Any, weight: Any, bias: Any, options: tuple[Any, ...]) -> Any:
-        oh, ow = self._setup(input.shape, weight.shape, options)
-        self._check(input, weight, bias, oh, ow)
-        cols = _columns(input, oh, ow, self.geometry, self.groups)
-        out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N*oh*ow, O/g)
+        outs = self._setup(input.shape, weight.shape, options)
+        self._check(input, weight, bias, outs)
+        cols = _columns(input, outs, self.window, self.groups)
+        out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
         n, o = input.shape[0], weight.shape[0]
-        out = out.transpose(1, 0, 2).reshape(n, oh, ow, o)
+        out = out.transpose(1, 0, 2).reshape(n, *outs, o)
         if bias is not None:
             out = out + bias
         return channels_first(out)
 
-    def _check(self, input: Any, weight: Any, bias: Any, oh: int, ow: int) -> None:
+    def _check(self, input: Any, weight: Any, bias: Any, outs: Sizes) -> None:
+        op = f"conv{len(outs)}d"
         shapes = f"(input {list(input.shape)}, weight {list(weight.shape)}, groups={self.groups})"
         if self.groups < 1 or weight.shape[0] % self.groups:
-            raise RuntimeError(f"conv2d: out_channels must be divisible by groups >= 1 {shapes}")
+            raise RuntimeError(f"{op}: out_channels must be divisible by groups >= 1 {shapes}")
         if input.shape[1] != weight.shape[1] * self.groups:
             raise RuntimeError(
-                f"conv2d: given groups={self.groups}, weight of size {list(weight.shape)}, expected input"
+                f"{op}: given groups={self.groups}, weight of size {list(weight.shape)}, expected input"
                 f"{list(input.shape)} to have {weight.shape[1] * self.groups} channels, but got {input.shape[1]} channels instead"
             )
-        if input.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-            raise RuntimeError(
-                f"conv2d: input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"
-            )
+        _check_types(op, input, weight, bias)
         if bias is not None and bias.shape != (weight.shape[0],):
             raise RuntimeError(
-                f"conv2d: bias must have shape [{weight.shape[0]}] {shapes}, got {list(bias.shape)}"
+                f"{op}: bias must have shape [{weight.shape[0]}] {shapes}, got {list(bias.shape)}"
             )
-        if oh < 1 or ow < 1:
-            kh, kw, _, _, ph, pw, dh, dw = self.geometry
+        if min(outs) < 1:
+            padded = [s + 2 * p for s, p in zip(input.shape[2:], self.window.padding, strict=True)]
+            kernel, gaps = self.window.kernel, self.window.dilation
+            spread = [d * (k - 1) + 1 for k, d in zip(kernel, gaps, strict=True)]
             raise RuntimeError(
-                f"conv2d: calculated padded input size per channel: ({input.shape[2] + 2 * ph} x {input.shape[3] + 2 * pw}). "
-                f"Kernel size: ({dh * (kh - 1) + 1} x {dw * (kw - 1) + 1}). Kernel size can't be greater than actual input size"
+                f"{op}: calculated padded input size per channel: ({_by(padded)}). "
+                f"Kernel size: ({_by(spread)}). Kernel size can't be greater than actual input size"
             )
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         d_input = d_weight = d_bias = None
         if self.needs[0]:
-            d_input = Conv2dInputGrad.call(grad, weight, self.x_shape, self.options)
+            d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)
         if self.needs[1]:
-            d_weight = Conv2dWeightGrad.call(input, grad, self.w_shape, self.options)
+            d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
         if self.needs[2]:
-            d_bias = grad.sum(axis=(0, 2, 3))
+            d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
         return d_input, d_weight, d_bias
 
 
-class Conv2dInputGrad(_Convolution):
+def _by(sizes: Any) -> str:
+    return " x ".join(str(s) for s in sizes)
+
+
+def _check_types(op: str, input: Any, weight: Any, bias: Any) -> None:
+    if input.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise RuntimeError(
+            f"{op}: input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"
+        )
+
+
+class ConvolutionInputGrad(_Convolution):
     """The gradient of the input: also what a transposed convolution computes."""
 
-    num_tensors = 2
+    saved_for: ClassVar[dict[str, int]] = {"grad": 1, "weight": 0}
 
     def forward(
-        self, grad: Any, weight: Any, x_shape: tuple[int, ...], options: tuple[Any, ...]
+        self, grad: Any, weight: Any, bias: Any, x_shape: Sizes, options: tuple[Any, ...]
     ) -> Any:
-        oh, ow = self._setup(x_shape, weight.shape, options)
-        n, c, h, w = x_shape
+        outs = self._setup(x_shape, weight.shape, options)
+        n, c, *_ = x_shape
         cols = np.matmul(
             _rows(grad, self.groups), _weight_matrix(weight, self.groups).transpose(0, 2, 1)
         )
+        taps = math.prod(self.window.kernel)
+        count = n * math.prod(outs)
         if self.groups > 1:
-            taps = self.geometry[0] * self.geometry[1]
-            grouped = (self.groups, n * oh * ow, taps, c // self.groups)
+            grouped = (self.groups, count, taps, c // self.groups)
             cols = cols.reshape(grouped).transpose(1, 2, 0, 3)
-        cols = cols.reshape(n * oh * ow, c * self.geometry[0] * self.geometry[1])
-        return channels_first(
-            kernels_for(grad.dtype).col2im(cols, (n, h, w, c), oh, ow, self.geometry)
-        )
+        out = image_of(cols.reshape(count, c * taps), tuple(x_shape), outs, self.window)
+        return out if bias is None else out + bias.reshape(-1, *(1,) * len(outs))
 
     def backward(self, grad_grad: Any, grad: Any, weight: Any) -> Any:
-        d_grad = Conv2d.call(grad_grad, weight, None, self.options) if self.needs[0] else None
-        d_weight = (
-            Conv2dWeightGrad.call(grad_grad, grad, self.w_shape, self.options)
-            if self.needs[1]
-            else None
-        )
-        return d_grad, d_weight
+        d_grad = d_weight = d_bias = None
+        if self.needs[0]:
+            d_grad = Convolution.call(grad_grad, weight, None, self.options)
+        if self.needs[1]:
+            d_weight = ConvolutionWeightGrad.call(grad_grad, grad, self.w_shape, self.options)
+        if self.needs[2]:
+            d_bias = grad_grad.sum(axis=(0, *range(2, grad_grad.ndim)))
+        return d_grad, d_weight, d_bias
 
 
-class Conv2dWeightGrad(_Convolution):
+class ConvolutionWeightGrad(_Convolution):
     """The gradient of the weight: windows of the input times the gradient of the result."""
 
-    num_tensors = 2
-
-    def forward(
-        self, input: Any, grad: Any, w_shape: tuple[int, ...], options: tuple[Any, ...]
-    ) -> Any:
-        oh, ow = self._setup(input.shape, w_shape, options)
-        o, c, kh, kw = w_shape
-        cols = _columns(input, oh, ow, self.geometry, self.groups)
-        out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, kh*kw*C/g, O/g)
+    def forward(self, input: Any, grad: Any, w_shape: Sizes, options: tuple[Any, ...]) -> Any:
+        outs = self._setup(input.shape, w_shape, options)
+        o, c, *_ = w_shape
+        cols = _columns(input, outs, self.window, self.groups)
+        out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
         return (
-            out.reshape(self.groups, kh, kw, c, o // self.groups)
-            .transpose(0, 4, 3, 1, 2)
+            out.reshape(self.groups, math.prod(self.window.kernel), c, o // self.groups)
+            .transpose(0, 3, 2, 1)
             .reshape(w_shape)
         )
 
     def backward(self, grad_weight: Any, input: Any, grad: Any) -> Any:
         d_input = (
-            Conv2dInputGrad.call(grad, grad_weight, self.x_shape, self.options)
+            ConvolutionInputGrad.call(grad, grad_weight, None, self.x_shape, self.options)
             if self.needs[0]
             else None
         )
-        d_grad = Conv2d.call(input, grad_weight, None, self.options) if self.needs[1] else None
+        d_grad = Convolution.call(input, grad_weight, None, self.options) if self.needs[1] else None
         return d_input, d_grad
 
 
-def _padding(padding: Any, weight: Any, stride: _Pair, dilation: _Pair) -> tuple[_Pair, _Pair]:
+def _padding(
+    op: str, padding: Any, kernel: Sizes, stride: Sizes, dilation: Sizes
+) -> tuple[Sizes, Sizes]:
     """(before and after alike, extra at the end): "same" may need one more at the end."""
+    none = (0,) * len(kernel)
     if not isinstance(padding, str):
-        return pair(padding, "conv2d", "padding"), (0, 0)
+        return sizes_of(padding, len(kernel), op, "padding"), none
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return none, none
     if padding != "same":
         raise RuntimeError(
-            f"conv2d: padding must be an int, two ints, 'same' or 'valid', got {padding!r}"
+            f"{op}: padding must be an int, one int per dimension, 'same' or 'valid', got {padding!r}"
         )
-    if stride != (1, 1):
+    if any(s != 1 for s in stride):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
-    total = tuple(d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
 
 
-def _conv2d(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    """2-d convolution (cross-correlation) of images.
+def batched(op: str, input: Any, rank: int) -> Any:
+    """(C, *sizes) as (1, C, *sizes).
+
+    Raises:
+        RuntimeError: neither with nor without a batch dimension.
+    """
+    if input.ndim not in (rank + 1, rank + 2):
+        raise RuntimeError(
+            f"{op}: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, but got input of size: {list(input.shape)}"
+        )
+    return input if input.ndim == rank + 2 else input.unsqueeze(0)
+
+
+def _steps(op: str, rank: int, stride: Any, dilation: Any) -> tuple[Sizes, Sizes]:
+    steps, gaps = sizes_of(stride, rank, op, "stride"), sizes_of(dilation, rank, op, "dilation")
+    if min(steps) < 1 or min(gaps) < 1:
+        raise RuntimeError(
+            f"{op}: stride and dilation must be positive, got stride={stride}, dilation={dilation}"
+        )
+    return steps, gaps
+
+
+def _check_weight(op: str, weight: Any, rank: int, layout: str) -> None:
+    if weight.ndim != rank + 2:
+        raise RuntimeError(
+            f"{op}: weight must be {rank + 2}D ({layout}, {_KERNELS[rank - 1]}), got shape {list(weight.shape)}"
+        )
+
+
+_KERNELS = ("kw", "kh, kw", "kd, kh, kw")
+
+
+def _convolve(rank: int) -> Callable[..., Any]:
+    op = f"conv{rank}d"
+
+    def conv(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        _check_weight(op, weight, rank, "O, C/groups")
+        x = batched(op, input, rank)
+        steps, gaps = _steps(op, rank, stride, dilation)
+        border, extra = _padding(op, padding, tuple(weight.shape[2:]), steps, gaps)
+        if min(border) < 0:
+            raise RuntimeError(f"{op}: negative padding is not supported, got {padding}")
+        if any(extra):
+            x = PadEnd.apply(x, extra)
+        out = Convolution.apply(x, weight, bias, (steps, border, gaps, int(groups)))
+        return out if input.ndim == rank + 2 else out.squeeze(0)
+
+    conv.__doc__ = f"""{rank}-d convolution (cross-correlation).
 
     Args:
-        input: (N, C, H, W) or (C, H, W).
-        weight: (O, C / groups, kh, kw).
+        input: (N, C, *sizes) or (C, *sizes), {rank} sizes.
+        weight: (O, C / groups, {_KERNELS[rank - 1]}).
         bias: (O,) or None.
-        stride, padding, dilation: one number or (vertical, horizontal); padding may be "same"/"valid".
+        stride, padding, dilation: one number or one per dimension; padding may be "same"/"valid".
         groups: independent groups of channels.
 
     Returns:
-        (N, O, oh, ow), or (O, oh, ow).
+        (N, O, *outs), or (O, *outs).
 
     Raises:
         RuntimeError: shapes, types or sizes that do not fit, named with what would.
     """
-    if weight.ndim != 4:
-        raise RuntimeError(
-            f"conv2d: weight must be 4D (O, C/groups, kh, kw), got shape {list(weight.shape)}"
-        )
-    if input.ndim == 3:
-        return _conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(
-            0
-        )
-    if input.ndim != 4:
-        raise RuntimeError(
-            f"conv2d: Expected 3D (unbatched) or 4D (batched) input, but got input of size: {list(input.shape)}"
-        )
-    steps, gaps = pair(stride, "conv2d", "stride"), pair(dilation, "conv2d", "dilation")
-    if min(steps) < 1 or min(gaps) < 1:
-        raise RuntimeError(
-            f"conv2d: stride and dilation must be positive, got stride={stride}, dilation={dilation}"
-        )
-    border, extra = _padding(padding, weight, steps, gaps)
-    if min(border) < 0:
-        raise RuntimeError(f"conv2d: negative padding is not supported, got {padding}")
-    if extra != (0, 0):
-        input = PadEnd.apply(input, extra)
-    return Conv2d.apply(input, weight, bias, (steps, border, gaps, int(groups)))
+    return conv
+
+
+def _convolve_transposed(rank: int) -> Callable[..., Any]:
+    op = f"conv_transpose{rank}d"
+
+    def conv_transpose(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Any:
+        _check_weight(op, weight, rank, "C, O/groups")
+        x = batched(op, input, rank)
+        steps, gaps = _steps(op, rank, stride, dilation)
+        border = sizes_of(padding, rank, op, "padding")
+        extra = sizes_of(output_padding, rank, op, "output_padding")
+        for e, s, d in zip(extra, steps, gaps, strict=True):
+            if not 0 <= e < max(s, d):
+                raise RuntimeError(
+                    f"{op}: output padding must be smaller than either stride or dilation, but got "
+                    f"output_padding={extra}, stride={steps}, dilation={gaps}"
+                )
+        if min(border) < 0:
+            raise RuntimeError(f"{op}: negative padding is not supported, got {padding}")
+        _check_types(op, x, weight, bias)
+        if groups < 1 or weight.shape[0] % groups or x.shape[1] != weight.shape[0]:
+            raise RuntimeError(
+                f"{op}: given transposed=1, groups={groups}, weight of size {list(weight.shape)}, expected input"
+                f"{list(input.shape)} to have {weight.shape[0]} channels that groups divides, but got {x.shape[1]} channels instead"
+            )
+        channels = weight.shape[1] * groups
+        if bias is not None and tuple(bias.shape) != (channels,):
+            raise RuntimeError(f"{op}: bias must have shape [{channels}], got {list(bias.shape)}")
+        sizes = [
+            (s - 1) * t - 2 * p + d * (k - 1) + e + 1
+            for s, k, t, p, d, e in zip(
+                x.shape[2:], weight.shape[2:], steps, border, gaps, extra, strict=True
+            )
+        ]
+        if min(sizes) < 1:
+            raise RuntimeError(
+                f"{op}: given input size per channel: ({_by(x.shape[2:])}). Calculated output size per channel: "
+                f"({_by(sizes)}). Output size is too small"
+            )
+        shape = (int(x.shape[0]), int(channels), *(int(s) for s in sizes))
+        out = ConvolutionInputGrad.apply(x, weight, bias, shape, (steps, border, gaps, int(groups)))
+        return out if input.ndim == rank + 2 else out.squeeze(0)
+
+    conv_transpose.__doc__ = f"""{rank}-d transposed convolution: the gradient of `conv{rank}d` by its input.
+
+    Args:
+        input: (N, C, *sizes) or (C, *sizes), {rank} sizes.
+        weight: (C, O / groups, {_KERNELS[rank - 1]}).
+        bias: (O,) or None.
+        stride, padding, dilation: those of the convolution that this is the gradient of.
+        output_padding: added to one side of the result's sizes.
+        groups: independent groups of channels.
+
+    Returns:
+        (N, O, *outs), or (O, *outs).
+
+    Raises:
+        RuntimeError: shapes, types or sizes that do not fit, named with what would.
+    """
+    return conv_transpose
 
 
 class PadEnd(Op):
-    """Zeros after the last rows and columns: what an even kernel needs for padding="same"."""
+    """Zeros after the last entries: what an even kernel needs for padding="same"."""
 
-    def forward(self, input: Any, extra: _Pair) -> Any:
-        self.inside = (Ellipsis, slice(0, input.shape[-2]), slice(0, input.shape[-1]))
-        return np.pad(input, [(0, 0)] * (input.ndim - 2) + [(0, extra[0]), (0, extra[1])])
+    def forward(self, input: Any, extra: Sizes) -> Any:
+        sizes = input.shape[-len(extra) :]
+        self.inside = (Ellipsis, *(slice(0, s) for s in sizes))
+        lead = [(0, 0)] * (input.ndim - len(extra))
+        return np.pad(input, [*lead, *((0, e) for e in extra)])
 
     def backward(self, grad: Any) -> Any:
         return grad[self.inside]
 
 
-export("conv2d", function=_conv2d)(Conv2d)
+for _rank in (1, 2, 3):
+    export(f"conv{_rank}d", function=_convolve(_rank))(Convolution)
+    export(f"conv_transpose{_rank}d", function=_convolve_transposed(_rank))(ConvolutionInputGrad)

@@ -10,7 +10,8 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.op import Op
-from dptrain.core.ops.conv import channels_first, channels_last, pair
+from dptrain.core.ops.conv import batched
+from dptrain.core.ops.windows import Window, channels_first, channels_last, sizes_of
 
 
 def _out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
@@ -20,12 +21,24 @@ def _out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil
     return out - 1 if ceil_mode and (out - 1) * stride >= size + pad else out
 
 
-def _geometry(
-    op: str, input: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple[Geometry, int, int]:
-    kernel = pair(kernel_size, op, "kernel_size")
-    step = kernel if stride is None or stride == () or stride == [] else pair(stride, op, "stride")
-    pad, gap = pair(padding, op, "padding"), pair(dilation, op, "dilation")
+def pool_window(
+    op: str,
+    rank: int,
+    input: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+) -> tuple[Window, tuple[int, ...]]:
+    """The window of a pool over the last `rank` dimensions and the sizes of its result.
+
+    Raises:
+        RuntimeError: sizes that do not fit.
+    """
+    kernel = sizes_of(kernel_size, rank, op, "kernel_size")
+    step = kernel if stride is None or stride in ((), []) else sizes_of(stride, rank, op, "stride")
+    pad, gap = sizes_of(padding, rank, op, "padding"), sizes_of(dilation, rank, op, "dilation")
     if min(kernel) < 1 or min(step) < 1 or min(gap) < 1:
         raise RuntimeError(
             f"{op}: kernel_size, stride and dilation must be greater than zero, got {kernel}, {step}, {gap}"
@@ -34,24 +47,16 @@ def _geometry(
         raise RuntimeError(
             f"{op}: pad should be non-negative and at most half of kernel size, got padding={pad}, kernel_size={kernel}"
         )
-    h, w = input.shape[-2:]
-    oh, ow = (
-        _out_size(s, k, st, p, d, ceil_mode)
-        for s, k, st, p, d in zip((h, w), kernel, step, pad, gap, strict=True)
+    outs = tuple(
+        _out_size(int(s), k, st, p, d, ceil_mode)
+        for s, k, st, p, d in zip(input.shape[-rank:], kernel, step, pad, gap, strict=True)
     )
-    if oh < 1 or ow < 1:
+    if min(outs) < 1:
         raise RuntimeError(
-            f"{op}: given input size {list(input.shape)} and kernel_size={kernel}, the output size ({oh} x {ow}) is too small"
+            f"{op}: given input size {list(input.shape)} and kernel_size={kernel}, the output size "
+            f"({' x '.join(str(o) for o in outs)}) is too small"
         )
-    return (*kernel, *step, *pad, *gap), oh, ow
-
-
-def _batched(op: str, input: Any) -> Any:
-    if input.ndim not in (3, 4):
-        raise RuntimeError(
-            f"{op}: Expected 3D (unbatched) or 4D (batched) input, but got input of size: {list(input.shape)}"
-        )
-    return input if input.ndim == 4 else input.unsqueeze(0)
+    return Window(kernel, step, pad, gap), outs
 
 
 class MaxPool2d(Op):
@@ -105,11 +110,11 @@ def _max_pool2d(
     ceil_mode: bool = False,
 ) -> Any:
     """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
-    batched = _batched("max_pool2d", input)
-    geometry, oh, ow = _geometry(
-        "max_pool2d", batched, kernel_size, stride, padding, dilation, ceil_mode
+    x = batched("max_pool2d", input, 2)
+    window, outs = pool_window(
+        "max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode
     )
-    out = MaxPool2d.apply(batched, geometry, oh, ow)
+    out = MaxPool2d.apply(x, window.geometry(), *outs)
     return out if input.ndim == 4 else out.squeeze(0)
 
 
@@ -180,12 +185,12 @@ def _avg_pool2d(
     """The mean of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
-    batched = _batched("avg_pool2d", input)
-    geometry, oh, ow = _geometry("avg_pool2d", batched, kernel_size, stride, padding, 1, ceil_mode)
-    divisors = _divisors(
-        batched._array.shape, oh, ow, geometry, count_include_pad, divisor_override
-    )
-    out = AvgPool2d.apply(batched, geometry, oh, ow, divisors)
+    x = batched("avg_pool2d", input, 2)
+    window, outs = pool_window("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
+    geometry = window.geometry()
+    oh, ow = outs
+    divisors = _divisors(x._array.shape, oh, ow, geometry, count_include_pad, divisor_override)
+    out = AvgPool2d.apply(x, geometry, oh, ow, divisors)
     return out if input.ndim == 4 else out.squeeze(0)
 
 

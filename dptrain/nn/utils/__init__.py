@@ -1,6 +1,6 @@
 """PyTorch's `torch.nn.utils`: gradients of many parameters at once, parameters as functions of others."""
 
-from dptrain.nn.utils import parametrizations, parametrize
+from dptrain.nn.utils import parametrizations, parametrize, rnn
 from dptrain.nn.utils.clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -23,6 +23,7 @@ __all__ = [
     "parametrize",
     "remove_spectral_norm",
     "remove_weight_norm",
+    "rnn",
     "spectral_norm",
     "vector_to_parameters",
     "weight_norm",

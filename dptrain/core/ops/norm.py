@@ -1,0 +1,130 @@
+"""Normalisation by mean and variance: one operation behind batch, layer, group, instance and RMS norm.
+
+The input is seen in an inner shape; `axes` of it are normalised, and the affine parameters have
+`affine_shape` there. Backward keeps mean and 1/std only and computes the normalised values again:
+one pass over the data costs less than keeping a second copy of every activation.
+Source of the derivative: Ioffe & Szegedy, "Batch normalization", 2015, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dptrain.core.op import Op
+from dptrain.core.tensor import Tensor
+
+Shape = tuple[int, ...]
+
+
+class NormSpec(NamedTuple):
+    """What is normalised, and how the affine parameters lie over it."""
+
+    inner: Shape
+    axes: Shape
+    affine_shape: Shape
+    eps: float
+    centre: bool = True
+
+
+def _wide(value: Any) -> Any:
+    """16-bit types are computed in float32."""
+    if value.dtype.itemsize > 2:
+        return value
+    kind = np.dtype(np.float32)
+    return value.to(kind) if isinstance(value, Tensor) else value.astype(kind)
+
+
+class _Norm(Op):
+    """(input - mean) / sqrt(var + eps) * weight + bias; a bias comes with a weight of its shape.
+
+    `fixed` are a mean and a variance to use in place of the input's; `seen` is a list that receives
+    the mean and the variance (population) that were used.
+    """
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        spec: NormSpec,
+        fixed: Any = None,
+        seen: Any = None,
+    ) -> Any:
+        self.spec, self.fixed = spec, fixed is not None
+        self.affine = None if weight is None else weight.shape
+        x = _wide(input).reshape(spec.inner)
+        if fixed is not None:
+            mean, var = (_wide(v).reshape(spec.affine_shape).astype(x.dtype) for v in fixed)
+            self.mean, self.rstd = mean, 1 / np.sqrt(var + x.dtype.type(spec.eps))
+            out = x - mean
+        else:
+            self.mean = x.mean(axis=spec.axes, keepdims=True) if spec.centre else None
+            out = x - self.mean if spec.centre else x
+            var = (out * out).mean(axis=spec.axes, keepdims=True)
+            self.rstd = 1 / np.sqrt(var + x.dtype.type(spec.eps))
+            if seen is not None:
+                seen += [self.mean, var]
+        out = out * self.rstd
+        if weight is not None:
+            out *= _wide(weight).reshape(spec.affine_shape)
+        if bias is not None:
+            out += _wide(bias).reshape(spec.affine_shape)
+        return out.reshape(input.shape).astype(input.dtype, copy=False)
+
+    def _normalised(self, input: Any) -> tuple[Any, Any]:
+        """The normalised input and 1/std: raw from what is kept, or as part of the graph."""
+        spec = self.spec
+        x = _wide(input).reshape(spec.inner)
+        if self.fixed or not isinstance(input, Tensor):
+            mean, rstd = self.mean, self.rstd
+            return (x if mean is None else x - mean) * rstd, rstd
+        centred = x - x.mean(axis=spec.axes, keepdims=True) if spec.centre else x
+        var = (centred * centred).mean(axis=spec.axes, keepdims=True)
+        rstd = (var + spec.eps) ** -0.5
+        return centred * rstd, rstd
+
+    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        spec = self.spec
+        g = _wide(grad).reshape(spec.inner)
+        x_hat, rstd = self._normalised(input)
+        others = tuple(i for i, s in enumerate(spec.affine_shape) if s == 1)
+        d_input = d_weight = d_bias = None
+        if self.needs[1]:
+            product = g * x_hat
+            d_weight = (product.sum(axis=others) if others else product).reshape(self.affine)
+        if self.needs[2]:
+            d_bias = (g.sum(axis=others) if others else g).reshape(self.affine)
+        if self.needs[0]:
+            d = g if weight is None else g * _wide(weight).reshape(spec.affine_shape)
+            if not self.fixed:
+                d = d - x_hat * (d * x_hat).mean(axis=spec.axes, keepdims=True)
+                if spec.centre:
+                    d = d - d.mean(axis=spec.axes, keepdims=True)
+            d_input = (d * rstd).reshape(tuple(input.shape))
+        return d_input, d_weight, d_bias
+
+
+class NativeBatchNorm(_Norm):
+    """Each channel over the batch and all positions."""
+
+    name = "batch_norm"
+
+
+class NativeLayerNorm(_Norm):
+    """Each sample over its last dimensions."""
+
+    name = "layer_norm"
+
+
+class NativeGroupNorm(_Norm):
+    """Each sample over groups of channels and all positions."""
+
+    name = "group_norm"
+
+
+class FusedRmsNorm(_Norm):
+    """Each sample over its last dimensions, by the root of the mean square alone."""
+
+    name = "rms_norm"

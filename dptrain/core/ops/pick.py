@@ -1,0 +1,96 @@
+"""Taking single elements by position: what pools that keep indices, unpooling and embeddings are made of.
+
+Each scatter is the transpose of its gather, so that both differentiate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import Op
+
+
+def _flat(index: np.ndarray, size: int) -> np.ndarray:
+    """Positions inside each row as positions in all rows: (rows, k) -> (rows * k,)."""
+    return (index + np.arange(len(index))[:, None] * size).ravel()
+
+
+class Pick(Op):
+    """out[r, k] = input[r, index[r, k]]."""
+
+    name = "pick"
+
+    def forward(self, input: Any, index: Any) -> Any:
+        self.index, self.size = index, input.shape[1]
+        return np.ascontiguousarray(input).ravel()[_flat(index, self.size)].reshape(index.shape)
+
+    def backward(self, grad: Any) -> Any:
+        return Place.call(grad, self.index, self.size)
+
+
+class Place(Op):
+    """out[r, index[r, k]] += input[r, k], over zeros of `size` columns."""
+
+    name = "place"
+
+    def forward(self, input: Any, index: Any, size: int) -> Any:
+        self.index = index
+        out = np.zeros(len(index) * size, input.dtype)
+        np.add.at(out, _flat(index, size), np.ascontiguousarray(input).ravel())
+        return out.reshape(len(index), size)
+
+    def backward(self, grad: Any) -> Any:
+        return Pick.call(grad, self.index)
+
+
+def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
+    """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
+    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    if len(index):
+        order = np.argsort(index, kind="stable")
+        found, starts = np.unique(index[order], return_index=True)
+        out[found] = np.add.reduceat(rows[order], starts, axis=0)
+    return out
+
+
+class Embedding(Op):
+    """Rows of a table by index: (num, D) with (...) -> (..., D). `padding_idx` gets no gradient."""
+
+    name = "embedding"
+
+    def forward(self, weight: Any, indices: Any, padding_idx: int) -> Any:
+        self.indices, self.padding_idx, self.num = indices, padding_idx, len(weight)
+        return weight[indices]
+
+    def backward(self, grad: Any) -> Any:
+        return EmbeddingDense.call(grad, self.indices, self.padding_idx, self.num)
+
+
+class EmbeddingDense(Op):
+    """The derivative of Embedding: gradients added up in the rows that they came from."""
+
+    def forward(self, grad: Any, indices: Any, padding_idx: int, num: int) -> Any:
+        self.indices, self.padding_idx = indices, padding_idx
+        out = add_rows(grad.reshape(indices.size, grad.shape[-1]), indices.ravel(), num)
+        if padding_idx >= 0:
+            out[padding_idx] = 0
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        rows = Embedding.call(grad, self.indices, -1)
+        if self.padding_idx < 0:
+            return rows
+        return rows * (self.indices != self.padding_idx)[..., None]
+
+
+class SegmentSum(Op):
+    """Sums of the rows of each bag: (R, D) with the bag of each row -> (bags, D)."""
+
+    def forward(self, input: Any, bag_of: Any, bags: int) -> Any:
+        self.bag_of = bag_of
+        return add_rows(input, bag_of, bags)
+
+    def backward(self, grad: Any) -> Any:
+        return Embedding.call(grad, self.bag_of, -1)

@@ -1,0 +1,229 @@
+"""Pools over one and three dimensions, adaptive averages, and the positions of maxima for any number.
+
+Two-dimensional pools have kernels of their own (`pool.py`); lines go through them as images of height
+one. Here a maximum is found by position and then picked, so that positions can be handed out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.export import export
+from dptrain.core.op import Op
+from dptrain.core.ops.conv import batched
+from dptrain.core.ops.pick import Pick
+from dptrain.core.ops.pool import AvgPool2d, MaxPool2d, pool_window
+from dptrain.core.ops.stencil import Stencil, windows
+from dptrain.core.ops.windows import Sizes, Window
+from dptrain.core.tensor import Tensor, wrap
+
+
+def planes(input: Tensor, rank: int) -> tuple[Tensor, Sizes]:
+    """(N, C, *sizes) as (N * C, positions), and the sizes."""
+    sizes = tuple(int(s) for s in input.shape[-rank:])
+    return input.reshape(math.prod(input.shape[:-rank]), math.prod(sizes)), sizes
+
+
+def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -> np.ndarray:
+    """Where the largest value of each window stands: (R, positions) -> (R, prod(outs)).
+
+    The first of equal values counts; NaN counts as larger than everything.
+    """
+    x = rows.reshape(len(rows), *sizes)
+    best = np.full((len(rows), *outs), -np.inf, x.dtype)
+    where = np.full(best.shape, -1, np.int64)
+    for taps in product(*(range(k) for k in window.kernel)):
+        places = [
+            np.arange(o) * s - p + t * d
+            for o, s, p, d, t in zip(
+                outs, window.stride, window.padding, window.dilation, taps, strict=True
+            )
+        ]
+        # The windows that have an element of the image at this tap.
+        inside = [np.flatnonzero((p >= 0) & (p < s)) for p, s in zip(places, sizes, strict=True)]
+        if any(not len(i) for i in inside):
+            continue
+        kept = [p[i] for p, i in zip(places, inside, strict=True)]
+        here = np.ix_(np.arange(len(rows)), *inside)
+        value, held = x[np.ix_(np.arange(len(rows)), *kept)], best[here]
+        number = np.ravel_multi_index(np.ix_(*kept), sizes)
+        seen = where[here]
+        better = (value > held) | (np.isnan(value) & ~np.isnan(held)) | (seen < 0)
+        best[here] = np.where(better, value, held)
+        where[here] = np.where(better, number, seen)
+    return where.reshape(len(rows), math.prod(outs))
+
+
+def max_pool(op: str, rank: int, input: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, and where it stands (row-major over the sizes)."""
+    x = batched(op, input, rank)
+    window, outs = pool_window(op, rank, x, *options)
+    rows, sizes = planes(x, rank)
+    where = max_positions(rows._array, sizes, outs, window)
+    shape = (*input.shape[:-rank], *outs)
+    return Pick.apply(rows, where).reshape(shape), wrap(where.reshape(shape))
+
+
+def _max_pool1d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Any:
+    """The largest value of each window: (N, C, L) -> (N, C, out); also unbatched."""
+    x = batched("max_pool1d", input, 1)
+    window, outs = pool_window(
+        "max_pool1d", 1, x, kernel_size, stride, padding, dilation, ceil_mode
+    )
+    out = MaxPool2d.apply(x.unsqueeze(2), window.geometry(), 1, *outs).squeeze(2)
+    return out if input.ndim == 3 else out.squeeze(0)
+
+
+def _max_pool3d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Any:
+    """The largest value of each window: (N, C, D, H, W) -> (N, C, od, oh, ow); also unbatched."""
+    return max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode)[0]
+
+
+def _spans(size: int, out: int, k: int, s: int, p: int, include: bool) -> tuple[Any, Any, Any]:
+    """Start, end and number of elements of each window along one dimension."""
+    start = np.arange(out) * s - p
+    end = np.minimum(start + k, size + p)
+    first, last = np.maximum(start, 0), np.minimum(end, size)
+    return first, last, (end - start if include else last - first)
+
+
+def _avg_pool1d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Any:
+    """The mean of each window: (N, C, L) -> (N, C, out); also unbatched."""
+    x = batched("avg_pool1d", input, 1)
+    window, outs = pool_window("avg_pool1d", 1, x, kernel_size, stride, padding, 1, ceil_mode)
+    (k,), (s,), (p,), _ = window
+    counts = _spans(int(x.shape[2]), outs[0], k, s, p, count_include_pad)[2]
+    divisors = counts.astype(np.float64).reshape(1, -1, 1)
+    out = AvgPool2d.apply(x.unsqueeze(2), window.geometry(), 1, outs[0], divisors).squeeze(2)
+    return out if input.ndim == 3 else out.squeeze(0)
+
+
+def _avg_pool3d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """The mean of each window: (N, C, D, H, W) -> (N, C, od, oh, ow); also unbatched."""
+    if divisor_override == 0:
+        raise RuntimeError("avg_pool3d: divisor must be not zero")
+    out = batched("avg_pool3d", input, 3)
+    window, outs = pool_window("avg_pool3d", 3, out, kernel_size, stride, padding, 1, ceil_mode)
+    for i, (o, k, s, p) in enumerate(zip(outs, *window[:3], strict=True)):
+        size = int(out.shape[i + 2])
+        first, last, counts = _spans(size, o, k, s, p, count_include_pad)
+        weights = None if divisor_override else 1 / counts
+        out = Stencil.apply(out, i + 2, windows(first, last, weights, size))
+    if divisor_override:
+        out = out / divisor_override
+    return out if input.ndim == 5 else out.squeeze(0)
+
+
+def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
+    """The sizes asked for; None keeps the input's.
+
+    Raises:
+        RuntimeError: not one size, or one per dimension.
+    """
+    wanted = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * rank
+    if len(wanted) == 1:
+        wanted *= rank
+    if len(wanted) != rank:
+        raise RuntimeError(f"{op}: output_size must have {rank} sizes, got {output_size!r}")
+    sizes = tuple(
+        int(s) if w is None else int(w) for w, s in zip(wanted, input.shape[-rank:], strict=True)
+    )
+    if min(sizes) < 0:
+        raise RuntimeError(
+            f"{op}: elements of output_size must be greater than or equal to 0, got {sizes}"
+        )
+    if 0 in input.shape[-rank:]:
+        raise RuntimeError(
+            f"{op}: Expected input to have non-zero size for non-batch dimensions, but input has sizes "
+            f"{list(input.shape)}"
+        )
+    return sizes
+
+
+def adaptive_spans(size: int, out: int) -> tuple[Any, Any]:
+    """Start and end of the `out` windows that cover `size` entries."""
+    i = np.arange(out)
+    return i * size // max(out, 1), -(-(i + 1) * size // max(out, 1))
+
+
+def _adaptive_avg(rank: int) -> Callable[..., Any]:
+    op = f"adaptive_avg_pool{rank}d"
+
+    def pool(input: Any, output_size: Any) -> Any:
+        out = batched(op, input, rank)
+        wanted = output_sizes(op, output_size, rank, input)
+        dims = tuple(range(2, rank + 2))
+        if wanted == (1,) * rank:
+            out = out.mean(dims, keepdim=True)
+        else:
+            for dim, size in zip(dims, wanted, strict=True):
+                entries = int(out.shape[dim])
+                start, end = adaptive_spans(entries, size)
+                out = Stencil.apply(out, dim, windows(start, end, 1 / (end - start), entries))
+        return out if input.ndim == rank + 2 else out.squeeze(0)
+
+    pool.__doc__ = f"""Means over windows that divide the input evenly: (N, C, *sizes) -> (N, C, *output_size).
+
+    Args:
+        input: {rank} sizes behind the channels; also unbatched.
+        output_size: one number or one per dimension; None keeps a size.
+
+    Raises:
+        RuntimeError: sizes that do not fit.
+    """
+    return pool
+
+
+class MaxUnpool(Op):
+    """Values stored at positions of a larger plane of zeros: (R, k) -> (R, size)."""
+
+    def forward(self, input: Any, index: Any, size: int) -> Any:
+        self.index = index
+        out = np.zeros((len(index), size), input.dtype)
+        np.put_along_axis(out, index, input, axis=1)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return Pick.call(grad, self.index)
+
+
+export("max_pool1d", function=_max_pool1d)(MaxPool2d)
+export("max_pool3d", function=_max_pool3d)(Pick)
+export("avg_pool1d", function=_avg_pool1d)(AvgPool2d)
+export("avg_pool3d", function=_avg_pool3d)(Stencil)
+for _rank in (1, 2, 3):
+    export(f"adaptive_avg_pool{_rank}d", function=_adaptive_avg(_rank))(Stencil)

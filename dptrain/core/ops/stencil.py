@@ -1,0 +1,121 @@
+"""Linear maps along one dimension: every result is a weighted sum of a few entries.
+
+Padding by values of the image, average pools and interpolation are all of this kind, one dimension
+after the other. A map is kept as layers in which no result occurs twice, so that a layer is one
+vectorised addition; the transpose exchanges the roles of entries and results, which is the derivative.
+Only entries of a result's own window are touched: an infinity elsewhere does not reach it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import Op
+
+
+class Taps:
+    """A sparse matrix (results, entries) as layers.
+
+    Args:
+        rows, cols: result and entry of each coefficient.
+        weights: the coefficients; all 1 if None.
+        shape: number of results and of entries.
+    """
+
+    def __init__(
+        self, rows: np.ndarray, cols: np.ndarray, weights: np.ndarray | None, shape: tuple[int, int]
+    ) -> None:
+        self.rows, self.cols, self.weights, self.shape = rows, cols, weights, shape
+
+    @cached_property
+    def transposed(self) -> Taps:
+        """The derivative."""
+        other = Taps(self.cols, self.rows, self.weights, self.shape[::-1])
+        other.__dict__["transposed"] = self
+        return other
+
+    @cached_property
+    def layers(self) -> list[tuple[Any, Any, Any]]:
+        """(results, entries, weights) with each result at most once."""
+        order = np.argsort(self.rows, kind="stable")
+        rows, cols = self.rows[order], self.cols[order]
+        first = np.searchsorted(rows, rows)
+        depth = np.arange(len(rows)) - first
+        weights = None if self.weights is None else self.weights[order]
+        found = []
+        for d in range(int(depth.max()) + 1 if len(rows) else 0):
+            chosen = depth == d
+            every = int(chosen.sum()) == self.shape[0]
+            found.append(
+                (
+                    slice(None) if every else rows[chosen],
+                    cols[chosen],
+                    None if weights is None else weights[chosen],
+                )
+            )
+        return found
+
+    def run(self, x: np.ndarray, dim: int) -> np.ndarray:
+        """The results along `dim`."""
+        out = np.zeros((*x.shape[:dim], self.shape[0], *x.shape[dim + 1 :]), x.dtype)
+        lead = (slice(None),) * dim
+        tail = (1,) * (x.ndim - dim - 1)
+        for rows, cols, weights in self.layers:
+            part = x[(*lead, cols)]
+            if weights is not None:
+                part = part * weights.astype(x.dtype).reshape(-1, *tail)
+            out[(*lead, rows)] += part
+        return out
+
+
+def windows(starts: Any, ends: Any, weights: Any, entries: int) -> Taps:
+    """Each result is the sum of entries start..end (exclusive) times its weight (all 1 if None)."""
+    starts, counts = np.asarray(starts), np.asarray(ends) - np.asarray(starts)
+    rows = np.repeat(np.arange(len(starts)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    factors = None if weights is None else np.repeat(np.asarray(weights, np.float64), counts)
+    return Taps(rows, starts[rows] + within, factors, (len(starts), entries))
+
+
+def selection(cols: Any, entries: int) -> Taps:
+    """Each result is one entry."""
+    cols = np.asarray(cols)
+    return Taps(np.arange(len(cols)), cols, None, (len(cols), entries))
+
+
+class Stencil(Op):
+    """A linear map along one dimension."""
+
+    def forward(self, input: Any, dim: int, taps: Taps) -> Any:
+        self.dim, self.taps = dim, taps
+        return taps.run(input, dim)
+
+    def backward(self, grad: Any) -> Any:
+        return Stencil.call(grad, self.dim, self.taps.transposed)
+
+
+class ConstantPadNd(Op):
+    """A constant around the input; negative sizes cut. `pads` is (before, after) of each dimension."""
+
+    def forward(self, input: Any, pads: tuple[tuple[int, int], ...], value: float) -> Any:
+        self.pads = pads
+        inner = tuple(
+            slice(max(0, -a), s - max(0, -b)) for s, (a, b) in zip(input.shape, pads, strict=True)
+        )
+        kept = input[inner]
+        if not any(p > 0 for ab in pads for p in ab):
+            return kept.copy()
+        shape = [s + max(0, a) + max(0, b) for s, (a, b) in zip(kept.shape, pads, strict=True)]
+        out = np.full(shape, value, input.dtype)
+        out[
+            tuple(
+                slice(max(0, a), max(0, a) + s) for s, (a, _) in zip(kept.shape, pads, strict=True)
+            )
+        ] = kept
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return ConstantPadNd.call(grad, tuple((-a, -b) for a, b in self.pads), 0.0)

@@ -1,0 +1,129 @@
+"""Windows over images of one to three spatial dimensions, as rows of a matrix and back.
+
+Images are (N, C, *sizes) for the user and channels-last in memory. One and two dimensions run through
+the kernels of `dptrain.core.kernels` (a line is an image of height one); three are NumPy here.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.reference import Geometry
+
+Sizes = tuple[int, ...]
+
+
+class Window(NamedTuple):
+    """Kernel, stride, padding and dilation, each with one size per spatial dimension."""
+
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+
+    def outputs(self, sizes: Sizes) -> Sizes:
+        """How many windows fit along each dimension."""
+        return tuple(
+            (s + 2 * p - d * (k - 1) - 1) // t + 1
+            for s, k, t, p, d in zip(sizes, *self, strict=True)
+        )
+
+    def geometry(self) -> Geometry:
+        """What the two-dimensional kernels take; a line is an image of height one."""
+        if len(self.kernel) == 2:
+            (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self
+            return kh, kw, sh, sw, ph, pw, dh, dw
+        (k,), (s,), (p,), (d,) = self
+        return 1, k, 1, s, 0, p, 1, d
+
+
+def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
+    """One size per dimension, from one number or a sequence.
+
+    Raises:
+        TypeError: anything else.
+    """
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    if len(sizes) == 1:
+        sizes *= rank
+    if len(sizes) != rank or not all(isinstance(s, (int, np.integer)) for s in sizes):
+        numbers = ("one int", "two ints", "three ints")[rank - 1]
+        raise TypeError(f"{op}: {what} must be an int or {numbers}, got {value!r}")
+    return tuple(int(s) for s in sizes)
+
+
+def channels_last(image: np.ndarray) -> np.ndarray:
+    """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
+    return np.ascontiguousarray(np.moveaxis(image, 1, -1))
+
+
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """(N, *sizes, C) -> (N, C, *sizes), as a view."""
+    return np.moveaxis(image, -1, 1)
+
+
+def _bordered(x: np.ndarray, outs: Sizes, window: Window) -> Sizes:
+    """Sizes of the image with its border, large enough for the last window."""
+    return tuple(
+        max(s + 2 * p, (o - 1) * t + (k - 1) * d + 1)
+        for s, o, k, t, p, d in zip(x.shape[1:-1], outs, *window, strict=True)
+    )
+
+
+def _inside(x: np.ndarray, window: Window) -> tuple[slice, ...]:
+    places = zip(x.shape[1:-1], window.padding, strict=True)
+    return (slice(None), *(slice(p, p + s) for s, p in places))
+
+
+def columns(image: np.ndarray, outs: Sizes, window: Window) -> np.ndarray:
+    """Windows as rows: (N, C, *sizes) -> (N * outs, taps * C), taps in row-major order."""
+    x = channels_last(image)
+    if len(outs) < 3:
+        flat = x if len(outs) == 2 else x[:, None]
+        oh, ow = outs if len(outs) == 2 else (1, *outs)
+        return kernels_for(x.dtype).im2col(flat, oh, ow, window.geometry())
+    n, c = x.shape[0], x.shape[-1]
+    padded = np.zeros((n, *_bordered(x, outs, window), c), x.dtype)
+    padded[_inside(x, window)] = x
+    first, *steps, last = padded.strides
+    taps = as_strided(
+        padded,
+        (n, *outs, *window.kernel, c),
+        (
+            first,
+            *(s * t for s, t in zip(steps, window.stride, strict=True)),
+            *(s * d for s, d in zip(steps, window.dilation, strict=True)),
+            last,
+        ),
+        writeable=False,
+    )
+    return taps.reshape(n * math.prod(outs), math.prod(window.kernel) * c)
+
+
+def image_of(rows: np.ndarray, shape: Sizes, outs: Sizes, window: Window) -> np.ndarray:
+    """The transpose of `columns`: windows added back to an image of `shape` (N, C, *sizes)."""
+    n, c, *sizes = shape
+    if len(outs) < 3:
+        oh, ow = outs if len(outs) == 2 else (1, *outs)
+        h, w = sizes if len(outs) == 2 else (1, *sizes)
+        # The compiled kernel reads rows as they lie in memory.
+        image = kernels_for(rows.dtype).col2im(
+            np.ascontiguousarray(rows), (n, h, w, c), oh, ow, window.geometry()
+        )
+        return channels_first(image if len(outs) == 2 else image[:, 0])
+    target = np.empty((n, *sizes, c), rows.dtype)
+    padded = np.zeros((n, *_bordered(target, outs, window), c), rows.dtype)
+    windows = rows.reshape(n, *outs, math.prod(window.kernel), c)
+    for tap, places in enumerate(product(*(range(k) for k in window.kernel))):
+        where = (
+            slice(i * d, i * d + (o - 1) * t + 1, t)
+            for i, o, t, d in zip(places, outs, window.stride, window.dilation, strict=True)
+        )
+        padded[(slice(None), *where)] += windows[..., tap, :]
+    return channels_first(padded[_inside(target, window)])

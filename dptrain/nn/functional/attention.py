@@ -1,0 +1,114 @@
+"""Attention by scaled dot products.
+
+Source: Vaswani et al., "Attention is all you need", 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.export import FUNCTIONS
+from dptrain.core.ops.activation import Softmax
+from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.dropout import dropout
+
+
+def _additive(mask: np.ndarray, kind: np.dtype[Any]) -> Tensor:
+    """True may attend: 0; False: minus infinity."""
+    return wrap(np.where(mask, 0, -np.inf).astype(kind))
+
+
+def _repeat_heads(value: Tensor, count: int) -> Tensor:
+    *lead, heads, length, size = value.shape
+    wide = value.unsqueeze(-3).expand(*lead, heads, count, length, size)
+    return wide.reshape(*lead, heads * count, length, size)
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+) -> Tensor:
+    """softmax(query key^T * scale + mask): (..., L, E) with (..., S, E) -> (..., L, S)."""
+    scores = (query * scale) @ key.transpose(-2, -1)
+    kind = scores._array.dtype
+    if is_causal:
+        scores = scores + _additive(np.tri(*scores.shape[-2:], dtype=bool), kind)
+    if attn_mask is None:
+        return Softmax.apply(scores, -1)
+    if attn_mask.dtype.name != "bool":
+        return Softmax.apply(scores + attn_mask, -1)
+    weights = Softmax.apply(scores + _additive(attn_mask._array, kind), -1)
+    somewhere = np.broadcast_to(attn_mask._array, scores.shape).any(axis=-1, keepdims=True)
+    nowhere = np.logical_not(somewhere)
+    if not nowhere.any():
+        return weights
+    # A query that may attend nowhere gets zeros rather than 0 / 0.
+    return FUNCTIONS["where"](wrap(nowhere), wrap(np.zeros((), kind)), weights)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(query key^T * scale + mask) value.
+
+    Args:
+        query: (..., heads, L, E).
+        key: (..., heads, S, E).
+        value: (..., heads, S, Ev).
+        attn_mask: (..., L, S) of bool (True may attend) or of numbers that are added.
+        dropout_p: probability of a weight to be dropped, applied whenever it is positive.
+        is_causal: position i may attend to 0..i only.
+        scale: 1 / sqrt(E) by default.
+        enable_gqa: key and value may have fewer heads, each serving several of the query's.
+
+    Returns:
+        (..., heads, L, Ev).
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit, or a mask together with `is_causal`.
+    """
+    for name, part in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"scaled_dot_product_attention(): argument {name!r} must be Tensor, not {type(part).__name__}"
+            )
+    if not query.dtype is key.dtype is value.dtype:
+        raise RuntimeError(
+            f"Expected query, key, and value to have the same dtype, but got query.dtype: {query.dtype} "
+            f"key.dtype: {key.dtype} and value.dtype: {value.dtype} instead."
+        )
+    if min(query.ndim, key.ndim, value.ndim) < 2:
+        raise RuntimeError(
+            f"Expected query, key, and value to all be  at least 2 dimensional, but got query.dim: {query.ndim}, "
+            f"key.dim: {key.ndim} and value.dim: {value.ndim} instead."
+        )
+    if attn_mask is not None:
+        if is_causal:
+            raise RuntimeError(
+                "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
+            )
+        if attn_mask.dtype.name != "bool" and attn_mask.dtype is not query.dtype:
+            raise RuntimeError(
+                f"Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype: "
+                f"{attn_mask.dtype} and  query.dtype: {query.dtype} instead."
+            )
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        if query.shape[-3] % key.shape[-3] or query.shape[-3] % value.shape[-3]:
+            raise RuntimeError(
+                "scaled_dot_product_attention: number of heads in key and value must divide the number of heads "
+                f"in query, got {query.shape[-3]}, {key.shape[-3]} and {value.shape[-3]}"
+            )
+        key = _repeat_heads(key, query.shape[-3] // key.shape[-3])
+        value = _repeat_heads(value, query.shape[-3] // value.shape[-3])
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    weights = attention_weights(query, key, attn_mask, is_causal, factor)
+    return dropout(weights, dropout_p) @ value

@@ -1,0 +1,339 @@
+"""Normalisation: batch, layer, group, instance, RMS and local response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.op import Op
+from dptrain.core.ops.norm import (
+    FusedRmsNorm,
+    NativeBatchNorm,
+    NativeGroupNorm,
+    NativeLayerNorm,
+    NormSpec,
+)
+from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.padding import pad
+from dptrain.nn.functional.pooling import avg_pool1d
+
+
+def _check_input(op: str, input: Any, *affine: Tensor | None) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
+    if not input.is_floating_point():
+        raise RuntimeError(
+            f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+        )
+    for value in affine:
+        if value is not None and value.dtype is not input.dtype:
+            raise RuntimeError(
+                f"{op}: expected scalar type {input.dtype} for weight and bias but found {value.dtype}"
+            )
+
+
+def _check_channels(op: str, channels: int, **values: Tensor | None) -> None:
+    for name, value in values.items():
+        if value is not None and value.numel() != channels:
+            raise RuntimeError(
+                f"{op}: {name} should contain {channels} elements not {value.numel()}"
+            )
+
+
+def _ones_like_bias(weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """The operation takes a bias only together with a weight."""
+    return wrap(np.ones_like(bias._array)) if weight is None and bias is not None else weight
+
+
+def _over_channels(input: Tensor, axes: tuple[int, ...], eps: float) -> NormSpec:
+    shape = tuple(input.shape)
+    return NormSpec(shape, axes, (1, shape[1], *(1,) * (len(shape) - 2)), eps)
+
+
+def _follow(running: Tensor | None, value: np.ndarray, momentum: float) -> None:
+    """running = (1 - momentum) * running + momentum * value, in place."""
+    if running is None:
+        return
+    held = running._array
+    held[...] = (1 - momentum) * held + momentum * value.reshape(held.shape).astype(held.dtype)
+    running._bump_version()
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel over the batch: (N, C, ...) -> the same.
+
+    Args:
+        input: (N, C) or (N, C, ...).
+        running_mean, running_var: (C,) averages; used if not `training`, else updated in place (the
+            variance with Bessel's correction).
+        weight, bias: (C,) factor and summand.
+        training: whether to normalise by the statistics of this batch.
+        momentum: share of this batch in the averages.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: training with one value per channel.
+        RuntimeError: sizes or dtypes that do not fit, or no averages outside of training.
+    """
+    _check_input("batch_norm", input, weight, bias)
+    if input.ndim < 2:
+        raise RuntimeError(
+            f"batch_norm: expected at least 2D input (N, C, ...), got shape {list(input.shape)}"
+        )
+    channels = input.shape[1]
+    _check_channels(
+        "batch_norm",
+        channels,
+        running_mean=running_mean,
+        running_var=running_var,
+        weight=weight,
+        bias=bias,
+    )
+    axes = (0, *range(2, input.ndim))
+    spec = _over_channels(input, axes, eps)
+    weight = _ones_like_bias(weight, bias)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise RuntimeError(
+                "batch_norm: expected running_mean and running_var to be defined when training=False"
+            )
+        fixed = (running_mean._array, running_var._array)
+        return NativeBatchNorm.apply(input, weight, bias, spec, fixed)
+    count = math.prod(input.shape[a] for a in axes)
+    if count == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {input.shape}"
+        )
+    seen: list[Any] = []
+    out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen)
+    if count:
+        _follow(running_mean, seen[0], momentum)
+        _follow(running_var, seen[1] * (count / (count - 1)), momentum)
+    return out
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel of each sample over its positions: (N, C, ...) -> the same.
+
+    The arguments are those of `batch_norm`; the averages follow the mean over the batch.
+
+    Raises:
+        ValueError: one value per channel of a sample.
+        RuntimeError: sizes or dtypes that do not fit.
+    """
+    _check_input("instance_norm", input, weight, bias)
+    if input.ndim < 3:
+        raise RuntimeError(
+            f"instance_norm: expected at least 3D input (N, C, ...), got shape {list(input.shape)}"
+        )
+    channels = input.shape[1]
+    _check_channels(
+        "instance_norm",
+        channels,
+        running_mean=running_mean,
+        running_var=running_var,
+        weight=weight,
+        bias=bias,
+    )
+    spec = _over_channels(input, tuple(range(2, input.ndim)), eps)
+    weight = _ones_like_bias(weight, bias)
+    if not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise RuntimeError(
+                "instance_norm: expected running_mean and running_var to be defined when use_input_stats=False"
+            )
+        fixed = (running_mean._array, running_var._array)
+        return NativeBatchNorm.apply(input, weight, bias, spec, fixed)
+    count = math.prod(input.shape[2:])
+    if count == 1:
+        raise ValueError(
+            f"Expected more than 1 spatial element when training, got input size {input.shape}"
+        )
+    seen: list[Any] = []
+    out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen)
+    if running_mean is not None and running_var is not None and count and len(input):
+        _follow(running_mean, seen[0].mean(axis=0), momentum)
+        _follow(running_var, seen[1].mean(axis=0) * (count / (count - 1)), momentum)
+    return out
+
+
+def _last_dims(
+    op: str,
+    cls: type[Op],
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centre: bool,
+) -> Tensor:
+    _check_input(op, input, weight, bias)
+    wanted = tuple(int(s) for s in normalized_shape)
+    if not wanted:
+        raise RuntimeError(
+            f"{op}: Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
+            f"one element, but got normalized_shape = {list(wanted)}"
+        )
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and tuple(value.shape) != wanted:
+            raise RuntimeError(
+                f"{op}: Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                f"{list(value.shape)} and normalized_shape = {list(wanted)}"
+            )
+    shape = tuple(input.shape)
+    if shape[-len(wanted) :] != wanted:
+        raise RuntimeError(
+            f"{op}: Given normalized_shape={list(wanted)}, expected input with shape "
+            f"[*, {', '.join(str(s) for s in wanted)}], but got input of size{list(shape)}"
+        )
+    lead = len(shape) - len(wanted)
+    size = math.prod(wanted)
+    inner = (math.prod(shape[:lead]), size)
+    spec = NormSpec(inner, (1,), (1, size), eps, centre)
+    return cls.apply(input, _ones_like_bias(weight, bias), bias, spec)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each sample over its last dimensions.
+
+    Args:
+        input: (..., *normalized_shape).
+        normalized_shape: the sizes of the last dimensions.
+        weight, bias: factor and summand of shape `normalized_shape`.
+        eps: added to the variance.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit.
+    """
+    return _last_dims(
+        "layer_norm", NativeLayerNorm, input, normalized_shape, weight, bias, eps, True
+    )
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Divide each sample by the root of its mean square over the last dimensions.
+
+    Args:
+        input: (..., *normalized_shape).
+        normalized_shape: the sizes of the last dimensions.
+        weight: factor of shape `normalized_shape`.
+        eps: added to the mean square; the dtype's resolution by default.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit.
+    """
+    if eps is None:
+        _check_input("rms_norm", input, weight)
+        eps = _resolution(input)
+    return _last_dims("rms_norm", FusedRmsNorm, input, normalized_shape, weight, None, eps, False)
+
+
+def _resolution(input: Tensor) -> float:
+    """PyTorch computes 16-bit types in float32 and takes that type's resolution."""
+    kind = input._array.dtype
+    return float(np.finfo(np.float32 if kind.itemsize == 2 else kind).eps)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each sample over groups of channels: (N, C, ...) -> the same.
+
+    Args:
+        input: (N, C, ...).
+        num_groups: groups, which divide C.
+        weight, bias: (C,) factor and summand.
+        eps: added to the variance.
+
+    Raises:
+        RuntimeError: sizes or dtypes that do not fit.
+    """
+    _check_input("group_norm", input, weight, bias)
+    if input.ndim < 2:
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.ndim}"
+        )
+    n, channels = input.shape[:2]
+    if num_groups < 1:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    if channels % num_groups:
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(input.shape)} and num_groups={num_groups}"
+        )
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and tuple(value.shape) != (channels,):
+            raise RuntimeError(
+                f"Expected {name} to be a vector of size equal to the number of channels in input, but got "
+                f"{name} of shape {list(value.shape)} and input of shape {list(input.shape)}"
+            )
+    depth = channels // num_groups
+    inner = (n, num_groups, depth, math.prod(input.shape[2:]))
+    if inner[2] * inner[3] == 1 and n == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {input.shape}"
+        )
+    spec = NormSpec(inner, (2, 3), (1, num_groups, depth, 1), eps)
+    return NativeGroupNorm.apply(input, _ones_like_bias(weight, bias), bias, spec)
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """Divide by (k + alpha * mean square of `size` neighbouring channels) ** beta.
+
+    Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012.
+
+    Raises:
+        ValueError: fewer than three dimensions.
+    """
+    _check_input("local_response_norm", input)
+    if input.ndim < 3:
+        raise ValueError(
+            f"Expected 3D or higher dimensionality                          input (got {input.ndim} dimensions)"
+        )
+    if input.numel() == 0:
+        return input
+    n, channels = input.shape[:2]
+    squares = (input * input).reshape(n, channels, -1).transpose(1, 2)
+    rows = squares.reshape(-1, 1, channels)
+    before, after = size // 2, (size - 1) // 2
+    means = avg_pool1d(pad(rows, (before, after)), size, 1)
+    spread = means.reshape(n, -1, channels).transpose(1, 2).reshape(*input.shape)
+    return input / (spread * alpha + k) ** beta

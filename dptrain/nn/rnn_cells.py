@@ -1,0 +1,205 @@
+"""One step of recurrence: the formulas, and the cells that run them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dptrain.core.creation import empty, zeros
+from dptrain.core.tensor import Tensor
+from dptrain.nn import functional as F
+from dptrain.nn import init
+from dptrain.nn.module import Module
+from dptrain.nn.parameter import Parameter
+
+#: How many blocks of hidden_size rows the weights of each kind have.
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
+
+
+def step(
+    mode: str,
+    projected: Tensor,
+    state: tuple[Tensor, ...],
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The next state from the projected input (N, gates * hidden) and the state, (h,) or (h, c)."""
+    h = state[0]
+    hidden = F.linear(h, w_hh, b_hh)
+    if mode == "LSTM":
+        i, f, g, o = (projected + hidden).chunk(4, 1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        out = o.sigmoid() * c.tanh()
+        return (out if w_hr is None else F.linear(out, w_hr)), c
+    if mode == "GRU":
+        r_x, z_x, n_x = projected.chunk(3, 1)
+        r_h, z_h, n_h = hidden.chunk(3, 1)
+        n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
+        return (n + (z_x + z_h).sigmoid() * (h - n),)
+    total = projected + hidden
+    return (total.tanh() if mode == "RNN_TANH" else total.relu(),)
+
+
+class RNNCellBase(Module):
+    """Parameters, checks and text of the cells.
+
+    Args:
+        input_size, hidden_size: features of the input and of the state.
+        bias: whether there are summands.
+        num_chunks: blocks of hidden_size rows of the weights.
+        device: where the parameters live.
+        dtype: type of the parameters; the default dtype if None.
+    """
+
+    bias_ih: Parameter | None
+    bias_hh: Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        num_chunks: int,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        rows, options = num_chunks * hidden_size, {"device": device, "dtype": dtype}
+        self.weight_ih = Parameter(empty(rows, input_size, **options))
+        self.weight_hh = Parameter(empty(rows, hidden_size, **options))
+        for name in ("bias_ih", "bias_hh"):
+            self.register_parameter(name, Parameter(empty(rows, **options)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values from U(-k, k) with k = 1 / sqrt(hidden_size)."""
+        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for weight in self.parameters():
+            init.uniform_(weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults, as PyTorch prints them."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        if self.bias is not True:
+            parts.append(f"bias={self.bias}")
+        if getattr(self, "nonlinearity", "tanh") != "tanh":
+            parts.append(f"nonlinearity={self.nonlinearity}")
+        return ", ".join(parts)
+
+    def _next(self, mode: str, input: Tensor, state: tuple[Tensor, ...] | None) -> Any:
+        """The next state; inputs without a batch give states without one."""
+        name = type(self).__name__
+        if input.ndim not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}"
+            )
+        x = input if input.ndim == 2 else input.unsqueeze(0)
+        shape = (int(x.shape[0]), self.hidden_size)
+        if state is None:
+            state = (zeros(shape, dtype=x.dtype),) * (2 if mode == "LSTM" else 1)
+        else:
+            for part in state:
+                if part.ndim not in (1, 2):
+                    raise ValueError(
+                        f"{name}: Expected hidden to be 1D or 2D, got {part.ndim}D instead"
+                    )
+            state = tuple(part if part.ndim == 2 else part.unsqueeze(0) for part in state)
+            for part in state:
+                if tuple(part.shape) != shape:
+                    raise RuntimeError(
+                        f"hidden has inconsistent hidden_size or batch: got {list(part.shape)}, expected {list(shape)}"
+                    )
+        projected = F.linear(x, self.weight_ih, self.bias_ih)
+        found = step(mode, projected, state, self.weight_hh, self.bias_hh)
+        return found if input.ndim == 2 else tuple(part.squeeze(0) for part in found)
+
+
+class RNNCell(RNNCellBase):
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU.
+
+    Args:
+        input_size, hidden_size: features of the input and of the state.
+        bias: whether there are summands.
+        nonlinearity: "tanh" or "relu".
+        device: where the parameters live.
+        dtype: type of the parameters; the default dtype if None.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """(N, input_size), (N, hidden_size) -> (N, hidden_size); also unbatched.
+
+        Raises:
+            RuntimeError: an unknown nonlinearity, or sizes that do not fit.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        mode = f"RNN_{self.nonlinearity.upper()}"
+        return self._next(mode, input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(RNNCellBase):
+    """One step of long short-term memory.
+
+    Args:
+        input_size, hidden_size: features of the input and of the cell.
+        bias: whether there are summands.
+        device: where the parameters live.
+        dtype: type of the parameters; the default dtype if None.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(N, input_size), (h, c) of (N, hidden_size) -> (h, c); also unbatched."""
+        return self._next("LSTM", input, hx)
+
+
+class GRUCell(RNNCellBase):
+    """One step of a gated recurrent unit.
+
+    Args:
+        input_size, hidden_size: features of the input and of the state.
+        bias: whether there are summands.
+        device: where the parameters live.
+        dtype: type of the parameters; the default dtype if None.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """(N, input_size), (N, hidden_size) -> (N, hidden_size); also unbatched."""
+        return self._next("GRU", input, None if hx is None else (hx,))[0]

@@ -1,0 +1,219 @@
+"""Sequences of unequal lengths: padded to one tensor, or packed step by step.
+
+A packed sequence holds the elements of all first steps, then of all second steps, ...; sequences are
+sorted by falling length, so that those that still run are always the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dptrain.core.export import FUNCTIONS
+from dptrain.core.ops.index import Index, Scatter
+from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.padding import pad
+
+
+class _Packed(NamedTuple):
+    data: Tensor
+    batch_sizes: Tensor
+    sorted_indices: Tensor | None
+    unsorted_indices: Tensor | None
+
+
+class PackedSequence(_Packed):
+    """Sequences packed step by step; made by `pack_padded_sequence` and `pack_sequence`.
+
+    Attributes:
+        data: (sum of lengths, ...) elements, by step and then by sequence.
+        batch_sizes: how many sequences run at each step.
+        sorted_indices: the order of the sequences, or None if they came sorted.
+        unsorted_indices: the way back.
+    """
+
+    def __new__(
+        cls,
+        data: Tensor,
+        batch_sizes: Tensor,
+        sorted_indices: Tensor | None = None,
+        unsorted_indices: Tensor | None = None,
+    ) -> PackedSequence:
+        """Fill in the way back."""
+        if unsorted_indices is None:
+            unsorted_indices = invert_permutation(sorted_indices)
+        return super().__new__(cls, data, batch_sizes, sorted_indices, unsorted_indices)
+
+    def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
+        """With the data converted as by `Tensor.to`."""
+        return self._replace(data=self.data.to(*args, **kwargs))
+
+    def double(self) -> PackedSequence:
+        """With float64 data."""
+        return self._replace(data=self.data.double())
+
+    def float(self) -> PackedSequence:
+        """With float32 data."""
+        return self._replace(data=self.data.float())
+
+    def cpu(self) -> PackedSequence:
+        """With the data on the CPU."""
+        return self._replace(data=self.data.cpu())
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the data live on a GPU."""
+        return self.data.is_cuda
+
+
+def invert_permutation(permutation: Tensor | None) -> Tensor | None:
+    """The permutation that undoes another; None stays None."""
+    return None if permutation is None else wrap(np.argsort(permutation._array))
+
+
+def _places(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Step and sequence of each packed element."""
+    steps = np.repeat(np.arange(len(sizes)), sizes)
+    return steps, np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def pack_padded_sequence(
+    input: Tensor,
+    lengths: Any,
+    batch_first: bool = False,
+    enforce_sorted: bool = True,
+) -> PackedSequence:
+    """Pack sequences that were padded to one length.
+
+    Args:
+        input: (T, N, ...), or (N, T, ...) with `batch_first`.
+        lengths: of the N sequences.
+        batch_first: the first dimension is that of the sequences.
+        enforce_sorted: the lengths must fall; if not, the sequences are sorted here.
+
+    Raises:
+        RuntimeError: lengths that are not sorted, not positive or too large.
+    """
+    values = lengths._array if isinstance(lengths, Tensor) else lengths
+    sizes = np.asarray(values, np.int64)
+    if input.ndim < 2 or input.numel() == 0:
+        raise RuntimeError("Cannot pack empty tensors.")
+    x = input.transpose(0, 1) if batch_first else input
+    if sizes.shape != (x.shape[1],):
+        raise RuntimeError(
+            f"Expected `len(lengths)` to be equal to batch_size, but got {sizes.size} (batch_size={x.shape[1]})"
+        )
+    if (sizes <= 0).any():
+        raise RuntimeError(
+            "Length of all samples has to be greater than 0, but found an element in 'lengths' that is <= 0"
+        )
+    order = None
+    if not enforce_sorted:
+        order = np.argsort(-sizes, kind="stable")
+        sizes = sizes[order]
+        x = x[:, wrap(order)]
+    elif (np.diff(sizes) > 0).any():
+        raise RuntimeError(
+            "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True. You can pass "
+            "`enforce_sorted=False` to pack_padded_sequence and/or pack_sequence to sidestep this requirement"
+        )
+    if sizes[0] > x.shape[0]:
+        raise RuntimeError(
+            f"Expected lengths of at most {x.shape[0]} (the padded length), but got {int(sizes[0])}"
+        )
+    running = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)
+    data = Index.apply(x, _places(running))
+    return PackedSequence(data, wrap(running), None if order is None else wrap(order))
+
+
+def pad_packed_sequence(
+    sequence: PackedSequence,
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    total_length: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The padded sequences and their lengths: what `pack_padded_sequence` came from.
+
+    Args:
+        sequence: what was packed.
+        batch_first: the first dimension of the result is that of the sequences.
+        padding_value: what stands after the ends.
+        total_length: pad to this length instead of the longest.
+
+    Raises:
+        ValueError: `total_length` is less than the longest length.
+    """
+    running = sequence.batch_sizes._array
+    longest = len(running)
+    if total_length is not None:
+        if total_length < longest:
+            raise ValueError(
+                "Expected total_length to be at least the length of the longest sequence in input, but got "
+                f"total_length={total_length} and max sequence length being {longest}"
+            )
+        longest = total_length
+    places, n = _places(running), int(running[0])
+    shape = (longest, n, *sequence.data._array.shape[1:])
+    out = Scatter.apply(sequence.data, shape, places)
+    if padding_value:
+        filled = np.full(shape, padding_value, sequence.data._array.dtype)
+        filled[places] = 0
+        out = out + wrap(filled)
+    lengths = wrap((running[:, None] > np.arange(n)).sum(axis=0))
+    if sequence.unsorted_indices is not None:
+        out, lengths = out[:, sequence.unsorted_indices], lengths[sequence.unsorted_indices]
+    return (out.transpose(0, 1) if batch_first else out), lengths
+
+
+def pad_sequence(
+    sequences: Sequence[Tensor],
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    padding_side: str = "right",
+) -> Tensor:
+    """Sequences (L, ...) of several lengths as one tensor: (T, N, ...), or (N, T, ...).
+
+    Args:
+        sequences: tensors that differ in their first dimension only.
+        batch_first: the first dimension of the result is that of the sequences.
+        padding_value: what fills them up.
+        padding_side: "right" or "left".
+
+    Raises:
+        RuntimeError: no sequences, or an unknown side.
+    """
+    if not isinstance(sequences, (list, tuple)) or not sequences:
+        raise RuntimeError("pad_sequence: expected a non-empty list or tuple of Tensors")
+    if padding_side not in ("left", "right"):
+        raise RuntimeError(
+            f"Expected padding_side to be one of left or right, but got {padding_side}."
+        )
+    longest = max(int(s.shape[0]) for s in sequences)
+    padded = []
+    for s in sequences:
+        missing = longest - int(s.shape[0])
+        sides = (missing, 0) if padding_side == "left" else (0, missing)
+        padded.append(pad(s, (*(0, 0) * (s.ndim - 1), *sides), value=padding_value))
+    return FUNCTIONS["stack"](padded, 0 if batch_first else 1)
+
+
+def unpad_sequence(
+    padded_sequences: Tensor, lengths: Tensor, batch_first: bool = False
+) -> list[Tensor]:
+    """The sequences that `pad_sequence` came from, given their lengths."""
+    x = padded_sequences if batch_first else padded_sequences.transpose(0, 1)
+    return [x[i, : int(length)] for i, length in enumerate(lengths)]
+
+
+def pack_sequence(sequences: Sequence[Tensor], enforce_sorted: bool = True) -> PackedSequence:
+    """Pack sequences (L, ...) of several lengths; see `pack_padded_sequence`."""
+    lengths = [int(s.shape[0]) for s in sequences]
+    return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
+
+
+def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
+    """The sequences that `pack_sequence` came from."""
+    padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
+    return unpad_sequence(padded, lengths, batch_first=True)

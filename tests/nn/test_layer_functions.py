@@ -1,0 +1,234 @@
+"""Layer functions against PyTorch: values, first and second derivatives."""
+
+import numpy as np
+import pytest
+
+import dptrain
+import dptrain.nn.functional as F
+from dptrain.autograd import gradcheck, gradgradcheck
+
+torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore:.*output shape and scale.*"),
+]
+RNG = np.random.default_rng(5)
+
+
+def x(*shape):
+    return RNG.standard_normal(shape)
+
+
+def pos(*shape):
+    return RNG.uniform(0.5, 2.0, shape)
+
+
+def i(*shape, high=5):
+    return RNG.integers(0, high, shape)
+
+
+def b(*shape):
+    return RNG.random(shape) < 0.6
+
+
+IMAGE, LINE, VOLUME = x(2, 4, 5, 6), x(2, 4, 7), x(2, 2, 4, 3, 5)
+STATS = {
+    "running_mean": x(4),
+    "running_var": pos(4),
+}
+THETA = np.array([[[0.7, 0.2, 0.1], [-0.3, 0.9, 0.05]], [[1.4, 0.1, 0.0], [0.2, 1.3, -0.2]]])
+THETA3 = np.concatenate([np.eye(3)[None] * 0.8 + 0.1 * x(1, 3, 3), 0.1 * x(1, 3, 1)], axis=2)
+GRID = RNG.uniform(-1.4, 1.4, (2, 3, 4, 2))
+Q, K, V = x(2, 4, 3, 5), x(2, 4, 6, 5), x(2, 4, 6, 2)
+
+#: name, arguments, keyword arguments; floating point arrays require gradients where listed by position.
+CASES = [
+    ("batch_norm", [IMAGE, None, None, x(4), x(4), True], {}),
+    ("batch_norm", [x(6, 3), None, None, None, None, True], {"eps": 0.1}),
+    ("batch_norm", [LINE, None, None, None, x(4), True], {}),
+    ("batch_norm", [IMAGE, STATS["running_mean"], STATS["running_var"], x(4), x(4)], {}),
+    ("batch_norm", [VOLUME, x(2), pos(2), x(2), x(2), True, 0.3], {}),
+    ("layer_norm", [x(3, 4, 5), [5], x(5), x(5)], {}),
+    ("layer_norm", [x(3, 4, 5), [4, 5], x(4, 5), None], {"eps": 0.01}),
+    ("layer_norm", [x(3, 5), (5,)], {}),
+    ("layer_norm", [x(0, 5), (5,), x(5), x(5)], {}),
+    ("group_norm", [IMAGE, 2, x(4), x(4)], {}),
+    ("group_norm", [x(3, 6), 3], {}),
+    ("group_norm", [VOLUME, 1, x(2), None], {}),
+    ("instance_norm", [IMAGE], {}),
+    ("instance_norm", [LINE, x(4), pos(4), x(4), x(4)], {}),
+    ("instance_norm", [LINE, x(4), pos(4), x(4), x(4), False], {}),
+    ("rms_norm", [x(3, 4, 5), [5], x(5)], {}),
+    ("rms_norm", [x(3, 4, 5), [4, 5]], {"eps": 0.1}),
+    ("local_response_norm", [IMAGE, 3], {}),
+    ("local_response_norm", [LINE, 2], {"alpha": 0.5, "beta": 0.5, "k": 2.0}),
+    ("pad", [IMAGE, (1, 2)], {}),
+    ("pad", [IMAGE, (1, -2, -1, 3)], {"value": 1.5}),
+    ("pad", [IMAGE, (0, 1, 2, 0, 1, 1, 2, 0)], {}),
+    ("pad", [LINE, (2, 3), "reflect"], {}),
+    ("pad", [IMAGE, (2, 1, 1, 3), "reflect"], {}),
+    ("pad", [VOLUME, (1, 2, 2, 1, 3, 1), "reflect"], {}),
+    ("pad", [LINE, (8, 1), "replicate"], {}),
+    ("pad", [IMAGE, (2, 1, -1, 3), "replicate"], {}),
+    ("pad", [VOLUME, (1, 1, 2, 2, 0, 3), "replicate"], {}),
+    ("pad", [LINE, (7, 3), "circular"], {}),
+    ("pad", [IMAGE, (2, 1, 5, 3), "circular"], {}),
+    ("pad", [x(3, 4), (1, 2), "circular"], {}),
+    ("lp_pool1d", [pos(2, 3, 8), 2, 3], {}),
+    ("lp_pool2d", [pos(2, 3, 6, 7), 3, (2, 3), 2], {"ceil_mode": True}),
+    ("lp_pool3d", [pos(1, 2, 4, 4, 5), 1, 2], {}),
+    ("max_pool1d", [LINE, 3, 2, 1], {"return_indices": True}),
+    ("max_pool2d", [IMAGE, (3, 2), 2, (1, 0), 1, True], {"return_indices": True}),
+    ("max_pool2d", [x(4, 5, 6), 2], {"return_indices": True}),
+    ("max_pool3d", [VOLUME, 2, 1, 1], {"return_indices": True}),
+    ("adaptive_max_pool1d", [LINE, 3], {"return_indices": True}),
+    ("adaptive_max_pool2d", [IMAGE, (3, None)], {"return_indices": True}),
+    ("adaptive_max_pool2d", [IMAGE, 7], {}),
+    ("adaptive_max_pool3d", [VOLUME, (2, 2, 3)], {"return_indices": True}),
+    (
+        "fractional_max_pool2d",
+        [IMAGE, 2, (3, 4)],
+        {"return_indices": True, "_random_samples": RNG.random((2, 4, 2))},
+    ),
+    (
+        "fractional_max_pool3d",
+        [VOLUME, (2, 1, 2)],
+        {"output_ratio": (0.6, 0.7, 0.7), "_random_samples": RNG.random((2, 2, 3))},
+    ),
+    ("max_unpool1d", [x(2, 3), np.array([[0, 3, 5], [1, 2, 4]]), 2], {}),
+    ("max_unpool2d", [x(1, 1, 2, 2), np.array([[[[0, 3], [9, 14]]]]), 2], {"output_size": (5, 4)}),
+    ("max_unpool3d", [x(1, 1, 1, 2, 1), np.array([[[[[0], [9]]]]]), 2], {}),
+    ("unfold", [IMAGE, (2, 3)], {}),
+    ("unfold", [IMAGE, 2, 2, 1, (2, 1)], {}),
+    ("unfold", [x(4, 5, 6), 3], {"padding": 1}),
+    ("fold", [x(2, 12, 16), (5, 6), (2, 3)], {}),
+    ("fold", [x(8, 6), (5, 4), 2], {"dilation": 2, "stride": 2, "padding": 1}),
+    ("pixel_shuffle", [x(2, 8, 3, 2), 2], {}),
+    ("pixel_unshuffle", [x(8, 4, 6), 2], {}),
+    ("channel_shuffle", [x(2, 6, 3, 2), 3], {}),
+    ("embedding", [i(3, 4), x(5, 3)], {}),
+    ("embedding", [i(3, 4), x(5, 3), 2], {"scale_grad_by_freq": False}),
+    ("embedding", [i(7), x(5, 3), -1], {"scale_grad_by_freq": True}),
+    ("embedding", [i(0), x(5, 3)], {}),
+    ("embedding_bag", [i(3, 4), x(5, 3)], {}),
+    ("embedding_bag", [i(3, 4), x(5, 3)], {"mode": "sum", "per_sample_weights": x(3, 4)}),
+    ("embedding_bag", [i(6), x(5, 3), np.array([0, 2, 2, 5])], {"mode": "max"}),
+    ("embedding_bag", [i(6), x(5, 3), np.array([0, 2, 2, 6])], {"include_last_offset": True}),
+    ("embedding_bag", [i(6), x(5, 3), np.array([0, 3])], {"mode": "mean", "padding_idx": 1}),
+    ("bilinear", [x(2, 3), x(2, 4), x(5, 3, 4), x(5)], {}),
+    ("bilinear", [x(3), x(4), x(5, 3, 4)], {}),
+    ("interpolate", [IMAGE], {"scale_factor": 2}),
+    ("interpolate", [IMAGE, (7, 4)], {}),
+    ("interpolate", [LINE], {"scale_factor": 1.7, "mode": "nearest-exact"}),
+    ("interpolate", [LINE, 11], {"mode": "linear"}),
+    ("interpolate", [LINE, 3], {"mode": "linear", "align_corners": True}),
+    ("interpolate", [IMAGE], {"scale_factor": (1.6, 0.7), "mode": "bilinear"}),
+    (
+        "interpolate",
+        [IMAGE],
+        {"scale_factor": 1.7, "mode": "bilinear", "recompute_scale_factor": True},
+    ),
+    ("interpolate", [IMAGE, (9, 3)], {"mode": "bicubic"}),
+    ("interpolate", [IMAGE, (9, 3)], {"mode": "bicubic", "align_corners": True}),
+    ("interpolate", [VOLUME, (6, 2, 7)], {"mode": "trilinear"}),
+    ("interpolate", [VOLUME, 3], {"mode": "area"}),
+    ("affine_grid", [THETA, (2, 1, 3, 4)], {"align_corners": False}),
+    ("affine_grid", [THETA3, (1, 1, 3, 2, 4)], {"align_corners": True}),
+    *(
+        ("grid_sample", [x(2, 2, 4, 5), GRID], {"padding_mode": p, "align_corners": a})
+        for p in ("zeros", "border", "reflection")
+        for a in (False, True)
+    ),
+    ("grid_sample", [x(2, 2, 4, 5), GRID], {"mode": "nearest", "align_corners": False}),
+    (
+        "grid_sample",
+        [x(2, 2, 3, 4, 5), RNG.uniform(-1, 1, (2, 2, 1, 3, 3))],
+        {"align_corners": False},
+    ),
+    ("scaled_dot_product_attention", [Q, K, V], {}),
+    ("scaled_dot_product_attention", [Q, K, V], {"is_causal": True}),
+    ("scaled_dot_product_attention", [Q, K, V], {"scale": 0.3, "attn_mask": x(3, 6)}),
+    ("scaled_dot_product_attention", [Q, K, V], {"attn_mask": b(2, 1, 3, 6)}),
+    (
+        "scaled_dot_product_attention",
+        [Q, K[:, :2], V[:, :2]],
+        {"enable_gqa": True},
+    ),
+]
+IDS = [f"{name}-{n}" for n, (name, *_) in enumerate(CASES)]
+#: Arguments by position or name that PyTorch does not differentiate.
+CONSTANTS = {"batch_norm": (1, 2), "instance_norm": (1, 2)}
+#: PyTorch has no derivative for the mask of the chosen kernel, nor for samples.
+NAMED_CONSTANTS = ("_random_samples",)
+
+
+def convert(lib, name, args, kwargs):
+    def one(value, key):
+        if not isinstance(value, np.ndarray):
+            return value
+        made = lib.tensor(value.copy())
+        constant = key in CONSTANTS.get(name, ()) or key in NAMED_CONSTANTS
+        return made.requires_grad_() if value.dtype == np.float64 and not constant else made
+
+    return (
+        [one(a, n) for n, a in enumerate(args)],
+        {k: one(v, k) for k, v in kwargs.items()},
+    )
+
+
+def listed(result):
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def leaves(args, kwargs):
+    values = [*args, *kwargs.values()]
+    return [v for v in values if getattr(v, "requires_grad", False)]
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs"), CASES, ids=IDS)
+def test_values_and_gradients_equal_pytorch(name, args, kwargs):
+    ends = []
+    for lib, functions in ((dptrain, F), (torch, torch.nn.functional)):
+        a, k = convert(lib, name, args, kwargs)
+        outs = listed(getattr(functions, name)(*a, **k))
+        found = [o.detach().numpy() for o in outs]
+        if outs[0].requires_grad:
+            weights = np.random.default_rng(0).standard_normal(outs[0].shape)
+            outs[0].backward(lib.tensor(weights))
+            for leaf in leaves(a, k):
+                grad = leaf.grad
+                found.append(np.zeros(leaf.shape) if grad is None else grad.numpy())
+        # What was changed in place: running averages.
+        found += [v.detach().numpy() for v in a if hasattr(v, "detach")]
+        ends.append(found)
+    assert len(ends[0]) == len(ends[1])
+    for got, expected in zip(*ends, strict=True):
+        assert got.shape == expected.shape
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs"), CASES, ids=IDS)
+def test_both_derivatives_equal_finite_differences(name, args, kwargs):
+    if args[0].size == 0:
+        return
+    if name == "embedding" and len(args) > 2:
+        return  # the padding row has no gradient on purpose
+    converted, named = convert(dptrain, name, args, kwargs)
+    places = [n for n, a in enumerate(converted) if getattr(a, "requires_grad", False)]
+
+    def function(*moved):
+        call = list(converted)
+        for n, value in zip(places, moved, strict=True):
+            call[n] = value
+        return listed(getattr(F, name)(*call, **named))[0]
+
+    inputs = [converted[n] for n in places]
+    assert gradcheck(function, inputs)
+    if mode_has_curvature(name, kwargs):
+        assert gradgradcheck(function, inputs)
+
+
+def mode_has_curvature(name, kwargs):
+    """Second derivatives are checked where one is computed by an operation of its own."""
+    return kwargs.get("mode") != "nearest" and name != "local_response_norm"
