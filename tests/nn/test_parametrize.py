@@ -342,3 +342,27 @@ def test_what_has_no_meaning_is_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
     assert [n for n, _ in LAYER.named_parameters()] == ["weight", "bias"]
+
+
+def test_parametrizations_go_to_another_module_with_their_originals():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    parametrize.register_parametrization(first, "weight", Symmetric())
+    parametrizations.weight_norm(first, "bias")
+    given = parametrize.transfer_parametrizations_and_params(first, second, "weight")
+    assert given is second
+    assert second.weight.tolist() == first.weight.tolist()
+    assert second.parametrizations.weight.original is first.parametrizations.weight.original
+    assert isinstance(second.bias, nn.Parameter)
+    parametrize.transfer_parametrizations_and_params(first, second, "bias")
+    assert second.bias.tolist() == first.bias.tolist()
+    assert parametrize.transfer_parametrizations_and_params(nn.Linear(1, 1), second) is second
+    empty = parametrize.transfer_parametrizations_and_params(first, nn.Module())
+    assert empty.weight.tolist() == first.weight.tolist()
+
+
+@pytest.mark.oracle
+def test_every_name_of_pytorch_is_there(torch):
+    assert [n for n in torch.nn.utils.parametrize.__all__ if not hasattr(parametrize, n)] == []
+    assert [
+        n for n in torch.nn.utils.parametrizations.__all__ if not hasattr(parametrizations, n)
+    ] == []

@@ -344,3 +344,30 @@ def type_before(cls: type) -> type:
 def type_before_parametrizations(module: Module) -> type:
     """The class of the module, or the one it had before it was parametrized."""
     return type_before(type(module)) if is_parametrized(module) else type(module)
+
+
+def transfer_parametrizations_and_params(
+    from_module: Module, to_module: Module, tensor_name: str | None = None
+) -> Module:
+    """Parametrize another module as this one is, with the same parametrizations and originals.
+
+    Args:
+        from_module: that has parametrizations.
+        to_module: that gets them; tensors that it does not have are made.
+        tensor_name: of the tensor; None for all that are parametrized.
+
+    Returns:
+        `to_module`.
+    """
+    if is_parametrized(from_module):
+        given = from_module.parametrizations
+        for name in list(given.keys()) if tensor_name is None else [tensor_name]:
+            if not hasattr(to_module, name):
+                setattr(to_module, name, Parameter(getattr(from_module, name).detach()))
+            for parametrization in given[name]:
+                register_parametrization(to_module, name, parametrization)
+            for part, tensor in given[name].named_parameters(recurse=False):
+                setattr(to_module.parametrizations[name], part, tensor)
+            for part, tensor in given[name].named_buffers(recurse=False):
+                setattr(to_module.parametrizations[name], part, tensor)
+    return to_module
