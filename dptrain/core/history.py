@@ -78,7 +78,22 @@ def follow_base(view: Tensor) -> None:
     if view._steps is not None and base._requires_grad:
         with enable_grad():
             fresh = _look(base, view._steps)
+        _check_place(view, fresh._array)
         _adopt(view, fresh)
+
+
+def _check_place(view: Tensor, found: Any) -> None:
+    """The steps must still lead to the view's memory: the base may have got another shape in place."""
+    array = view._array
+    if (
+        found.shape != array.shape
+        or found.strides != array.strides
+        or found.__array_interface__["data"] != array.__array_interface__["data"]
+    ):
+        raise RuntimeError(
+            f"a view of shape {list(array.shape)} has lost its base: the base was given another shape or other memory "
+            "in place; take the view again"
+        )
 
 
 def _adopt(tensor: Tensor, result: Tensor) -> None:
@@ -111,6 +126,7 @@ def set_history(tensor: Tensor, result: Tensor) -> None:
         return
     if not (base._requires_grad or result._requires_grad):
         return
+    _check_place(tensor, _look(base._array, tensor._steps or ()))
     node = _node_over(CopySlices, base, base, result)
     strides = base._array.strides
     node.steps = tensor._steps

@@ -1,6 +1,7 @@
 """The Tensor: one array, and what autograd needs to know of it.
 
-Owns: `Tensor`, `Size`, version counters, leaf gradients and hooks. No mathematics: operations bind
+Owns: `Tensor`, version counters, leaf gradients and hooks. What it is to Python and NumPy is in
+`protocols.py`. No mathematics: operations bind
 their methods from `dptrain.core.ops`, and the engine binds `backward`, so that this module imports
 neither.
 """
@@ -8,20 +9,21 @@ neither.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import numpy as np
 
-from dptrain.core import dtypes, printing
-from dptrain.core.device import CPU, as_device, device
+from dptrain.core import dtypes
+from dptrain.core.device import CPU, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
 
-class Tensor:
+class Tensor(ArrayProtocols):
     """An n-dimensional array with PyTorch's interface and reverse-mode differentiation.
 
     `Tensor(2, 3)` is uninitialised of that shape, `Tensor([1, 3])` holds those values, both float32;
@@ -313,96 +315,6 @@ class Tensor:
 
     def _bump_version(self) -> None:
         self._version_counter()[0] += 1
-
-    # ---- leaving the tensor world ----------------------------------------------------------------
-
-    def numpy(self, *, force: bool = False) -> np.ndarray:
-        """The values as a NumPy array that shares memory.
-
-        Raises:
-            RuntimeError: the tensor requires gradients (and `force` is not given).
-        """
-        if self._requires_grad and not force:
-            raise RuntimeError(
-                "can't call numpy() on Tensor that requires grad; use tensor.detach().numpy() instead"
-            )
-        return self._array
-
-    def item(self) -> Any:
-        """The value of a one-element tensor as a Python number."""
-        if self._array.size != 1:
-            raise RuntimeError(
-                f"a Tensor with {self._array.size} elements (shape {list(self.shape)}) cannot be converted to Scalar"
-            )
-        value = self._array.item()
-        return float(value) if self.dtype.is_floating_point else value
-
-    def tolist(self) -> Any:
-        """The values as nested lists of Python numbers."""
-        values = (
-            self._array if self.dtype is not dtypes.bfloat16 else self._array.astype(np.float32)
-        )
-        return values.tolist()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
-
-    def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.detach()._array.__dlpack__(**kwargs)
-
-    def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
-
-    def cpu(self) -> Tensor:
-        """The tensor on the CPU (itself when it is there)."""
-        return self
-
-    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
-        """The tensor on a GPU."""
-        as_device("cuda" if device is None else device)
-        return self
-
-    # ---- Python's protocols ----------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        if self._array.ndim == 0:
-            raise TypeError("len() of a 0-d tensor")
-        return len(self._array)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if self._array.ndim == 0:
-            raise TypeError("iteration over a 0-d tensor")
-        return (self[i] for i in range(len(self._array)))
-
-    def __bool__(self) -> bool:
-        if self._array.size != 1:
-            raise RuntimeError(
-                f"Boolean value of Tensor with {'no' if self._array.size == 0 else 'more than one'} value is ambiguous"
-            )
-        return bool(self._array)
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __index__(self) -> int:
-        if self.dtype.is_floating_point or self._array.size != 1:
-            raise TypeError("only integer tensors of a single element can be converted to an index")
-        return int(self._array.item())
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if self._array.ndim == 0 else object.__format__(self, spec)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __contains__(self, value: Any) -> bool:
-        return bool((self._array == (value._array if isinstance(value, Tensor) else value)).any())
-
-    def __repr__(self) -> str:
-        return printing.format_tensor(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:

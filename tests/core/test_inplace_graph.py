@@ -269,3 +269,13 @@ def test_random_programs_equal_pytorch(part):
                 a.detach().numpy(), b.detach().numpy(), rtol=1e-9, atol=1e-9, err_msg=f"seed {seed}"
             )
     assert agreed > 50
+
+
+def test_view_whose_base_got_other_memory_is_named():
+    w = dptrain.ones(4, requires_grad=True)
+    y = dptrain.ones(2, 4)
+    v = y[0]
+    y.data = dptrain.ones(4, 4)
+    y.mul_(w)
+    with pytest.raises(RuntimeError, match=r"view of shape \[4\] has lost its base"):
+        v * 2

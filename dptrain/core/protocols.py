@@ -1,0 +1,122 @@
+"""What a tensor is to Python and NumPy: conversions, lengths, iteration, text.
+
+Owns: `ArrayProtocols`, a base class of `Tensor`. Must not know: derivatives beyond the flag that
+forbids handing values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from dptrain.core import dtypes, printing
+from dptrain.core.device import as_device
+
+
+class ArrayProtocols:
+    """The methods of `Tensor` through which its values leave it, and Python's special methods."""
+
+    _array: np.ndarray
+
+    if TYPE_CHECKING:  # of Tensor
+
+        @property
+        def requires_grad(self) -> bool: ...
+        @property
+        def dtype(self) -> dtypes.dtype: ...
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+        def detach(self) -> Self: ...
+        def __getitem__(self, index: Any) -> Any: ...
+
+    # ---- leaving the tensor world ----------------------------------------------------------------
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The values as a NumPy array that shares memory.
+
+        Raises:
+            RuntimeError: the tensor requires gradients (and `force` is not given).
+        """
+        if self.requires_grad and not force:
+            raise RuntimeError(
+                "can't call numpy() on Tensor that requires grad; use tensor.detach().numpy() instead"
+            )
+        return self._array
+
+    def item(self) -> Any:
+        """The value of a one-element tensor as a Python number."""
+        if self._array.size != 1:
+            raise RuntimeError(
+                f"a Tensor with {self._array.size} elements (shape {list(self.shape)}) cannot be converted to Scalar"
+            )
+        value = self._array.item()
+        return float(value) if self.dtype.is_floating_point else value
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        values = (
+            self._array if self.dtype is not dtypes.bfloat16 else self._array.astype(np.float32)
+        )
+        return values.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.detach()._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    def cpu(self) -> Self:
+        """The tensor on the CPU (itself when it is there)."""
+        return self
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
+        """The tensor on a GPU."""
+        as_device("cuda" if device is None else device)
+        return self
+
+    # ---- Python's protocols ----------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        if self._array.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._array.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(len(self._array)))
+
+    def __bool__(self) -> bool:
+        if self._array.size != 1:
+            raise RuntimeError(
+                f"Boolean value of Tensor with {'no' if self._array.size == 0 else 'more than one'} value is ambiguous"
+            )
+        return bool(self._array)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_floating_point or self._array.size != 1:
+            raise TypeError("only integer tensors of a single element can be converted to an index")
+        return int(self._array.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self._array.ndim == 0 else object.__format__(self, spec)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self._array == getattr(value, "_array", value)).any())
+
+    def __repr__(self) -> str:
+        return printing.format_tensor(self)
