@@ -5,8 +5,8 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,8 @@ def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., 
 
     public.__name__ = public.__qualname__ = name
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
-    signature = inspect.signature(function or cls.forward)
-    parameters = list(signature.parameters.values())
-    public.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=parameters if function is not None else parameters[1:]
-    )
+    # `inspect.signature` and `help` follow this; a bound method drops `self`.
+    public.__wrapped__ = function or MethodType(cls.forward, cls)  # type: ignore[attr-defined]
     return public
 
 

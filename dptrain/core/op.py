@@ -23,7 +23,6 @@ promotion are undone by the engine.
 
 from __future__ import annotations
 
-import inspect
 from itertools import count
 from types import ModuleType
 from typing import Any, ClassVar
@@ -37,6 +36,12 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 _sequence = count().__next__
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def _positional(method: Any) -> tuple[str, ...]:
+    """Names of the positional parameters after `self`."""
+    code = method.__code__
+    return tuple(code.co_varnames[1 : code.co_argcount])
 
 
 class SavedTensorError(RuntimeError):
@@ -105,18 +110,16 @@ class Op:
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.name or cls.__name__.lower()
-        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-        cls._parameters = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-        cls._defaults = {
-            p.name: p.default
-            for p in parameters
-            if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
-        }
-        wanted = list(inspect.signature(cls.backward).parameters)[2:]
+        # Read off the code objects: `inspect.signature` for some hundred operations would take
+        # longer than the rest of the import.
+        cls._parameters = _positional(cls.forward)
+        defaults = cls.forward.__defaults__ or ()
+        cls._defaults = (
+            dict(zip(cls._parameters[-len(defaults) :], defaults, strict=True)) if defaults else {}
+        )
+        wanted = _positional(cls.backward)[1:]
         cls._saved_names = tuple(
-            (-1 if n == "out" else cls._parameters.index(n), cls.saved_for.get(n))
-            for n in wanted
-            if n != "args"
+            (-1 if n == "out" else cls._parameters.index(n), cls.saved_for.get(n)) for n in wanted
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
