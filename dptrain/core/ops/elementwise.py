@@ -50,7 +50,7 @@ def _refuse_bool(op: str, input: Any, other: Any) -> None:
     "sub",
     "subtract",
     methods=("sub", "subtract", "__sub__"),
-    inplace=("sub_", "__isub__"),
+    inplace=("sub_", "subtract_", "__isub__"),
     reflected=("__rsub__",),
 )
 class Sub(Op):
@@ -71,7 +71,7 @@ class Sub(Op):
     "mul",
     "multiply",
     methods=("mul", "multiply", "__mul__", "__rmul__"),
-    inplace=("mul_", "__imul__"),
+    inplace=("mul_", "multiply_", "__imul__"),
 )
 class Mul(Op):
     """input * other."""
@@ -103,8 +103,8 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     "div",
     "divide",
     "true_divide",
-    methods=("div", "divide", "true_divide", "__truediv__"),
-    inplace=("div_", "__itruediv__"),
+    methods=("div", "divide", "true_divide", "__truediv__", "__div__"),
+    inplace=("div_", "divide_", "true_divide_", "__itruediv__", "__idiv__"),
     reflected=("__rtruediv__",),
     function=_div,
 )
@@ -213,7 +213,7 @@ class Pow(Op):
         return d_input, d_exponent
 
 
-@export("neg", "negative", methods=("neg", "negative", "__neg__"), inplace=("neg_",))
+@export("neg", "negative", methods=("neg", "negative", "__neg__"), inplace=("neg_", "negative_"))
 class Neg(Op):
     """-input."""
 
@@ -225,7 +225,7 @@ class Neg(Op):
         return -grad
 
 
-@export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_",))
+@export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_", "absolute_"))
 class Abs(Op):
     """|input|; the derivative at 0 is 0."""
 
