@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.dtypes import get_default_dtype
+from dptrain.core.dtypes import get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -376,3 +376,23 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     return Where.call(first_wins | (input == other), halves, zero), Where.call(
         first_wins, zero, halves
     )
+
+
+class Clamp(Op):
+    """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
+
+    backward_name = "ClampBackward1"
+
+    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
+        if min is None and max is None:
+            raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
+        out = input.astype(result_dtype([v for v in (input, min, max) if v is not None]).numpy)
+        if min is not None:
+            out = self.xp.maximum(out, self.xp.asarray(min, dtype=out.dtype))
+        if max is not None:
+            out = self.xp.minimum(out, self.xp.asarray(max, dtype=out.dtype))
+        self.inside = out == input
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return grad * self.inside
