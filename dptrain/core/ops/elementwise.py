@@ -386,7 +386,8 @@ class Clamp(Op):
     def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
         if min is None and max is None:
             raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
-        out = input.astype(result_dtype([v for v in (input, min, max) if v is not None]).numpy)
+        kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
+        out = input.astype(kind, copy=False)
         if min is not None:
             out = self.xp.maximum(out, self.xp.asarray(min, dtype=out.dtype))
         if max is not None:
