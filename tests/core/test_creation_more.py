@@ -43,6 +43,12 @@ CALLS = {
     ),
     "numel": lambda m: m.tensor(m.numel(m.ones(2, 3))),
     "is_nonzero": lambda m: m.tensor([m.is_nonzero(m.ones(1)), m.zeros(1, 1).is_nonzero()]),
+    "where alone": lambda m: m.stack(m.where(m.tensor([[0, 1], [2, 0]]) > 0)),
+    "reversed": lambda m: m.tensor(list(reversed(m.tensor([1, 2, 3])))),
+    "H": lambda m: m.tensor([[1, 2], [3, 4]]).H,
+    "mH": lambda m: m.tensor([[[1, 2], [3, 4]]]).mH,
+    "real": lambda m: m.tensor([1.5]).real.conj(),
+    "facts": lambda m: m.tensor([m.ones(2).is_signed(), m.ones(2).is_same_size(m.ones(3))]),
     "__rdiv__": lambda m: m.ones(2).mul(2).__rdiv__(3.0),
 }
 

@@ -100,6 +100,7 @@ CASES = [
     ],
     ("pow_", P, (2.0,)),
     ("pow_", P, (P,)),
+    ("float_power_", P, (P,)),
     ("add_", INTS, (2,)),
     ("clamp_", F, (-0.3, 0.4)),
     ("clip_", F, (-0.3, 0.4)),
@@ -245,3 +246,11 @@ def test_views_share_memory():
     for name, view in views.items():
         assert np.may_share_memory(view.numpy(), t.numpy()), name
         assert view._version_counter() is t._version_counter(), name
+
+
+def test_running_products_derive_through_zeros():
+    x = dptrain.tensor([2.0, 0.0, 3.0, 0.0, 5.0], dtype=dptrain.float64, requires_grad=True)
+    assert dptrain.autograd.gradcheck(lambda v: v.cumprod(0), x)
+    assert dptrain.autograd.gradgradcheck(lambda v: v.cumprod(0), x)
+    assert dptrain.autograd.gradcheck(lambda v: v.prod(), x)
+    assert dptrain.autograd.gradgradcheck(lambda v: v.prod(), x)

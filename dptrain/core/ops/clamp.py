@@ -10,6 +10,7 @@ from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
+from dptrain.core.ops.elementwise import Clamp
 from dptrain.core.tensor import Tensor
 
 
@@ -20,31 +21,9 @@ def _clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     return Clamp.apply(input, min, max)
 
 
-def _check_bounds(op: str, min: Any, max: Any) -> None:
-    if min is None and max is None:
-        raise RuntimeError(f"{op}: at least one of 'min' or 'max' must not be None")
-
-
-@export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"), function=_clamp)
-class Clamp(Op):
-    """Limit to numbers. The gradient passes where nothing was cut."""
-
-    backward_name = "ClampBackward1"
-
-    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
-        _check_bounds("clamp", min, max)
-        kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
-        input = input.astype(kind, copy=False)
-        out = input
-        if min is not None:
-            out = self.xp.maximum(out, self.xp.asarray(min, dtype=kind))
-        if max is not None:
-            out = self.xp.minimum(out, self.xp.asarray(max, dtype=kind))
-        self.inside = out == input
-        return out
-
-    def backward(self, grad: Any) -> Any:
-        return grad * self.inside
+export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"), function=_clamp)(
+    Clamp
+)
 
 
 class ClampTensor(Op):

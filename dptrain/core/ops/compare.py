@@ -11,6 +11,7 @@ import numpy as np
 from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
+from dptrain.core.tensor import Tensor, wrap
 
 
 class _Comparison(Op):
@@ -180,8 +181,15 @@ class IsFinite(Op):
         return self.xp.isfinite(input)
 
 
-def _where(condition: Any, input: Any, other: Any) -> Any:
-    """`input` where the condition holds, else `other`; the three broadcast together."""
+def _where(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """`input` where the condition holds, else `other`; the three broadcast together.
+
+    With the condition alone: the indices where it holds, one vector a dimension.
+    """
+    if input is None and other is None and isinstance(condition, Tensor):
+        return tuple(wrap(places) for places in np.nonzero(np.atleast_1d(condition._array)))
+    if input is None or other is None:
+        raise TypeError("where() takes a condition, or a condition, input and other")
     return Where.apply(condition, input, other)
 
 

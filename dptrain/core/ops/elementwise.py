@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.dtypes import get_default_dtype
+from dptrain.core.dtypes import get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -50,7 +50,7 @@ def _refuse_bool(op: str, input: Any, other: Any) -> None:
     "sub",
     "subtract",
     methods=("sub", "subtract", "__sub__"),
-    inplace=("sub_", "__isub__"),
+    inplace=("sub_", "subtract_", "__isub__"),
     reflected=("__rsub__",),
 )
 class Sub(Op):
@@ -71,7 +71,7 @@ class Sub(Op):
     "mul",
     "multiply",
     methods=("mul", "multiply", "__mul__", "__rmul__"),
-    inplace=("mul_", "__imul__"),
+    inplace=("mul_", "multiply_", "__imul__"),
 )
 class Mul(Op):
     """input * other."""
@@ -103,8 +103,8 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     "div",
     "divide",
     "true_divide",
-    methods=("div", "divide", "true_divide", "__truediv__"),
-    inplace=("div_", "__itruediv__"),
+    methods=("div", "divide", "true_divide", "__truediv__", "__div__"),
+    inplace=("div_", "divide_", "true_divide_", "__itruediv__", "__idiv__"),
     reflected=("__rtruediv__",),
     function=_div,
 )
@@ -217,7 +217,7 @@ class Pow(Op):
         return d_input, d_exponent
 
 
-@export("neg", "negative", methods=("neg", "negative", "__neg__"), inplace=("neg_",))
+@export("neg", "negative", methods=("neg", "negative", "__neg__"), inplace=("neg_", "negative_"))
 class Neg(Op):
     """-input."""
 
@@ -229,7 +229,7 @@ class Neg(Op):
         return -grad
 
 
-@export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_",))
+@export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_", "absolute_"))
 class Abs(Op):
     """|input|; the derivative at 0 is 0."""
 
@@ -382,3 +382,24 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     return Where.call(first_wins | (input == other), halves, zero), Where.call(
         first_wins, zero, halves
     )
+
+
+class Clamp(Op):
+    """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
+
+    backward_name = "ClampBackward1"
+
+    def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
+        if min is None and max is None:
+            raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
+        kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
+        out = input.astype(kind, copy=False)
+        if min is not None:
+            out = self.xp.maximum(out, self.xp.asarray(min, dtype=out.dtype))
+        if max is not None:
+            out = self.xp.minimum(out, self.xp.asarray(max, dtype=out.dtype))
+        self.inside = out == input
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return grad * self.inside

@@ -1,4 +1,4 @@
-"""`repeat_interleave`, and dunder methods that PyTorch has beside Python's operators."""
+"""`repeat_interleave`, and small methods that PyTorch has beside its operations."""
 
 from __future__ import annotations
 
@@ -63,4 +63,46 @@ def _reflected_div(self: Tensor, other: Any) -> Any:
     return other / self
 
 
+def _real(self: Tensor) -> Tensor:
+    """The tensor itself: no dtype here is complex."""
+    return self
+
+
+def _hermitian(self: Tensor) -> Tensor:
+    """The transpose of a matrix."""
+    if self.ndim not in (0, 2):
+        raise RuntimeError(
+            f"tensor.H is only supported on matrices (2-D tensors). Got {self.ndim}-D tensor"
+        )
+    return self.mT if self.ndim == 2 else self
+
+
+def _reversed(self: Tensor) -> Tensor:
+    """The elements in reverse order along the first dimension."""
+    return self.flip(0) if self.ndim else self
+
+
+def _is_signed(self: Tensor) -> bool:
+    """Whether the element type holds negative values."""
+    return self.dtype.is_signed
+
+
+def _is_same_size(self: Tensor, other: Tensor) -> bool:
+    """Whether both have the same shape."""
+    return self._array.shape == other._array.shape
+
+
+for _name in ("conj", "resolve_conj", "resolve_neg"):
+    setattr(Tensor, _name, _real)
+for _name, _value in {
+    "real": property(_real),
+    "H": property(_hermitian),
+    "mH": property(lambda self: self.mT),
+    "__reversed__": _reversed,
+    "is_signed": _is_signed,
+    "is_same_size": _is_same_size,
+    "__nonzero__": Tensor.__bool__,
+    "__long__": Tensor.__int__,
+}.items():
+    setattr(Tensor, _name, _value)
 Tensor.__rdiv__ = _reflected_div  # type: ignore[attr-defined]

@@ -53,9 +53,12 @@ class Cumprod(Op):
             self.xp.cumprod(input, axis=self.dim, dtype=input.dtype) if input.ndim else input.copy()
         )
 
-    def backward(self, grad: Any, input: Any) -> Any:
+    def backward(self, grad: Any, input: Any, out: Any) -> Any:
         if grad.ndim == 0:
             return grad
+        if (np.asarray(getattr(input, "_array", input)) != 0).all():
+            turned = Cumsum.call(Flip.call(grad * out, (self.dim,)), self.dim)
+            return Flip.call(turned, (self.dim,)) / input
         # Entry k of the gradient sums, over the places i >= k, grad[i] times the product of all but
         # the k-th of the first i + 1 entries. Done place by place, so that zeros need no division.
         size = grad.shape[self.dim]

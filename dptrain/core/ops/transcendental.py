@@ -360,4 +360,9 @@ def _float_power(input: Any, exponent: Any) -> Any:
     return base**power
 
 
-export("float_power", methods=("float_power",), function=_float_power)(Pow)
+export(
+    "float_power",
+    methods=("float_power",),
+    inplace=("float_power_",),
+    function=_float_power,
+)(Pow)
