@@ -92,14 +92,17 @@ def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False)
 
 
 @export("nn.functional.leaky_relu", function=_leaky_relu)
-class LeakyRelu(_Sloped):
+class LeakyRelu(Op):
     """max(0, input) + negative_slope * min(0, input)."""
 
     def forward(self, input: Any, negative_slope: float = 0.01) -> Any:
         check_floating(_name(self), input)
-        kind = input.dtype.type
-        self.slope = self.xp.where(input > 0, kind(1), kind(negative_slope))
-        return input * self.slope
+        self.positive = self.xp.asarray(input > 0)
+        self.negative_slope = negative_slope
+        return self.xp.where(self.positive, input, input * input.dtype.type(negative_slope))
+
+    def backward(self, grad: Any) -> Any:
+        return Where.call(self.positive, grad, grad * self.negative_slope)
 
 
 def _rrelu(

@@ -24,6 +24,11 @@ def _wide(input: Any) -> Any:
     return input.astype(np.float32) if input.dtype.itemsize == 2 else input
 
 
+def log1p_exp(xp: Any, x: Any) -> Any:
+    """log(1 + exp(x)) without overflow, of a raw array; several times faster than logaddexp."""
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
 def _elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """`input` where positive, else alpha * (exp(input) - 1)."""
     return activate(Elu, input, inplace, alpha)
@@ -156,10 +161,12 @@ class Silu(Op):
     def forward(self, input: Any) -> Any:
         check_floating("silu", input)
         x = _wide(input)
-        return (x * Sigmoid().forward(x)).astype(input.dtype, copy=False)
+        self.factor = Sigmoid().forward(x)
+        return (x * self.factor).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        s = Sigmoid.call(input)
+        # Under create_graph the factor needs a history.
+        s = Sigmoid.call(input) if isinstance(input, Tensor) else self.factor
         return grad * (s * (input * (1 - s) + 1))
 
 
@@ -172,7 +179,7 @@ class Softplus(Op):
         self.beta, self.threshold = beta, threshold
         x = _wide(input)
         scaled = x * beta
-        soft = self.xp.logaddexp(scaled, x.dtype.type(0)) / beta
+        soft = log1p_exp(self.xp, scaled) / beta
         return self.xp.where(scaled > threshold, x, soft).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
@@ -192,7 +199,7 @@ class Mish(Op):
     def forward(self, input: Any) -> Any:
         check_floating("mish", input)
         x = _wide(input)
-        soft = self.xp.tanh(self.xp.logaddexp(x, x.dtype.type(0)))
+        soft = self.xp.tanh(log1p_exp(self.xp, x))
         return (x * soft).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
@@ -207,7 +214,7 @@ class LogSigmoid(Op):
     def forward(self, input: Any) -> Any:
         check_floating("logsigmoid", input)
         x = _wide(input)
-        return (-self.xp.logaddexp(-x, x.dtype.type(0))).astype(input.dtype, copy=False)
+        return (-log1p_exp(self.xp, -x)).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Sigmoid.call(-input)

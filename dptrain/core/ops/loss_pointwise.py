@@ -7,6 +7,7 @@ from typing import Any
 
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import check_floating
+from dptrain.core.ops.activation_smooth import log1p_exp
 from dptrain.core.ops.clamp import Clamp
 from dptrain.core.ops.elementwise import Log, Sigmoid
 from dptrain.core.ops.reduce import Mean, Sum
@@ -107,7 +108,7 @@ class BinaryCrossEntropyWithLogits(_PointwiseLoss):
     name = "binary_cross_entropy_with_logits"
 
     def values(self, input: Any, target: Any) -> Any:
-        return (1 - target) * input + self.xp.logaddexp(-input, input.dtype.type(0))
+        return (1 - target) * input + log1p_exp(self.xp, -input)
 
     def slopes(self, input: Any, target: Any) -> tuple[Any, Any]:
         return Sigmoid.call(input) - target, -input
