@@ -165,6 +165,11 @@ CASES = [
     (lambda t, n, f: n.ParameterList(t.ones(2)), "called with an iterable"),
     (lambda t, n, f: n.ParameterDict({3: t.ones(2)}), "not a string"),
     (lambda t, n, f: n.ParameterList()(1), "should not be called"),
+    (lambda t, n, f: f.max_pool1d([1.0, 2.0], 2), "must be Tensor, not list"),
+    (lambda t, n, f: f.conv2d([1.0, 2.0], t.ones(1, 1, 2, 2)), "must be Tensor, not list"),
+    (lambda t, n, f: f.pixel_shuffle([1.0], 2), "must be Tensor, not list"),
+    (lambda t, n, f: f.adaptive_avg_pool1d(t.ones(1, 1, 4).long(), 2), "not implemented"),
+    (lambda t, n, f: f.interpolate(t.ones(1, 1, 4).long(), 2, mode="linear"), "not implemented"),
 ]
 
 
