@@ -144,13 +144,8 @@ from dptrain.nn.rearrange import (
 from dptrain.nn.rnn import GRU, LSTM, RNN, RNNBase
 from dptrain.nn.rnn_cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from dptrain.nn.sparse import Embedding, EmbeddingBag
-from dptrain.nn.transformer import (
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
+from dptrain.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from dptrain.nn.transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "AdaptiveAvgPool1d",

@@ -232,3 +232,42 @@ def test_both_derivatives_equal_finite_differences(name, args, kwargs):
 def mode_has_curvature(name, kwargs):
     """Second derivatives are checked where one is computed by an operation of its own."""
     return kwargs.get("mode") != "nearest" and name != "local_response_norm"
+
+
+EMPTY = {
+    "conv1d": lambda t, f: f.conv1d(t.ones(0, 3, 5), t.ones(4, 3, 2)),
+    "conv_transpose2d": lambda t, f: f.conv_transpose2d(t.ones(0, 3, 5, 5), t.ones(3, 4, 2, 2)),
+    "conv3d": lambda t, f: f.conv3d(t.ones(0, 3, 5, 5, 5), t.ones(4, 3, 2, 2, 2)),
+    "max_pool3d": lambda t, f: f.max_pool3d(t.ones(0, 3, 5, 5, 5), 2),
+    "avg_pool1d": lambda t, f: f.avg_pool1d(t.ones(0, 3, 5), 2),
+    "adaptive_max_pool2d": lambda t, f: f.adaptive_max_pool2d(t.ones(0, 3, 5, 5), 2),
+    "batch_norm": lambda t, f: f.batch_norm(t.ones(0, 3, 5), None, None, training=True),
+    "group_norm": lambda t, f: f.group_norm(t.ones(0, 4, 3), 2),
+    "unfold": lambda t, f: f.unfold(t.ones(0, 4, 3, 3), 2),
+    "interpolate": lambda t, f: f.interpolate(t.ones(0, 4, 3, 3), 2, mode="bilinear"),
+    "lstm": lambda t, f: t.nn.LSTM(3, 4)(t.ones(5, 0, 3))[0],
+    "embedding_bag": lambda t, f: f.embedding_bag(
+        t.zeros(0).long(), t.ones(3, 2), t.zeros(2).long(), mode="max"
+    ),
+    "bfloat16 conv1d": lambda t, f: f.conv1d(
+        t.ones(2, 3, 5).bfloat16(), t.ones(4, 3, 2).bfloat16()
+    ),
+    "bfloat16 layer_norm": lambda t, f: f.layer_norm(t.eye(3).bfloat16(), (3,)),
+    "integer max_pool3d": lambda t, f: f.max_pool3d(t.arange(64).reshape(1, 1, 4, 4, 4), 2),
+    "minus infinity": lambda t, f: f.max_pool2d(
+        t.full((1, 1, 4, 4), float("-inf")), 3, 2, 1, return_indices=True
+    )[1],
+    "nan": lambda t, f: f.max_pool3d(t.full((1, 1, 4, 4, 4), float("nan")), 2),
+    "nowhere": lambda t, f: f.scaled_dot_product_attention(
+        *[t.ones(1, 3, 4)] * 3, attn_mask=t.zeros(3, 3).bool()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_batches_and_special_values_equal_pytorch(name):
+    ours = EMPTY[name](dptrain, F).detach()
+    theirs = EMPTY[name](torch, torch.nn.functional).detach()
+    assert tuple(ours.shape) == tuple(theirs.shape)
+    assert ours.dtype.name == str(theirs.dtype).removeprefix("torch.")
+    np.testing.assert_allclose(ours.double().numpy(), theirs.double().numpy(), atol=0.01)

@@ -26,6 +26,7 @@ from dptrain.core.ops.windows import (
     image_of,
     sizes_of,
 )
+from dptrain.core.tensor import Tensor
 
 
 def _columns(x: np.ndarray, outs: Sizes, window: Window, groups: int) -> np.ndarray:
@@ -58,6 +59,13 @@ def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2))
 
 
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b; 16-bit types multiply and accumulate in float32."""
+    if a.dtype.itemsize > 2:
+        return np.matmul(a, b)
+    return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+
+
 class _Convolution(Op):
     """Shares the geometry of the three operations."""
 
@@ -85,7 +93,7 @@ class Convolution(_Convolution):
         outs = self._setup(input.shape, weight.shape, options)
         self._check(input, weight, bias, outs)
         cols = _columns(input, outs, self.window, self.groups)
-        out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
+        out = _product(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
         n, o = input.shape[0], weight.shape[0]
         out = out.transpose(1, 0, 2).reshape(n, *outs, o)
         if bias is not None:
@@ -148,7 +156,7 @@ class ConvolutionInputGrad(_Convolution):
     ) -> Any:
         outs = self._setup(x_shape, weight.shape, options)
         n, c, *_ = x_shape
-        cols = np.matmul(
+        cols = _product(
             _rows(grad, self.groups), _weight_matrix(weight, self.groups).transpose(0, 2, 1)
         )
         taps = math.prod(self.window.kernel)
@@ -177,7 +185,7 @@ class ConvolutionWeightGrad(_Convolution):
         outs = self._setup(input.shape, w_shape, options)
         o, c, *_ = w_shape
         cols = _columns(input, outs, self.window, self.groups)
-        out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
+        out = _product(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
         return (
             out.reshape(self.groups, math.prod(self.window.kernel), c, o // self.groups)
             .transpose(0, 3, 2, 1)
@@ -217,8 +225,11 @@ def batched(op: str, input: Any, rank: int) -> Any:
     """(C, *sizes) as (1, C, *sizes).
 
     Raises:
+        TypeError: no tensor.
         RuntimeError: neither with nor without a batch dimension.
     """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
     if input.ndim not in (rank + 1, rank + 2):
         raise RuntimeError(
             f"{op}: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, but got input of size: {list(input.shape)}"

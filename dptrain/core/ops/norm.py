@@ -8,6 +8,7 @@ Source of the derivative: Ioffe & Szegedy, "Batch normalization", 2015, section 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,12 @@ def _wide(value: Any) -> Any:
     return value.to(kind) if isinstance(value, Tensor) else value.astype(kind)
 
 
+def _mean(value: Any, axes: Shape) -> Any:
+    """The mean over `axes`, which stay; 0 over nothing."""
+    count = math.prod(value.shape[a] for a in axes)
+    return value.sum(axis=axes, keepdims=True) / max(count, 1)
+
+
 class _Norm(Op):
     """(input - mean) / sqrt(var + eps) * weight + bias; a bias comes with a weight of its shape.
 
@@ -60,9 +67,9 @@ class _Norm(Op):
             self.mean, self.rstd = mean, 1 / np.sqrt(var + x.dtype.type(spec.eps))
             out = x - mean
         else:
-            self.mean = x.mean(axis=spec.axes, keepdims=True) if spec.centre else None
+            self.mean = _mean(x, spec.axes) if spec.centre else None
             out = x - self.mean if spec.centre else x
-            var = (out * out).mean(axis=spec.axes, keepdims=True)
+            var = _mean(out * out, spec.axes)
             self.rstd = 1 / np.sqrt(var + x.dtype.type(spec.eps))
             if seen is not None:
                 seen += [self.mean, var]
@@ -80,8 +87,8 @@ class _Norm(Op):
         if self.fixed or not isinstance(input, Tensor):
             mean, rstd = self.mean, self.rstd
             return (x if mean is None else x - mean) * rstd, rstd
-        centred = x - x.mean(axis=spec.axes, keepdims=True) if spec.centre else x
-        var = (centred * centred).mean(axis=spec.axes, keepdims=True)
+        centred = x - _mean(x, spec.axes) if spec.centre else x
+        var = _mean(centred * centred, spec.axes)
         rstd = (var + spec.eps) ** -0.5
         return centred * rstd, rstd
 
@@ -99,9 +106,9 @@ class _Norm(Op):
         if self.needs[0]:
             d = g if weight is None else g * _wide(weight).reshape(spec.affine_shape)
             if not self.fixed:
-                d = d - x_hat * (d * x_hat).mean(axis=spec.axes, keepdims=True)
+                d = d - x_hat * _mean(d * x_hat, spec.axes)
                 if spec.centre:
-                    d = d - d.mean(axis=spec.axes, keepdims=True)
+                    d = d - _mean(d, spec.axes)
             d_input = (d * rstd).reshape(tuple(input.shape))
         return d_input, d_weight, d_bias
 

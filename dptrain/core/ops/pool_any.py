@@ -18,7 +18,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.conv import batched
 from dptrain.core.ops.pick import Pick
 from dptrain.core.ops.pool import AvgPool2d, MaxPool2d, pool_window
-from dptrain.core.ops.stencil import Stencil, windows
+from dptrain.core.ops.stencil import Stencil, check_floating, windows
 from dptrain.core.ops.windows import Sizes, Window
 from dptrain.core.tensor import Tensor, wrap
 
@@ -35,7 +35,8 @@ def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -
     The first of equal values counts; NaN counts as larger than everything.
     """
     x = rows.reshape(len(rows), *sizes)
-    best = np.full((len(rows), *outs), -np.inf, x.dtype)
+    least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+    best = np.full((len(rows), *outs), least, x.dtype)
     where = np.full(best.shape, -1, np.int64)
     for taps in product(*(range(k) for k in window.kernel)):
         places = [
@@ -53,7 +54,8 @@ def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -
         value, held = x[np.ix_(np.arange(len(rows)), *kept)], best[here]
         number = np.ravel_multi_index(np.ix_(*kept), sizes)
         seen = where[here]
-        better = (value > held) | (np.isnan(value) & ~np.isnan(held)) | (seen < 0)
+        # NaN differs from itself; integers have none.
+        better = (value > held) | ((value != value) & (held == held)) | (seen < 0)
         best[here] = np.where(better, value, held)
         where[here] = np.where(better, number, seen)
     return where.reshape(len(rows), math.prod(outs))
@@ -116,6 +118,7 @@ def _avg_pool1d(
 ) -> Any:
     """The mean of each window: (N, C, L) -> (N, C, out); also unbatched."""
     x = batched("avg_pool1d", input, 1)
+    check_floating("avg_pool1d", input)
     window, outs = pool_window("avg_pool1d", 1, x, kernel_size, stride, padding, 1, ceil_mode)
     (k,), (s,), (p,), _ = window
     counts = _spans(int(x.shape[2]), outs[0], k, s, p, count_include_pad)[2]
@@ -137,6 +140,7 @@ def _avg_pool3d(
     if divisor_override == 0:
         raise RuntimeError("avg_pool3d: divisor must be not zero")
     out = batched("avg_pool3d", input, 3)
+    check_floating("avg_pool3d", input)
     window, outs = pool_window("avg_pool3d", 3, out, kernel_size, stride, padding, 1, ceil_mode)
     for i, (o, k, s, p) in enumerate(zip(outs, *window[:3], strict=True)):
         size = int(out.shape[i + 2])
@@ -187,6 +191,7 @@ def _adaptive_avg(rank: int) -> Callable[..., Any]:
         out = batched(op, input, rank)
         wanted = output_sizes(op, output_size, rank, input)
         dims = tuple(range(2, rank + 2))
+        check_floating(op, input)
         if wanted == (1,) * rank:
             out = out.mean(dims, keepdim=True)
         else:

@@ -86,6 +86,18 @@ def selection(cols: Any, entries: int) -> Taps:
     return Taps(np.arange(len(cols)), cols, None, (len(cols), entries))
 
 
+def check_floating(op: str, input: Any) -> None:
+    """Weighted sums of integers would be cut to integers.
+
+    Raises:
+        NotImplementedError: the input is not of a floating point type.
+    """
+    if not input.is_floating_point():
+        raise NotImplementedError(
+            f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+        )
+
+
 class Stencil(Op):
     """A linear map along one dimension."""
 

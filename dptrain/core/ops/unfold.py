@@ -21,7 +21,9 @@ class Im2Col(Op):
         n, c = input.shape[:2]
         outs, taps = window.outputs(self.sizes), math.prod(window.kernel)
         rows = columns(input, outs, window).reshape(n, math.prod(outs), taps, c)
-        return np.ascontiguousarray(rows.transpose(0, 3, 2, 1)).reshape(n, c * taps, -1)
+        return np.ascontiguousarray(rows.transpose(0, 3, 2, 1)).reshape(
+            n, c * taps, math.prod(outs)
+        )
 
     def backward(self, grad: Any) -> Any:
         return Col2Im.call(grad, self.sizes, self.window)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.index import Index
-from dptrain.core.ops.stencil import Stencil, Taps, selection
+from dptrain.core.ops.stencil import Stencil, Taps, check_floating, selection
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.adaptive_pooling import (
     adaptive_avg_pool1d,
@@ -142,6 +142,7 @@ def interpolate(
         if mode.startswith("nearest"):
             taps = _nearest(entries, out, factor, 0.5 if mode == "nearest-exact" else 0.0)
         else:
+            check_floating("interpolate", input)
             taps = (_cubic if mode == "bicubic" else _linear)(entries, out, factor, align)
         result = Stencil.apply(result, i + 2, taps)
     return result

@@ -23,8 +23,7 @@ def pad(
         value: the constant; 0 by default.
 
     Raises:
-        ValueError: a value with a mode that has none.
-        RuntimeError: sizes that the input does not allow.
+        RuntimeError: sizes that the input does not allow, or a value with a mode that has none.
         NotImplementedError: an unknown mode, or one that does not go with these dimensions.
     """
     if not isinstance(input, Tensor):
@@ -40,7 +39,7 @@ def pad(
     if mode == "constant":
         return _constant(input, sizes, 0.0 if value is None else value)
     if value is not None and value != 0:
-        raise ValueError(f'Padding mode "{mode}" doesn\'t take in value argument')
+        raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
     rank = len(sizes) // 2
