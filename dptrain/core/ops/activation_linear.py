@@ -12,8 +12,8 @@ import numpy as np
 
 from dptrain.core.export import export, in_place
 from dptrain.core.op import Op
-from dptrain.core.ops.clamp import Clamp
 from dptrain.core.ops.compare import Where
+from dptrain.core.ops.elementwise import Clamp
 from dptrain.core.ops.shape import Reshape
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor

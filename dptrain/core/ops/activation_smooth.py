@@ -11,9 +11,8 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import activate, check_floating
-from dptrain.core.ops.clamp import Clamp
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Div, Exp, Sigmoid, Sub, Tanh
+from dptrain.core.ops.elementwise import Clamp, Div, Exp, Sigmoid, Sub, Tanh
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.shape import Narrow, wrap_dim
 from dptrain.core.tensor import Tensor

@@ -9,9 +9,8 @@ import numpy as np
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.clamp import Clamp
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Pow, Sign
+from dptrain.core.ops.elementwise import Clamp, Pow, Sign
 from dptrain.core.ops.index import Index
 from dptrain.core.ops.reduce import _axes
 from dptrain.core.ops.shape import Reshape, Unsqueeze

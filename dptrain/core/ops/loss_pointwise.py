@@ -8,8 +8,7 @@ from typing import Any
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import check_floating
 from dptrain.core.ops.activation_smooth import log1p_exp
-from dptrain.core.ops.clamp import Clamp
-from dptrain.core.ops.elementwise import Log, Sigmoid
+from dptrain.core.ops.elementwise import Clamp, Log, Sigmoid
 from dptrain.core.ops.reduce import Mean, Sum
 
 
