@@ -72,16 +72,21 @@ def _ratio(tables: tuple[tuple[float, ...], tuple[float, ...]], x: np.ndarray) -
     return np.polyval(tables[0], x) / np.polyval(tables[1], x)
 
 
+def scaled_erfc(y: np.ndarray) -> np.ndarray:
+    """exp(y^2) erfc(y) for y >= 0.46875, in float64."""
+    middle = _ratio(_MIDDLE, np.minimum(y, 4.0))
+    outside = np.maximum(y, 4.0)
+    inverse = 1 / (outside * outside)
+    tail = (1 / np.sqrt(np.pi) - inverse * _ratio(_FAR, inverse)) / outside
+    return np.where(y <= 4.0, middle, tail)
+
+
 def erf(x: np.ndarray) -> np.ndarray:
     """erf(x) element by element, in the type of `x` (float32 or float64)."""
     wide = np.asarray(x, dtype=np.float64)
     size = np.abs(wide)
     near = wide * _ratio(_NEAR, np.minimum(size, 0.46875) ** 2)
-    inside = np.clip(size, 0.46875, 4.0)
-    middle = 1 - np.exp(-inside * inside) * _ratio(_MIDDLE, inside)
-    outside = np.clip(size, 4.0, 6.0)  # erf(6) is 1 to the last bit
-    inverse = 1 / (outside * outside)
-    tail = (1 / np.sqrt(np.pi) - inverse * _ratio(_FAR, inverse)) / outside
-    far = 1 - np.exp(-outside * outside) * tail
-    out = np.where(size <= 0.46875, near, np.copysign(np.where(size <= 4.0, middle, far), wide))
+    bounded = np.clip(size, 0.46875, 6.0)  # erf(6) is 1 to the last bit
+    far = np.copysign(1 - np.exp(-bounded * bounded) * scaled_erfc(bounded), wide)
+    out = np.where(size <= 0.46875, near, far)
     return np.where(np.isnan(wide), wide, out).astype(x.dtype, copy=False)

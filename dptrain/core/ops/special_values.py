@@ -1,8 +1,7 @@
 """Values of the error function and of the gamma function's family on raw arrays, in float64.
 
-Sources: erf and erfc after W. J. Cody, "Rational Chebyshev approximations for the error function",
-Math. Comp. 23 (1969); erfinv starts from M. Giles, "Approximating the erfinv function" (2010), and
-takes Newton steps; the gamma family uses Stirling's asymptotic series behind recurrence and
+Sources: erfc after W. J. Cody, as erf in `dptrain.core.kernels.erf`; erfinv starts from M. Giles,
+"Approximating the erfinv function" (2010), and takes Newton steps; the gamma family uses Stirling's asymptotic series behind recurrence and
 reflection (Abramowitz and Stegun 6.1.40, 6.3.18, 6.4.11).
 """
 
@@ -13,61 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_A = (3.16112374387056560, 113.864154151050156, 377.485237685302021, 3209.37758913846947)
-_A_LEAD = 0.185777706184603153
-_B = (23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062)
-_C = (
-    0.564188496988670089,
-    8.88314979438837594,
-    66.1191906371416295,
-    298.635138197400131,
-    881.952221241769090,
-    1712.04761263407058,
-    2051.07837782607147,
-    1230.33935479799725,
-)
-_C_LEAD = 2.15311535474403846e-8
-_D = (
-    15.7449261107098347,
-    117.693950891312499,
-    537.181101862009858,
-    1621.38957456669019,
-    3290.79923573345963,
-    4362.61909014324716,
-    3439.36767414372164,
-    1230.33935480374942,
-)
-_P = (
-    0.305326634961232344,
-    0.360344899949804439,
-    0.125781726111229246,
-    0.0160837851487422766,
-    6.58749161529837803e-4,
-)
-_P_LEAD = 0.0163153871373020978
-_Q = (
-    2.56852019228982242,
-    1.87295284992346725,
-    0.527905102951428412,
-    0.0605183413124413191,
-    0.00233520497626869185,
-)
-
-
-def _ratio(x: Any, lead: float, above: tuple[float, ...], below: tuple[float, ...]) -> Any:
-    top, bottom = lead * x, x
-    for a, b in zip(above[:-1], below[:-1], strict=True):
-        top, bottom = (top + a) * x, (bottom + b) * x
-    return (top + above[-1]) / (bottom + below[-1])
-
-
-def _scaled_erfc(y: Any) -> Any:
-    """exp(y^2) erfc(y) for y >= 0.46875."""
-    middle = _ratio(np.minimum(y, 4.0), _C_LEAD, _C, _D)
-    far = np.maximum(y, 4.0)
-    inverse = 1 / (far * far)
-    tail = inverse * _ratio(inverse, _P_LEAD, _P, _Q)
-    return np.where(y <= 4.0, middle, (1 / math.sqrt(math.pi) - tail) / far)
+from dptrain.core.kernels.erf import erf, scaled_erfc
 
 
 def _exp_minus_square(y: Any) -> Any:
@@ -76,22 +21,11 @@ def _exp_minus_square(y: Any) -> Any:
     return np.exp(-coarse * coarse) * np.exp(-(y - coarse) * (y + coarse))
 
 
-def erf(x: np.ndarray) -> np.ndarray:
-    """The error function."""
-    x = np.asarray(x, np.float64)
-    y = np.abs(x)
-    small = np.minimum(y, 0.46875)
-    near = x * _ratio(small * small, _A_LEAD, _A, _B)
-    bounded = np.clip(y, 0.46875, 30.0)
-    far = np.copysign(1 - _exp_minus_square(bounded) * _scaled_erfc(bounded), x)
-    return np.where(np.isnan(x), x, np.where(y <= 0.46875, near, far))
-
-
 def erfc(x: np.ndarray) -> np.ndarray:
     """1 - erf(x), exact where erf(x) is close to 1."""
     x = np.asarray(x, np.float64)
     y = np.clip(np.abs(x), 0.46875, 30.0)
-    tail = _exp_minus_square(y) * _scaled_erfc(y)
+    tail = _exp_minus_square(y) * scaled_erfc(y)
     far = np.where(x > 0, tail, 2 - tail)
     return np.where(np.isnan(x), x, np.where(np.abs(x) <= 0.46875, 1 - erf(x), far))
 
