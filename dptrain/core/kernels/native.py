@@ -40,30 +40,49 @@ def describe() -> str:
 
 
 @_jit
-def _im2col(x, out, out_h, out_w, kh, kw, sh, sw, ph, pw, dh, dw):
-    n, h, w, c = x.shape
+def _im2col(x, out, n, h, w, c, out_h, out_w, kh, kw, sh, sw, ph, pw, dh, dw):
+    # Both arrays are flat: views of rows would cost more than what they hold. Places are unsigned,
+    # which spares the check for an index that counts from the end.
+    run = kw * c
+    width = kh * run
+    numbers, depth = np.uint64(run), np.uint64(c)
+    # From window `inner` to `outer` a whole kernel row lies inside the image, as one run of numbers.
+    inner = min(out_w, (pw + sw - 1) // sw) if dw == 1 else out_w
+    outer = min(out_w, max(inner, (w - kw + pw) // sw + 1)) if dw == 1 and w >= kw - pw else inner
     for b in range(n):
         for oh in range(out_h):
-            for ow in range(out_w):
-                row = (b * out_h + oh) * out_w + ow
-                for i in range(kh):
-                    y = oh * sh - ph + i * dh
+            for i in range(kh):
+                y = oh * sh - ph + i * dh
+                line = (b * h + y) * w * c
+                target = (b * out_h + oh) * out_w * width + i * run
+                if not 0 <= y < h:
+                    for ow in range(out_w):
+                        place = np.uint64(target + ow * width)
+                        for k in range(numbers):
+                            out[place + k] = 0
+                    continue
+                for ow in range(inner, outer):
+                    source = np.uint64(line + (ow * sw - pw) * c)
+                    place = np.uint64(target + ow * width)
+                    for k in range(numbers):
+                        out[place + k] = x[source + k]
+                for border in range(out_w - (outer - inner)):
+                    ow = border if border < inner else border + outer - inner
                     for j in range(kw):
                         z = ow * sw - pw + j * dw
-                        at = (i * kw + j) * c
-                        if 0 <= y < h and 0 <= z < w:
-                            for k in range(c):
-                                out[row, at + k] = x[b, y, z, k]
-                        else:
-                            for k in range(c):
-                                out[row, at + k] = 0
+                        place = np.uint64(target + ow * width + j * c)
+                        inside = 0 <= z < w
+                        source = np.uint64(line + z * c) if inside else np.uint64(0)
+                        for k in range(depth):
+                            out[place + k] = x[source + k] if inside else 0
 
 
 def im2col(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry) -> np.ndarray:
     """See `reference.im2col`."""
-    n, _, _, c = x.shape
+    n, h, w, c = x.shape
     out = np.empty((n * out_h * out_w, geometry[0] * geometry[1] * c), x.dtype)
-    _im2col(x, out, out_h, out_w, *geometry)
+    flat = np.ascontiguousarray(x).reshape(-1)
+    _im2col(flat, out.reshape(-1), n, h, w, c, out_h, out_w, *geometry)
     return out
 
 

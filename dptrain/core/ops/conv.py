@@ -97,7 +97,7 @@ class Convolution(_Convolution):
         n, o = input.shape[0], weight.shape[0]
         out = out.transpose(1, 0, 2).reshape(n, *outs, o)
         if bias is not None:
-            out = out + bias
+            out += bias  # the product is nobody else's
         return channels_first(out)
 
     def _check(self, input: Any, weight: Any, bias: Any, outs: Sizes) -> None:
@@ -131,8 +131,16 @@ class Convolution(_Convolution):
         if self.needs[1]:
             d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
         if self.needs[2]:
-            d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
+            d_bias = _channel_sums(grad)
         return d_input, d_weight, d_bias
+
+
+def _channel_sums(grad: Any) -> Any:
+    """(N, O, *outs) -> (O,): over raw arrays as a product, which is much faster than a strided sum."""
+    if isinstance(grad, Tensor) or grad.dtype.itemsize == 2:
+        return grad.sum(axis=(0, *range(2, grad.ndim)))
+    rows = _rows(grad, 1)[0]
+    return np.ones(len(rows), rows.dtype) @ rows
 
 
 def _by(sizes: Any) -> str:
