@@ -7,6 +7,7 @@ from dptrain.core.ops.linalg_solve import LinAlgError
 cholesky = FUNCTIONS["linalg.cholesky"]
 cross = FUNCTIONS["linalg.cross"]
 det = FUNCTIONS["linalg.det"]
+diagonal = FUNCTIONS["linalg.diagonal"]
 eigh = FUNCTIONS["linalg.eigh"]
 eigvalsh = FUNCTIONS["linalg.eigvalsh"]
 inv = FUNCTIONS["linalg.inv"]
@@ -31,6 +32,7 @@ __all__ = [
     "cholesky",
     "cross",
     "det",
+    "diagonal",
     "eigh",
     "eigvalsh",
     "inv",

@@ -147,6 +147,7 @@ SAMPLES: dict[str, list[Call]] = {
         call(regular(3, 3), x(2, 3), upper=False, left=False),
         call(regular(2, 3, 3), x(3, 2), upper=True, unitriangular=True),
     ],
+    "linalg.diagonal": [call(x(3, 4)), call(x(2, 3, 3), offset=1), call(x(3, 2, 3), dim1=0)],
     "linalg.svd": [call(regular(1, 1), False), call(regular(2, 1, 1))],
     "linalg.svdvals": [call(x(4, 3)), call(x(2, 3, 4))],
     "linalg.vecdot": [call(x(3, 4), x(3, 4)), call(x(3, 4), x(4)), call(x(3, 4), x(3, 4), dim=0)],

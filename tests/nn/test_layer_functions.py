@@ -119,6 +119,8 @@ CASES = [
     ("bilinear", [x(3), x(4), x(5, 3, 4)], {}),
     ("interpolate", [IMAGE], {"scale_factor": 2}),
     ("interpolate", [IMAGE, (7, 4)], {}),
+    ("upsample_nearest", [IMAGE, (7, 4)], {}),
+    ("upsample_bilinear", [IMAGE], {"scale_factor": 2}),
     ("interpolate", [LINE], {"scale_factor": 1.7, "mode": "nearest-exact"}),
     ("interpolate", [LINE, 11], {"mode": "linear"}),
     ("interpolate", [LINE, 3], {"mode": "linear", "align_corners": True}),
@@ -185,6 +187,7 @@ def leaves(args, kwargs):
     return [v for v in values if getattr(v, "requires_grad", False)]
 
 
+@pytest.mark.filterwarnings("ignore:.*upsample.*deprecated")
 @pytest.mark.parametrize(("name", "args", "kwargs"), CASES, ids=IDS)
 def test_values_and_gradients_equal_pytorch(name, args, kwargs):
     ends = []

@@ -193,6 +193,14 @@ class Diagonal(Op):
         return DiagEmbed.call(grad, self.shape, *self.place)
 
 
+def _matrix_diagonal(A: Any, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+    """A diagonal of each matrix: `diagonal` of the last two dimensions."""
+    return Diagonal.apply(A, offset, dim1, dim2)
+
+
+export("linalg.diagonal", function=_matrix_diagonal)(Diagonal)
+
+
 class DiagEmbed(Op):
     """Zeros of a shape with the input on a diagonal: the derivative of `diagonal`."""
 

@@ -63,7 +63,14 @@ from dptrain.nn.functional.dropout import (
     feature_alpha_dropout,
 )
 from dptrain.nn.functional.embedding import embedding, embedding_bag
-from dptrain.nn.functional.interpolate import affine_grid, grid_sample, interpolate, upsample
+from dptrain.nn.functional.interpolate import (
+    affine_grid,
+    grid_sample,
+    interpolate,
+    upsample,
+    upsample_bilinear,
+    upsample_nearest,
+)
 from dptrain.nn.functional.linear import linear, one_hot
 from dptrain.nn.functional.loss import cross_entropy, nll_loss
 from dptrain.nn.functional.loss_binary import (
@@ -248,4 +255,6 @@ __all__ = [
     "triplet_margin_with_distance_loss",
     "unfold",
     "upsample",
+    "upsample_bilinear",
+    "upsample_nearest",
 ]

@@ -159,6 +159,16 @@ def upsample(
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
+def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    """The older name of `interpolate(mode="nearest")`."""
+    return interpolate(input, size, scale_factor, "nearest")
+
+
+def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    """The older name of `interpolate(mode="bilinear", align_corners=True)`."""
+    return interpolate(input, size, scale_factor, "bilinear", align_corners=True)
+
+
 def _axis(size: int, align_corners: bool, kind: Any) -> np.ndarray:
     if size <= 1:
         return np.zeros(size, kind)
