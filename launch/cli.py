@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from . import mpirun, protocol
 from .mpirun import Job, LaunchError
-from .supervisor import Settings, Supervisor
+from .supervisor import Settings, supervise
 
 EXIT_USAGE = 2
 # Of these every host has its own, or the MPI launcher passes them by itself.
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verbose=options.verbose,
             multi_host=multi_host,
         )
-        return Supervisor(settings).run(line, env)
+        return supervise(settings, line, env)
     except LaunchError as exception:
         print(f"dprun: error: {exception}", file=sys.stderr)
         return EXIT_USAGE

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from . import processes, protocol
@@ -33,10 +33,11 @@ from .guard import Guard
 from .hub import Event, Hub
 from .mpirun import LaunchError
 from .output import Output
-from .verdict import Outcome, conclude
+from .verdict import Outcome, conclude, lost_start_race
 
 _TERMINATE_AFTER_S = 0.7
 _GRACE_S = 2.0
+_RESTARTS = 2
 _CLEAN_UP_S = 0.7
 _STACKS_PATIENCE_S = 1.0
 _DRAIN_PATIENCE_S = 1.0
@@ -54,6 +55,7 @@ class Settings:
         timeout_s: time limit of the whole job, or None.
         verbose: show mpirun's own words after a failure, too.
         multi_host: ranks may run on other hosts.
+        may_restart: raise `StartRaceLost` instead of reporting that mpirun lost its start race.
     """
 
     nproc: int
@@ -61,6 +63,11 @@ class Settings:
     timeout_s: float | None = None
     verbose: bool = False
     multi_host: bool = False
+    may_restart: bool = False
+
+
+class StartRaceLost(Exception):
+    """mpirun failed before it had started a rank, and can be started again."""
 
 
 class Supervisor:
@@ -312,16 +319,11 @@ class Supervisor:
             self._output.from_mpirun(text)
 
     def _conclude(self) -> int:
-        """Writes the last words; returns the exit status."""
-        with contextlib.suppress(OSError):
-            if self._settings.verbose or not (self._first or self._is_ending):
-                self._show_mpirun()
-            self._output.flush()
-            if self._signals:
-                name = signal.Signals(self._signals[0]).name
-                self._output.message(f"dprun: stopped by {name}\n")
-        if self._signals:
-            return 128 + self._signals[0]
+        """Writes the last words; returns the exit status.
+
+        Raises:
+            StartRaceLost: mpirun started nothing; nothing has been written.
+        """
         outcome = Outcome(
             nproc=self._settings.nproc,
             ranks=self._hub.ranks,
@@ -333,10 +335,29 @@ class Supervisor:
             stderr_tail=self._output.stderr_tail,
             stacks=self._stacks,
         )
+        if self._settings.may_restart and not self._signals and lost_start_race(outcome):
+            raise StartRaceLost
+        with contextlib.suppress(OSError):
+            if self._settings.verbose or not (self._first or self._is_ending):
+                self._show_mpirun()
+            self._output.flush()
+            if self._signals:
+                name = signal.Signals(self._signals[0]).name
+                self._output.message(f"dprun: stopped by {name}\n")
+        if self._signals:
+            return 128 + self._signals[0]
         code, text = conclude(outcome)
         with contextlib.suppress(OSError):
             self._output.message(text)
         return code
+
+
+def supervise(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Runs a job and returns its exit status; starts it again where mpirun lost its start race."""
+    for _ in range(_RESTARTS):
+        with contextlib.suppress(StartRaceLost):
+            return Supervisor(replace(settings, may_restart=True)).run(command, env)
+    return Supervisor(settings).run(command, env)
 
 
 def _discard(sock: socket.socket) -> None:

@@ -66,6 +66,17 @@ def conclude(outcome: Outcome) -> tuple[int, str]:
     return status or 1, f"dprun: mpirun ended with status {status} {when}\n"
 
 
+# What Open MPI 5.0's mpirun prints when it loses a race with itself, in about one start of a hundred
+# on a loaded machine. Nothing has been started then, and the next start works.
+_START_RACE = "PMIx server's listener thread failed to start"
+
+
+def lost_start_race(outcome: Outcome) -> bool:
+    """Whether mpirun failed by itself, before any rank was started, so that it can be started again."""
+    failed = outcome.status is not None and outcome.status > 0
+    return failed and not outcome.ranks and _START_RACE in outcome.mpirun_text
+
+
 def _explain_failure(outcome: Outcome) -> tuple[int, str]:
     end = parse_end(outcome.mpirun_text)
     named = _rank_named(end, outcome.ranks)

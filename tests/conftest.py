@@ -48,7 +48,19 @@ def clean_environment(**changes):
     return {**kept, **changes}
 
 
-def run_job(command, timeout_s=90, cwd=None, **environment):
+def run_job(command, **options):
+    """Run a command as `run_once` does, again where mpirun could not start its own server.
+
+    That happens on a loaded machine before any rank is started; dprun starts it again by itself.
+    """
+    for _ in range(2):
+        done = run_once(command, **options)
+        if done.returncode == 0 or "listener thread failed to start" not in done.stderr:
+            return done
+    return run_once(command, **options)
+
+
+def run_once(command, timeout_s=90, cwd=None, **environment):
     """Run a command to its end in its own session; at the limit the whole session is killed.
 
     Returns:

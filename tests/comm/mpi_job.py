@@ -50,6 +50,15 @@ def run_job(world_size: int, *arguments: str, limit_s: float, script: str | None
 
     A job that takes longer than `limit_s` is killed and fails the test, with what it has printed.
     """
+    # mpirun sometimes fails to start its own server on a loaded machine, before it starts a rank.
+    for _ in range(2):
+        result = _run_once(world_size, *arguments, limit_s=limit_s, script=script)
+        if result.code == 0 or "listener thread failed to start" not in result.stderr:
+            return result
+    return _run_once(world_size, *arguments, limit_s=limit_s, script=script)
+
+
+def _run_once(world_size: int, *arguments: str, limit_s: float, script: str | None) -> Result:
     if script is not None:
         arguments = ("-c", script, *arguments)
     process = subprocess.Popen(

@@ -420,3 +420,39 @@ def test_a_bare_clone_needs_no_installation(dprun: Dprun) -> None:
         timeout=20,
     )
     assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_an_mpirun_that_loses_its_start_race_is_started_again(dprun: Dprun) -> None:
+    real = Path(sys.executable).parent / "mpirun"
+    fake = dprun.folder / "mpirun"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --version ] && exec {real} --version\n'
+        f"if [ ! -e {dprun.folder}/raced ]; then\n"
+        f"  touch {dprun.folder}/raced\n"
+        '  echo "The PMIx server\'s listener thread failed to start. We cannot" >&2\n'
+        "  exit 213\n"
+        "fi\n"
+        f'exec {real} "$@"\n'
+    )
+    fake.chmod(0o755)
+    done = dprun.run("-n", "2", "--mpi", str(fake), dprun.script("print('ran')\n"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+def test_an_mpirun_that_never_starts_is_reported(dprun: Dprun) -> None:
+    real = Path(sys.executable).parent / "mpirun"
+    fake = dprun.folder / "mpirun"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --version ] && exec {real} --version\n'
+        f"echo try >> {dprun.folder}/tries\n"
+        'echo "The PMIx server\'s listener thread failed to start. We cannot" >&2\n'
+        "exit 213\n"
+    )
+    fake.chmod(0o755)
+    done = dprun.run("-n", "2", "--mpi", str(fake), dprun.script(""))
+    assert done.returncode == 213
+    assert "listener thread failed to start" in done.stderr
+    assert done.stderr.endswith("mpirun ended with status 213 while 2 of 2 ranks had not started\n")
+    assert (dprun.folder / "tries").read_text().count("try") == 3
