@@ -1,15 +1,11 @@
-"""Devices and the array library that serves each of them.
+"""Devices: where values can live, and which of these places this machine can compute on.
 
-Owns: `device` values and the choice of array module. Must not know: tensors, derivatives.
+Owns: `device` values and their check. Must not know: tensors, derivatives.
 """
 
 from __future__ import annotations
 
 import re
-from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 _DEVICE_TEXT = re.compile(r"(cpu|cuda)(?::(\d+))?\Z")
 
@@ -75,8 +71,3 @@ def as_device(value: str | device | None) -> device:
     if found.index not in (None, 0):
         raise RuntimeError(f"device '{found}' was asked for, but there is one host device, 'cpu'")
     return CPU
-
-
-def array_module(array: Any) -> ModuleType:
-    """The module (NumPy) whose functions work on `array`."""
-    return np
