@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import move, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
     FROM_NUMPY,
@@ -21,9 +22,8 @@ from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
 
-def _finish(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
-    as_device(device)
-    result = wrap(array)
+def _finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
+    result = wrap(move(array, as_device(device)))
     if requires_grad:
         result.requires_grad = True
     return result
@@ -37,14 +37,14 @@ def _holds_tensors(data: Any) -> bool:
 
 def _plain(data: Any) -> Any:
     if isinstance(data, Tensor):
-        return data._array
+        return to_host(data._array)
     return [_plain(d) for d in data] if isinstance(data, (list, tuple)) else data
 
 
 def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     """A new array from Python data: floats become the default dtype, as in PyTorch."""
     if isinstance(data, (Tensor, np.ndarray, np.generic)):
-        source = np.asarray(data._array if isinstance(data, Tensor) else data)
+        source = data._array if isinstance(data, Tensor) else np.asarray(data)
         return source.astype((kind or from_numpy_dtype(source.dtype)).numpy)
     tensors = _holds_tensors(data)
     try:
@@ -86,7 +86,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of `data`, sharing memory where data is a tensor or an array of that dtype."""
     kind = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
-        return data if kind is None else data.to(kind)
+        return data.to(data.dtype if kind is None else kind).to(data.device if device is None else device)
     if isinstance(data, np.ndarray):
         return _finish(
             data.astype((kind or from_numpy_dtype(data.dtype)).numpy, copy=False), device, False
@@ -209,7 +209,8 @@ def linspace(
 
 def _like(make: Any, input: Tensor, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
     kind = input.dtype if dtype is None else as_dtype(dtype)
-    return make(input._array.shape, dtype=kind, device=device, requires_grad=requires_grad)
+    place = input.device if device is None else device
+    return make(input._array.shape, dtype=kind, device=place, requires_grad=requires_grad)
 
 
 def zeros_like(
@@ -243,8 +244,9 @@ def full_like(
 ) -> Tensor:
     """One value everywhere, with the shape and dtype of `input`."""
     kind = input.dtype if dtype is None else dtype
+    place = input.device if device is None else device
     return full(
-        input._array.shape, fill_value, dtype=kind, device=device, requires_grad=requires_grad
+        input._array.shape, fill_value, dtype=kind, device=place, requires_grad=requires_grad
     )
 
 

@@ -1,11 +1,17 @@
 """Devices: where values can live, and which of these places this machine can compute on.
 
-Owns: `device` values and their check. Must not know: tensors, derivatives.
+Owns: `device` values and their check, the host devices. Must not know: arrays, tensors, derivatives.
+
+`DPTRAIN_HOST_DEVICES=4` splits the host into `cpu:0` ... `cpu:3`, so that programs for several
+devices run on any machine; "cpu" then means `cpu:0`.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
+
+from dptrain.core.settings import settings
 
 _DEVICE_TEXT = re.compile(r"(cpu|cuda)(?::(\d+))?\Z")
 
@@ -51,23 +57,39 @@ class device:
         return hash((self.type, self.index))
 
 
-CPU = device("cpu")
+@cache
+def host_device(index: int) -> device:
+    """One of the host devices; the only one has no index, as PyTorch's "cpu"."""
+    return device("cpu") if host_device_count() == 1 else device("cpu", index)
 
 
-def as_device(value: str | device | None) -> device:
+@cache
+def host_device_count() -> int:
+    """Into how many virtual devices the host is split."""
+    return settings().host_devices
+
+
+def as_device(value: str | int | device | None) -> device:
     """The device that `value` names, checked to be usable here; `None` is the default device.
 
     Raises:
         RuntimeError: this version or machine cannot compute there.
     """
     if value is None:
-        return CPU
+        return host_device(0)
+    if isinstance(value, int):  # as in PyTorch: an accelerator's index
+        value = device("cuda", value)
     found = value if isinstance(value, device) else device(value)
     if found.type == "cuda":
         raise RuntimeError(
             f"device '{found}' was asked for, but this version of dptrain computes on 'cpu' only; "
             "use device='cpu'"
         )
-    if found.index not in (None, 0):
-        raise RuntimeError(f"device '{found}' was asked for, but there is one host device, 'cpu'")
-    return CPU
+    index, count = found.index or 0, host_device_count()
+    if index >= count:
+        there = "there is one host device, 'cpu'" if count == 1 else f"there are cpu:0 to cpu:{count - 1}"
+        raise RuntimeError(
+            f"device '{found}' was asked for, but {there}; DPTRAIN_HOST_DEVICES={index + 1} (or more) in the "
+            "environment splits the host into so many virtual devices"
+        )
+    return host_device(index)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.op import edge_of
 from dptrain.core.tensor import Tensor, wrap
@@ -199,7 +200,7 @@ def grad(
                 f"one of the differentiated Tensors (input {i}) appears to not have been used in the graph; "
                 "set allow_unused=True if this is the desired behavior"
             )
-    return tuple(g if g is None or isinstance(g, Tensor) else wrap(np.array(g)) for g in found)
+    return tuple(g if g is None or isinstance(g, Tensor) else wrap(as_array(g).copy()) for g in found)
 
 
 def _tensor_backward(

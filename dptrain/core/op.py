@@ -24,13 +24,14 @@ promotion are undone by the engine.
 from __future__ import annotations
 
 from itertools import count
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import REMOTE, common_namespace, is_array, namespace_of
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
+from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
@@ -81,7 +82,8 @@ class Op:
     #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
     #: may set it on the instance, where PyTorch numbers the forms of one operation.
     backward_name: str = ""
-    xp: ModuleType = np
+    #: What makes arrays where the arguments live; `numpy` on the CPU.
+    xp: Any = np
 
     edges: list[tuple[Any, int | None] | None]
     needs: list[bool]
@@ -148,11 +150,14 @@ class Op:
     @classmethod
     def call(cls, *args: Any, **kwargs: Any) -> Any:
         """Run on raw arrays or on Tensors, whichever come: the form that backward functions use."""
+        op = cls()
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(*[wrap(a) if type(a) is np.ndarray else a for a in args], **kwargs)
-        return cls().forward(*args, **kwargs)
+                return cls.apply(*[wrap(a) if is_array(a) else a for a in args], **kwargs)
+            if type(a) in REMOTE:
+                op.xp = namespace_of(a)
+        return op.forward(*args, **kwargs)
 
     @classmethod
     def _bind(
@@ -186,12 +191,15 @@ class Op:
             args, kwargs = cls._bind(args, kwargs)
         raw: list[Any] = []
         edges: list[tuple[Any, int | None] | None] = []
-        recording = False
+        recording = remote = False
         for a in args:
             if isinstance(a, Tensor):
                 if a._base is not None and a._base._node is not a._seen:
                     catch_up(a)
-                raw.append(a._array)
+                array = a._array
+                raw.append(array)
+                if type(array) is not np.ndarray:
+                    remote = True
                 if a._requires_grad:
                     recording = True
                     # edge_of(a), without the call: this loop runs for every operation
@@ -200,13 +208,15 @@ class Op:
             else:
                 raw.append(a)
             edges.append(None)
+        op = cls()
+        if remote:
+            op.xp = _one_device(cls, raw)
         if cls.promotes:
-            _promote(cls, raw)
+            _promote(cls, raw, op.xp)
         else:
             for i in range(cls.num_tensors):
                 if i >= len(args) or not isinstance(args[i], Tensor):
                     _refuse_argument(cls, args, i)
-        op = cls()
         if recording and cls.differentiable and is_grad_enabled():
             op.edges = edges
             op.needs = [e is not None for e in edges]
@@ -222,8 +232,8 @@ class Op:
             raise _shape_error(cls, raw, error) from None
         if type(out) is tuple:
             return op._record_many(args, raw, kwargs, out, recording)
-        if type(out) is not np.ndarray:
-            out = np.asarray(out)
+        if type(out) is not np.ndarray and type(out) not in REMOTE:
+            out = op.xp.asarray(out)
         result = wrap(out)
         if cls.is_view and np.may_share_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
@@ -274,7 +284,7 @@ class Op:
         outs: tuple[Any, ...],
         recording: bool,
     ) -> Any:
-        outs = tuple(np.asarray(o) for o in outs)
+        outs = tuple(o if is_array(o) else self.xp.asarray(o) for o in outs)
         results = [wrap(o) for o in outs]
         if recording:
             self._record(args, raw, outs, None)
@@ -323,7 +333,7 @@ class Op:
         )
 
     def _reconnect(self, position: int, value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
+        if not is_array(value):
             return value
         edge: Any = (self, 0) if position < 0 else self.edges[position]
         if edge is not None and edge[1] is None:
@@ -357,7 +367,19 @@ def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
         view._steps = (*steps, step)
 
 
-def _promote(cls: type[Op], raw: list[Any]) -> None:
+def _one_device(cls: type[Op], raw: list[Any]) -> Any:
+    """The namespace of the arguments' device.
+
+    Raises:
+        RuntimeError: they live on two devices.
+    """
+    try:
+        return common_namespace(raw)
+    except DeviceMismatchError as error:
+        raise DeviceMismatchError(f"{cls.name}: {error}") from None
+
+
+def _promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     """Bring the first `promotes` arguments to their common type, as PyTorch does."""
     n = cls.promotes
     x, y = raw[0], raw[1]
@@ -369,22 +391,22 @@ def _promote(cls: type[Op], raw: list[Any]) -> None:
         elif type(y) in (float, int) and x.dtype.kind == "f":
             return
     operands = raw[:n]
-    if not any(isinstance(a, np.ndarray) for a in operands):
+    if not any(is_array(a) for a in operands):
         raise TypeError(
             f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
         )
     for a in operands:
-        if isinstance(a, np.ndarray) and a.dtype not in FROM_NUMPY:
+        if is_array(a) and a.dtype not in FROM_NUMPY:
             raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
     try:
         target = result_dtype(operands).numpy
     except TypeError as error:
         raise TypeError(f"{cls.name}(): {error}") from None
     for i, a in enumerate(operands):
-        if isinstance(a, np.ndarray):
+        if is_array(a):
             raw[i] = a if a.dtype == target else a.astype(target)
         else:
-            raw[i] = np.asarray(a).astype(target)
+            raw[i] = xp.asarray(np.asarray(a).astype(target))
 
 
 def _refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
@@ -409,7 +431,7 @@ def _check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
 
 def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
     """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
-    shapes = [a.shape for a in raw if isinstance(a, np.ndarray)]
+    shapes = [a.shape for a in raw if is_array(a)]
     if cls.promotes and len(shapes) >= 2:
         a, b = shapes[0], shapes[1]
         for i in range(1, min(len(a), len(b)) + 1):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from dptrain.core import dtypes, printing
-from dptrain.core.device import as_device
+from dptrain.core.arrays import to_host
+from dptrain.core.device import host_device
 
 
 class ArrayProtocols:
@@ -30,6 +31,7 @@ class ArrayProtocols:
         def shape(self) -> tuple[int, ...]: ...
         def detach(self) -> Self: ...
         def __getitem__(self, index: Any) -> Any: ...
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
     # ---- leaving the tensor world ----------------------------------------------------------------
 
@@ -38,12 +40,20 @@ class ArrayProtocols:
 
         Raises:
             RuntimeError: the tensor requires gradients (and `force` is not given).
+            TypeError: it lives on another device than the host's first (likewise).
         """
         if self.requires_grad and not force:
             raise RuntimeError(
                 "can't call numpy() on Tensor that requires grad; use tensor.detach().numpy() instead"
             )
-        return self._array
+        if isinstance(self._array, np.ndarray):
+            return self._array
+        if not force:
+            raise TypeError(
+                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+                "host memory first."
+            )
+        return to_host(self._array)
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
@@ -71,13 +81,12 @@ class ArrayProtocols:
         return self._array.__dlpack_device__()
 
     def cpu(self) -> Self:
-        """The tensor on the CPU (itself when it is there)."""
-        return self
+        """The tensor in host memory, on the first CPU device (itself when it is there)."""
+        return self.to(host_device(0))
 
     def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
         """The tensor on a GPU."""
-        as_device("cuda" if device is None else device)
-        return self
+        return self.to("cuda" if device is None else device)
 
     # ---- Python's protocols ----------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ class Settings:
 
     Attributes:
         kernels: provider of the hot CPU kernels: "auto" (numba where it is installed), "numba", "numpy".
+        host_devices: into how many virtual devices the host is split (`cpu:0`, `cpu:1`, ...).
     """
 
     kernels: str = "auto"
+    host_devices: int = 1
 
 
 @cache
@@ -37,4 +39,13 @@ def settings() -> Settings:
             f"DPTRAIN_KERNELS={kernels!r} is not a kernel provider; "
             f"expected one of {', '.join(KERNEL_PROVIDERS)}"
         )
-    return Settings(kernels=kernels)
+    return Settings(kernels=kernels, host_devices=_count("DPTRAIN_HOST_DEVICES", 1, 64))
+
+
+def _count(name: str, default: int, most: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ValueError(f"{name}={text!r} is no number of devices; expected 1 to {most}")
+    return int(text)

@@ -16,7 +16,8 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.device import CPU, device
+from dptrain.core.arrays import address, as_array, device_of
+from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.core.protocols import ArrayProtocols
@@ -73,7 +74,7 @@ class Tensor(ArrayProtocols):
     @property
     def device(self) -> device:
         """Where the values live."""
-        return CPU
+        return device_of(self._array)
 
     @property
     def ndim(self) -> int:
@@ -143,7 +144,7 @@ class Tensor(ArrayProtocols):
 
     def data_ptr(self) -> int:
         """Address of the first element."""
-        return int(self._array.__array_interface__["data"][0])
+        return address(self._array)
 
     def is_floating_point(self) -> bool:
         """Whether the element type is a floating point type."""
@@ -157,8 +158,9 @@ class Tensor(ArrayProtocols):
         return self._base is not None
 
     def get_device(self) -> int:
-        """Index of the GPU, -1 on the CPU."""
-        return -1
+        """Index of the GPU or of the virtual host device, -1 on the only CPU."""
+        index = self.device.index
+        return -1 if index is None else index
 
     # ---- gradients -----------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class Tensor(ArrayProtocols):
             self._grad = self._slot
         else:
             # A copy: backward may have handed one array to several leaves.
-            self._grad = wrap(np.array(grad))
+            self._grad = wrap(as_array(grad).copy())
         if self._post_hooks:
             for hook in tuple(self._post_hooks.values()):
                 hook(self)

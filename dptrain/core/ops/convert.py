@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import dtypes
+from dptrain.core.arrays import device_of, move
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
@@ -15,22 +16,29 @@ from dptrain.core.tensor import Tensor
 
 
 class Cast(Op):
-    """The values in another element type; gradients come back in the old one."""
+    """The values in another element type and place; gradients come back in the old ones."""
 
     name = "to"
 
-    def forward(self, input: Any, target: np.dtype[Any]) -> Any:
+    def forward(self, input: Any, target: np.dtype[Any], place: Any = None) -> Any:
         self.source = input.dtype
-        return input.astype(target)
+        self.origin = None if place is None else device_of(input)
+        out = input.astype(target, copy=place is None)
+        if place is None:
+            return out
+        moved = move(out, place)
+        return moved.copy() if moved is input else moved
 
     def backward(self, grad: Any) -> Any:
-        return Cast.call(grad, self.source)
+        return Cast.call(grad, self.source, self.origin)
 
 
-def _cast(self: Tensor, target: dtype, copy: bool = False) -> Tensor:
-    if self._array.dtype == target.numpy and not copy:
+def _cast(self: Tensor, target: dtype, copy: bool = False, place: device | None = None) -> Tensor:
+    if place is not None and place == self.device:
+        place = None
+    if self._array.dtype == target.numpy and place is None and not copy:
         return self
-    return Cast.apply(self, target.numpy)
+    return Cast.apply(self, target.numpy, place)
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,9 +69,8 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             raise TypeError(
                 f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
             )
-    if place is not None:
-        as_device(place)
-    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy)
+    place = None if place is None else as_device(place)
+    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, place)
 
 
 export(methods=("to",), function=_to)(Cast)
