@@ -86,7 +86,9 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of `data`, sharing memory where data is a tensor or an array of that dtype."""
     kind = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
-        return data.to(data.dtype if kind is None else kind).to(data.device if device is None else device)
+        return data.to(data.dtype if kind is None else kind).to(
+            data.device if device is None else device
+        )
     if isinstance(data, np.ndarray):
         return _finish(
             data.astype((kind or from_numpy_dtype(data.dtype)).numpy, copy=False), device, False

@@ -87,7 +87,11 @@ def as_device(value: str | int | device | None) -> device:
         )
     index, count = found.index or 0, host_device_count()
     if index >= count:
-        there = "there is one host device, 'cpu'" if count == 1 else f"there are cpu:0 to cpu:{count - 1}"
+        there = (
+            "there is one host device, 'cpu'"
+            if count == 1
+            else f"there are cpu:0 to cpu:{count - 1}"
+        )
         raise RuntimeError(
             f"device '{found}' was asked for, but {there}; DPTRAIN_HOST_DEVICES={index + 1} (or more) in the "
             "environment splits the host into so many virtual devices"

@@ -200,7 +200,9 @@ def grad(
                 f"one of the differentiated Tensors (input {i}) appears to not have been used in the graph; "
                 "set allow_unused=True if this is the desired behavior"
             )
-    return tuple(g if g is None or isinstance(g, Tensor) else wrap(as_array(g).copy()) for g in found)
+    return tuple(
+        g if g is None or isinstance(g, Tensor) else wrap(as_array(g).copy()) for g in found
+    )
 
 
 def _tensor_backward(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import address, device_of, namespace_of
 from dptrain.core.tensor import Tensor, wrap
 
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
@@ -27,10 +28,15 @@ Allocator = Callable[[int], np.ndarray]
 _ALIGNMENT = 64
 
 
-def aligned_empty(nbytes: int) -> np.ndarray:
-    """Private memory at a 64-byte boundary (a cache line, and a full vector register)."""
-    raw = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+def aligned_empty(nbytes: int, xp: Any = np) -> Any:
+    """Private memory at a 64-byte boundary (a cache line, and a full vector register).
+
+    Args:
+        nbytes: its size.
+        xp: the namespace of the device on which it lies.
+    """
+    raw = xp.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    start = -address(raw) % _ALIGNMENT
     return raw[start : start + nbytes]
 
 
@@ -50,9 +56,10 @@ class Place:
 
 
 class FlatStorage:
-    """Parameters of one dtype, and their gradients, in two contiguous buffers.
+    """Parameters of one dtype and device, and their gradients, in two contiguous buffers.
 
     Attributes:
+        xp: the namespace of the device on which they live.
         params: the parameters in the order of the layout (reverse registration order).
         places: where each of them lies.
         data: all values, one-dimensional.
@@ -64,6 +71,7 @@ class FlatStorage:
     def __init__(self, params: Iterable[Tensor]) -> None:
         self.params = list(params)
         dtype = self.params[0]._array.dtype
+        self.xp = namespace_of(self.params[0]._array)
         step = max(1, _ALIGNMENT // dtype.itemsize)
         self.places: list[Place] = []
         end = 0
@@ -71,7 +79,7 @@ class FlatStorage:
             self.places.append(Place(self, i, end, p._array.size))
             end += -(-p._array.size // step) * step
         self.size = end
-        self.data = aligned_empty(end * dtype.itemsize).view(dtype)
+        self.data = aligned_empty(end * dtype.itemsize, self.xp).view(dtype)
         self.data.fill(0)
         self.grad = self.extra = self.grad_memory = self.data[:0]
         self._slots: list[Tensor] = []
@@ -81,7 +89,7 @@ class FlatStorage:
             np.copyto(view, p._array)
             p._array = view
             p._place = place
-        self.use_grad_memory(aligned_empty)
+        self.use_grad_memory(lambda nbytes: aligned_empty(nbytes, self.xp))
 
     def use_grad_memory(self, allocate: Allocator, extra: int = 0) -> None:
         """(Re)place the gradient buffer; gradients that exist move into it.
@@ -133,11 +141,14 @@ class FlatStorage:
         if p._place is not place:
             return False
         array = p._array
-        if array.base is not self.data and not np.may_share_memory(
-            array, self.data[place.start : place.stop]
+        moved = type(array) is not type(self.data) or device_of(array) != device_of(self.data)
+        if moved or (
+            array.base is not self.data
+            and not np.may_share_memory(array, self.data[place.start : place.stop])
         ):
             if (
-                array.dtype != self.data.dtype
+                moved
+                or array.dtype != self.data.dtype
                 or array.size != place.size
                 or array.shape != self._slots[position]._array.shape
             ):
@@ -170,11 +181,7 @@ def _refuse_shared_memory(params: list[Tensor]) -> None:
     Raises:
         RuntimeError: such parameters, by shape.
     """
-    spans = sorted(
-        ((a := p._array).__array_interface__["data"][0], a.nbytes, a.shape)
-        for p in params
-        if p._array.size
-    )
+    spans = sorted((address(a := p._array), a.nbytes, a.shape) for p in params if p._array.size)
     for (start, nbytes, shape), (following, _, other) in pairwise(spans):
         if following < start + nbytes:
             raise RuntimeError(
@@ -203,13 +210,13 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     """
     unique = list({id(p): p for p in params}.values())
     storages: dict[int, FlatStorage] = {}
-    loose: dict[np.dtype, list[Tensor]] = {}
+    loose: dict[Any, list[Tensor]] = {}
     for p in reversed(unique):
         place = place_of(p)
         if place is not None and place.storage.settle(place.position):
             storages[id(place.storage)] = place.storage
         else:
-            loose.setdefault(p._array.dtype, []).append(p)
+            loose.setdefault((p._array.dtype, device_of(p._array)), []).append(p)
     for group in loose.values():
         _refuse_shared_memory(group)
     made = [FlatStorage(group) for group in loose.values()]

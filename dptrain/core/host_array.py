@@ -184,6 +184,6 @@ class _Function:
 
 
 @cache
-def host_namespace(index: int) -> HostNamespace:
-    """The namespace of virtual device `index` (from 1: device 0 is NumPy itself)."""
-    return HostNamespace(index)
+def host_namespace(index: int, module: Any = np) -> HostNamespace:
+    """The functions of a module on virtual device `index` (from 1: device 0 is NumPy itself)."""
+    return HostNamespace(index, module)

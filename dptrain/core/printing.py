@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import to_host
 from dptrain.core.dtypes import FROM_NUMPY, bool_, get_default_dtype, int64
 
 
@@ -156,7 +157,7 @@ def _with_suffixes(text: str, suffixes: list[str], indent: int) -> str:
 
 def format_tensor(tensor: Any, prefix: str = "tensor(") -> str:
     """The text of `repr(tensor)`."""
-    array: np.ndarray = tensor._array
+    array: np.ndarray = to_host(tensor._array)
     dtype = FROM_NUMPY[array.dtype]
     if dtype.is_floating_point and array.dtype.kind != "f":  # bfloat16
         array = array.astype(np.float32)
@@ -174,6 +175,8 @@ def format_tensor(tensor: Any, prefix: str = "tensor(") -> str:
         if not _options.edgeitems:
             suffixes.append(f"size={tuple(array.shape)}")
         plain = dtype in (get_default_dtype(), int64, bool_)
+    if tensor.device.type != "cpu" or tensor.device.index:
+        suffixes.append(f"device='{tensor.device}'")
     if not plain:
         suffixes.append(f"dtype={dtype}")
     if tensor.grad_fn is not None:

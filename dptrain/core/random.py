@@ -26,6 +26,7 @@ from dptrain.core.tensor import Tensor, wrap
 DRAWS, DROPOUT = 0, 1
 
 _shard: ContextVar[int] = ContextVar("random_shard", default=0)
+_own_draws: ContextVar[bool] = ContextVar("random_own_draws", default=False)
 
 
 def numpy_stream(seed: int, *words: int) -> np.random.Generator:
@@ -35,9 +36,21 @@ def numpy_stream(seed: int, *words: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key))
 
 
-def set_shard(shard: int) -> None:
-    """Say which share of the global batch this context computes; dropout masks follow it."""
+def set_shard(shard: int, own_draws: bool = False) -> None:
+    """Say which share of the global batch this context computes; dropout masks follow it.
+
+    Args:
+        shard: its number.
+        own_draws: the other draws of this context follow it too. For replicas that run at the same
+            time in threads, whose order would decide who gets which number.
+    """
     _shard.set(shard)
+    _own_draws.set(own_draws)
+
+
+def current_shard() -> int:
+    """The share of the global batch that this context computes."""
+    return _shard.get()
 
 
 class Generator:
@@ -69,7 +82,7 @@ class Generator:
 
     def stream(self, purpose: int = DRAWS) -> np.random.Generator:
         """The stream for a purpose; dropout has one for each shard."""
-        key = (purpose, _shard.get() if purpose == DROPOUT else 0)
+        key = (purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0)
         found = self._streams.get(key)
         if found is None:
             found = self._streams[key] = numpy_stream(self._seed, *key)

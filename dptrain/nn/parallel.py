@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_NAMES = ("DataParallel", "DistributedDataParallel")
+_NAMES = ("DataParallel", "DistributedDataParallel", "data_parallel", "gather", "scatter")
 
 
 def __getattr__(name: str) -> Any:

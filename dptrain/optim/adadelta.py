@@ -67,7 +67,7 @@ class Adadelta(Optimizer):
 
     def _update(self, run: Run) -> None:
         group = run.group
-        optim_kernels_for(run.param.dtype).adadelta(
+        optim_kernels_for(run.param).adadelta(
             run.param,
             run.grad,
             run.state["square_avg"],

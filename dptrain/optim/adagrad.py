@@ -86,7 +86,7 @@ class Adagrad(Optimizer):
 
     def _update(self, run: Run) -> None:
         group = run.group
-        optim_kernels_for(run.param.dtype).adagrad(
+        optim_kernels_for(run.param).adagrad(
             run.param,
             run.grad,
             run.state["sum"],

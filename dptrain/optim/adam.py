@@ -86,7 +86,7 @@ class Adam(Optimizer):
     def _update(self, run: Run) -> None:
         group, lr = run.group, number(run.group["lr"])
         beta1, beta2 = group["betas"]
-        kernels_for(run.param.dtype).adam(
+        kernels_for(run.param).adam(
             run.param,
             run.grad,
             run.state["exp_avg"],

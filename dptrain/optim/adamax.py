@@ -68,7 +68,7 @@ class Adamax(Optimizer):
     def _update(self, run: Run) -> None:
         group = run.group
         beta1, beta2 = group["betas"]
-        optim_kernels_for(run.param.dtype).adamax(
+        optim_kernels_for(run.param).adamax(
             run.param,
             run.grad,
             run.state["exp_avg"],

@@ -75,7 +75,7 @@ class ASGD(Optimizer):
     def _update(self, run: Run) -> None:
         group, eta = run.group, run.scalar(_RATE)
         lr, lambd = number(group["lr"]), group["lambd"]
-        optim_kernels_for(run.param.dtype).asgd(
+        optim_kernels_for(run.param).asgd(
             run.param,
             run.grad,
             run.state["ax"],

@@ -88,7 +88,7 @@ class NAdam(Optimizer):
         mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
         run.scalars[_PRODUCT] *= mu
         product = run.scalar(_PRODUCT)
-        optim_kernels_for(run.param.dtype).nadam(
+        optim_kernels_for(run.param).nadam(
             run.param,
             run.grad,
             run.state["exp_avg"],

@@ -80,7 +80,7 @@ class RAdam(Optimizer):
             ratio = (length - 4) * (length - 2) * longest
             ratio /= (longest - 4) * (longest - 2) * length
             step_size *= (correction * ratio) ** 0.5
-        optim_kernels_for(run.param.dtype).radam(
+        optim_kernels_for(run.param).radam(
             run.param,
             run.grad,
             run.state["exp_avg"],

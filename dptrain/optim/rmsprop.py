@@ -76,7 +76,7 @@ class RMSprop(Optimizer):
 
     def _update(self, run: Run) -> None:
         group = run.group
-        optim_kernels_for(run.param.dtype).rmsprop(
+        optim_kernels_for(run.param).rmsprop(
             run.param,
             run.grad,
             run.state["square_avg"],

@@ -69,7 +69,7 @@ class Rprop(Optimizer):
 
     def _update(self, run: Run) -> None:
         group = run.group
-        optim_kernels_for(run.param.dtype).rprop(
+        optim_kernels_for(run.param).rprop(
             run.param,
             run.grad,
             run.state["prev"],

@@ -47,7 +47,7 @@ class StateBuffers:
         found = self._buffers.get(name)
         if found is None:
             kind = self.storage.data.dtype
-            found = aligned_empty(self.storage.size * kind.itemsize).view(kind)
+            found = aligned_empty(self.storage.size * kind.itemsize, self.storage.xp).view(kind)
             found.fill(0)
             self._buffers[name] = found
         return found

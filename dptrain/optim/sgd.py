@@ -77,7 +77,7 @@ class SGD(Optimizer):
 
     def _update(self, run: Run) -> None:
         group = run.group
-        kernels_for(run.param.dtype).sgd(
+        kernels_for(run.param).sgd(
             run.param,
             run.grad,
             run.state.get(_BUFFER),

@@ -1,6 +1,15 @@
 """Data parallelism over tensors and communicators: the one room that knows both."""
 
+from dptrain.parallel.data_parallel import DataParallel, data_parallel
 from dptrain.parallel.ddp import DistributedDataParallel
+from dptrain.parallel.scatter_gather import gather, scatter
 from dptrain.parallel.statistics import StepTimes
 
-__all__ = ["DistributedDataParallel", "StepTimes"]
+__all__ = [
+    "DataParallel",
+    "DistributedDataParallel",
+    "StepTimes",
+    "data_parallel",
+    "gather",
+    "scatter",
+]

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from dptrain.core.arrays import functions_beside
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
 
@@ -30,19 +31,27 @@ def _native(name: str = "native") -> ModuleType | None:
 
 
 @cache
-def kernels_for(dtype: Any) -> ModuleType:
-    """The provider that serves arrays of a NumPy element type."""
+def _kernels(dtype: Any) -> ModuleType:
     if dtype.name in _NATIVE_TYPES:
         return _native() or reference
     return reference
 
 
 @cache
-def optim_kernels_for(dtype: Any) -> ModuleType:
-    """Likewise for the optimizer updates of `reference_optim`."""
+def _optim_kernels(dtype: Any) -> ModuleType:
     if dtype.name in _NATIVE_TYPES:
         return _native("native_optim") or reference_optim
     return reference_optim
+
+
+def kernels_for(array: Any) -> Any:
+    """The provider that serves arrays of the element type and device of this one."""
+    return functions_beside(array, _kernels(array.dtype))
+
+
+def optim_kernels_for(array: Any) -> Any:
+    """Likewise for the optimizer updates of `reference_optim`."""
+    return functions_beside(array, _optim_kernels(array.dtype))
 
 
 def fingerprint() -> str:

@@ -99,7 +99,7 @@ class NormalCdf(Op):
     name = "normal_cdf"
 
     def forward(self, input: Any) -> Any:
-        return kernels_for(input.dtype).erf(input * input.dtype.type(math.sqrt(0.5))) * 0.5 + 0.5
+        return kernels_for(input).erf(input * input.dtype.type(math.sqrt(0.5))) * 0.5 + 0.5
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * _normal_density(input)

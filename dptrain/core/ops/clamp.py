@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array
 from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -48,8 +49,8 @@ class ClampTensor(Op):
 
     def backward(self, grad: Any) -> Any:
         zero = grad * 0
-        inside = Where.call(np.asarray(self.above | self.below), zero, grad)
-        low, high = (Where.call(np.asarray(m), grad, zero) for m in (self.below, self.above))
+        inside = Where.call(as_array(self.above | self.below), zero, grad)
+        low, high = (Where.call(as_array(m), grad, zero) for m in (self.below, self.above))
         return inside, low, high
 
 

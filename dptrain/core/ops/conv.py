@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.windows import (
@@ -140,7 +141,7 @@ def _channel_sums(grad: Any) -> Any:
     if isinstance(grad, Tensor) or grad.dtype.itemsize == 2:
         return grad.sum(axis=(0, *range(2, grad.ndim)))
     rows = _rows(grad, 1)[0]
-    return np.ones(len(rows), rows.dtype) @ rows
+    return namespace_of(rows).ones(len(rows), rows.dtype) @ rows
 
 
 def _by(sizes: Any) -> str:

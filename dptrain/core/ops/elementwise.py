@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, is_array
 from dptrain.core.dtypes import get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -16,7 +17,7 @@ def _times(value: Any, alpha: Any) -> Any:
     """value * alpha in the type of `value`; a number when both are numbers."""
     if alpha == 1:
         return value
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         if value.dtype.kind in "biu" and isinstance(alpha, float):
             raise RuntimeError(
                 f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
@@ -115,11 +116,11 @@ class Div(Op):
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        if not isinstance(other, np.ndarray) and other == 0:
+        if not is_array(other) and other == 0:
             other = np.asarray(other, dtype=input.dtype)
         if input.dtype.kind in "biu":
             kind = get_default_dtype().numpy
-            return input.astype(kind) / np.asarray(other).astype(kind)
+            return input.astype(kind) / self.xp.asarray(other).astype(kind)
         return input / other
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
@@ -128,7 +129,7 @@ class Div(Op):
 
 
 def _check_integer_division(op: str, input: Any, other: Any) -> None:
-    if input.dtype.kind in "iu" and np.any(np.asarray(other) == 0):
+    if input.dtype.kind in "iu" and (as_array(other) == 0).any():
         raise RuntimeError(f"{op}: ZeroDivisionError: integer division or modulo by zero")
 
 
@@ -196,16 +197,16 @@ class Pow(Op):
     promotes = 2
 
     def forward(self, input: Any, exponent: Any) -> Any:
-        if input.dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
+        if input.dtype.kind in "iu" and (as_array(exponent) < 0).any():
             raise RuntimeError("pow: integers to negative integer powers are not allowed")
-        if isinstance(exponent, np.ndarray):
+        if is_array(exponent):
             self.backward_name = "PowBackward1"
         return input**exponent
 
     def backward(self, grad: Any, input: Any, exponent: Any, out: Any) -> Any:
         d_input = d_exponent = None
         if self.needs[0]:
-            if not isinstance(exponent, np.ndarray) and not hasattr(exponent, "_array"):
+            if not is_array(exponent) and not hasattr(exponent, "_array"):
                 d_input = grad * (input ** (exponent - 1) * exponent) if exponent != 0 else grad * 0
             else:
                 slope = exponent * input ** (exponent - 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
@@ -23,7 +24,7 @@ def _raw_index(index: Any) -> tuple[Any, bool]:
             part = part._array
         elif isinstance(part, list):
             part = np.asarray(part, dtype=np.int64 if not part else None)
-        if isinstance(part, np.ndarray):
+        if is_array(part):
             if part.dtype.kind not in "biu":
                 raise IndexError(
                     f"tensors used as indices must be long, int, byte or bool tensors, got {part.dtype}"
@@ -158,7 +159,7 @@ class Gather(Op):
     """out[i][j] = input[index[i][j]][j] (dim 0): one element per element of `index`."""
 
     def forward(self, input: Any, dim: int, index: Any) -> Any:
-        if not isinstance(index, np.ndarray) or index.dtype.kind not in "iu":
+        if not is_array(index) or index.dtype.kind not in "iu":
             raise RuntimeError("gather(): Expected dtype int64 for index")
         dim = wrap_dim(dim, input.ndim, "gather")
         if index.ndim != input.ndim:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import grid
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation import Softmax
@@ -37,16 +38,16 @@ class CrossEntropy(Op):
 
     def forward(self, input: Any, target: Any, mean: bool) -> Any:
         check_classes("cross_entropy", target, input.shape[1], ignore_index=-1 << 62)
-        losses, self.p = kernels_for(input.dtype).cross_entropy(input, target)
+        losses, self.p = kernels_for(input).cross_entropy(input, target)
         self.target = target
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0
         total = losses.sum()
         return total * input.dtype.type(self.scale) if mean else total
 
     def backward(self, grad: Any, input: Any) -> Any:
-        rows = np.arange(len(self.target))
+        rows = self.xp.arange(len(self.target))
         if isinstance(grad, Tensor):
-            ones = np.ones(len(self.target), dtype=self.p.dtype)
+            ones = self.xp.ones(len(self.target), dtype=self.p.dtype)
             hot = Scatter.call(ones, tuple(input.shape), (rows, self.target))
             return (Softmax.call(input, 1) - hot) * (grad * self.scale)
         out = self.p * (grad * self.p.dtype.type(self.scale))
@@ -70,7 +71,7 @@ class NllLoss(Op):
         self.factor = -counts.astype(input.dtype)
         if weight is not None:
             self.factor = self.factor * weight[classes]
-        grids = np.ogrid[tuple(slice(s) for s in target.shape)]
+        grids = grid(target.shape, self.xp)
         self.places = (grids[0], classes, *grids[1:])
         self.shape = input.shape
         return input[self.places] * self.factor

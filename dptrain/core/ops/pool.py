@@ -66,7 +66,7 @@ class MaxPool2d(Op):
 
     def forward(self, input: Any, geometry: Geometry, oh: int, ow: int) -> Any:
         self.geometry, self.shape = geometry, input.shape
-        out, self.where = kernels_for(input.dtype).max_pool(channels_last(input), oh, ow, geometry)
+        out, self.where = kernels_for(input).max_pool(channels_last(input), oh, ow, geometry)
         return channels_first(out)
 
     def backward(self, grad: Any) -> Any:
@@ -79,9 +79,7 @@ class MaxPoolScatter(Op):
     def forward(self, grad: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
         self.where, self.shape, self.geometry = where, shape, geometry
         n, c, h, w = shape
-        out = kernels_for(grad.dtype).max_pool_scatter(
-            channels_last(grad), where, (n, h, w, c), geometry
-        )
+        out = kernels_for(grad).max_pool_scatter(channels_last(grad), where, (n, h, w, c), geometry)
         return channels_first(out)
 
     def backward(self, grad: Any) -> Any:
@@ -94,7 +92,7 @@ class MaxPoolGather(Op):
     def forward(self, input: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
         self.where, self.shape, self.geometry = where, shape, geometry
         return channels_first(
-            kernels_for(input.dtype).max_pool_gather(channels_last(input), where, geometry)
+            kernels_for(input).max_pool_gather(channels_last(input), where, geometry)
         )
 
     def backward(self, grad: Any) -> Any:
@@ -143,9 +141,10 @@ class AvgPool2d(Op):
         self.rest = (input.shape, geometry, oh, ow, divisors)
         kh, kw = geometry[:2]
         n, c = input.shape[:2]
-        cols = kernels_for(input.dtype).im2col(channels_last(input), oh, ow, geometry)
+        cols = kernels_for(input).im2col(channels_last(input), oh, ow, geometry)
         return channels_first(
-            cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3) / divisors.astype(input.dtype)
+            cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3)
+            / self.xp.asarray(divisors.astype(input.dtype))
         )
 
     def backward(self, grad: Any) -> Any:
@@ -160,14 +159,12 @@ class AvgPoolScatter(Op):
     ) -> Any:
         self.rest = (geometry, oh, ow, divisors)
         n, c, h, w = shape
-        share = channels_last(grad) / divisors.astype(grad.dtype)
+        share = channels_last(grad) / self.xp.asarray(divisors.astype(grad.dtype))
         taps = geometry[0] * geometry[1]
         columns = np.broadcast_to(share[:, :, :, None], (n, oh, ow, taps, c)).reshape(
             n * oh * ow, taps * c
         )
-        return channels_first(
-            kernels_for(grad.dtype).col2im(columns, (n, h, w, c), oh, ow, geometry)
-        )
+        return channels_first(kernels_for(grad).col2im(columns, (n, h, w, c), oh, ow, geometry))
 
     def backward(self, grad: Any) -> Any:
         return AvgPool2d.call(grad, *self.rest)

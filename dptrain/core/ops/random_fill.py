@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.inplace import _random
@@ -210,7 +211,7 @@ def _normal(
     if size is not None:
         raise TypeError("normal() takes size= only where mean and std are numbers")
     arrays = [v._array if isinstance(v, Tensor) else v for v in (mean, std)]
-    kind = next(a.dtype for a in arrays if isinstance(a, np.ndarray))
+    kind = next(a.dtype for a in arrays if is_array(a))
     if kind.kind in "biu":
         raise RuntimeError(f"normal expects floating point tensors, got {kind}")
     try:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.core.arrays import grid
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -121,7 +122,7 @@ class Var(_Reduction):
         self.divisor = max(0.0, count - correction)
         self.count = count
         centred = input - input.mean(axis=axes, keepdims=True)
-        divisor = np.asarray(self.divisor, input.dtype)
+        divisor = input.dtype.type(self.divisor)
         return self.xp.asarray((centred * centred).sum(axis=axes, keepdims=keepdim)) / divisor
 
     def backward(self, grad: Any, input: Any) -> Any:
@@ -246,7 +247,7 @@ class PutAlong(Op):
     def forward(self, input: Any, index: Any, dim: int, shape: tuple[int, ...]) -> Any:
         self.index, self.dim = index, dim
         out = self.xp.zeros(shape, dtype=input.dtype)
-        places = list(np.ogrid[tuple(slice(s) for s in index.shape)])
+        places = grid(index.shape, self.xp)
         places[dim] = index
         self.xp.add.at(out, tuple(places), input)
         return out

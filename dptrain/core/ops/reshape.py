@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.join import _split
@@ -94,7 +95,7 @@ export("adjoint", methods=("adjoint",), function=_adjoint)(Transpose)
 def _storage(array: np.ndarray) -> np.ndarray:
     """The one-dimensional memory that an array looks into, from its own first element on."""
     owner: Any = array
-    while isinstance(owner.base, np.ndarray) and owner.base.dtype == array.dtype:
+    while is_array(owner.base) and owner.base.dtype == array.dtype:
         owner = owner.base
     return owner
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.arrays import as_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -100,7 +101,7 @@ class Fmod(Op):
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        if input.dtype.kind in "iu" and np.any(np.asarray(other) == 0):
+        if input.dtype.kind in "iu" and (as_array(other) == 0).any():
             raise RuntimeError("fmod: ZeroDivisionError: integer division or modulo by zero")
         return self.xp.fmod(input, other)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -21,7 +22,7 @@ from dptrain.core.tensor import Tensor, wrap
 
 def check_index(op: str, index: Any, size: int, dim: int | None = None) -> None:
     """Raise unless `index` is an integer array with values in [0, size)."""
-    if not isinstance(index, np.ndarray) or index.dtype not in (np.int64, np.int32):
+    if not is_array(index) or index.dtype not in (np.int64, np.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise RuntimeError(f"{op}(): Expected dtype int32/int64 for index, got {kind}")
     if index.size and (index.min() < 0 or index.max() >= size):
@@ -33,7 +34,7 @@ def check_index(op: str, index: Any, size: int, dim: int | None = None) -> None:
 def _places(input: Any, dim: int, index: Any, op: str, source: Any = None) -> tuple[Any, ...]:
     """The advanced index that stands for `index` along `dim`, one place per element of it."""
     dim = wrap_dim(dim, input.ndim, op)
-    if not isinstance(index, np.ndarray) or index.dtype != np.int64:
+    if not is_array(index) or index.dtype != np.int64:
         raise RuntimeError(f"{op}(): Expected dtype int64 for index")
     if max(index.ndim, 1) != max(input.ndim, 1):
         raise RuntimeError(
@@ -45,7 +46,7 @@ def _places(input: Any, dim: int, index: Any, op: str, source: Any = None) -> tu
                 f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart from "
                 f"dimension {dim}"
             )
-        if isinstance(source, np.ndarray) and source.ndim and n > source.shape[d]:
+        if is_array(source) and source.ndim and n > source.shape[d]:
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
             )
@@ -70,7 +71,7 @@ def _part(source: Any, index: Any) -> Any:
 
 
 def _check_source(op: str, input: Any, source: Any) -> None:
-    if isinstance(source, np.ndarray) and source.dtype != input.dtype:
+    if is_array(source) and source.dtype != input.dtype:
         raise RuntimeError(
             f"{op}(): Expected self.dtype to be equal to src.dtype, got {input.dtype} and {source.dtype}"
         )
@@ -253,7 +254,7 @@ class IndexFill(Op):
 
     def forward(self, input: Any, value: Any, index: Any, dim: int) -> Any:
         # Each place once: it has one value to derive, however often it was named.
-        unique = self.xp.unique(index) if isinstance(index, np.ndarray) and index.size else index
+        unique = self.xp.unique(index) if is_array(index) and index.size else index
         self.places = _lines(input, dim, unique, "index_fill")
         out = input.copy()
         out[self.places] = value

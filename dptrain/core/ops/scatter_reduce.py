@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -96,9 +97,7 @@ class ScatterReduce(Op):
         raw_mine = raw_mine & ~self.dropped
         ties = raw_mine.astype(np.float64)
         np.add.at(ties, self.places, raw_theirs.astype(np.float64))
-        share = grad / np.maximum(ties, 1).astype(
-            out.dtype if isinstance(out, np.ndarray) else out._array.dtype
-        )
+        share = grad / np.maximum(ties, 1).astype(out.dtype if is_array(out) else out._array.dtype)
         d_input = Where.call(raw_mine, share, share * 0)
         picked = Index.call(share, self.places)
         return d_input, self._spread(Where.call(raw_theirs, picked, picked * 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, run_beside
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -16,7 +17,8 @@ from dptrain.core.ops.elementwise import Exp, _floating
 
 def _in_float64(function: Any, input: Any) -> Any:
     x = _floating(input)
-    return np.asarray(function(np.asarray(x, np.float64))).astype(x.dtype)
+    wide = as_array(x).astype(np.float64, copy=False)
+    return as_array(run_beside(wide, function, wide)).astype(x.dtype)
 
 
 @export("erf", methods=("erf",), inplace=("erf_",))
@@ -27,7 +29,7 @@ class Erf(Op):
         x = _floating(input)
         # The kernels compute in the type of their argument: 16-bit numbers go through float32.
         wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
-        return kernels_for(wide.dtype).erf(wide).astype(x.dtype, copy=False)
+        return kernels_for(wide).erf(wide).astype(x.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * (Exp.call(-input * input) * (2 / math.sqrt(math.pi)))

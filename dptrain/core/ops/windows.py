@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 
@@ -60,7 +61,7 @@ def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
 
 def channels_last(image: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
-    return np.ascontiguousarray(np.moveaxis(image, 1, -1))
+    return namespace_of(image).ascontiguousarray(np.moveaxis(image, 1, -1))
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:
@@ -87,9 +88,9 @@ def columns(image: np.ndarray, outs: Sizes, window: Window) -> np.ndarray:
     if len(outs) < 3:
         flat = x if len(outs) == 2 else x[:, None]
         oh, ow = outs if len(outs) == 2 else (1, *outs)
-        return kernels_for(x.dtype).im2col(flat, oh, ow, window.geometry())
+        return kernels_for(x).im2col(flat, oh, ow, window.geometry())
     n, c = x.shape[0], x.shape[-1]
-    padded = np.zeros((n, *_bordered(x, outs, window), c), x.dtype)
+    padded = namespace_of(x).zeros((n, *_bordered(x, outs, window), c), x.dtype)
     padded[_inside(x, window)] = x
     first, *steps, last = padded.strides
     taps = as_strided(
@@ -113,12 +114,13 @@ def image_of(rows: np.ndarray, shape: Sizes, outs: Sizes, window: Window) -> np.
         oh, ow = outs if len(outs) == 2 else (1, *outs)
         h, w = sizes if len(outs) == 2 else (1, *sizes)
         # The compiled kernel reads rows as they lie in memory.
-        image = kernels_for(rows.dtype).col2im(
-            np.ascontiguousarray(rows), (n, h, w, c), oh, ow, window.geometry()
+        image = kernels_for(rows).col2im(
+            namespace_of(rows).ascontiguousarray(rows), (n, h, w, c), oh, ow, window.geometry()
         )
         return channels_first(image if len(outs) == 2 else image[:, 0])
-    target = np.empty((n, *sizes, c), rows.dtype)
-    padded = np.zeros((n, *_bordered(target, outs, window), c), rows.dtype)
+    xp = namespace_of(rows)
+    target = xp.empty((n, *sizes, c), rows.dtype)
+    padded = xp.zeros((n, *_bordered(target, outs, window), c), rows.dtype)
     windows = rows.reshape(n, *outs, math.prod(window.kernel), c)
     for tap, places in enumerate(product(*(range(k) for k in window.kernel))):
         where = (
