@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq
 from dptrain.core.ops.elementwise import Maximum, Minimum
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
+from dptrain.core.results import results
 
 
 def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
@@ -212,18 +213,10 @@ class ArgMin(_ArgReduction):
         return self.xp.argmin(input, axis=dim, keepdims=keepdim)
 
 
-class max_result(NamedTuple):
-    """`max` along a dimension."""
-
-    values: Any
-    indices: Any
+max_result = results("max", "values", "indices")
 
 
-class min_result(NamedTuple):
-    """`min` along a dimension."""
-
-    values: Any
-    indices: Any
+min_result = results("min", "values", "indices")
 
 
 class TakeAlong(Op):
@@ -278,18 +271,14 @@ def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
     if other is not None or hasattr(dim, "_array"):
         return Maximum.apply(input, dim if other is None else other)
-    return (
-        MaxOfAll.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
-    )
+    return MaxOfAll.apply(input) if dim is None else max_result(_along(input, ArgMax, dim, keepdim))
 
 
 def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
     if other is not None or hasattr(dim, "_array"):
         return Minimum.apply(input, dim if other is None else other)
-    return (
-        MinOfAll.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
-    )
+    return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
 export("max", methods=("max",), function=_max)(MaxOfAll)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +12,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Sign, Sub
 from dptrain.core.ops.transcendental import Exp2
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 
 
@@ -317,16 +318,13 @@ def _ldexp(input: Any, other: Any) -> Any:
 export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)
 
 
-class frexp_result(NamedTuple):
-    """`frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1."""
-
-    mantissa: Any
-    exponent: Any
+#: `frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1.
+frexp_result = results("frexp", "mantissa", "exponent")
 
 
 def _frexp(input: Any) -> Any:
     """Mantissa and exponent (base 2) as a named tuple."""
-    return frexp_result(*Frexp.apply(input))
+    return frexp_result(Frexp.apply(input))
 
 
 @export("frexp", methods=("frexp",), function=_frexp)
