@@ -129,6 +129,7 @@ _ROOMS = frozenset(
         "parallel",
         "profiler",
         "random",
+        "return_types",
         "utils",
         "vision",
     ]

@@ -68,5 +68,5 @@ def test_every_update_of_the_definition_has_a_compiled_twin():
 
 
 def test_provider_follows_the_element_type_alone():
-    assert optim_kernels_for(np.dtype(np.float16)) is reference_optim
-    assert optim_kernels_for(np.dtype(np.float32)) is optim_kernels_for(np.dtype(np.float64))
+    assert optim_kernels_for(np.empty(0, np.float16)) is reference_optim
+    assert optim_kernels_for(np.empty(0, np.float32)) is optim_kernels_for(np.empty(0, np.float64))

@@ -30,7 +30,9 @@ def _times(value: Any, alpha: Any) -> Any:
 class Add(Op):
     """input + alpha * other."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         self.alpha = alpha
@@ -57,7 +59,9 @@ def _refuse_bool(op: str, input: Any, other: Any) -> None:
 class Sub(Op):
     """input - alpha * other."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
@@ -79,6 +83,7 @@ class Mul(Op):
 
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 0}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         return input * other
@@ -112,8 +117,10 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 class Div(Op):
     """input / other; integers give floating point."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         if not is_array(other) and other == 0:
@@ -142,8 +149,10 @@ def _check_integer_division(op: str, input: Any, other: Any) -> None:
 class FloorDivide(Op):
     """The quotient rounded towards minus infinity."""
 
+    in_float32 = True
     backward_name = "DivBackward2"
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("floor_divide", input, other)
@@ -158,6 +167,7 @@ class TruncDivide(Op):
 
     backward_name = "DivBackward2"
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("div", input, other)
@@ -179,8 +189,10 @@ class TruncDivide(Op):
 class Remainder(Op):
     """The remainder with the sign of the divisor, as Python's `%`."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 1}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("remainder", input, other)
@@ -194,7 +206,9 @@ class Remainder(Op):
 class Pow(Op):
     """input ** exponent."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, exponent: Any) -> Any:
         if input.dtype.kind in "iu" and (as_array(exponent) < 0).any():
@@ -296,6 +310,7 @@ class Sqrt(Op):
 class Square(Op):
     """input * input."""
 
+    in_float32 = True
     backward_name = "PowBackward0"
 
     def forward(self, input: Any) -> Any:
@@ -331,6 +346,8 @@ class Cos(Op):
 class Tanh(Op):
     """Hyperbolic tangent."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.tanh(_floating(input))
 
@@ -341,6 +358,8 @@ class Tanh(Op):
 @export("sigmoid", methods=("sigmoid",), inplace=("sigmoid_",))
 class Sigmoid(Op):
     """1 / (1 + exp(-input)), computed without overflow."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)
@@ -356,6 +375,7 @@ class Maximum(Op):
     """The larger of both; ties share the gradient, NaN wins."""
 
     promotes = 2
+    num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.maximum(input, other)
@@ -369,6 +389,7 @@ class Minimum(Op):
     """The smaller of both; ties share the gradient, NaN wins."""
 
     promotes = 2
+    num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.minimum(input, other)
