@@ -196,6 +196,18 @@ def place_of(p: Tensor) -> Place | None:
     return place
 
 
+def placed(p: Tensor) -> Place:
+    """Where a parameter lies that was adopted.
+
+    Raises:
+        RuntimeError: it lies in no flat storage.
+    """
+    place = place_of(p)
+    if place is None:
+        raise RuntimeError(f"a parameter of shape {list(p.shape)} lies in no flat storage")
+    return place
+
+
 def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     """The flat storages that hold `params`, made or taken over as needed.
 

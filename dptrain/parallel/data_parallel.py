@@ -85,9 +85,9 @@ class _Threads:
         for i, future in enumerate(futures, 1):
             errors[i] = future.exception()
             results[i] = None if errors[i] is not None else future.result()
-        for i, error in enumerate(errors):
-            if error is not None:
-                _reraise(error, i, places[i])
+        for i, found in enumerate(errors):
+            if found is not None:
+                _reraise(found, i, places[i])
         return results
 
 
@@ -185,8 +185,8 @@ class DataParallel(Module):
 
     def _on_one(self, module: Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_home()
-        inputs, kwargs = scatter_kwargs(inputs, kwargs, self.device_ids[:1], self.dim)  # type: ignore[assignment]
-        return module(*(inputs[0] if inputs else ()), **(kwargs[0] if kwargs else {}))
+        parts, named = scatter_kwargs(inputs, kwargs, self.device_ids[:1], self.dim)
+        return module(*parts[0], **named[0]) if parts else module()
 
     def _run(self, call: Callable[[Module, int], Any], count: int) -> list[Any]:
         """`call(replica, index)` on the first `count` devices."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from dptrain.core.arrays import device_of, move, namespace_on
 from dptrain.core.device import device
-from dptrain.core.flat import FlatStorage, Place, adopt, place_of
+from dptrain.core.flat import FlatStorage, Place, adopt, placed
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.module import Module
@@ -93,10 +93,10 @@ class ReplicaSet:
         named = {id(p): p for p in self._module.parameters()}
         adopt(named.values())
         trained = [p for p in named.values() if p.requires_grad]
-        mirrors = self._refreshed([place_of(p).storage for p in named.values()], devices)
+        mirrors = self._refreshed([placed(p).storage for p in named.values()], devices)
         copies: list[dict[int, Any]] = [{} for _ in devices]
         if trained:
-            outs = Replicate.apply(*trained, places=[place_of(p) for p in trained], mirrors=mirrors)
+            outs = Replicate.apply(*trained, places=[placed(p) for p in trained], mirrors=mirrors)
             self._last = None if outs[0].grad_fn is None else weakref.ref(outs[0].grad_fn)
             for i, copy in enumerate(copies):
                 part = outs[i * len(trained) : (i + 1) * len(trained)]
@@ -104,7 +104,7 @@ class ReplicaSet:
         for place, copy, mirror in zip(devices, copies, mirrors, strict=True):
             for key, p in named.items():
                 if key not in copy:
-                    at = place_of(p)
+                    at = placed(p)
                     copy[key] = wrap(mirror[at.storage][at.start : at.stop].reshape(p._array.shape))
             for buffer in self._module.buffers():
                 copy[id(buffer)] = wrap(move(buffer._array, place))
