@@ -155,7 +155,7 @@ class RNNBase(Module):
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, n, width) for width in self._widths()]
         if hx is None:
-            return tuple(zeros(shape, dtype=like.dtype) for shape in shapes)
+            return tuple(zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
         for part, shape, what in zip(hx, shapes, ("hidden[0]", "hidden[1]"), strict=False):
             if tuple(part.shape) != shape:
                 name = what if len(shapes) == 2 else "hidden"

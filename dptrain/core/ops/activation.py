@@ -98,12 +98,13 @@ class Dropout(Op):
     def forward(self, input: Any, p: float, mask_shape: tuple[int, ...] | None = None) -> Any:
         shape = input.shape if mask_shape is None else mask_shape
         if p == 1:
-            self.mask = np.zeros(shape, dtype=input.dtype)
+            self.mask = self.xp.zeros(shape, dtype=input.dtype)
         else:
             stream = default_generator().stream(DROPOUT)
             # 32-bit draws whatever the dtype, so that float32 and float64 runs drop the same elements.
             kept = stream.random(shape, dtype=np.float32) >= p
-            self.mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
+            mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
+            self.mask = self.xp.asarray(mask)
         return input * self.mask
 
     def backward(self, grad: Any) -> Any:
