@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import REMOTE, common_namespace, is_array, namespace_of
+from dptrain.core.arrays import REMOTE, as_array, common_namespace, is_array, namespace_of
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
@@ -37,6 +37,8 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
+#: Raw constants: arrays, and what NumPy makes of a comparison of 0-dimensional ones.
+_RAW = (np.ndarray, np.bool_)
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -159,7 +161,10 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(*[wrap(a) if is_array(a) else a for a in args], **kwargs)
+                return cls.apply(
+                    *[wrap(as_array(a)) if type(a) in _RAW or is_array(a) else a for a in args],
+                    **kwargs,
+                )
             if type(a) in REMOTE:
                 op.xp = namespace_of(a)
         return op.forward(*args, **kwargs)

@@ -72,7 +72,8 @@ def _sum_to_size(self: Tensor, *size: Any) -> Any:
         raise RuntimeError(
             f"sum_to_size: size {list(shape)} is not expandable to size {list(self.shape)}"
         )
-    integers = self.dtype.category < 2 and shape != self._array.shape
+    summed = shape == () or shape != self._array.shape
+    integers = self.dtype.category < 2 and summed
     return SumToSize.apply(self.long() if integers else self, shape)
 
 
@@ -191,6 +192,7 @@ for _name, _make in {
     "swapaxes_": Transpose.apply,
     "swapdims_": Transpose.apply,
     "t_": _t_of,
+    "as_strided_": AsStrided.apply,
 }.items():
     _in_place_view(_name, _make)
 
