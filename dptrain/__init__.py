@@ -123,6 +123,7 @@ _ROOMS = frozenset(
         "cuda",
         "data",
         "distributed",
+        "func",
         "linalg",
         "nn",
         "optim",

@@ -94,6 +94,10 @@ class Sequential(_Numbered):
             return NotImplemented
         return Sequential(*self, *other)
 
+    def extend(self, sequential: Iterable[Module]) -> Self:
+        """Add modules at the end."""
+        return super().extend(sequential)
+
     def forward(self, input: Any) -> Any:
         """The result of the last module."""
         for module in self._modules.values():

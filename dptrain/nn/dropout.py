@@ -7,7 +7,7 @@ from dptrain.nn import functional as F
 from dptrain.nn.module import Module
 
 
-class _Dropout(Module):
+class _DropoutNd(Module):
     """The options of all dropout layers."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
@@ -22,7 +22,7 @@ class _Dropout(Module):
         return f"p={self.p}, inplace={self.inplace}"
 
 
-class Dropout(_Dropout):
+class Dropout(_DropoutNd):
     """In training, zero each element with probability `p` and scale the rest by 1 / (1 - p).
 
     Source: Hinton et al., "Improving neural networks by preventing co-adaptation of feature
@@ -41,7 +41,7 @@ class Dropout(_Dropout):
         return F.dropout(input, self.p, self.training, self.inplace)
 
 
-class Dropout1d(_Dropout):
+class Dropout1d(_DropoutNd):
     """`Dropout` of whole channels of lines.
 
     Source: Tompson et al., "Efficient object localization using convolutional networks", 2015.
@@ -56,7 +56,7 @@ class Dropout1d(_Dropout):
         return F.dropout1d(input, self.p, self.training, self.inplace)
 
 
-class Dropout2d(_Dropout):
+class Dropout2d(_DropoutNd):
     """`Dropout` of whole channels of images.
 
     Args:
@@ -69,7 +69,7 @@ class Dropout2d(_Dropout):
         return F.dropout2d(input, self.p, self.training, self.inplace)
 
 
-class Dropout3d(_Dropout):
+class Dropout3d(_DropoutNd):
     """`Dropout` of whole channels of volumes.
 
     Args:
@@ -82,7 +82,7 @@ class Dropout3d(_Dropout):
         return F.dropout3d(input, self.p, self.training, self.inplace)
 
 
-class AlphaDropout(_Dropout):
+class AlphaDropout(_DropoutNd):
     """Set elements to SELU's negative limit with probability `p`, keeping mean and variance.
 
     Source: Klambauer et al., "Self-normalizing neural networks", 2017.
@@ -97,7 +97,7 @@ class AlphaDropout(_Dropout):
         return F.alpha_dropout(input, self.p, self.training, self.inplace)
 
 
-class FeatureAlphaDropout(_Dropout):
+class FeatureAlphaDropout(_DropoutNd):
     """`AlphaDropout` of whole channels.
 
     Args:

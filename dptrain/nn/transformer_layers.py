@@ -11,10 +11,10 @@ from typing import Any
 
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
-from dptrain.nn.attention import MultiheadAttention
 from dptrain.nn.dropout import Dropout
 from dptrain.nn.linear import Linear
 from dptrain.nn.module import Module
+from dptrain.nn.multihead_attention import MultiheadAttention
 from dptrain.nn.normalization import LayerNorm
 
 

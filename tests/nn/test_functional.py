@@ -289,8 +289,11 @@ def test_activation_layers_are_their_functions():
         (nn.Softmax(dim=0), np.exp(log_softmax(v, 0))),
     ]:
         np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-12)
-    with pytest.raises(TypeError, match="dim="):
-        nn.Softmax()(x)
+    for layer, name in ((nn.Softmax(), "softmax"), (nn.Softmin(), "softmin")):
+        with pytest.warns(UserWarning, match=f"Implicit dimension choice for {name}") as caught:
+            rows = layer(x).sum(1)
+        np.testing.assert_allclose(rows.detach().numpy(), 1)  # 2-d: along 1
+        assert caught[0].filename == __file__
 
 
 # ---- layers ----------------------------------------------------------------------------------------

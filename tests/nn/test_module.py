@@ -158,7 +158,7 @@ def test_get_submodule_follows_the_path():
     with pytest.raises(AttributeError, match=r"`scale` is not an nn\.Module"):
         net.get_submodule("0.scale")
     assert net.get_parameter("0.first.weight") is net[0].first.weight
-    with pytest.raises(AttributeError, match=r"`0.seen` is not an nn.Parameter"):
+    with pytest.raises(AttributeError, match=r"`seen` is not an nn.Parameter"):
         net.get_parameter("0.seen")
 
 

@@ -15,6 +15,7 @@ from dptrain.core.ops.pool_any import MaxUnpool, adaptive_spans, output_sizes, p
 from dptrain.core.ops.windows import Sizes, sizes_of
 from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.pooling import with_indices
 
 adaptive_avg_pool1d = FUNCTIONS["adaptive_avg_pool1d"]
 adaptive_avg_pool2d = FUNCTIONS["adaptive_avg_pool2d"]
@@ -72,6 +73,11 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maxima over windows that divide the input evenly: (N, C, D, H, W) -> (N, C, *output_size)."""
     return _adaptive_max(3, input, output_size, return_indices)
+
+
+adaptive_max_pool1d_with_indices = with_indices(adaptive_max_pool1d)
+adaptive_max_pool2d_with_indices = with_indices(adaptive_max_pool2d)
+adaptive_max_pool3d_with_indices = with_indices(adaptive_max_pool3d)
 
 
 def _starts(samples: np.ndarray, size: int, out: int, kernel: int) -> np.ndarray:
@@ -178,6 +184,10 @@ def fractional_max_pool3d(
     return _fractional(
         3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
+
+
+fractional_max_pool2d_with_indices = with_indices(fractional_max_pool2d)
+fractional_max_pool3d_with_indices = with_indices(fractional_max_pool3d)
 
 
 def _unpool(
