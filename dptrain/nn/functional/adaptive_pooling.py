@@ -121,7 +121,17 @@ def _fractional(
         drawn = default_generator().stream().random((len(rows._array), rank))
         draws = drawn.astype(rows._array.dtype)
     else:
-        draws = samples._array.reshape(-1, rank)
+        if samples.dtype is not input.dtype:
+            raise RuntimeError(
+                f"{op}: expected _random_samples to have the dtype of the input, {input.dtype}, got {samples.dtype}"
+            )
+        # PyTorch takes samples of a larger batch too.
+        n, channels = (1, input.shape[0]) if input.ndim == rank + 1 else input.shape[:2]
+        if samples.ndim != 3 or samples.shape[0] < n or samples.shape[1:] != (channels, rank):
+            raise RuntimeError(
+                f"{op}: expected _random_samples of shape ({n}, {channels}, {rank}), got {tuple(samples.shape)}"
+            )
+        draws = samples._array[:n].reshape(-1, rank)
     # PyTorch's order: the last dimension first in two dimensions, the first one in three.
     order = (1, 0) if rank == 2 else (0, 1, 2)
     starts = [
