@@ -137,8 +137,8 @@ def _check_names(module: Module, values: Mapping[str, Tensor]) -> None:
     problems = [
         f"{what} key(s): {', '.join(map(repr, names))}."
         for what, names in (
-            ("Unexpected", [n for n in values if n not in own]),
-            ("Missing", [n for n in own if n not in values]),
+            ("Unexpected", sorted(n for n in values if n not in own)),
+            ("Missing", sorted(n for n in own if n not in values)),
         )
         if names
     ]

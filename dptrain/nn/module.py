@@ -149,7 +149,8 @@ class Module(ModuleConversions):
         return _register(self._backward_hooks, hook, False)
 
     def _use_backward_hooks(self, full: bool) -> None:
-        if self._backward_hooks and self._is_full_backward_hook is not full:
+        # Decided once, as in PyTorch, even if all hooks have been removed since.
+        if self._is_full_backward_hook is (not full):
             raise RuntimeError(global_hooks.ONE_KIND)
         self._is_full_backward_hook = full
 

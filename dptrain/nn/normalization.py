@@ -203,8 +203,8 @@ class LocalResponseNorm(Module):
 class CrossMapLRN2d(LocalResponseNorm):
     """x / (k + alpha / size * sum of the squares of the neighbouring channels) ** beta over images.
 
-    As in PyTorch, whose running sum this is, the first channel stays in the sums of all later ones,
-    and the gradient is that of the result. `LocalResponseNorm` has the plain window.
+    As in PyTorch, whose running sum this is, the first channel stays in the sums of all later ones. The
+    gradient is that of this result, which PyTorch's is not. `LocalResponseNorm` has the plain window.
 
     Args:
         size: channels of a window.

@@ -36,6 +36,11 @@ class Parameter(Tensor):
             raise TypeError(f"Parameter data must be a Tensor, got {type(data).__name__}")
         self.requires_grad = requires_grad
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        # Unlike other tensors, a copied parameter starts without a gradient.
+        memo[id(self)] = copy = type(self)(self.detach().clone(), self.requires_grad)
+        return copy
+
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
 

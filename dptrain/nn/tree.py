@@ -41,7 +41,8 @@ class ModuleTree:
         if name == "":
             raise KeyError(f'{what} name can\'t be empty string ""')
         if "." in name:
-            raise KeyError(f'{what} name can\'t contain ".", got: {name}')
+            end = f", got: {name}" if what == "module" else ""
+            raise KeyError(f'{what} name can\'t contain "."{end}')
         if hasattr(self, name) and name not in table:
             raise KeyError(f"attribute '{name}' already exists")
 
@@ -68,7 +69,9 @@ class ModuleTree:
                 f"explicitly. To express '{name}' as a function of another Tensor, compute the value in "
                 "the forward() method."
             )
-        self._parameters[name] = global_hooks.on_registration("parameter", self, name, param)
+        if param is not None:
+            param = global_hooks.on_registration("parameter", self, name, param)
+        self._parameters[name] = param
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that is part of the module's state but no parameter.
@@ -146,7 +149,7 @@ class ModuleTree:
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(
                     f"cannot assign '{type(value).__name__}' as buffer '{name}' "
-                    "(dptrain.Tensor or None expected)"
+                    "(dptrain.nn.Buffer, dptrain.Tensor or None expected)"
                 )
             self._buffers[name] = global_hooks.on_registration("buffer", self, name, value)
         elif isinstance(value, Buffer):
