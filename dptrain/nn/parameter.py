@@ -75,6 +75,7 @@ class UninitializedTensorMixin(Tensor):
     """A tensor whose shape is not known yet; what needs the shape or the values raises."""
 
     cls_to_become: Any
+    _has_values = False
     _held: np.ndarray
 
     def materialize(self, shape: Any, device: Any = None, dtype: Any = None) -> None:

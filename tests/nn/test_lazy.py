@@ -166,3 +166,26 @@ def test_an_own_lazy_module(lib):
 
     with pytest.raises(RuntimeError, match="has not been fully initialized"):
         Forgetful()(lib.ones(3))
+
+
+@pytest.mark.parametrize("lib", LIBRARIES)
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_an_optimizer_may_be_made_before_the_first_call(lib, kind):
+    layer = lib.nn.LazyLinear(1)
+    optimizer = getattr(lib.optim, kind)(layer.parameters(), lr=0.1)
+    optimizer.zero_grad()
+    optimizer.step()  # nothing has a gradient yet
+    layer(lib.ones(2, 3)).sum().backward()
+    before = layer.weight.detach().clone()
+    optimizer.step()
+    assert (layer.weight < before).all()
+    assert optimizer.param_groups[0]["params"][0] is layer.weight
+
+
+def test_data_parallel_refuses_parameters_without_a_shape():
+    from dptrain.comm.serial import SerialCommunicator
+
+    with pytest.raises(
+        RuntimeError, match=r"uninitialized parameters can't be used with `Distributed"
+    ):
+        nn.parallel.DistributedDataParallel(nn.LazyLinear(2), process_group=SerialCommunicator())
