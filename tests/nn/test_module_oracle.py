@@ -11,6 +11,7 @@ from scenarios import agree, attempt
 import dptrain
 
 pytestmark = pytest.mark.oracle
+torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
 
 SCENARIOS = {}
 
@@ -489,3 +490,39 @@ def test_a_load_that_fails_changes_nothing():
 def test_metadata_survives_a_pickle():
     given = pickle.load(io.BytesIO(pickle.dumps(net(dptrain).state_dict())))
     assert given._metadata["norm"] == {"version": 2}
+
+
+@pytest.mark.parametrize("kind", ["half", "bfloat16"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda n: n.Linear(4, 4), (2, 4)),
+        (lambda n: n.Conv2d(4, 4, 3), (2, 4, 5, 5)),
+        (lambda n: n.ConvTranspose1d(4, 4, 3), (2, 4, 5)),
+        (lambda n: n.BatchNorm2d(4), (3, 4, 2, 2)),
+        (lambda n: n.LayerNorm(4), (3, 4)),
+        (lambda n: n.GroupNorm(2, 4), (3, 4, 5)),
+        (lambda n: n.TransformerEncoderLayer(4, 2, 8, dropout=0.0), (3, 2, 4)),
+        (lambda n: n.LSTM(4, 3), (3, 2, 4)),
+    ],
+)
+def test_sixteen_bits_stay_sixteen_bits(make, shape, kind):
+    theirs = make(torch.nn)
+    values = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    data = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
+    found = []
+    for lib in (dptrain, torch):
+        module = make(lib.nn)
+        module.load_state_dict({k: lib.tensor(v) for k, v in values.items()})
+        getattr(module, kind)()
+        x = getattr(lib.tensor(data), kind)().requires_grad_()
+        result = module(x)
+        outs = [result] if isinstance(result, lib.Tensor) else [result[0], *result[1]]
+        sum((out.float() ** 2).sum() for out in outs).backward()
+        tensors = [*outs, x.grad, *(p.grad for p in module.parameters()), *module.buffers()]
+        found.append([(str(t.dtype).split(".")[-1], t.detach().float().numpy()) for t in tensors])
+    ours, theirs = found
+    assert [name for name, _ in ours] == [name for name, _ in theirs]
+    tolerance = 0.02 if kind == "half" else 0.1
+    for (_, a), (_, b) in zip(ours, theirs, strict=True):
+        assert abs(a - b).max() <= tolerance * (1 + abs(b).max())
