@@ -121,6 +121,7 @@ _ROOMS = frozenset(
         "cuda",
         "data",
         "distributed",
+        "func",
         "linalg",
         "nn",
         "optim",

@@ -49,6 +49,9 @@ class Tensor(ArrayProtocols):
     #: Where the values lie in a flat storage (a core.flat.Place), if they do.
     _place: Any = None
 
+    #: False for a lazy module's parameter before the first call; see nn/parameter.py.
+    _has_values: bool = True
+
     #: NumPy hands `ndarray + tensor` over to `Tensor.__radd__`.
     __array_priority__ = 1000
 

@@ -157,7 +157,7 @@ class Optimizer(Hooks):
             p
             for group in self.param_groups
             for p in group["params"]
-            if p._requires_grad or p._grad is not None
+            if p._has_values and (p._requires_grad or p._grad is not None)
         )
         for storage in storages:
             storage.add_owner(self)

@@ -170,6 +170,7 @@ class Plan:
             (p, p._array, p._grad, *held.get(id(p), (None, ())))
             for group in param_groups
             for p in group["params"]
+            if p._has_values
         ]
         self.runs = [_run(stretch) for stretch in _stretches(items)]
         #: Such runs merge with their neighbours after this update.
@@ -189,6 +190,8 @@ class Plan:
             if group is not own:
                 return False
             for p in group["params"]:
+                if not p._has_values:
+                    continue
                 bound = next(bindings, None)
                 if (
                     bound is None

@@ -218,12 +218,13 @@ class Where(Op):
             )
         target = result_dtype((input, other)).numpy
         self.condition = condition
+        self.zero = np.zeros((), target)
         return self.xp.where(
             condition, self.xp.asarray(input, target), self.xp.asarray(other, target)
         )
 
     def backward(self, grad: Any) -> Any:
-        zero = grad * 0
+        zero = self.zero  # not grad * 0, which is no zero where the gradient is not finite
         return None, Where.call(self.condition, grad, zero), Where.call(self.condition, zero, grad)
 
 

@@ -43,16 +43,22 @@ from dptrain.nn.functional.adaptive_pooling import (
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,
     adaptive_max_pool1d,
+    adaptive_max_pool1d_with_indices,
     adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
     adaptive_max_pool3d,
+    adaptive_max_pool3d_with_indices,
     fractional_max_pool2d,
+    fractional_max_pool2d_with_indices,
     fractional_max_pool3d,
+    fractional_max_pool3d_with_indices,
     max_unpool1d,
     max_unpool2d,
     max_unpool3d,
 )
 from dptrain.nn.functional.attention import scaled_dot_product_attention
 from dptrain.nn.functional.bilinear import bilinear
+from dptrain.nn.functional.conv import conv_tbc
 from dptrain.nn.functional.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from dptrain.nn.functional.dropout import (
     alpha_dropout,
@@ -98,6 +104,7 @@ from dptrain.nn.functional.loss_regression import (
     poisson_nll_loss,
     smooth_l1_loss,
 )
+from dptrain.nn.functional.multihead_attention import multi_head_attention_forward
 from dptrain.nn.functional.norm import (
     batch_norm,
     group_norm,
@@ -130,6 +137,7 @@ from dptrain.nn.functional.rearrange import (
 )
 
 conv2d = FUNCTIONS["conv2d"]
+native_channel_shuffle = channel_shuffle
 conv1d = FUNCTIONS["conv1d"]
 conv3d = FUNCTIONS["conv3d"]
 conv_transpose1d = FUNCTIONS["conv_transpose1d"]
@@ -141,8 +149,11 @@ __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
     "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
     "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
     "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
     "affine_grid",
     "alpha_dropout",
     "avg_pool1d",
@@ -158,6 +169,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_tbc",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -176,7 +188,9 @@ __all__ = [
     "feature_alpha_dropout",
     "fold",
     "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices",
     "fractional_max_pool3d",
+    "fractional_max_pool3d_with_indices",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -216,9 +230,11 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
+    "native_channel_shuffle",
     "nll_loss",
     "normalize",
     "one_hot",

@@ -15,6 +15,7 @@ from dptrain.core.ops.pool_any import MaxUnpool, adaptive_spans, output_sizes, p
 from dptrain.core.ops.windows import Sizes, sizes_of
 from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.pooling import with_indices
 
 adaptive_avg_pool1d = FUNCTIONS["adaptive_avg_pool1d"]
 adaptive_avg_pool2d = FUNCTIONS["adaptive_avg_pool2d"]
@@ -74,6 +75,11 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
     return _adaptive_max(3, input, output_size, return_indices)
 
 
+adaptive_max_pool1d_with_indices = with_indices(adaptive_max_pool1d)
+adaptive_max_pool2d_with_indices = with_indices(adaptive_max_pool2d)
+adaptive_max_pool3d_with_indices = with_indices(adaptive_max_pool3d)
+
+
 def _starts(samples: np.ndarray, size: int, out: int, kernel: int) -> np.ndarray:
     """First entries of the random windows: (R,) in [0, 1) -> (R, out)."""
     starts = np.full((len(samples), out), size - kernel)
@@ -115,7 +121,17 @@ def _fractional(
         drawn = default_generator().stream().random((len(rows._array), rank))
         draws = drawn.astype(rows._array.dtype)
     else:
-        draws = samples._array.reshape(-1, rank)
+        if samples.dtype is not input.dtype:
+            raise RuntimeError(
+                f"{op}: expected _random_samples to have the dtype of the input, {input.dtype}, got {samples.dtype}"
+            )
+        # PyTorch takes samples of a larger batch too.
+        n, channels = (1, input.shape[0]) if input.ndim == rank + 1 else input.shape[:2]
+        if samples.ndim != 3 or samples.shape[0] < n or samples.shape[1:] != (channels, rank):
+            raise RuntimeError(
+                f"{op}: expected _random_samples of shape ({n}, {channels}, {rank}), got {tuple(samples.shape)}"
+            )
+        draws = samples._array[:n].reshape(-1, rank)
     # PyTorch's order: the last dimension first in two dimensions, the first one in three.
     order = (1, 0) if rank == 2 else (0, 1, 2)
     starts = [
@@ -178,6 +194,10 @@ def fractional_max_pool3d(
     return _fractional(
         3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
+
+
+fractional_max_pool2d_with_indices = with_indices(fractional_max_pool2d)
+fractional_max_pool3d_with_indices = with_indices(fractional_max_pool3d)
 
 
 def _unpool(

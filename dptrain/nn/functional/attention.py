@@ -6,6 +6,7 @@ Source: Vaswani et al., "Attention is all you need", 2017.
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.dropout import dropout
+
+#: Whether `nn.attention.sdpa_kernel` lets this implementation run.
+allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
 def _additive(mask: np.ndarray, kind: np.dtype[Any]) -> Tensor:
@@ -76,6 +80,11 @@ def scaled_dot_product_attention(
     Raises:
         RuntimeError: shapes or dtypes that do not fit, or a mask together with `is_causal`.
     """
+    if not allowed.get():
+        raise RuntimeError(
+            "No viable backend for scaled_dot_product_attention was found: sdpa_kernel allows neither "
+            "SDPBackend.MATH nor SDPBackend.FLASH_ATTENTION"
+        )
     for name, part in (("query", query), ("key", key), ("value", value)):
         if not isinstance(part, Tensor):
             raise TypeError(

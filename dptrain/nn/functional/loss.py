@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
 from dptrain.core.tensor import Tensor, wrap
@@ -158,7 +159,7 @@ def cross_entropy(
     reduction = reduction_of(size_average, reduce, reduction)
     _check_operands("cross_entropy", input, target)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if target.is_floating_point():
         return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     _check_class_indices("cross_entropy", input, target)
@@ -185,8 +186,8 @@ def _smooth_part(
 ) -> Tensor:
     """-sum over the classes of weight * logp, for the positions that count."""
     weighted = logp if weight is None else logp * _along_classes(weight, logp.ndim, dim)
-    counts = wrap((target != ignore_index).astype(logp._array.dtype))
-    loss = -weighted.sum(dim) * counts
+    zero = wrap(np.zeros((), logp._array.dtype))
+    loss = FUNCTIONS["where"](wrap(target != ignore_index), -weighted.sum(dim), zero)
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target, weight, ignore_index, logp._array.dtype)

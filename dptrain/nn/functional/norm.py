@@ -84,7 +84,7 @@ def batch_norm(
         eps: added to the variance.
 
     Raises:
-        ValueError: training with one value per channel.
+        ValueError: training with one value per channel, or an `eps` that may divide by 0.
         RuntimeError: sizes or dtypes that do not fit, or no averages outside of training.
     """
     _check_input("batch_norm", input, weight, bias)
@@ -92,6 +92,9 @@ def batch_norm(
         raise RuntimeError(
             f"batch_norm: expected at least 2D input (N, C, ...), got shape {list(input.shape)}"
         )
+    if eps < 0 or (training and eps == 0):
+        wanted = "positive during training" if training else "non-negative"
+        raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
     channels = input.shape[1]
     _check_channels(
         "batch_norm",
