@@ -262,9 +262,13 @@ class Narrow(Op):
     is_view = True
     backward_name = "SliceBackward0"
 
-    def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
+    def forward(self, input: Any, dim: int, start: Any, length: int) -> Any:
         if input.ndim == 0:
             raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
+        if isinstance(start, np.ndarray):
+            if start.ndim or start.dtype.kind not in "iu":
+                raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
+            start = int(start)
         dim = wrap_dim(dim, input.ndim, "narrow")
         size = input.shape[dim]
         if not -size <= start <= size:
