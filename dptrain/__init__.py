@@ -105,6 +105,13 @@ from dptrain.core.typed import (
     numel,
     result_type,
 )
+from dptrain.core.window_functions import (
+    bartlett_window,
+    blackman_window,
+    hamming_window,
+    hann_window,
+    kaiser_window,
+)
 
 __version__ = "0.1.0"
 
@@ -128,6 +135,7 @@ _ROOMS = frozenset(
         "profiler",
         "random",
         "return_types",
+        "special",
         "utils",
         "vision",
     ]
@@ -149,7 +157,9 @@ __all__ = [
     "Tensor",
     "arange",
     "as_tensor",
+    "bartlett_window",
     "bfloat16",
+    "blackman_window",
     "bool",
     "can_cast",
     "device",
@@ -174,6 +184,8 @@ __all__ = [
     "get_printoptions",
     "get_rng_state",
     "half",
+    "hamming_window",
+    "hann_window",
     "iinfo",
     "inference_mode",
     "initial_seed",
@@ -189,6 +201,7 @@ __all__ = [
     "is_anomaly_enabled",
     "is_inference_mode_enabled",
     "is_tensor",
+    "kaiser_window",
     "linspace",
     "logspace",
     "long",
