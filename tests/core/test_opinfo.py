@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
 #: Samples of one operation in one type.
-COUNT = 5
+COUNT = 4
 DTYPES = ("float32", "float64", "int64", "bool", "uint8", "bfloat16")
 
 #: What is not as in PyTorch: operation, or "operation:aspect" (a type, "gradient", "error") -> why.
