@@ -105,6 +105,13 @@ from dptrain.core.typed import (
     numel,
     result_type,
 )
+from dptrain.core.window_functions import (
+    bartlett_window,
+    blackman_window,
+    hamming_window,
+    hann_window,
+    kaiser_window,
+)
 
 __version__ = "0.1.0"
 
@@ -129,6 +136,7 @@ _ROOMS = frozenset(
         "profiler",
         "random",
         "return_types",
+        "special",
         "utils",
         "vision",
     ]
@@ -150,7 +158,9 @@ __all__ = [
     "Tensor",
     "arange",
     "as_tensor",
+    "bartlett_window",
     "bfloat16",
+    "blackman_window",
     "bool",
     "can_cast",
     "device",
@@ -175,6 +185,8 @@ __all__ = [
     "get_printoptions",
     "get_rng_state",
     "half",
+    "hamming_window",
+    "hann_window",
     "iinfo",
     "inference_mode",
     "initial_seed",
@@ -190,6 +202,7 @@ __all__ = [
     "is_anomaly_enabled",
     "is_inference_mode_enabled",
     "is_tensor",
+    "kaiser_window",
     "linspace",
     "logspace",
     "long",

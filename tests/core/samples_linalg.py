@@ -18,6 +18,7 @@ def definite(*shape):
 _SQUARE = [call(regular(3, 3)), call(regular(2, 4, 4)), call(regular(1, 1))]
 
 SAMPLES: dict[str, list[Call]] = {
+    "vdot": [call(x(4), x(4)), call(i(3), i(3))],
     "addbmm": [
         call(x(3, 5), x(2, 3, 4), x(2, 4, 5)),
         call(x(5), x(2, 3, 4), x(2, 4, 5), beta=0.5, alpha=2.0),

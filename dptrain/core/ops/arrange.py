@@ -76,6 +76,8 @@ class Roll(Op):
     """Elements moved around a ring along dimensions."""
 
     def forward(self, input: Any, shifts: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        if dims and input.ndim == 0:
+            raise IndexError(f"roll: Dimension specified as {dims[0]} but tensor has no dimensions")
         self.shifts = shifts
         self.dims = tuple(wrap_dim(d, input.ndim, "roll") for d in dims)
         return self.xp.roll(input, shifts, self.dims)

@@ -53,7 +53,7 @@ def _histc(input: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
     if low == high:
         low, high = low - 1, high + 1
     inside = array[(array >= low) & (array <= high)].astype(np.float64)
-    places = np.minimum((inside - low) / (high - low) * bins, bins - 1).astype(np.int64)
+    places = np.minimum((inside - low) * bins / (high - low), bins - 1).astype(np.int64)
     return wrap(np.bincount(places, minlength=bins).astype(array.dtype))
 
 

@@ -283,10 +283,12 @@ class Abs(Op):
 
 @export("sign", methods=("sign",), inplace=("sign_",))
 class Sign(Op):
-    """-1, 0 or 1."""
+    """-1, 0 or 1; 0 for NaN."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.sign(input) if input.dtype != np.bool_ else input.copy()
+        if input.dtype == np.bool_:
+            return input.copy()
+        return self.xp.where(input == input, self.xp.sign(input), input.dtype.type(0))
 
     def backward(self, grad: Any) -> Any:
         return grad * 0

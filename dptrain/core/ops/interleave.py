@@ -8,7 +8,7 @@ import numpy as np
 
 from dptrain.core.export import export
 from dptrain.core.ops.scatter import IndexSelect
-from dptrain.core.ops.shape import Reshape, wrap_dim
+from dptrain.core.ops.shape import Clone, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -92,6 +92,12 @@ def _is_same_size(self: Tensor, other: Tensor) -> bool:
     return self._array.shape == other._array.shape
 
 
+def _real_part(input: Any) -> Any:
+    """The tensor itself: no dtype here is complex."""
+    return _real(input)
+
+
+export("real", function=_real_part)(Clone)
 for _name in ("conj", "resolve_conj", "resolve_neg"):
     setattr(Tensor, _name, _real)
 for _name, _value in {

@@ -262,12 +262,22 @@ class Narrow(Op):
     is_view = True
     backward_name = "SliceBackward0"
 
-    def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
+    def forward(self, input: Any, dim: int, start: Any, length: int) -> Any:
+        if input.ndim == 0:
+            raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
+        if isinstance(start, np.ndarray):
+            if start.ndim or start.dtype.kind not in "iu":
+                raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
+            start = int(start)
         dim = wrap_dim(dim, input.ndim, "narrow")
-        size = input.shape[dim] if input.ndim else 0
+        size = input.shape[dim]
+        if not -size <= start <= size:
+            raise IndexError(
+                f"narrow: start out of range (expected to be in range of [{-size}, {size}], but got {start})"
+            )
         if start < 0:
             start += size
-        if length < 0 or start < 0 or start + length > size:
+        if length < 0 or start + length > size:
             raise RuntimeError(
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )

@@ -160,9 +160,12 @@ def _quantiles(
     missing = np.isnan(ordered._array).sum(axis=along, keepdims=True)
     valid = ordered._array.shape[along] - (missing if ignore_nan else 0)
     results = []
-    for one in np.atleast_1d(wanted):
-        rank = one * (np.maximum(valid, 1) - 1) + missing * 0.0
-        value = _at_rank(ordered, rank, along, interpolation)
+    for i, one in enumerate(np.atleast_1d(wanted)):
+        steps = np.maximum(valid, 1) - 1 + missing * 0
+        place = None
+        if isinstance(q, Tensor) and q.requires_grad:  # the value moves with q between two elements
+            place = (q[i] if q.ndim else q) * wrap(steps.astype(ordered._array.dtype))
+        value = _at_rank(ordered, one * steps, place, along, interpolation)
         spoiled = (missing == line._array.shape[along]) if ignore_nan else (missing > 0)
         if spoiled.any():
             value = Where.apply(wrap(spoiled), float("nan"), value)
@@ -179,8 +182,8 @@ def _quantiles(
     return _stack(results)
 
 
-def _at_rank(ordered: Any, rank: np.ndarray, dim: int, interpolation: str) -> Any:
-    """The value at a fractional place of sorted lines."""
+def _at_rank(ordered: Any, rank: np.ndarray, place: Any, dim: int, interpolation: str) -> Any:
+    """The value at a fractional place of sorted lines; `place` is the rank as part of the graph."""
     if interpolation == "lower":
         rank = np.floor(rank)
     elif interpolation == "higher":
@@ -195,7 +198,8 @@ def _at_rank(ordered: Any, rank: np.ndarray, dim: int, interpolation: str) -> An
     if interpolation in ("lower", "higher", "nearest"):
         return low
     high = TakeAlong.apply(ordered, np.ceil(rank).astype(np.int64), dim)
-    return low.lerp(high, wrap(weight))
+    moves = place is not None and interpolation == "linear"
+    return low.lerp(high, place - wrap(below.astype(weight.dtype)) if moves else wrap(weight))
 
 
 def _quantile(
