@@ -39,7 +39,7 @@ class _Reduction(Op):
 
 
 def _accumulator(input: Any, dtype: Any) -> Any:
-    """Sums of integers and booleans are int64; 16-bit floats accumulate in float32."""
+    """Sums of integers and booleans are int64."""
     if dtype is not None:
         return input.astype(as_dtype(dtype).numpy), as_dtype(dtype).numpy
     if input.dtype.kind in "biu":
@@ -51,6 +51,8 @@ def _accumulator(input: Any, dtype: Any) -> Any:
 class Sum(_Reduction):
     """Sum over all elements or over the dimensions `dim`."""
 
+    in_float32 = True
+
     def forward(
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
@@ -58,10 +60,7 @@ class Sum(_Reduction):
         if dim is not None:
             self.backward_name = "SumBackward1"
         input, kind = _accumulator(input, dtype)
-        wide = np.float32 if kind.itemsize == 2 and kind.kind not in "iu" else kind
-        return self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide)).astype(
-            kind, copy=False
-        )
+        return self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
 
     def backward(self, grad: Any) -> Any:
         return self._spread(grad)
@@ -70,6 +69,8 @@ class Sum(_Reduction):
 @export("mean", methods=("mean",))
 class Mean(_Reduction):
     """Mean over all elements or over the dimensions `dim`; floating point only."""
+
+    in_float32 = True
 
     def forward(
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
@@ -83,23 +84,19 @@ class Mean(_Reduction):
                 f"mean(): could not infer output dtype. Input dtype must be a floating point dtype. Got: {input.dtype}"
             )
         self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
-        wide = np.float32 if kind.itemsize == 2 else kind
-        total = self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide))
+        total = self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
         # A NumPy divisor: 0 / 0 is nan for an empty mean, as in PyTorch.
-        return (total / wide_type(wide)(self.count)).astype(kind, copy=False)
+        return total / kind.type(self.count)
 
     def backward(self, grad: Any) -> Any:
         return self._spread(grad / self.count)
 
 
-def wide_type(kind: Any) -> Any:
-    """The scalar type of a NumPy dtype or type."""
-    return np.dtype(kind).type
-
-
 @export("var", methods=("var",))
 class Var(_Reduction):
     """Variance; `correction` (1: Bessel's) is subtracted from the count. Two passes, no cancellation."""
+
+    in_float32 = True
 
     def forward(
         self,
@@ -242,6 +239,8 @@ class TakeAlong(Op):
 
 class PutAlong(Op):
     """The derivative of TakeAlong: zeros with the values at their places (repeated places add up)."""
+
+    in_float32 = True
 
     def forward(self, input: Any, index: Any, dim: int, shape: tuple[int, ...]) -> Any:
         self.index, self.dim = index, dim

@@ -63,6 +63,8 @@ def _round(input: Any, *, decimals: int = 0) -> Any:
 class Round(Op):
     """Rounded to a number of decimals, halves to even."""
 
+    in_float32 = True
+
     def forward(self, input: Any, decimals: int) -> Any:
         if input.dtype.kind in "biu":
             if decimals or input.dtype == np.bool_:
@@ -96,6 +98,7 @@ class Frac(Op):
 class Fmod(Op):
     """The remainder with the sign of the dividend, as C's fmod."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 1}
     promotes = 2
 
@@ -217,6 +220,7 @@ def _lerp(input: Any, end: Any, weight: Any) -> Any:
 class Lerp(Op):
     """Linear interpolation; exact at both ends."""
 
+    in_float32 = True
     num_tensors = 2
 
     def forward(self, input: Any, end: Any, weight: Any) -> Any:
@@ -237,6 +241,7 @@ class Lerp(Op):
 class Addcmul(Op):
     """input + value * tensor1 * tensor2."""
 
+    in_float32 = True
     promotes = 3
     num_tensors = 3
 
@@ -254,6 +259,7 @@ class Addcmul(Op):
 class Addcdiv(Op):
     """input + value * tensor1 / tensor2; floating point only."""
 
+    in_float32 = True
     promotes = 3
     num_tensors = 3
 

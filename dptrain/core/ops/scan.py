@@ -29,6 +29,8 @@ def _scan_input(input: Any, dtype: Any) -> Any:
 class Cumsum(Op):
     """Running sum along `dim`."""
 
+    in_float32 = True
+
     def forward(self, input: Any, dim: int, *, dtype: Any = None) -> Any:
         self.dim = wrap_dim(dim, input.ndim, "cumsum")
         input = _scan_input(input, dtype)
@@ -45,6 +47,8 @@ class Cumsum(Op):
 @export("cumprod", methods=("cumprod",), inplace=("cumprod_",))
 class Cumprod(Op):
     """Running product along `dim`."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: int, *, dtype: Any = None) -> Any:
         self.dim = wrap_dim(dim, input.ndim, "cumprod")
@@ -90,6 +94,8 @@ def _join(parts: list[Any], dim: int) -> Any:
 @export("logcumsumexp", methods=("logcumsumexp",))
 class Logcumsumexp(Op):
     """log of the running sum of exponentials, without overflow."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: int) -> Any:
         if input.dtype.kind in "biu":

@@ -23,6 +23,8 @@ from dptrain.core.tensor import Tensor, wrap
 class Prod(_Reduction):
     """Product over all elements or over the dimension `dim`."""
 
+    in_float32 = True
+
     def forward(
         self, input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
@@ -59,6 +61,8 @@ def _products_of_others(line: Any, dim: int) -> Any:
 @export("logsumexp", methods=("logsumexp",))
 class Logsumexp(_Reduction):
     """log(sum(exp(input))) over the dimensions `dim`, without overflow."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: Any, keepdim: bool = False) -> Any:
         input = _floating(input)
