@@ -156,7 +156,11 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(*[wrap(a) if type(a) is np.ndarray else a for a in args], **kwargs)
+                # A comparison of 0-d arrays is a NumPy scalar.
+                raw = (np.ndarray, np.bool_)
+                return cls.apply(
+                    *[wrap(np.asarray(a)) if type(a) in raw else a for a in args], **kwargs
+                )
         return cls().forward(*args, **kwargs)
 
     @classmethod

@@ -190,6 +190,7 @@ for _name, _make in {
     "swapaxes_": Transpose.apply,
     "swapdims_": Transpose.apply,
     "t_": _t_of,
+    "as_strided_": AsStrided.apply,
 }.items():
     _in_place_view(_name, _make)
 

@@ -264,10 +264,20 @@ class Narrow(Op):
 
     def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
         dim = wrap_dim(dim, input.ndim, "narrow")
-        size = input.shape[dim] if input.ndim else 0
+        if not input.ndim:
+            raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
+        if isinstance(start, np.ndarray) and (start.ndim or start.dtype.kind not in "iu"):
+            raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
+        size, start = input.shape[dim], int(start)
+        if length < 0:
+            raise RuntimeError(f"narrow(): length must be non-negative, got {length}")
+        if not -size <= start <= size:
+            raise IndexError(
+                f"narrow: start out of range (expected to be in range of [{-size}, {size}], but got {start})"
+            )
         if start < 0:
             start += size
-        if length < 0 or start < 0 or start + length > size:
+        if start + length > size:
             raise RuntimeError(
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )

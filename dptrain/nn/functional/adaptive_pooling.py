@@ -37,7 +37,6 @@ def _best(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     op = f"adaptive_max_pool{rank}d"
-    batched(op, input, rank)
     outs = output_sizes(op, output_size, rank, input)
     rows, sizes = planes(input, rank)
     # Windows of unequal length are filled up with their last entry, which changes no maximum.
@@ -115,7 +114,7 @@ def _fractional(
         drawn = default_generator().stream().random((len(rows._array), rank))
         draws = drawn.astype(rows._array.dtype)
     else:
-        draws = samples._array.reshape(-1, rank)
+        draws = samples._array.reshape(len(rows), rank)
     # PyTorch's order: the last dimension first in two dimensions, the first one in three.
     order = (1, 0) if rank == 2 else (0, 1, 2)
     starts = [
@@ -132,8 +131,12 @@ def _fractional(
             for taps in product(*(range(k) for k in kernel))
         ],
         axis=-1,
-    ).reshape(len(draws), -1, math.prod(kernel))
-    values = np.take_along_axis(rows._array[:, :, None], numbers.reshape(len(draws), -1, 1), axis=1)
+    ).reshape(len(draws), math.prod(outs), math.prod(kernel))
+    values = np.take_along_axis(
+        rows._array[:, :, None],
+        numbers.reshape(len(draws), math.prod(outs) * math.prod(kernel), 1),
+        axis=1,
+    )
     where = _best(values.reshape(numbers.shape), numbers)
     return _picked(input, where, rank, outs, return_indices)
 
