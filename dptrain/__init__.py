@@ -10,7 +10,6 @@ from typing import Any
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
 from dptrain.core.anomaly import is_anomaly_enabled
 from dptrain.core.creation import (
-    arange,
     as_tensor,
     empty,
     empty_like,
@@ -20,7 +19,6 @@ from dptrain.core.creation import (
     full,
     full_like,
     is_tensor,
-    linspace,
     ones,
     ones_like,
     rand,
@@ -78,13 +76,13 @@ from dptrain.core.random import (
 from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.ranges import (
     empty_strided,
-    logspace,
     randint_like,
     scalar_tensor,
     tril_indices,
     triu_indices,
 )
 from dptrain.core.size import Size
+from dptrain.core.spaced import arange, linspace, logspace
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads
 from dptrain.core.typed import (
@@ -129,6 +127,7 @@ _ROOMS = frozenset(
         "parallel",
         "profiler",
         "random",
+        "return_types",
         "utils",
         "vision",
     ]

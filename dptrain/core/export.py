@@ -6,6 +6,7 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.op import Op
+from dptrain.core.out import store_in
 from dptrain.core.tensor import Tensor, wrap
 
 #: Public name -> operation class; the registry-walking tests read it.
@@ -25,20 +27,23 @@ def export(
     inplace: tuple[str, ...] = (),
     function: Callable[..., Any] | None = None,
     reflected: tuple[str, ...] = (),
+    tensors: int | None = None,
 ) -> Callable[[type[Op]], type[Op]]:
     """Say once under which public names an operation is found.
 
     Args:
-        names: functions of the package `dptrain`.
+        names: functions of the package `dptrain`; they take `out=` unless the operation gives views.
         methods: methods of `Tensor` with the tensor as first argument.
         inplace: methods of `Tensor` that store the result in the tensor (`add_`).
         function: the public function where the signature differs from `forward`'s (e.g. a list of
             tensors); it receives the user's arguments and calls `apply`.
         reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
+        tensors: how many leading arguments of `function` must be tensors; by default 1 if the first is
+            called `input`, else 0. Operations without `function` say so by `num_tensors`.
     """
 
     def register(cls: type[Op]) -> type[Op]:
-        run = function or cls.apply
+        run = cls.apply if function is None else _checked(function, cls, names, tensors)
         if names and cls not in REGISTRY.values():  # later exports of one class are aliases
             cls.name = names[0]
         public = _public(cls, run, names[0] if names else cls.name, function)
@@ -58,12 +63,44 @@ def export(
     return register
 
 
+def _checked(
+    function: Callable[..., Any], cls: type[Op], names: tuple[str, ...], tensors: int | None
+) -> Callable[..., Any]:
+    """`function` behind a check that its leading arguments are tensors."""
+    code = function.__code__
+    leading = code.co_varnames[: code.co_argcount]
+    if tensors is None:
+        tensors = int(leading[:1] == ("input",))
+    if not tensors:
+        return function
+    leading = leading[:tensors]
+    label = names[0] if names else cls.name
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for i, name in enumerate(leading):
+            value = args[i] if i < len(args) else kwargs.get(name, _MISSING)
+            if not isinstance(value, Tensor) and value is not _MISSING:
+                raise TypeError(
+                    f"{label}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(value).__name__}"
+                )
+        return function(*args, **kwargs)
+
+    return run
+
+
+_MISSING = object()
+
 #: Public name -> function; `dptrain/__init__.py` lifts these into the package.
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
+    stores = not (cls.is_view or name.startswith("nn."))
+
     def public(*args: Any, **kwargs: Any) -> Any:
+        if stores and "out" in kwargs:
+            return store_in(run, name, args, kwargs)
         return run(*args, **kwargs)
 
     public.__name__ = public.__qualname__ = name

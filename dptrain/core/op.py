@@ -36,6 +36,8 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
+#: Raw constants: arrays, and what NumPy makes of a comparison of 0-dimensional ones.
+_RAW = (np.ndarray, np.bool_)
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -156,10 +158,8 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                # A comparison of 0-d arrays is a NumPy scalar.
-                raw = (np.ndarray, np.bool_)
                 return cls.apply(
-                    *[wrap(np.asarray(a)) if type(a) in raw else a for a in args], **kwargs
+                    *[wrap(np.asarray(a)) if type(a) in _RAW else a for a in args], **kwargs
                 )
         return cls().forward(*args, **kwargs)
 

@@ -206,7 +206,9 @@ class Where(Op):
     def forward(self, condition: Any, input: Any, other: Any) -> Any:
         if condition.dtype == np.uint8:
             warnings.warn(
-                "where received a uint8 condition tensor. This behavior is deprecated; use a boolean condition instead.",
+                "where received a uint8 condition tensor. This behavior is deprecated; use a boolean condition "
+                "instead.",
+                UserWarning,
                 stacklevel=2,
             )
             condition = condition != 0

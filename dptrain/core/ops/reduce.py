@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq
 from dptrain.core.ops.elementwise import Maximum, Minimum
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
+from dptrain.core.results import results
 
 
 def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
@@ -79,9 +80,10 @@ class Mean(_Reduction):
         if dim is not None:
             self.backward_name = "MeanBackward1"
         input, kind = _accumulator(input, dtype)
-        if dtype is None and input.dtype.kind in "biu":
+        if input.dtype.kind in "biu":
+            which = "Input dtype" if dtype is None else "Optional dtype"
             raise RuntimeError(
-                f"mean(): could not infer output dtype. Input dtype must be a floating point dtype. Got: {input.dtype}"
+                f"mean(): could not infer output dtype. {which} must be a floating point dtype. Got: {input.dtype}"
             )
         self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
         total = self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
@@ -105,8 +107,10 @@ class Var(_Reduction):
         unbiased: bool | None = None,
         keepdim: bool = False,
         *,
-        correction: float = 1,
+        correction: float | None = None,
     ) -> Any:
+        if isinstance(dim, bool):  # var(input, unbiased)
+            dim, unbiased = None, dim
         if input.dtype.kind in "biu":
             raise RuntimeError(
                 f"{self.name}: only floating point dtypes are supported, got {input.dtype}"
@@ -114,6 +118,8 @@ class Var(_Reduction):
         axes = self._plan(input, dim)
         if unbiased is not None:
             correction = int(unbiased)
+        elif correction is None:
+            correction = 1
         count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
         self.divisor = max(0.0, count - correction)
         self.count = count
@@ -212,18 +218,10 @@ class ArgMin(_ArgReduction):
         return self.xp.argmin(input, axis=dim, keepdims=keepdim)
 
 
-class max_result(NamedTuple):
-    """`max` along a dimension."""
-
-    values: Any
-    indices: Any
+max_result = results("max", "values", "indices")
 
 
-class min_result(NamedTuple):
-    """`min` along a dimension."""
-
-    values: Any
-    indices: Any
+min_result = results("min", "values", "indices")
 
 
 class TakeAlong(Op):
@@ -278,18 +276,14 @@ def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
     if other is not None or hasattr(dim, "_array"):
         return Maximum.apply(input, dim if other is None else other)
-    return (
-        MaxOfAll.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
-    )
+    return MaxOfAll.apply(input) if dim is None else max_result(_along(input, ArgMax, dim, keepdim))
 
 
 def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
     if other is not None or hasattr(dim, "_array"):
         return Minimum.apply(input, dim if other is None else other)
-    return (
-        MinOfAll.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
-    )
+    return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
 export("max", methods=("max",), function=_max)(MaxOfAll)
@@ -297,20 +291,29 @@ export("min", methods=("min",), function=_min)(MinOfAll)
 
 
 class _Truth(Op):
+    """Booleans, but uint8 for uint8: PyTorch's old type of truth values."""
+
     differentiable = False
+
+    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        found = self._find(input, _axes(dim, input.ndim, self.name), keepdim)
+        return self.xp.asarray(found).astype(np.uint8) if input.dtype == np.uint8 else found
+
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        raise NotImplementedError
 
 
 @export("all", methods=("all",))
 class All(_Truth):
     """Whether every element is non-zero."""
 
-    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        return self.xp.all(input, axis=_axes(dim, input.ndim, "all"), keepdims=keepdim)
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.all(input, axis=axes, keepdims=keepdim)
 
 
 @export("any", methods=("any",))
 class Any_(_Truth):
     """Whether some element is non-zero."""
 
-    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        return self.xp.any(input, axis=_axes(dim, input.ndim, "any"), keepdims=keepdim)
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.any(input, axis=axes, keepdims=keepdim)

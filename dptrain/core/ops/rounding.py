@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +12,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Sign, Sub
 from dptrain.core.ops.transcendental import Exp2
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 
 
@@ -175,8 +176,9 @@ class NextAfter(Op):
             raise RuntimeError(f"nextafter: not implemented for {input.dtype}")
         return self.xp.nextafter(input, other)
 
-    def backward(self, grad: Any) -> Any:
-        raise RuntimeError("the derivative for 'nextafter' is not implemented")
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        # A step away from input; where both are equal there is none, and neither moves the result.
+        return Where.call(input == other, grad * 0, grad), grad * 0
 
 
 @export("nan_to_num", methods=("nan_to_num",), inplace=("nan_to_num_",))
@@ -314,19 +316,16 @@ def _ldexp(input: Any, other: Any) -> Any:
     return input * (factor.to(input.dtype) if integers else factor)
 
 
-export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)
+export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp, tensors=2)(Exp2)
 
 
-class frexp_result(NamedTuple):
-    """`frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1."""
-
-    mantissa: Any
-    exponent: Any
+#: `frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1.
+frexp_result = results("frexp", "mantissa", "exponent")
 
 
 def _frexp(input: Any) -> Any:
     """Mantissa and exponent (base 2) as a named tuple."""
-    return frexp_result(*Frexp.apply(input))
+    return frexp_result(Frexp.apply(input))
 
 
 @export("frexp", methods=("frexp",), function=_frexp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from dptrain.core.ops.elementwise import Exp, Log, Sub
 from dptrain.core.ops.join import _cat
 from dptrain.core.ops.reduce import PutAlong
 from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 
 
@@ -122,18 +123,10 @@ class Logcumsumexp(Op):
         return Exp.call(total + input)
 
 
-class cummax_result(NamedTuple):
-    """`cummax`."""
-
-    values: Any
-    indices: Any
+cummax_result = results("cummax", "values", "indices")
 
 
-class cummin_result(NamedTuple):
-    """`cummin`."""
-
-    values: Any
-    indices: Any
+cummin_result = results("cummin", "values", "indices")
 
 
 class _RunningExtreme(Op):
@@ -159,7 +152,7 @@ class _RunningExtreme(Op):
 
 def _cummax(input: Any, dim: int) -> Any:
     """The largest value so far along `dim`, and where it stands (the last of equals)."""
-    return cummax_result(*Cummax.apply(input, dim))
+    return cummax_result(Cummax.apply(input, dim))
 
 
 @export("cummax", methods=("cummax",), function=_cummax)
@@ -172,7 +165,7 @@ class Cummax(_RunningExtreme):
 
 def _cummin(input: Any, dim: int) -> Any:
     """The smallest value so far along `dim`, and where it stands (the last of equals)."""
-    return cummin_result(*Cummin.apply(input, dim))
+    return cummin_result(Cummin.apply(input, dim))
 
 
 @export("cummin", methods=("cummin",), function=_cummin)
@@ -190,6 +183,8 @@ def _diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: An
     if n < 0:
         raise RuntimeError(f"diff: order must be non-negative but got {n}")
     dim = wrap_dim(dim, input.ndim, "diff")
+    if n == 0:
+        return input
     parts = [p for p in (prepend, input, append) if p is not None]
     value = _cat(parts, dim) if len(parts) > 1 else input
     for _ in range(min(n, value.shape[dim])):

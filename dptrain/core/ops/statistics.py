@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from dptrain.core.ops.order import _sort
 from dptrain.core.ops.reduce import Amax, Amin, Mean, Sum, TakeAlong, Var, _accumulator, _Reduction
 from dptrain.core.ops.scan import Cumprod, _join
 from dptrain.core.ops.shape import Narrow, Permute, Reshape, wrap_dim
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -80,17 +81,13 @@ class Logsumexp(_Reduction):
         return self._spread(grad) * Exp.call(input - self._spread(out))
 
 
-class aminmax_result(NamedTuple):
-    """`aminmax`."""
-
-    min: Any
-    max: Any
+aminmax_result = results("aminmax", "min", "max")
 
 
 def _aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> Any:
     """The smallest and the largest element, of all or along `dim`."""
     where = () if dim is None else dim
-    return aminmax_result(Amin.apply(input, where, keepdim), Amax.apply(input, where, keepdim))
+    return aminmax_result((Amin.apply(input, where, keepdim), Amax.apply(input, where, keepdim)))
 
 
 export("aminmax", methods=("aminmax",), function=_aminmax)(Amin)
@@ -119,7 +116,8 @@ export("nanmean", methods=("nanmean",), function=_nanmean)(Mean)
 def _var_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Variance and mean."""
     keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
-    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, dim, keepdim)
+    over = None if isinstance(dim, bool) else dim  # var_mean(input, unbiased)
+    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, over, keepdim)
 
 
 def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -266,7 +264,7 @@ def _cov(input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any
     if not isinstance(positive, Tensor):
         positive = max(positive, 0.0)
     result = product / positive
-    return Reshape.apply(result, ()) if scalar else result
+    return result.squeeze()  # one variable has a variance, not a 1 x 1 matrix
 
 
 def _corrcoef(input: Any) -> Any:
