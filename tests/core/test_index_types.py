@@ -91,3 +91,11 @@ def test_embedding_bag_takes_the_older_order_of_arguments():
             out = m.nn.functional.embedding_bag(m.tensor(table), m.tensor([[1, 2], [3, 0]]))
         ends.append(out.tolist())
     assert ends[0] == ends[1]
+
+
+def test_as_strided_scatter_has_the_gradient_of_what_is_kept():
+    kept = dptrain.randn(3, 4, dtype=dptrain.float64, requires_grad=True)
+    src = dptrain.randn(2, 2, dtype=dptrain.float64, requires_grad=True)
+    assert dptrain.autograd.gradcheck(
+        lambda a, b: dptrain.as_strided_scatter(a, b, (2, 2), (1, 5), 1), (kept, src)
+    )

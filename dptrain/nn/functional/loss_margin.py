@@ -47,7 +47,7 @@ def margin_ranking_loss(
             f"margin_ranking_loss : All input tensors should have same dimension but got sizes: input1: "
             f"{input1.shape}, input2: {input2.shape}, target: {target.shape} "
         )
-    return reduce_loss(clamp_below(-target * (input1 - input2) + margin, 0), reduction)
+    return reduce_loss(clamp_below(-target * (input1 - input2) + float(margin), 0), reduction)
 
 
 def hinge_embedding_loss(
