@@ -15,6 +15,9 @@ eigvalsh = FUNCTIONS["linalg.eigvalsh"]
 householder_product = FUNCTIONS["linalg.householder_product"]
 inv = FUNCTIONS["linalg.inv"]
 inv_ex = FUNCTIONS["linalg.inv_ex"]
+ldl_factor = FUNCTIONS["linalg.ldl_factor"]
+ldl_factor_ex = FUNCTIONS["linalg.ldl_factor_ex"]
+ldl_solve = FUNCTIONS["linalg.ldl_solve"]
 lstsq = FUNCTIONS["linalg.lstsq"]
 lu = FUNCTIONS["linalg.lu"]
 lu_factor = FUNCTIONS["linalg.lu_factor"]
@@ -54,6 +57,9 @@ __all__ = [
     "householder_product",
     "inv",
     "inv_ex",
+    "ldl_factor",
+    "ldl_factor_ex",
+    "ldl_solve",
     "lstsq",
     "lu",
     "lu_factor",

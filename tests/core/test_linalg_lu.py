@@ -31,6 +31,33 @@ def test_lu_solve_equals_pytorch_with_derivatives(left, adjoint):
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("size", [1, 2, 5, 12, 70])
+def test_symmetric_factors_and_solutions_equal_pytorchs(size):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    matrices = draw(2, size, size)
+    matrices[0] -= np.diag(np.diag(matrices[0]))  # asks for pivots of two rows
+    matrices[:, 0, 0] += 1
+    ends = []
+    for m in (dptrain, torch):
+        a, b = m.tensor(matrices), m.tensor(draw(2, size, 3))
+        ld, pivots = m.linalg.ldl_factor(a)
+        assert pivots.dtype is m.int32
+        out = m.linalg.ldl_solve(ld, pivots, b)
+        ends.append([t.numpy() for t in (ld, pivots, out)])
+    for found, expected in zip(*ends, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    symmetric = np.tril(matrices) + np.swapaxes(np.tril(matrices, -1), -1, -2)
+    assert size < 5 or (ends[0][1] < 0).any()
+    np.testing.assert_allclose(symmetric @ ends[0][2], draw(2, size, 3), atol=1e-7)
+
+
+def test_solving_with_symmetric_factors_has_derivatives():
+    ld, pivots = dptrain.linalg.ldl_factor(dptrain.tensor(draw(4, 4)))
+    b = dptrain.tensor(draw(4, 2), requires_grad=True)
+    assert gradcheck(lambda t: dptrain.linalg.ldl_solve(ld, pivots, t), b)
+
+
 @pytest.mark.parametrize("p", ["fro", 1, float("inf")])
 def test_condition_numbers_have_derivatives(p):
     a = dptrain.tensor(draw(2, 3, 3), requires_grad=True)
