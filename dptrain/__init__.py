@@ -243,4 +243,8 @@ def __getattr__(name: str) -> Any:
         return _default_generator()
     if name in _ROOMS:
         return import_module(f"dptrain.{name}")
+    if not name.startswith("_"):  # layer functions in PyTorch's native signatures
+        found = import_module("dptrain.nn.functional.native").NATIVE.get(name)
+        if found is not None:
+            return found
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

@@ -80,6 +80,8 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(2, 3, 4), x(4, 5), 1),
         call(x(2, 3), x(4), 0),
         call(x(2, 3, 4), x(4, 5, 2), dims=([0, 2], [2, 0])),
+        call(x(2, 1, 4), x(4, 5, 2), dims=([1, 2], [2, 0])),
+        call(x(2, 3), x(1, 4), dims=([1], [0])),
     ],
     "linalg.cholesky": [call(definite(3, 3)), call(definite(2, 4, 4), upper=True)],
     "linalg.cross": [call(x(4, 3), x(4, 3)), call(x(3, 1), x(3, 4), dim=0)],

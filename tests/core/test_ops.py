@@ -83,7 +83,9 @@ def test_every_operation_has_samples():
     assert set(REGISTRY) == set(SAMPLES) - composed
 
 
-@pytest.mark.filterwarnings("ignore:torch.(chain_matmul|cholesky) is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:torch.(chain_matmul|cholesky|lu|lu_solve|qr|svd|triangular_solve) is deprecated"
+)
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.filterwarnings("ignore:index_reduce")

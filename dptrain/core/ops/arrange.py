@@ -55,6 +55,8 @@ export("flipud", methods=("flipud",), function=_flipud)(Flip)
 def _roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     """Elements moved along dimensions; those that leave at the end come back at the start."""
     moves = tuple(shifts) if isinstance(shifts, Sequence) else (shifts,)
+    if not moves:
+        raise RuntimeError("roll: `shifts` required")
     if dims is None or dims == ():
         if len(moves) != 1:
             raise RuntimeError(
@@ -68,6 +70,8 @@ def _roll(input: Any, shifts: Any, dims: Any = None) -> Any:
         raise RuntimeError(
             f"roll: shifts and dimensions must align. shifts: {len(moves)}, dims:{len(places)}"
         )
+    if not input.ndim:
+        raise IndexError(f"roll: Dimension specified as {places[0]} but tensor has no dimensions")
     return Roll.apply(input, moves, places)
 
 

@@ -102,10 +102,9 @@ def _searchsorted(
                 "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries "
                 f"tensor and input value tensor must match, but we got {list(line.shape)} and {list(given.shape)}"
             )
-        rows = line.reshape(-1, line.shape[-1])
-        wanted = given.reshape(len(rows), -1)
-        found = np.stack([np.searchsorted(r, w, where) for r, w in zip(rows, wanted, strict=True)])
-        found = found.reshape(given.shape)
+        found = np.zeros(given.shape, np.int64)
+        for place in np.ndindex(*line.shape[:-1]):
+            found[place] = np.searchsorted(line[place], given[place], where)
     return wrap(np.asarray(found).astype(np.int32 if out_int32 else np.int64))
 
 

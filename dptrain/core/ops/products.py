@@ -102,6 +102,11 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
             f"both dimension lists should have same length, got {len(left)} and {len(right)}"
         )
     for d, e in zip(left, right, strict=True):
+        # A size of one stands for the other's size.
+        if a.shape[d] == 1 != b.shape[e]:
+            b = b.sum(e, keepdim=True, dtype=b.dtype)
+        elif b.shape[e] == 1 != a.shape[d]:
+            a = a.sum(d, keepdim=True, dtype=a.dtype)
         if a.shape[d] != b.shape[e]:
             raise RuntimeError(
                 f"tensordot: contracted dimensions need to match, but first has size {a.shape[d]} in dim {d} and "

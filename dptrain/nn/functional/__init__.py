@@ -69,16 +69,15 @@ from dptrain.nn.functional.dropout import (
     feature_alpha_dropout,
 )
 from dptrain.nn.functional.embedding import embedding, embedding_bag
+from dptrain.nn.functional.grid_sample import affine_grid, grid_sample
 from dptrain.nn.functional.interpolate import (
-    affine_grid,
-    grid_sample,
     interpolate,
     upsample,
     upsample_bilinear,
     upsample_nearest,
 )
 from dptrain.nn.functional.linear import linear, one_hot
-from dptrain.nn.functional.loss import cross_entropy, nll_loss
+from dptrain.nn.functional.loss import cross_entropy, linear_cross_entropy, nll_loss
 from dptrain.nn.functional.loss_binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -212,6 +211,7 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "linear_cross_entropy",
     "local_response_norm",
     "log_softmax",
     "logsigmoid",

@@ -38,7 +38,6 @@ def _best(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     op = f"adaptive_max_pool{rank}d"
-    batched(op, input, rank)
     outs = output_sizes(op, output_size, rank, input)
     rows, sizes = planes(input, rank)
     # Windows of unequal length are filled up with their last entry, which changes no maximum.
@@ -148,8 +147,12 @@ def _fractional(
             for taps in product(*(range(k) for k in kernel))
         ],
         axis=-1,
-    ).reshape(len(draws), -1, math.prod(kernel))
-    values = np.take_along_axis(rows._array[:, :, None], numbers.reshape(len(draws), -1, 1), axis=1)
+    ).reshape(len(draws), math.prod(outs), math.prod(kernel))
+    values = np.take_along_axis(
+        rows._array[:, :, None],
+        numbers.reshape(len(draws), math.prod(outs) * math.prod(kernel), 1),
+        axis=1,
+    )
     where = _best(values.reshape(numbers.shape), numbers)
     return _picked(input, where, rank, outs, return_indices)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.dropout import dropout
@@ -119,5 +120,7 @@ def scaled_dot_product_attention(
         key = _repeat_heads(key, query.shape[-3] // key.shape[-3])
         value = _repeat_heads(value, query.shape[-3] // value.shape[-3])
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    weights = attention_weights(query, key, attn_mask, is_causal, factor)
-    return dropout(weights, dropout_p) @ value
+    # 16-bit operands: one rounding at the end.
+    mask = None if attn_mask is None else lift(attn_mask)
+    weights = attention_weights(lift(query), lift(key), mask, is_causal, factor)
+    return (dropout(weights, dropout_p) @ lift(value)).to(query.dtype)

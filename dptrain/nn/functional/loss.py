@@ -10,6 +10,7 @@ from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.reduction import reduction_of
 
 
@@ -127,6 +128,53 @@ def nll_loss(
     _check_class_indices("nll_loss", input, target)
     raw_weight = _class_weights("nll_loss", weight, input)
     return _nll(input, target, raw_weight, ignore_index, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: None = None,
+) -> Tensor:
+    """`cross_entropy` of linear logits: (N, D) with (C, d1, ..., D) and (N, d1, ...) -> scalar.
+
+    Args:
+        input: samples, (N, D) or (D,).
+        linear_weight: (C, d1, ..., D).
+        target: as for `cross_entropy`.
+        linear_bias: (C, d1, ...).
+        weight: (C,) factor of each class.
+        reduction: "none", "sum" or "mean".
+        ignore_index: positions with this class index do not count.
+        label_smoothing: part of the target, in [0, 1], that is spread evenly over all classes.
+        options: None (the logits are not computed in chunks).
+
+    Raises:
+        NotImplementedError: options.
+    """
+    if options is not None:
+        raise NotImplementedError(
+            "linear_cross_entropy: chunks are not supported; use options=None"
+        )
+    *classes, depth = linear_weight.shape
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    logits = linear(input, linear_weight.reshape(-1, depth), bias)
+    logits = logits.reshape(*input.shape[:-1], *classes)
+    ignored = -100 if ignore_index is None else ignore_index
+    return cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index=ignored,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
 
 
 def cross_entropy(
