@@ -591,7 +591,7 @@ def test_parameters_that_cannot_be_optimized_are_refused():
         optim.SGD([p]).add_param_group([p])
     with pytest.raises(ValueError, match="can't optimize a non-leaf Tensor"):
         optim.SGD([p * 2])
-    with pytest.raises(ValueError, match="duplicate parameters"):
+    with pytest.raises(UserWarning, match="duplicate parameters"):
         optim.SGD([p, p])
     with pytest.raises(ValueError, match="more than one parameter group"):
         optim.SGD([{"params": [p]}, {"params": p}])
