@@ -23,6 +23,7 @@ promotion are undone by the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from types import ModuleType
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
@@ -62,7 +64,6 @@ class Op:
     Attributes:
         edges: where gradients go, one per argument: (node, output index), (leaf tensor, None) or None.
         outs: (shape, NumPy dtype) of each output, to which incoming gradients are brought.
-        needs: which arguments want a gradient; `backward` may skip the others.
     """
 
     #: How many leading arguments are brought to one dtype and broadcast against each other.
@@ -84,7 +85,6 @@ class Op:
     xp: ModuleType = np
 
     edges: list[tuple[Any, int | None] | None]
-    needs: list[bool]
     outs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     hooks: dict[int, dict[int, Any]] | None
     saved: Any
@@ -101,7 +101,6 @@ class Op:
         "__weakref__",
         "edges",
         "hooks",
-        "needs",
         "outs",
         "saved",
         "sequence",
@@ -129,6 +128,11 @@ class Op:
     def backward(self, grad: Any, /, *args: Any) -> Any:
         """Gradients of the leading arguments from the gradient of the result."""
         raise RuntimeError(f"the derivative of {self.name} is not implemented")
+
+    @property
+    def needs(self) -> Sequence[Any]:
+        """True where an argument wants a gradient (has an edge); `backward` may skip the others."""
+        return self.edges
 
     @property
     def grad_name(self) -> str:
@@ -174,7 +178,6 @@ class Op:
         return tuple(positional), kwargs
 
     @classmethod
-    @np.errstate(all="ignore")  # inf and nan are values here, as in PyTorch, not warnings
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Run the operation on Tensors and record it where a gradient may be asked for.
 
@@ -200,26 +203,27 @@ class Op:
             else:
                 raw.append(a)
             edges.append(None)
-        if cls.promotes:
-            _promote(cls, raw)
-        else:
+        if not cls.promotes:
             for i in range(cls.num_tensors):
                 if i >= len(args) or not isinstance(args[i], Tensor):
                     _refuse_argument(cls, args, i)
         op = cls()
-        if recording and cls.differentiable and is_grad_enabled():
-            op.edges = edges
-            op.needs = [e is not None for e in edges]
-        else:
+        if recording and not (cls.differentiable and is_grad_enabled()):
             recording = False
-            op.needs = [False] * len(args)
+            edges = [None] * len(args)
+        op.edges = edges
+        token = ignore_float_errors()
         try:
+            if cls.promotes:
+                _promote(cls, raw)
             out = op.forward(*raw, **kwargs)
         except TypeError:
             _check_count(cls, args)
             raise
         except ValueError as error:
             raise _shape_error(cls, raw, error) from None
+        finally:
+            restore_float_errors(token)
         if type(out) is tuple:
             return op._record_many(args, raw, kwargs, out, recording)
         if type(out) is not np.ndarray:
@@ -228,28 +232,26 @@ class Op:
         if cls.is_view and np.may_share_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
         if recording and FROM_NUMPY[out.dtype].category == 2:
-            op._record(args, raw, (out,), result)
+            op.outs = ((out.shape, out.dtype),)
+            op._record(args, raw, out, result)
             result._node = op
             result._requires_grad = True
         return result
 
     def _record(
-        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
+        self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None
     ) -> None:
         self.sequence = _sequence()
         self.hooks = None
-        self.outs = tuple([(o.shape, o.dtype) for o in outs])
         if self._saved_names:
-            self._save(args, raw, outs, result)
+            self._save(args, raw, out, result)
         else:
             self.saved = self.versions = ()
         observer = record_observer()
         if observer is not None:
             observer(self)
 
-    def _save(
-        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
-    ) -> None:
+    def _save(self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None) -> None:
         saved: list[Any] = []
         versions: list[tuple[list[int], int] | None] = []
         for position, served in self._saved_names:
@@ -258,13 +260,27 @@ class Op:
                 versions.append(None)
                 continue
             holder = result if position < 0 else args[position]
-            saved.append(outs[0] if position < 0 else raw[position])
+            saved.append(out if position < 0 else raw[position])
             if isinstance(holder, Tensor):
                 counter = holder._version_counter()
                 versions.append((counter, counter[0]))
             else:
                 versions.append(None)
         self.saved, self.versions = tuple(saved), tuple(versions)
+
+    def save_result_in(self, out: Any, holder: Tensor) -> None:
+        """Keep the saved result where an in-place operation has put it, rather than a second time.
+
+        Args:
+            out: the result.
+            holder: has its values; a later change of it is an error of use, as of any saved tensor.
+        """
+        if type(self.saved) is tuple and any(value is out for value in self.saved):
+            counter = holder._version_counter()
+            new = [(holder._array, (counter, counter[0]))] * len(self.saved)
+            old = zip(self.saved, self.versions, strict=True)
+            kept = [n if o[0] is out else o for n, o in zip(new, old, strict=True)]
+            self.saved, self.versions = tuple(k[0] for k in kept), tuple(k[1] for k in kept)
 
     def _record_many(
         self,
@@ -277,7 +293,8 @@ class Op:
         outs = tuple(np.asarray(o) for o in outs)
         results = [wrap(o) for o in outs]
         if recording:
-            self._record(args, raw, outs, None)
+            self.outs = tuple((o.shape, o.dtype) for o in outs)
+            self._record(args, raw, outs[0], None)
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
             if self.is_view and np.may_share_memory(out, raw[0]):
                 _share(result, args[0], (type(self), raw[1:], kwargs, i))
@@ -354,7 +371,7 @@ def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
     view._seen = base._node
     steps = () if base is source else source._steps
     if steps is not None and is_grad_enabled():
-        view._steps = (*steps, step)
+        view._steps = (steps, step)  # shared, not copied: views of views stay cheap
 
 
 def _promote(cls: type[Op], raw: list[Any]) -> None:
