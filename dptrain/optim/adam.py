@@ -8,7 +8,7 @@ from typing import Any
 
 from dptrain.core.kernels import kernels_for
 from dptrain.core.tensor import Tensor
-from dptrain.optim.checks import check_betas, check_not_negative, check_rate
+from dptrain.optim.checks import check_betas, check_moments
 from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
@@ -81,10 +81,7 @@ class Adam(Optimizer):
                 raise ValueError(
                     f"{label} as a Tensor is not supported for capturable=False and foreach=True"
                 )
-        check_rate(group)
-        check_not_negative(group, eps="epsilon")
-        check_betas(group)
-        check_not_negative(group, weight_decay="weight_decay")
+        check_moments(group)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (*_STATE, "max_exp_avg_sq") if group["amsgrad"] else _STATE

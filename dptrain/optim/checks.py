@@ -32,3 +32,11 @@ def check_betas(group: dict[str, Any]) -> None:
     for i, beta in enumerate(group["betas"]):
         if not 0.0 <= number(beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
+def check_moments(group: dict[str, Any]) -> None:
+    """What the optimizers share that keep running means of the gradient and of its square."""
+    check_rate(group)
+    check_not_negative(group, eps="epsilon")
+    check_betas(group)
+    check_not_negative(group, weight_decay="weight_decay")
