@@ -30,7 +30,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.arguments import check_count, promote, refuse_argument, shape_error
+from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.tensor import Tensor, catch_up, wrap
@@ -206,7 +207,7 @@ class Op:
         if not cls.promotes:
             for i in range(cls.num_tensors):
                 if i >= len(args) or not isinstance(args[i], Tensor):
-                    _refuse_argument(cls, args, i)
+                    refuse_argument(cls, args, i)
         op = cls()
         if recording and not (cls.differentiable and is_grad_enabled()):
             recording = False
@@ -215,13 +216,13 @@ class Op:
         token = ignore_float_errors()
         try:
             if cls.promotes:
-                _promote(cls, raw)
+                promote(cls, raw)
             out = op.forward(*raw, **kwargs)
         except TypeError:
-            _check_count(cls, args)
+            check_count(cls, args)
             raise
         except ValueError as error:
-            raise _shape_error(cls, raw, error) from None
+            raise shape_error(cls, raw, error) from None
         finally:
             restore_float_errors(token)
         if type(out) is tuple:
@@ -372,67 +373,3 @@ def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
     steps = () if base is source else source._steps
     if steps is not None and is_grad_enabled():
         view._steps = (steps, step)  # shared, not copied: views of views stay cheap
-
-
-def _promote(cls: type[Op], raw: list[Any]) -> None:
-    """Bring the first `promotes` arguments to their common type, as PyTorch does."""
-    n = cls.promotes
-    x, y = raw[0], raw[1]
-    if n == 2 and type(x) is np.ndarray:
-        # The two cases of nearly every call: equal types, and a float tensor with a number.
-        if type(y) is np.ndarray:
-            if x.dtype == y.dtype:
-                return
-        elif type(y) in (float, int) and x.dtype.kind == "f":
-            return
-    operands = raw[:n]
-    if not any(isinstance(a, np.ndarray) for a in operands):
-        raise TypeError(
-            f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
-        )
-    for a in operands:
-        if isinstance(a, np.ndarray) and a.dtype not in FROM_NUMPY:
-            raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
-    try:
-        target = result_dtype(operands).numpy
-    except TypeError as error:
-        raise TypeError(f"{cls.name}(): {error}") from None
-    for i, a in enumerate(operands):
-        if isinstance(a, np.ndarray):
-            raw[i] = a if a.dtype == target else a.astype(target)
-        else:
-            raw[i] = np.asarray(a).astype(target)
-
-
-def _refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
-    name = cls._parameters[i] if i < len(cls._parameters) else str(i)
-    if i >= len(args):
-        raise TypeError(f"{cls.name}() missing required argument: {name!r}")
-    raise TypeError(
-        f"{cls.name}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(args[i]).__name__}"
-    )
-
-
-def _check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
-    """Complain about missing or surplus arguments in the operation's own name."""
-    names = cls._parameters
-    if len(args) < len(names) and names[len(args)] not in cls._defaults:
-        raise TypeError(f"{cls.name}() missing required argument: {names[len(args)]!r}") from None
-    if names and len(args) > len(names):
-        raise TypeError(
-            f"{cls.name}() takes {len(names)} positional arguments but {len(args)} were given"
-        ) from None
-
-
-def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
-    """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
-    shapes = [a.shape for a in raw if isinstance(a, np.ndarray)]
-    if cls.promotes and len(shapes) >= 2:
-        a, b = shapes[0], shapes[1]
-        for i in range(1, min(len(a), len(b)) + 1):
-            if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
-                return RuntimeError(
-                    f"{cls.name}: the size of tensor a ({a[-i]}) must match the size of tensor b ({b[-i]}) at "
-                    f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
-                )
-    return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")
