@@ -202,6 +202,8 @@ def _inplace(run: Any, name: str) -> Callable[..., Any]:
         if operand is not self and operand._requires_grad and not result._requires_grad:
             result = Overwritten.apply(operand, result._array)
         self._assign_result(result, name)
+        if result._node is not None and result._array.dtype == self._array.dtype:
+            result._node.save_result_in(result._array, self)
         return self
 
     method.__name__ = name

@@ -93,7 +93,7 @@ class Run:
     def advance(self) -> None:
         """Count the update that is about to happen."""
         self.scalars[STEP] += 1
-        self.step += 1
+        self.step = int(self.scalars[STEP][0])  # another run may have counted: a duplicate's
 
     def scalar(self, name: str) -> float:
         """The number that all its parameters have in their state under that name."""
@@ -235,6 +235,12 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
                 values: Any = (
                     initial(name, item.group) if held is None else np.array(values_of(held))
                 )
+                if held is not None and values.shape != view._array.shape:
+                    raise RuntimeError(
+                        f"the state {name!r} of a parameter has shape {list(values.shape)}, but the parameter has "
+                        f"shape {list(item.p.shape)} now; was it given other data after a step? Clear its state, "
+                        "or make a new optimizer"
+                    )
                 moves.append((entry, name, view, values))
     for entry, name, view, values in moves:
         np.copyto(view._array, values, casting="unsafe")

@@ -34,10 +34,12 @@ class Add(Op):
     in_float32 = True
     promotes = 2
     num_tensors = 0
+    alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
-        self.alpha = alpha
-        return input + _times(other, alpha)
+        if alpha != 1:
+            self.alpha, other = alpha, _times(other, alpha)
+        return input + other
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, self.alpha)
@@ -63,11 +65,13 @@ class Sub(Op):
     in_float32 = True
     promotes = 2
     num_tensors = 0
+    alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
-        self.alpha = alpha
-        return input - _times(other, alpha)
+        if alpha != 1:
+            self.alpha, other = alpha, _times(other, alpha)
+        return input - other
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, -self.alpha)
