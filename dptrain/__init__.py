@@ -5,6 +5,7 @@ first use as attributes.
 """
 
 from importlib import import_module
+from math import e, inf, nan, pi
 from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
@@ -12,11 +13,13 @@ from dptrain.core.anomaly import is_anomaly_enabled
 from dptrain.core.creation import (
     arange,
     as_tensor,
+    asarray,
     empty,
     empty_like,
     eye,
     from_dlpack,
     from_numpy,
+    frombuffer,
     full,
     full_like,
     is_tensor,
@@ -33,7 +36,7 @@ from dptrain.core.creation import (
     zeros,
     zeros_like,
 )
-from dptrain.core.device import device
+from dptrain.core.device import device, get_default_device, set_default_device
 from dptrain.core.dtypes import (
     bfloat16,
     double,
@@ -58,6 +61,21 @@ from dptrain.core.dtypes import float_ as float
 from dptrain.core.dtypes import int_ as int
 from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
 from dptrain.core.export import FUNCTIONS as _FUNCTIONS
+from dptrain.core.export import in_place_functions as _in_place_functions
+from dptrain.core.facts import (
+    conj,
+    conj_physical,
+    detach,
+    get_device,
+    is_conj,
+    is_inference,
+    is_neg,
+    is_same_size,
+    is_signed,
+    real,
+    resolve_conj,
+    resolve_neg,
+)
 from dptrain.core.grad_mode import (
     enable_grad,
     inference_mode,
@@ -65,6 +83,29 @@ from dptrain.core.grad_mode import (
     is_inference_mode_enabled,
     no_grad,
     set_grad_enabled,
+)
+from dptrain.core.layout import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    memory_format,
+    preserve_format,
+    strided,
+)
+from dptrain.core.modes import (
+    are_deterministic_algorithms_enabled,
+    get_deterministic_debug_mode,
+    get_float32_matmul_precision,
+    get_num_interop_threads,
+    is_deterministic_algorithms_warn_only_enabled,
+    is_warn_always_enabled,
+    set_deterministic_debug_mode,
+    set_float32_matmul_precision,
+    set_flush_denormal,
+    set_num_interop_threads,
+    set_warn_always,
+    use_deterministic_algorithms,
 )
 from dptrain.core.printing import get_printoptions, set_printoptions
 from dptrain.core.random import (
@@ -77,6 +118,7 @@ from dptrain.core.random import (
 )
 from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.ranges import (
+    empty_permuted,
     empty_strided,
     logspace,
     randint_like,
@@ -84,7 +126,9 @@ from dptrain.core.ranges import (
     tril_indices,
     triu_indices,
 )
+from dptrain.core.ranges import range_ as range
 from dptrain.core.size import Size
+from dptrain.core.storage import TypedStorage, UntypedStorage, is_storage
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads
 from dptrain.core.typed import (
@@ -106,12 +150,16 @@ from dptrain.core.typed import (
     is_nonzero,
     numel,
     result_type,
+    set_default_tensor_type,
+    typename,
 )
+from dptrain.version import __version__ as __version__
 
-__version__ = "0.1.0"
+newaxis = None
 
 # The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
 _OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
+_OPERATIONS.update(_in_place_functions())
 globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
@@ -129,12 +177,61 @@ _ROOMS = frozenset(
         "parallel",
         "profiler",
         "random",
+        "return_types",
         "utils",
+        "version",
         "vision",
     ]
 )
 
 __all__ = [
+    "TypedStorage",
+    "UntypedStorage",
+    "are_deterministic_algorithms_enabled",
+    "asarray",
+    "channels_last",
+    "channels_last_3d",
+    "conj",
+    "conj_physical",
+    "contiguous_format",
+    "detach",
+    "e",
+    "empty_permuted",
+    "frombuffer",
+    "get_default_device",
+    "get_deterministic_debug_mode",
+    "get_device",
+    "get_float32_matmul_precision",
+    "get_num_interop_threads",
+    "inf",
+    "is_conj",
+    "is_deterministic_algorithms_warn_only_enabled",
+    "is_inference",
+    "is_neg",
+    "is_same_size",
+    "is_signed",
+    "is_storage",
+    "is_warn_always_enabled",
+    "layout",
+    "memory_format",
+    "nan",
+    "newaxis",
+    "pi",
+    "preserve_format",
+    "range",
+    "real",
+    "resolve_conj",
+    "resolve_neg",
+    "set_default_device",
+    "set_default_tensor_type",
+    "set_deterministic_debug_mode",
+    "set_float32_matmul_precision",
+    "set_flush_denormal",
+    "set_num_interop_threads",
+    "set_warn_always",
+    "strided",
+    "typename",
+    "use_deterministic_algorithms",
     "BFloat16Tensor",
     "BoolTensor",
     "ByteTensor",

@@ -6,8 +6,11 @@ Owns: `device` values and their check. Must not know: tensors, derivatives.
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar, Token
+from typing import Any
 
-_DEVICE_TEXT = re.compile(r"(cpu|cuda)(?::(\d+))?\Z")
+# What a script may name; only the first of them can be computed on.
+_DEVICE_TEXT = re.compile(r"(cpu|cuda|mps|xpu|meta)(?::(\d+))?\Z")
 
 
 class device:
@@ -50,8 +53,35 @@ class device:
     def __hash__(self) -> int:
         return hash((self.type, self.index))
 
+    def __enter__(self) -> device:
+        _entered.set((*_entered.get(), _default.set(self)))
+        return self
 
+    def __exit__(self, *exc_info: object) -> None:
+        *outer, token = _entered.get()
+        _entered.set(tuple(outer))
+        _default.reset(token)
+
+
+_Device = device
 CPU = device("cpu")
+_default: ContextVar[device] = ContextVar("default_device", default=CPU)
+#: What the `with` blocks that are open here put aside.
+_entered: ContextVar[tuple[Token[device], ...]] = ContextVar("entered_devices", default=())
+
+
+def get_default_device() -> device:
+    """Where new tensors are made unless `device=` says otherwise."""
+    return _default.get()
+
+
+def set_default_device(device: Any) -> None:
+    """Set where new tensors are made (`None`: the CPU), for the present context (thread).
+
+    Raises:
+        RuntimeError: the text is no device.
+    """
+    _default.set(CPU if device is None else _Device(device))
 
 
 def as_device(value: str | device | None) -> device:
@@ -61,9 +91,11 @@ def as_device(value: str | device | None) -> device:
         RuntimeError: this version or machine cannot compute there.
     """
     if value is None:
-        return CPU
+        value = _default.get()
+        if value is CPU:
+            return CPU
     found = value if isinstance(value, device) else device(value)
-    if found.type == "cuda":
+    if found.type != "cpu":
         raise RuntimeError(
             f"device '{found}' was asked for, but this version of dptrain computes on 'cpu' only; "
             "use device='cpu'"

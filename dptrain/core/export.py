@@ -5,6 +5,7 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.grad_mode import is_grad_enabled
-from dptrain.core.op import Op
+from dptrain.core.op import Op, OpName
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.typed import check_tensor
 
 #: Public name -> operation class; the registry-walking tests read it.
 REGISTRY: dict[str, type[Op]] = {}
@@ -40,7 +42,7 @@ def export(
     def register(cls: type[Op]) -> type[Op]:
         run = function or cls.apply
         if names and cls not in REGISTRY.values():  # later exports of one class are aliases
-            cls.name = names[0]
+            cls.name = OpName(names[0])
         public = _public(cls, run, names[0] if names else cls.name, function)
         for name in names:
             REGISTRY[name] = cls
@@ -169,6 +171,26 @@ def _inplace(run: Any, name: str) -> Callable[..., Any]:
 
     method.__name__ = name
     return method
+
+
+_IN_PLACE_NAME = re.compile(r"[a-z]\w*[a-z0-9]_\Z")
+
+
+def in_place_functions() -> dict[str, Callable[..., Any]]:
+    """Every in-place method of `Tensor` as a function whose first argument is the tensor."""
+    return {name: _checked(name) for name in dir(Tensor) if _IN_PLACE_NAME.match(name)}
+
+
+def _checked(name: str) -> Callable[..., Any]:
+    method = getattr(Tensor, name)
+
+    def function(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        check_tensor(name, input)
+        return method(input, *args, **kwargs)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = method.__doc__
+    return function
 
 
 def in_place(run: Any, name: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from dptrain.core import dtypes
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
+from dptrain.core.layout import copy_in, lies_in, preserve_format
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
 
@@ -19,18 +20,25 @@ class Cast(Op):
 
     name = "to"
 
-    def forward(self, input: Any, target: np.dtype[Any]) -> Any:
+    def forward(
+        self, input: Any, target: np.dtype[Any], memory_format: Any = preserve_format
+    ) -> Any:
         self.source = input.dtype
-        return input.astype(target)
+        if memory_format is preserve_format:
+            return input.astype(target)
+        return copy_in(input, memory_format, target)
 
     def backward(self, grad: Any) -> Any:
         return Cast.call(grad, self.source)
 
 
-def _cast(self: Tensor, target: dtype, copy: bool = False) -> Tensor:
-    if self._array.dtype == target.numpy and not copy:
+def _cast(
+    self: Tensor, target: dtype, copy: bool = False, memory_format: Any = preserve_format
+) -> Tensor:
+    kept = memory_format is preserve_format or lies_in(self._array, memory_format)
+    if self._array.dtype == target.numpy and kept and not copy:
         return self
-    return Cast.apply(self, target.numpy)
+    return Cast.apply(self, target.numpy, memory_format)
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -38,14 +46,17 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
     Args:
         args: a dtype, a device (or its name), both in that order, or a tensor to be like.
-        kwargs: dtype=, device=, copy=, non_blocking=.
+        kwargs: dtype=, device=, other=, copy=, non_blocking=, memory_format=.
 
     Returns:
         The tensor itself where nothing changes (unless `copy`), else a copy.
     """
     copy = kwargs.pop("copy", False)
+    memory_format = kwargs.pop("memory_format", None) or preserve_format
     kwargs.pop("non_blocking", None)
     kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
+    if "other" in kwargs:
+        args = (kwargs.pop("other"), *args)
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
     for a in args:
@@ -63,15 +74,15 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             )
     if place is not None:
         as_device(place)
-    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy)
+    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, memory_format)
 
 
 export(methods=("to",), function=_to)(Cast)
 
 
 def _converter(target: dtype) -> Any:
-    def convert(self: Tensor) -> Tensor:
-        return _cast(self, target)
+    def convert(self: Tensor, memory_format: Any = preserve_format) -> Tensor:
+        return _cast(self, target, memory_format=memory_format)
 
     convert.__doc__ = f"The tensor as {target}."
     return convert

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.linalg_solve import (
@@ -45,6 +46,7 @@ def empty_like_type(A: Tensor) -> Tensor:
     return wrap(np.empty(0, A._array.dtype))
 
 
+@named_result("linalg_qr")
 class qr_result(NamedTuple):
     """`linalg.qr`."""
 
@@ -128,6 +130,7 @@ def _qr(A: Any, mode: str = "reduced") -> qr_result:
 export("linalg.qr", function=_qr)(LinalgQr)
 
 
+@named_result("linalg_svd")
 class svd_result(NamedTuple):
     """`linalg.svd`."""
 
@@ -218,6 +221,7 @@ def _svdvals(A: Any, *, driver: str | None = None) -> Any:
 export("linalg.svdvals", function=_svdvals)(LinalgSvd)
 
 
+@named_result("linalg_eigh")
 class eigh_result(NamedTuple):
     """`linalg.eigh`."""
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_decompose import empty_like_type
 from dptrain.core.ops.linalg_solve import check_matrix, check_same_type, mT
@@ -125,6 +126,7 @@ def _matrix_rank(
 export("linalg.matrix_rank", function=_matrix_rank)(MatrixRank)
 
 
+@named_result("linalg_lstsq")
 class lstsq_result(NamedTuple):
     """`linalg.lstsq`."""
 

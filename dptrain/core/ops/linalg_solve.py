@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.matmul import Matmul
@@ -207,6 +208,7 @@ class LinalgDet(Op):
         return g * Reshape.call(out, (*grad.shape, 1, 1)) * mT(LinalgInvEx.call(A))
 
 
+@named_result("linalg_slogdet")
 class slogdet_result(NamedTuple):
     """`linalg.slogdet`: sign and logarithm of the absolute value of the determinant."""
 

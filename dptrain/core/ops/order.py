@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.reduce import PutAlong, TakeAlong
 from dptrain.core.ops.shape import Reshape, wrap_dim
@@ -42,6 +43,7 @@ class Topk(TakeAlong):
     """The first elements in order."""
 
 
+@named_result("sort")
 class sort_result(NamedTuple):
     """`sort`."""
 
@@ -49,6 +51,7 @@ class sort_result(NamedTuple):
     indices: Any
 
 
+@named_result("topk")
 class topk_result(NamedTuple):
     """`topk`."""
 
@@ -56,6 +59,7 @@ class topk_result(NamedTuple):
     indices: Any
 
 
+@named_result("kthvalue")
 class kthvalue_result(NamedTuple):
     """`kthvalue`."""
 
@@ -63,6 +67,7 @@ class kthvalue_result(NamedTuple):
     indices: Any
 
 
+@named_result("median")
 class median_result(NamedTuple):
     """`median` along a dimension."""
 
@@ -70,6 +75,7 @@ class median_result(NamedTuple):
     indices: Any
 
 
+@named_result("nanmedian")
 class nanmedian_result(NamedTuple):
     """`nanmedian` along a dimension."""
 
@@ -77,6 +83,7 @@ class nanmedian_result(NamedTuple):
     indices: Any
 
 
+@named_result("mode")
 class mode_result(NamedTuple):
     """`mode`."""
 

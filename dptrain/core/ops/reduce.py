@@ -9,6 +9,7 @@ import numpy as np
 
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq
 from dptrain.core.ops.elementwise import Maximum, Minimum
@@ -215,6 +216,7 @@ class ArgMin(_ArgReduction):
         return self.xp.argmin(input, axis=dim, keepdims=keepdim)
 
 
+@named_result("max")
 class max_result(NamedTuple):
     """`max` along a dimension."""
 
@@ -222,6 +224,7 @@ class max_result(NamedTuple):
     indices: Any
 
 
+@named_result("min")
 class min_result(NamedTuple):
     """`min` along a dimension."""
 

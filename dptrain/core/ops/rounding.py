@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Sign, Sub
@@ -311,6 +312,7 @@ def _ldexp(input: Any, other: Any) -> Any:
 export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)
 
 
+@named_result("frexp")
 class frexp_result(NamedTuple):
     """`frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1."""
 

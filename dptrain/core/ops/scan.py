@@ -8,6 +8,7 @@ import numpy as np
 
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.arrange import Flip
 from dptrain.core.ops.compare import Where
@@ -116,6 +117,7 @@ class Logcumsumexp(Op):
         return Exp.call(total + input)
 
 
+@named_result("cummax")
 class cummax_result(NamedTuple):
     """`cummax`."""
 
@@ -123,6 +125,7 @@ class cummax_result(NamedTuple):
     indices: Any
 
 
+@named_result("cummin")
 class cummin_result(NamedTuple):
     """`cummin`."""
 

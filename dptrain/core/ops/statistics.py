@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.named_results import named_result
 from dptrain.core.ops.arrange import Diagonal, Flip
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Exp, _floating
@@ -76,6 +77,7 @@ class Logsumexp(_Reduction):
         return self._spread(grad) * Exp.call(input - self._spread(out))
 
 
+@named_result("aminmax")
 class aminmax_result(NamedTuple):
     """`aminmax`."""
 
