@@ -1,7 +1,8 @@
-"""`torch.return_types`'s names: the classes of results with named parts."""
+"""The types of operations with several results: PyTorch's `torch.return_types`."""
 
-from dptrain.core import ops as _ops  # defines them  # noqa: F401
-from dptrain.core.named_results import RETURN_TYPES
+from dptrain.core import ops as _ops  # fills RESULTS  # noqa: F401
+from dptrain.core.results import RESULTS
 
-globals().update(RETURN_TYPES)
-__all__ = sorted(RETURN_TYPES)
+globals().update(RESULTS)
+
+__all__ = list(RESULTS)

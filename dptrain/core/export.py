@@ -14,6 +14,7 @@ import numpy as np
 
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.op import Op, OpName
+from dptrain.core.out import store_in
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.typed import check_tensor
 
@@ -31,7 +32,7 @@ def export(
     """Say once under which public names an operation is found.
 
     Args:
-        names: functions of the package `dptrain`.
+        names: functions of the package `dptrain`; they take `out=` unless the operation gives views.
         methods: methods of `Tensor` with the tensor as first argument.
         inplace: methods of `Tensor` that store the result in the tensor (`add_`).
         function: the public function where the signature differs from `forward`'s (e.g. a list of
@@ -65,7 +66,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
+    stores = not (cls.is_view or name.startswith("nn."))
+
     def public(*args: Any, **kwargs: Any) -> Any:
+        if stores and "out" in kwargs:
+            return store_in(run, name, args, kwargs)
         return run(*args, **kwargs)
 
     public.__name__ = public.__qualname__ = name

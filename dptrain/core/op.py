@@ -31,6 +31,7 @@ import numpy as np
 
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
+from dptrain.core.half import rounded_once
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
@@ -40,7 +41,7 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 def _positional(method: Any) -> tuple[str, ...]:
     """Names of the positional parameters after `self`."""
-    code = method.__code__
+    code = getattr(method, "__wrapped__", method).__code__
     return tuple(code.co_varnames[1 : code.co_argcount])
 
 
@@ -103,8 +104,10 @@ class Op:
 
     #: How many leading arguments are brought to one dtype and broadcast against each other.
     promotes: ClassVar[int] = 0
-    #: How many leading arguments must be tensors.
+    #: How many leading arguments must be tensors; 0 where a number may stand in the first place too.
     num_tensors: ClassVar[int] = 1
+    #: 16-bit floating point is computed in float32 and rounded once, forward and backward.
+    in_float32: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
     saved_for: ClassVar[dict[str, int]] = {}
@@ -149,7 +152,7 @@ class Op:
         # Read off the code objects: `inspect.signature` for some hundred operations would take
         # longer than the rest of the import.
         cls._parameters = _positional(cls.forward)
-        defaults = cls.forward.__defaults__ or ()
+        defaults = getattr(cls.forward, "__wrapped__", cls.forward).__defaults__ or ()
         cls._defaults = (
             dict(zip(cls._parameters[-len(defaults) :], defaults, strict=True)) if defaults else {}
         )
@@ -157,6 +160,8 @@ class Op:
         cls._saved_names = tuple(
             (-1 if n == "out" else cls._parameters.index(n), cls.saved_for.get(n)) for n in wanted
         )
+        if cls.in_float32 and not hasattr(cls.forward, "__wrapped__"):
+            cls.forward = rounded_once(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute on raw arrays."""
@@ -245,12 +250,11 @@ class Op:
             else:
                 raw.append(a)
             edges.append(None)
+        for i in range(cls.num_tensors):
+            if i >= len(args) or not isinstance(args[i], Tensor):
+                _refuse_argument(cls, args, i)
         if cls.promotes:
             _promote(cls, raw)
-        else:
-            for i in range(cls.num_tensors):
-                if i >= len(args) or not isinstance(args[i], Tensor):
-                    _refuse_argument(cls, args, i)
         op = cls()
         if recording and cls.differentiable and is_grad_enabled():
             op.edges = edges

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
+from dptrain.core.half import lift
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap
@@ -137,6 +138,8 @@ class Pass:
         if node.direct is not None and not self.create_graph:
             node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
+        if node.in_float32:  # what it returns is brought to the types of its arguments on arrival
+            incoming, saved = [lift(g) for g in incoming], tuple([lift(v) for v in saved])
         grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
         if type(grads) is not tuple:
             grads = (grads,)

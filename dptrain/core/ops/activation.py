@@ -51,6 +51,8 @@ def _check_dim(dim: Any, op: str) -> None:
 class Softmax(Op):
     """exp(input) / sum(exp(input)) along `dim`."""
 
+    in_float32 = True
+
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
         _check_dim(dim, self.name)
         input = _softmax_input(input, dtype, self.name)
@@ -70,6 +72,8 @@ class Softmax(Op):
 @export("log_softmax", methods=("log_softmax",))
 class LogSoftmax(Op):
     """log(softmax(input)) along `dim`, without overflow."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
         _check_dim(dim, self.name)

@@ -70,6 +70,7 @@ class Ge(_Comparison):
 class _Logic(_Comparison):
     """Bitwise on integers, logical on booleans; floating point is refused as in PyTorch."""
 
+    num_tensors = 0
     run: Callable[[Any, Any], Any]
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -139,6 +140,8 @@ class LogicalNot(Op):
 class LogicalAnd(_Comparison):
     """True where both are non-zero."""
 
+    num_tensors = 2
+
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.logical_and(input, other)
 
@@ -146,6 +149,8 @@ class LogicalAnd(_Comparison):
 @export("logical_or", methods=("logical_or",))
 class LogicalOr(_Comparison):
     """True where either is non-zero."""
+
+    num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.logical_or(input, other)

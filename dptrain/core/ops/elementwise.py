@@ -29,7 +29,9 @@ def _times(value: Any, alpha: Any) -> Any:
 class Add(Op):
     """input + alpha * other."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         self.alpha = alpha
@@ -56,7 +58,9 @@ def _refuse_bool(op: str, input: Any, other: Any) -> None:
 class Sub(Op):
     """input - alpha * other."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
@@ -78,6 +82,7 @@ class Mul(Op):
 
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 0}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         return input * other
@@ -111,8 +116,10 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 class Div(Op):
     """input / other; integers give floating point."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         if not isinstance(other, np.ndarray) and other == 0:
@@ -141,8 +148,10 @@ def _check_integer_division(op: str, input: Any, other: Any) -> None:
 class FloorDivide(Op):
     """The quotient rounded towards minus infinity."""
 
+    in_float32 = True
     backward_name = "DivBackward2"
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("floor_divide", input, other)
@@ -157,6 +166,7 @@ class TruncDivide(Op):
 
     backward_name = "DivBackward2"
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("div", input, other)
@@ -178,8 +188,10 @@ class TruncDivide(Op):
 class Remainder(Op):
     """The remainder with the sign of the divisor, as Python's `%`."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 1}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("remainder", input, other)
@@ -193,7 +205,9 @@ class Remainder(Op):
 class Pow(Op):
     """input ** exponent."""
 
+    in_float32 = True
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, exponent: Any) -> Any:
         if input.dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
@@ -295,6 +309,7 @@ class Sqrt(Op):
 class Square(Op):
     """input * input."""
 
+    in_float32 = True
     backward_name = "PowBackward0"
 
     def forward(self, input: Any) -> Any:
@@ -330,6 +345,8 @@ class Cos(Op):
 class Tanh(Op):
     """Hyperbolic tangent."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.tanh(_floating(input))
 
@@ -340,6 +357,8 @@ class Tanh(Op):
 @export("sigmoid", methods=("sigmoid",), inplace=("sigmoid_",))
 class Sigmoid(Op):
     """1 / (1 + exp(-input)), computed without overflow."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)
@@ -355,6 +374,7 @@ class Maximum(Op):
     """The larger of both; ties share the gradient, NaN wins."""
 
     promotes = 2
+    num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.maximum(input, other)
@@ -368,6 +388,7 @@ class Minimum(Op):
     """The smaller of both; ties share the gradient, NaN wins."""
 
     promotes = 2
+    num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
         return self.xp.minimum(input, other)

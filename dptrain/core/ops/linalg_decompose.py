@@ -11,12 +11,11 @@ input, which gives them a history.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.linalg_solve import (
@@ -29,6 +28,7 @@ from dptrain.core.ops.linalg_solve import (
 )
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Narrow, Unsqueeze
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -46,12 +46,8 @@ def empty_like_type(A: Tensor) -> Tensor:
     return wrap(np.empty(0, A._array.dtype))
 
 
-@named_result("linalg_qr")
-class qr_result(NamedTuple):
-    """`linalg.qr`."""
-
-    Q: Any
-    R: Any
+#: `linalg.qr`.
+qr_result = results("linalg_qr", "Q", "R")
 
 
 class LinalgQr(_Factors):
@@ -103,7 +99,7 @@ class _CompleteQr(Op):
         )
 
 
-def _qr(A: Any, mode: str = "reduced") -> qr_result:
+def _qr(A: Any, mode: str = "reduced") -> Any:
     """The QR decomposition A = Q R.
 
     Args:
@@ -120,23 +116,18 @@ def _qr(A: Any, mode: str = "reduced") -> qr_result:
             f"qr received unrecognized mode '{mode}' but expected one of 'reduced' (default), 'r', or 'complete'"
         )
     if mode == "complete" and A.shape[-2] > A.shape[-1]:
-        return qr_result(*_CompleteQr.apply(A))
+        return qr_result(_CompleteQr.apply(A))
     if mode == "r":
         _, r = LinalgQr.apply(A.detach())
-        return qr_result(empty_like_type(A), r)
-    return qr_result(*LinalgQr.apply(A))
+        return qr_result((empty_like_type(A), r))
+    return qr_result(LinalgQr.apply(A))
 
 
 export("linalg.qr", function=_qr)(LinalgQr)
 
 
-@named_result("linalg_svd")
-class svd_result(NamedTuple):
-    """`linalg.svd`."""
-
-    U: Any
-    S: Any
-    Vh: Any
+#: `linalg.svd`.
+svd_result = results("linalg_svd", "U", "S", "Vh")
 
 
 class LinalgSvd(_Factors):
@@ -190,7 +181,7 @@ def _off_diagonal(gaps: Any) -> Any:
     return gaps + np.eye(gaps.shape[-1], dtype=value_type(gaps))
 
 
-def _svd(A: Any, full_matrices: bool = True, *, driver: str | None = None) -> svd_result:
+def _svd(A: Any, full_matrices: bool = True, *, driver: str | None = None) -> Any:
     """The singular value decomposition A = U diag(S) Vh, S descending.
 
     Args:
@@ -206,7 +197,7 @@ def _svd(A: Any, full_matrices: bool = True, *, driver: str | None = None) -> sv
         raise RuntimeError(
             "linalg.svd: keyword argument `driver=` is only supported on CUDA inputs"
         )
-    return svd_result(*LinalgSvd.apply(A, bool(full_matrices)))
+    return svd_result(LinalgSvd.apply(A, bool(full_matrices)))
 
 
 export("linalg.svd", function=_svd)(LinalgSvd)
@@ -221,12 +212,8 @@ def _svdvals(A: Any, *, driver: str | None = None) -> Any:
 export("linalg.svdvals", function=_svdvals)(LinalgSvd)
 
 
-@named_result("linalg_eigh")
-class eigh_result(NamedTuple):
-    """`linalg.eigh`."""
-
-    eigenvalues: Any
-    eigenvectors: Any
+#: `linalg.eigh`.
+eigh_result = results("linalg_eigh", "eigenvalues", "eigenvectors")
 
 
 class LinalgEigh(_Factors):
@@ -264,7 +251,7 @@ def _check_symmetric(op: str, A: Any, UPLO: str) -> str:
     return UPLO.upper()
 
 
-def _eigh(A: Any, UPLO: str = "L") -> eigh_result:
+def _eigh(A: Any, UPLO: str = "L") -> Any:
     """Eigenvalues (ascending) and eigenvectors (columns) of symmetric matrices.
 
     Args:
@@ -274,7 +261,7 @@ def _eigh(A: Any, UPLO: str = "L") -> eigh_result:
     Raises:
         RuntimeError: not square, or another UPLO.
     """
-    return eigh_result(*LinalgEigh.apply(A, _check_symmetric("linalg.eigh", A, UPLO)))
+    return eigh_result(LinalgEigh.apply(A, _check_symmetric("linalg.eigh", A, UPLO)))
 
 
 def _eigvalsh(A: Any, UPLO: str = "L") -> Any:

@@ -6,17 +6,17 @@ nonlinear least squares problems whose variables separate", 1973.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_decompose import empty_like_type
 from dptrain.core.ops.linalg_solve import check_matrix, check_same_type, mT
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Narrow, Reshape, Unsqueeze
+from dptrain.core.results import results
 from dptrain.core.tensor import wrap
 
 
@@ -126,14 +126,8 @@ def _matrix_rank(
 export("linalg.matrix_rank", function=_matrix_rank)(MatrixRank)
 
 
-@named_result("linalg_lstsq")
-class lstsq_result(NamedTuple):
-    """`linalg.lstsq`."""
-
-    solution: Any
-    residuals: Any
-    rank: Any
-    singular_values: Any
+#: `linalg.lstsq`.
+lstsq_result = results("linalg_lstsq", "solution", "residuals", "rank", "singular_values")
 
 
 class LinalgLstsq(Op):
@@ -152,7 +146,7 @@ class LinalgLstsq(Op):
         return d_a, Matmul.call(mT(p), grad) if self.needs[1] else None
 
 
-def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> lstsq_result:
+def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> Any:
     """Least squares: the X that minimises the Frobenius norm of A X - B.
 
     Args:
@@ -194,9 +188,9 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> l
         values = wrap(s)
     if driver == "gels":
         ranks = np.empty(0, np.int64)
-    return lstsq_result(
-        solution.squeeze(-1) if vector else solution, residuals, wrap(ranks), values
-    )
+    if vector:
+        solution = solution.squeeze(-1)
+    return lstsq_result((solution, residuals, wrap(ranks), values))
 
 
 export("linalg.lstsq", function=_lstsq)(LinalgLstsq)

@@ -47,6 +47,8 @@ def _vector_norm(
 class VectorNorm(Op):
     """(sum |x|^p)^(1/p) over some dimensions; where the norm is 0 so is the gradient."""
 
+    in_float32 = True
+
     def forward(self, x: Any, p: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
         if x.dtype.kind in "biu":
             raise RuntimeError(
@@ -61,9 +63,7 @@ class VectorNorm(Op):
                 f"linalg.vector_norm cannot compute the {p} norm on an empty tensor because the operation "
                 f"does not have an identity; the input has shape {list(x.shape)}"
             )
-        wide = self.xp.abs(x.astype(np.float32) if x.dtype.itemsize == 2 else x)
-        out = self._reduce(wide, axes)
-        out = self.xp.asarray(out, dtype=x.dtype)
+        out = self.xp.asarray(self._reduce(self.xp.abs(x), axes), dtype=x.dtype)
         return out if keepdim else out.reshape([s for i, s in enumerate(x.shape) if i not in axes])
 
     def _reduce(self, size: Any, axes: tuple[int, ...]) -> Any:

@@ -7,16 +7,16 @@ I. Murray, "Differentiation of the Cholesky decomposition", 2016.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
+from dptrain.core.results import results
 
 
 class LinAlgError(RuntimeError):
@@ -208,12 +208,8 @@ class LinalgDet(Op):
         return g * Reshape.call(out, (*grad.shape, 1, 1)) * mT(LinalgInvEx.call(A))
 
 
-@named_result("linalg_slogdet")
-class slogdet_result(NamedTuple):
-    """`linalg.slogdet`: sign and logarithm of the absolute value of the determinant."""
-
-    sign: Any
-    logabsdet: Any
+#: `linalg.slogdet`: sign and logarithm of the absolute value of the determinant.
+slogdet_result = results("linalg_slogdet", "sign", "logabsdet")
 
 
 class LinalgSlogdet(Op):
@@ -233,9 +229,9 @@ class LinalgSlogdet(Op):
         return Reshape.call(grad, (*grad.shape, 1, 1)) * mT(LinalgInvEx.call(A))
 
 
-def _slogdet(A: Any) -> slogdet_result:
+def _slogdet(A: Any) -> Any:
     """Sign and log|det| of square matrices: (*, n, n) -> two tensors of (*)."""
-    return slogdet_result(*LinalgSlogdet.apply(A))
+    return slogdet_result(LinalgSlogdet.apply(A))
 
 
 export("linalg.slogdet", "slogdet", methods=("slogdet",), function=_slogdet)(LinalgSlogdet)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import numpy as np
-
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
@@ -19,13 +17,6 @@ def _check_same_dtype(op: str, *arrays: Any) -> None:
         raise RuntimeError(
             f"{op}: expected both operands to have the same dtype, but got {names}; convert one with .to()"
         )
-
-
-def _product(xp: Any, a: Any, b: Any) -> Any:
-    """a @ b; 16-bit types multiply and accumulate in float32, as the GPU's matrix units do."""
-    if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
-        return xp.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
-    return xp.matmul(a, b)
 
 
 #: By the dimensions of both operands; products of batches end in a view in PyTorch.
@@ -41,6 +32,7 @@ _NODE_NAMES = {
 class Matmul(Op):
     """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
 
+    in_float32 = True
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
@@ -57,7 +49,7 @@ class Matmul(Op):
                 f"the second ({inner})"
             )
         self.backward_name = _NODE_NAMES.get((input.ndim, other.ndim), "UnsafeViewBackward0")
-        return _product(self.xp, input, other)
+        return self.xp.matmul(input, other)
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         # Vectors take part as one-row or one-column matrices.
@@ -126,6 +118,7 @@ _FEW_ROWS = 128
 class Linear(Op):
     """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
     direct = 1
     name = "linear"
@@ -147,14 +140,9 @@ class Linear(Op):
                 f"linear: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
             )
         self.features = weight.shape  # (out, in)
-        if (
-            bias is not None
-            and input.ndim == 2
-            and len(input) <= _FEW_ROWS
-            and input.dtype.kind == "f"
-        ):
-            return self.xp.add(_product(self.xp, weight, input.T).T, bias, order="C")
-        out = _product(self.xp, input, weight.T)
+        if bias is not None and input.ndim == 2 and len(input) <= _FEW_ROWS:
+            return self.xp.add(self.xp.matmul(weight, input.T).T, bias, order="C")
+        out = self.xp.matmul(input, weight.T)
         if bias is not None:
             out += bias
         return out
@@ -166,11 +154,7 @@ class Linear(Op):
         rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
         if self.needs[1]:
             columns = Reshape.call(input, (rows.shape[0], in_features))
-            if (
-                self.target is not None
-                and rows.dtype == self.target.dtype
-                and rows.dtype.itemsize > 2
-            ):
+            if self.target is not None and rows.dtype == self.target.dtype:
                 d_weight = self.xp.matmul(rows.T, columns, out=self.target)
             else:
                 d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)

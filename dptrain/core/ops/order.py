@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.reduce import PutAlong, TakeAlong
 from dptrain.core.ops.shape import Reshape, wrap_dim
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -43,61 +43,31 @@ class Topk(TakeAlong):
     """The first elements in order."""
 
 
-@named_result("sort")
-class sort_result(NamedTuple):
-    """`sort`."""
-
-    values: Any
-    indices: Any
+sort_result = results("sort", "values", "indices")
 
 
-@named_result("topk")
-class topk_result(NamedTuple):
-    """`topk`."""
-
-    values: Any
-    indices: Any
+topk_result = results("topk", "values", "indices")
 
 
-@named_result("kthvalue")
-class kthvalue_result(NamedTuple):
-    """`kthvalue`."""
-
-    values: Any
-    indices: Any
+kthvalue_result = results("kthvalue", "values", "indices")
 
 
-@named_result("median")
-class median_result(NamedTuple):
-    """`median` along a dimension."""
-
-    values: Any
-    indices: Any
+median_result = results("median", "values", "indices")
 
 
-@named_result("nanmedian")
-class nanmedian_result(NamedTuple):
-    """`nanmedian` along a dimension."""
-
-    values: Any
-    indices: Any
+nanmedian_result = results("nanmedian", "values", "indices")
 
 
-@named_result("mode")
-class mode_result(NamedTuple):
-    """`mode`."""
-
-    values: Any
-    indices: Any
+mode_result = results("mode", "values", "indices")
 
 
 def _sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
     """The elements in order along `dim`, and where they stood; equal ones keep their order."""
     dim = wrap_dim(dim, input.ndim, "sort")
     if input.ndim == 0:
-        return sort_result(input.clone(), wrap(np.zeros((), np.int64)))
+        return sort_result((input.clone(), wrap(np.zeros((), np.int64))))
     indices = _order(input, dim, descending)
-    return sort_result(Sort.apply(input, indices, dim), wrap(indices))
+    return sort_result((Sort.apply(input, indices, dim), wrap(indices)))
 
 
 def _argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
@@ -129,9 +99,9 @@ def _topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool 
     if input.ndim == 0:
         if k == 0:
             raise RuntimeError("topk: k must be 1 for a 0-dimensional tensor, got 0")
-        return topk_result(input.clone(), wrap(np.zeros((), np.int64)))
+        return topk_result((input.clone(), wrap(np.zeros((), np.int64))))
     indices = np.take(_order(input, dim, largest), np.arange(k), axis=dim)
-    return topk_result(Topk.apply(input, indices, dim), wrap(indices))
+    return topk_result((Topk.apply(input, indices, dim), wrap(indices)))
 
 
 def _kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
@@ -143,8 +113,8 @@ def _kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
             f"kthvalue(): selected number k out of range for dimension {dim}: k is {k}, size is {size}"
         )
     if input.ndim == 0:
-        return kthvalue_result(input.clone(), wrap(np.zeros((), np.int64)))
-    return kthvalue_result(*_one_place(input, _order(input, dim, False), k - 1, dim, keepdim))
+        return kthvalue_result((input.clone(), wrap(np.zeros((), np.int64))))
+    return kthvalue_result(_one_place(input, _order(input, dim, False), k - 1, dim, keepdim))
 
 
 def _one_place(input: Any, order: np.ndarray, place: Any, dim: int, keepdim: bool) -> Any:
@@ -187,12 +157,12 @@ def _median_of(name: str, result: Any, ignore_nan: bool) -> Any:
             return _one_place(flat, *_middle(flat, 0, ignore_nan), 0, False)[0]
         dim = wrap_dim(dim, input.ndim, name)
         if input.ndim == 0:
-            return result(input.clone(), wrap(np.zeros((), np.int64)))
+            return result((input.clone(), wrap(np.zeros((), np.int64))))
         if input._array.shape[dim] == 0:
             raise IndexError(
                 f"{name}(): Expected reduction dim {dim} to have non-zero size; the input has shape {list(input.shape)}"
             )
-        return result(*_one_place(input, *_middle(input, dim, ignore_nan), dim, keepdim))
+        return result(_one_place(input, *_middle(input, dim, ignore_nan), dim, keepdim))
 
     return function
 
@@ -209,7 +179,7 @@ def _mode(input: Any, dim: int = -1, keepdim: bool = False) -> Any:
     """The most frequent element along `dim` (the smallest of equals), and its last index."""
     dim = wrap_dim(dim, input.ndim, "mode")
     if input.ndim == 0:
-        return mode_result(input.clone(), wrap(np.zeros((), np.int64)))
+        return mode_result((input.clone(), wrap(np.zeros((), np.int64))))
     values = _orderable(input)
     if values.shape[dim] == 0:
         raise IndexError(
@@ -222,7 +192,7 @@ def _mode(input: Any, dim: int = -1, keepdim: bool = False) -> Any:
     for k in range(1, lines.shape[-1]):
         run[..., k] = np.where(lines[..., k] == lines[..., k - 1], run[..., k - 1] + 1, 1)
     place = np.moveaxis(run.argmax(axis=-1)[..., None], -1, dim)
-    return mode_result(*_one_place(input, np.moveaxis(order, -1, dim), place, dim, keepdim))
+    return mode_result(_one_place(input, np.moveaxis(order, -1, dim), place, dim, keepdim))
 
 
 export("mode", methods=("mode",), function=_mode)(PutAlong)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq
 from dptrain.core.ops.elementwise import Maximum, Minimum
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
+from dptrain.core.results import results
 
 
 def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class _Reduction(Op):
 
 
 def _accumulator(input: Any, dtype: Any) -> Any:
-    """Sums of integers and booleans are int64; 16-bit floats accumulate in float32."""
+    """Sums of integers and booleans are int64."""
     if dtype is not None:
         return input.astype(as_dtype(dtype).numpy), as_dtype(dtype).numpy
     if input.dtype.kind in "biu":
@@ -52,6 +52,8 @@ def _accumulator(input: Any, dtype: Any) -> Any:
 class Sum(_Reduction):
     """Sum over all elements or over the dimensions `dim`."""
 
+    in_float32 = True
+
     def forward(
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
@@ -59,10 +61,7 @@ class Sum(_Reduction):
         if dim is not None:
             self.backward_name = "SumBackward1"
         input, kind = _accumulator(input, dtype)
-        wide = np.float32 if kind.itemsize == 2 and kind.kind not in "iu" else kind
-        return self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide)).astype(
-            kind, copy=False
-        )
+        return self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
 
     def backward(self, grad: Any) -> Any:
         return self._spread(grad)
@@ -71,6 +70,8 @@ class Sum(_Reduction):
 @export("mean", methods=("mean",))
 class Mean(_Reduction):
     """Mean over all elements or over the dimensions `dim`; floating point only."""
+
+    in_float32 = True
 
     def forward(
         self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
@@ -84,23 +85,19 @@ class Mean(_Reduction):
                 f"mean(): could not infer output dtype. Input dtype must be a floating point dtype. Got: {input.dtype}"
             )
         self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
-        wide = np.float32 if kind.itemsize == 2 else kind
-        total = self.xp.asarray(self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=wide))
+        total = self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
         # A NumPy divisor: 0 / 0 is nan for an empty mean, as in PyTorch.
-        return (total / wide_type(wide)(self.count)).astype(kind, copy=False)
+        return total / kind.type(self.count)
 
     def backward(self, grad: Any) -> Any:
         return self._spread(grad / self.count)
 
 
-def wide_type(kind: Any) -> Any:
-    """The scalar type of a NumPy dtype or type."""
-    return np.dtype(kind).type
-
-
 @export("var", methods=("var",))
 class Var(_Reduction):
     """Variance; `correction` (1: Bessel's) is subtracted from the count. Two passes, no cancellation."""
+
+    in_float32 = True
 
     def forward(
         self,
@@ -216,20 +213,10 @@ class ArgMin(_ArgReduction):
         return self.xp.argmin(input, axis=dim, keepdims=keepdim)
 
 
-@named_result("max")
-class max_result(NamedTuple):
-    """`max` along a dimension."""
-
-    values: Any
-    indices: Any
+max_result = results("max", "values", "indices")
 
 
-@named_result("min")
-class min_result(NamedTuple):
-    """`min` along a dimension."""
-
-    values: Any
-    indices: Any
+min_result = results("min", "values", "indices")
 
 
 class TakeAlong(Op):
@@ -245,6 +232,8 @@ class TakeAlong(Op):
 
 class PutAlong(Op):
     """The derivative of TakeAlong: zeros with the values at their places (repeated places add up)."""
+
+    in_float32 = True
 
     def forward(self, input: Any, index: Any, dim: int, shape: tuple[int, ...]) -> Any:
         self.index, self.dim = index, dim
@@ -282,18 +271,14 @@ def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
     if other is not None or hasattr(dim, "_array"):
         return Maximum.apply(input, dim if other is None else other)
-    return (
-        MaxOfAll.apply(input) if dim is None else max_result(*_along(input, ArgMax, dim, keepdim))
-    )
+    return MaxOfAll.apply(input) if dim is None else max_result(_along(input, ArgMax, dim, keepdim))
 
 
 def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
     if other is not None or hasattr(dim, "_array"):
         return Minimum.apply(input, dim if other is None else other)
-    return (
-        MinOfAll.apply(input) if dim is None else min_result(*_along(input, ArgMin, dim, keepdim))
-    )
+    return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
 export("max", methods=("max",), function=_max)(MaxOfAll)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Sign, Sub
 from dptrain.core.ops.transcendental import Exp2
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 
 
@@ -64,6 +64,8 @@ def _round(input: Any, *, decimals: int = 0) -> Any:
 class Round(Op):
     """Rounded to a number of decimals, halves to even."""
 
+    in_float32 = True
+
     def forward(self, input: Any, decimals: int) -> Any:
         if input.dtype.kind in "biu":
             if decimals or input.dtype == np.bool_:
@@ -97,6 +99,7 @@ class Frac(Op):
 class Fmod(Op):
     """The remainder with the sign of the dividend, as C's fmod."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 1}
     promotes = 2
 
@@ -218,6 +221,7 @@ def _lerp(input: Any, end: Any, weight: Any) -> Any:
 class Lerp(Op):
     """Linear interpolation; exact at both ends."""
 
+    in_float32 = True
     num_tensors = 2
 
     def forward(self, input: Any, end: Any, weight: Any) -> Any:
@@ -238,6 +242,7 @@ class Lerp(Op):
 class Addcmul(Op):
     """input + value * tensor1 * tensor2."""
 
+    in_float32 = True
     promotes = 3
     num_tensors = 3
 
@@ -255,6 +260,7 @@ class Addcmul(Op):
 class Addcdiv(Op):
     """input + value * tensor1 / tensor2; floating point only."""
 
+    in_float32 = True
     promotes = 3
     num_tensors = 3
 
@@ -312,17 +318,13 @@ def _ldexp(input: Any, other: Any) -> Any:
 export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)
 
 
-@named_result("frexp")
-class frexp_result(NamedTuple):
-    """`frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1."""
-
-    mantissa: Any
-    exponent: Any
+#: `frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1.
+frexp_result = results("frexp", "mantissa", "exponent")
 
 
 def _frexp(input: Any) -> Any:
     """Mantissa and exponent (base 2) as a named tuple."""
-    return frexp_result(*Frexp.apply(input))
+    return frexp_result(Frexp.apply(input))
 
 
 @export("frexp", methods=("frexp",), function=_frexp)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.op import Op
 from dptrain.core.ops.arrange import Flip
 from dptrain.core.ops.compare import Where
@@ -16,6 +15,7 @@ from dptrain.core.ops.elementwise import Exp, Log, Sub
 from dptrain.core.ops.join import _cat
 from dptrain.core.ops.reduce import PutAlong
 from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 
 
@@ -29,6 +29,8 @@ def _scan_input(input: Any, dtype: Any) -> Any:
 @export("cumsum", methods=("cumsum",), inplace=("cumsum_",))
 class Cumsum(Op):
     """Running sum along `dim`."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: int, *, dtype: Any = None) -> Any:
         self.dim = wrap_dim(dim, input.ndim, "cumsum")
@@ -46,6 +48,8 @@ class Cumsum(Op):
 @export("cumprod", methods=("cumprod",), inplace=("cumprod_",))
 class Cumprod(Op):
     """Running product along `dim`."""
+
+    in_float32 = True
 
     def forward(self, input: Any, dim: int, *, dtype: Any = None) -> Any:
         self.dim = wrap_dim(dim, input.ndim, "cumprod")
@@ -92,6 +96,8 @@ def _join(parts: list[Any], dim: int) -> Any:
 class Logcumsumexp(Op):
     """log of the running sum of exponentials, without overflow."""
 
+    in_float32 = True
+
     def forward(self, input: Any, dim: int) -> Any:
         if input.dtype.kind in "biu":
             raise RuntimeError(f"logcumsumexp: not implemented for {input.dtype}; use .float()")
@@ -117,20 +123,10 @@ class Logcumsumexp(Op):
         return Exp.call(total + input)
 
 
-@named_result("cummax")
-class cummax_result(NamedTuple):
-    """`cummax`."""
-
-    values: Any
-    indices: Any
+cummax_result = results("cummax", "values", "indices")
 
 
-@named_result("cummin")
-class cummin_result(NamedTuple):
-    """`cummin`."""
-
-    values: Any
-    indices: Any
+cummin_result = results("cummin", "values", "indices")
 
 
 class _RunningExtreme(Op):
@@ -156,7 +152,7 @@ class _RunningExtreme(Op):
 
 def _cummax(input: Any, dim: int) -> Any:
     """The largest value so far along `dim`, and where it stands (the last of equals)."""
-    return cummax_result(*Cummax.apply(input, dim))
+    return cummax_result(Cummax.apply(input, dim))
 
 
 @export("cummax", methods=("cummax",), function=_cummax)
@@ -169,7 +165,7 @@ class Cummax(_RunningExtreme):
 
 def _cummin(input: Any, dim: int) -> Any:
     """The smallest value so far along `dim`, and where it stands (the last of equals)."""
-    return cummin_result(*Cummin.apply(input, dim))
+    return cummin_result(Cummin.apply(input, dim))
 
 
 @export("cummin", methods=("cummin",), function=_cummin)

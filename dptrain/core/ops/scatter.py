@@ -137,6 +137,7 @@ def _scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
 class ScatterAdd(Op):
     """A copy of the input with values added along a dimension."""
 
+    in_float32 = True
     num_tensors = 3
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
@@ -202,6 +203,7 @@ def _index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1)
 class IndexAdd(Op):
     """A copy of the input with slices added."""
 
+    in_float32 = True
     num_tensors = 3
 
     def forward(self, input: Any, source: Any, index: Any, dim: int, alpha: Any) -> Any:
@@ -284,6 +286,7 @@ def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) 
 class IndexPutAdd(Op):
     """A copy of the input with values stored or added at an advanced index."""
 
+    in_float32 = True
     backward_name = "IndexPutBackward0"
 
     num_tensors = 2

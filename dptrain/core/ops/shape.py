@@ -37,6 +37,8 @@ def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
 class SumToSize(Op):
     """Sum over the dimensions along which a value was broadcast: the engine's own operation."""
 
+    in_float32 = True
+
     def forward(self, input: Any, shape: tuple[int, ...]) -> Any:
         lead = input.ndim - len(shape)
         axes = tuple(range(lead)) + tuple(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import export
-from dptrain.core.named_results import named_result
 from dptrain.core.ops.arrange import Diagonal, Flip
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Exp, _floating
@@ -17,12 +16,15 @@ from dptrain.core.ops.order import _sort
 from dptrain.core.ops.reduce import Amax, Amin, Mean, Sum, TakeAlong, Var, _accumulator, _Reduction
 from dptrain.core.ops.scan import Cumprod, _join
 from dptrain.core.ops.shape import Narrow, Permute, Reshape, wrap_dim
+from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
 
 @export("prod", methods=("prod",))
 class Prod(_Reduction):
     """Product over all elements or over the dimension `dim`."""
+
+    in_float32 = True
 
     def forward(
         self, input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None
@@ -61,6 +63,8 @@ def _products_of_others(line: Any, dim: int) -> Any:
 class Logsumexp(_Reduction):
     """log(sum(exp(input))) over the dimensions `dim`, without overflow."""
 
+    in_float32 = True
+
     def forward(self, input: Any, dim: Any, keepdim: bool = False) -> Any:
         input = _floating(input)
         axes = self._plan(input, dim)
@@ -77,18 +81,13 @@ class Logsumexp(_Reduction):
         return self._spread(grad) * Exp.call(input - self._spread(out))
 
 
-@named_result("aminmax")
-class aminmax_result(NamedTuple):
-    """`aminmax`."""
-
-    min: Any
-    max: Any
+aminmax_result = results("aminmax", "min", "max")
 
 
 def _aminmax(input: Any, *, dim: int | None = None, keepdim: bool = False) -> Any:
     """The smallest and the largest element, of all or along `dim`."""
     where = () if dim is None else dim
-    return aminmax_result(Amin.apply(input, where, keepdim), Amax.apply(input, where, keepdim))
+    return aminmax_result((Amin.apply(input, where, keepdim), Amax.apply(input, where, keepdim)))
 
 
 export("aminmax", methods=("aminmax",), function=_aminmax)(Amin)

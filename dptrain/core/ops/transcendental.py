@@ -29,6 +29,8 @@ class Reciprocal(Op):
 class Rsqrt(Op):
     """1 / sqrt(input)."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         input = _floating(input)
         return input.dtype.type(1) / self.xp.sqrt(input)
@@ -41,6 +43,8 @@ class Rsqrt(Op):
 class Exp2(Op):
     """2 ** input."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.exp2(_floating(input))
 
@@ -51,6 +55,8 @@ class Exp2(Op):
 @export("expm1", methods=("expm1",), inplace=("expm1_",))
 class Expm1(Op):
     """exp(input) - 1, exact near 0."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         return self.xp.expm1(_floating(input))
@@ -63,6 +69,8 @@ class Expm1(Op):
 class Log1P(Op):
     """log(1 + input), exact near 0."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.log1p(_floating(input))
 
@@ -73,6 +81,8 @@ class Log1P(Op):
 @export("log2", methods=("log2",), inplace=("log2_",))
 class Log2(Op):
     """Logarithm to base 2."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         return self.xp.log2(_floating(input))
@@ -85,6 +95,8 @@ class Log2(Op):
 class Log10(Op):
     """Logarithm to base 10."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.log10(_floating(input))
 
@@ -95,6 +107,8 @@ class Log10(Op):
 @export("tan", methods=("tan",), inplace=("tan_",))
 class Tan(Op):
     """Tangent (radians)."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         return self.xp.tan(_floating(input))
@@ -107,6 +121,8 @@ class Tan(Op):
 class Asin(Op):
     """Inverse sine."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.arcsin(_floating(input))
 
@@ -117,6 +133,8 @@ class Asin(Op):
 @export("acos", "arccos", methods=("acos", "arccos"), inplace=("acos_", "arccos_"))
 class Acos(Op):
     """Inverse cosine."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         return self.xp.arccos(_floating(input))
@@ -129,6 +147,8 @@ class Acos(Op):
 class Atan(Op):
     """Inverse tangent."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.arctan(_floating(input))
 
@@ -140,6 +160,7 @@ class Atan(Op):
 class Atan2(Op):
     """The angle of the point (other, input), in (-pi, pi]."""
 
+    in_float32 = True
     promotes = 2
     num_tensors = 2
 
@@ -177,6 +198,8 @@ class Cosh(Op):
 class Asinh(Op):
     """Inverse hyperbolic sine."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.arcsinh(_floating(input))
 
@@ -187,6 +210,8 @@ class Asinh(Op):
 @export("acosh", "arccosh", methods=("acosh", "arccosh"), inplace=("acosh_", "arccosh_"))
 class Acosh(Op):
     """Inverse hyperbolic cosine."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         return self.xp.arccosh(_floating(input))
@@ -199,6 +224,8 @@ class Acosh(Op):
 class Atanh(Op):
     """Inverse hyperbolic tangent."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         return self.xp.arctanh(_floating(input))
 
@@ -209,6 +236,8 @@ class Atanh(Op):
 @export("sinc", methods=("sinc",), inplace=("sinc_",))
 class Sinc(Op):
     """sin(pi x) / (pi x), and 1 at 0."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)
@@ -225,6 +254,8 @@ class Sinc(Op):
 @export("logit", methods=("logit",), inplace=("logit_",))
 class Logit(Op):
     """log(x / (1 - x)); with `eps` x is first limited to [eps, 1 - eps]."""
+
+    in_float32 = True
 
     def forward(self, input: Any, eps: float | None = None) -> Any:
         x = _floating(input)
@@ -245,6 +276,8 @@ class Logit(Op):
 class Deg2Rad(Op):
     """Degrees to radians."""
 
+    in_float32 = True
+
     def forward(self, input: Any) -> Any:
         x = _floating(input)
         return x * x.dtype.type(math.pi / 180)
@@ -256,6 +289,8 @@ class Deg2Rad(Op):
 @export("rad2deg", methods=("rad2deg",), inplace=("rad2deg_",))
 class Rad2Deg(Op):
     """Radians to degrees."""
+
+    in_float32 = True
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)
@@ -269,6 +304,7 @@ class Rad2Deg(Op):
 class Hypot(Op):
     """sqrt(input^2 + other^2) without overflow; floating point only."""
 
+    in_float32 = True
     promotes = 2
     num_tensors = 2
 
@@ -286,6 +322,7 @@ class Hypot(Op):
 class Logaddexp(Op):
     """log(exp(input) + exp(other)) without overflow."""
 
+    in_float32 = True
     promotes = 2
     num_tensors = 2
 
@@ -301,6 +338,7 @@ class Logaddexp(Op):
 class Logaddexp2(Op):
     """log2(2^input + 2^other) without overflow."""
 
+    in_float32 = True
     promotes = 2
     num_tensors = 2
 
@@ -316,8 +354,10 @@ class Logaddexp2(Op):
 class Xlogy(Op):
     """input * log(other), and 0 where input is 0 (unless other is NaN)."""
 
+    in_float32 = True
     saved_for: ClassVar[dict[str, int]] = {}
     promotes = 2
+    num_tensors = 0
 
     def forward(self, input: Any, other: Any) -> Any:
         kind = input.dtype  # both have it, or the second is a number

@@ -1,0 +1,67 @@
+"""16-bit floating point: computed in float32 and rounded once.
+
+Owns: the lifting of float16 and bfloat16 values, and `rounded_once`, which an operation asks for with
+`in_float32 = True`. Must not know: any particular operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dptrain.core.dtypes import as_dtype
+
+_HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
+_FLOAT32 = np.dtype(np.float32)
+
+
+def lift(value: Any) -> Any:
+    """A 16-bit floating point array or Tensor as float32; anything else as it is."""
+    kind = getattr(value, "dtype", None)
+    if kind in _HALVES:
+        return value.astype(_FLOAT32)
+    array = getattr(value, "_array", None)
+    return value.to(_FLOAT32) if array is not None and array.dtype in _HALVES else value
+
+
+def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` with 16-bit arguments lifted to float32 and its float32 results brought back.
+
+    A 16-bit intermediate result would be rounded at every step, and a sum of many such numbers stops
+    growing. The type of the first floating point argument is that of the results, unless the call names
+    its own by `dtype=`: then the first argument is converted to that one first.
+    """
+    code = forward.__code__
+    names = code.co_varnames[1 : code.co_argcount]
+    place = names.index("dtype") if "dtype" in names else len(names)
+
+    @wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = args[place] if place < len(args) else kwargs.get("dtype")
+        kind = _first_floating(args) if given is None else as_dtype(given).numpy
+        if kind not in _HALVES:
+            return forward(self, *args, **kwargs)
+        if given is not None:
+            args = (args[0].astype(kind), *args[1:place], *(None for _ in args[place:]))
+            kwargs.pop("dtype", None)
+        out = forward(self, *[lift(a) for a in args], **{k: lift(v) for k, v in kwargs.items()})
+        if type(out) is tuple:
+            return tuple([_lower(o, kind) for o in out])
+        return _lower(out, kind)
+
+    return run
+
+
+def _first_floating(values: tuple[Any, ...]) -> Any:
+    for value in values:
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fV":
+            return value.dtype
+    return None
+
+
+def _lower(value: Any, kind: np.dtype[Any]) -> Any:
+    return value.astype(kind) if getattr(value, "dtype", None) == _FLOAT32 else value

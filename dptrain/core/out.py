@@ -1,0 +1,104 @@
+"""`out=`: the result of a public function stored in a tensor that is given.
+
+Owns: the checks and the storing. Must not know: any particular operation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.grad_mode import is_grad_enabled, no_grad
+from dptrain.core.tensor import Tensor
+
+
+def store_in(run: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`run(*args, **kwargs)` with what comes out stored in `kwargs["out"]`, which is returned.
+
+    `out` is a Tensor, or a sequence of them for an operation of several results. Another shape is taken
+    on, with a warning unless `out` is empty. The result must be castable to the type of a single `out`;
+    those of several results must have the very types.
+
+    Raises:
+        TypeError: `out` is not made of Tensors, or not of as many as there are results.
+        RuntimeError: something requires grad, the types do not fit, or `out` overlaps itself or an argument.
+    """
+    out = kwargs.pop("out")
+    if out is None:
+        return run(*args, **kwargs)
+    several = isinstance(out, (tuple, list))
+    targets = list(out) if several else [out]
+    for target in targets:
+        if not isinstance(target, Tensor):
+            raise TypeError(f"{name}(): argument 'out' must be Tensor, not {type(target).__name__}")
+    given = list(_tensors([args, list(kwargs.values())]))
+    if is_grad_enabled() and any(t.requires_grad for t in (*given, *targets)):
+        raise RuntimeError(
+            f"{name}(): functions with out=... arguments don't support automatic differentiation, but one of "
+            "the arguments requires grad."
+        )
+    for target in targets:
+        _check_memory(target, given, name)
+    with no_grad():
+        found = run(*args, **kwargs)
+        values = list(found) if isinstance(found, (tuple, list)) else [found]
+        if several != isinstance(found, (tuple, list)) or len(values) != len(targets):
+            raise TypeError(f"{name}(): expected {len(values)} tensors in out, got {len(targets)}")
+        for target, value in zip(targets, values, strict=True):
+            _store(target, value, name, several)
+    return type(found)(targets) if several else out
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _tensors(v)
+
+
+def _check_memory(target: Tensor, given: list[Tensor], name: str) -> None:
+    """Refuse an output of which elements share memory with each other or, shifted, with an input."""
+    array = target._array
+    if any(n > 1 and s == 0 for n, s in zip(array.shape, array.strides, strict=True)):
+        raise RuntimeError(
+            f"{name}(): unsupported operation: more than one element of the written-to tensor refers to a single "
+            "memory location. Please clone() the tensor before performing the operation."
+        )
+    for tensor in given:
+        other = tensor._array
+        same = (
+            other.ctypes.data == array.ctypes.data
+            and other.strides == array.strides
+            and other.shape == array.shape
+        )
+        if not same and np.may_share_memory(other, array) and np.shares_memory(other, array):
+            raise RuntimeError(
+                f"{name}(): unsupported operation: some elements of the input tensor and the written-to tensor refer "
+                "to a single memory location. Please clone() the tensor before performing the operation."
+            )
+
+
+def _store(target: Tensor, value: Tensor, name: str, exact: bool) -> None:
+    if exact and value.dtype is not target.dtype:
+        raise RuntimeError(
+            f"{name}(): Expected out tensor to have dtype {value.dtype}, but got {target.dtype} instead"
+        )
+    if value.dtype.category > target.dtype.category:
+        raise RuntimeError(
+            f"{name}(): result type {value.dtype} can't be cast to the desired output type {target.dtype}"
+        )
+    if target.shape != value.shape:
+        if target.numel():
+            warnings.warn(
+                f"An output with one or more elements was resized since it had shape {list(target.shape)}, which does "
+                f"not match the required output shape {list(value.shape)}. Resize it to zero elements first, with "
+                "t.resize_(0), to reuse its memory on purpose.",
+                UserWarning,
+                stacklevel=4,
+            )
+        target.resize_(value.shape)
+    target.copy_(value)
