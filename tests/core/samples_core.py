@@ -95,6 +95,7 @@ SAMPLES: dict[str, list[Call]] = {
     ],
     "divide": _DIVISION,
     "dot": [call(x(4), x(4)), call(x(0), x(0))],
+    "vdot": [call(x(4), x(4)), call(x(0), x(0))],
     "eq": [call(i(3, 4), i(4)), call(x(3), 0.0)],
     "equal": [call(x(3), x(3)), call(x(3), x(2))],
     "exp": _UNARY,

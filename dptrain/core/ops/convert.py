@@ -46,7 +46,7 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
     Args:
         args: a dtype, a device (or its name), both in that order, or a tensor to be like.
-        kwargs: dtype=, device=, other=, copy=, non_blocking=, memory_format=.
+        kwargs: dtype=, device=, tensor=, copy=, non_blocking=, memory_format=.
 
     Returns:
         The tensor itself where nothing changes (unless `copy`), else a copy.
@@ -55,8 +55,8 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     memory_format = kwargs.pop("memory_format", None) or preserve_format
     kwargs.pop("non_blocking", None)
     kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
-    if "other" in kwargs:
-        args = (kwargs.pop("other"), *args)
+    if "tensor" in kwargs:
+        args = (kwargs.pop("tensor"), *args)
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
     for a in args:

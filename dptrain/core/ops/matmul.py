@@ -107,7 +107,7 @@ def _dot(input: Any, other: Any) -> Any:
 
 export("mm", methods=("mm",), function=_mm)(Matmul)
 export("bmm", methods=("bmm",), function=_bmm)(Matmul)
-export("dot", methods=("dot",), function=_dot)(Matmul)
+export("dot", "vdot", methods=("dot", "vdot"), function=_dot)(Matmul)
 
 
 #: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of

@@ -184,6 +184,7 @@ def _t_of(input: Any) -> Any:
 
 
 for _name, _make in {
+    "as_strided_": AsStrided.apply,
     "squeeze_": Squeeze.apply,
     "unsqueeze_": Unsqueeze.apply,
     "transpose_": Transpose.apply,
