@@ -12,7 +12,6 @@ from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: 
 from dptrain.core.anomaly import is_anomaly_enabled
 from dptrain.core.copies import COPIES as _COPIES
 from dptrain.core.creation import (
-    arange,
     as_tensor,
     asarray,
     empty,
@@ -24,7 +23,6 @@ from dptrain.core.creation import (
     full,
     full_like,
     is_tensor,
-    linspace,
     ones,
     ones_like,
     rand,
@@ -121,7 +119,6 @@ from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.ranges import (
     empty_permuted,
     empty_strided,
-    logspace,
     randint_like,
     scalar_tensor,
     tril_indices,
@@ -129,6 +126,7 @@ from dptrain.core.ranges import (
 )
 from dptrain.core.ranges import range_ as range
 from dptrain.core.size import Size
+from dptrain.core.spaced import arange, linspace, logspace
 from dptrain.core.storage import TypedStorage, UntypedStorage, is_storage
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads

@@ -299,8 +299,22 @@ def full(
 ) -> Tensor:
     """A tensor of the given sizes, filled with one value (whose type decides the dtype)."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
-    kind = _from_data(value, None if dtype is None else as_dtype(dtype)).dtype
-    return _finish(np.full(_shape((size,), "full"), value, kind), device, requires_grad)
+    kind = _from_data(value, None).dtype if dtype is None else as_dtype(dtype).numpy
+    shape = _shape((size,), "full")
+    return _finish(np.full(shape, _fill_value(value, kind), kind), device, requires_grad)
+
+
+def _fill_value(value: Any, kind: np.dtype[Any]) -> Any:
+    """A number as `kind` takes it: cut to an integer, and negative ones modulo an unsigned range."""
+    if kind.kind not in "iu" or isinstance(value, complex):
+        return value
+    limits = np.iinfo(kind)
+    lowest = limits.min or -limits.max
+    if not (np.isfinite(value) and lowest <= int(value) <= limits.max):
+        raise RuntimeError(
+            f"full: value {value} cannot be converted to type {FROM_NUMPY[kind]} without overflow"
+        )
+    return int(value) % (limits.max + 1) if limits.min == 0 else int(value)
 
 
 @factory
@@ -313,48 +327,12 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:
     """The n x m matrix with ones on its diagonal."""
+    for name, size in (("n", n), ("m", n if m is None else m)):
+        if not isinstance(size, (int, np.integer)):
+            raise TypeError(f"eye(): argument {name!r} must be int, not {type(size).__name__}")
+        if size < 0:
+            raise RuntimeError(f"eye: {name} must be greater or equal to 0, got {size}")
     return _finish(np.eye(n, m, dtype=_kind(dtype)), device, requires_grad)
-
-
-@factory
-def arange(
-    start: Any,
-    end: Any = None,
-    step: Any = 1,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """start, start + step, ... below `end`: int64 for integers, else the default dtype."""
-    if end is None:
-        start, end = 0, start
-    start, end, step = (v.item() if isinstance(v, Tensor) else v for v in (start, end, step))
-    if step == 0:
-        raise RuntimeError("arange: step must be nonzero")
-    if (end - start) * step < 0:
-        raise RuntimeError(
-            f"arange: upper bound and lower bound inconsistent with step sign ({start}, {end}, {step})"
-        )
-    if dtype is None and all(isinstance(v, (int, np.integer)) for v in (start, end, step)):
-        dtype = int64
-    return _finish(np.arange(start, end, step).astype(_kind(dtype)), device, requires_grad)
-
-
-@factory
-def linspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`steps` evenly spaced values from start to end, both included."""
-    if steps < 0:
-        raise RuntimeError(f"linspace: number of steps must be non-negative, got {steps}")
-    return _finish(np.linspace(start, end, steps).astype(_kind(dtype)), device, requires_grad)
 
 
 def _like(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -28,6 +29,7 @@ def export(
     inplace: tuple[str, ...] = (),
     function: Callable[..., Any] | None = None,
     reflected: tuple[str, ...] = (),
+    tensors: int | None = None,
 ) -> Callable[[type[Op]], type[Op]]:
     """Say once under which public names an operation is found.
 
@@ -38,10 +40,12 @@ def export(
         function: the public function where the signature differs from `forward`'s (e.g. a list of
             tensors); it receives the user's arguments and calls `apply`.
         reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
+        tensors: how many leading arguments of `function` must be tensors; by default 1 if the first is
+            called `input`, else 0. Operations without `function` say so by `num_tensors`.
     """
 
     def register(cls: type[Op]) -> type[Op]:
-        run = function or cls.apply
+        run = cls.apply if function is None else _checked(function, cls, names, tensors)
         if names and cls not in REGISTRY.values():  # later exports of one class are aliases
             cls.name = OpName(names[0])
         public = _public(cls, run, names[0] if names else cls.name, function)
@@ -60,6 +64,34 @@ def export(
 
     return register
 
+
+def _checked(
+    function: Callable[..., Any], cls: type[Op], names: tuple[str, ...], tensors: int | None
+) -> Callable[..., Any]:
+    """`function` behind a check that its leading arguments are tensors."""
+    code = function.__code__
+    leading = code.co_varnames[: code.co_argcount]
+    if tensors is None:
+        tensors = int(leading[:1] == ("input",))
+    if not tensors:
+        return function
+    leading = leading[:tensors]
+    label = names[0] if names else cls.name
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for i, name in enumerate(leading):
+            value = args[i] if i < len(args) else kwargs.get(name, _MISSING)
+            if not isinstance(value, Tensor) and value is not _MISSING:
+                raise TypeError(
+                    f"{label}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(value).__name__}"
+                )
+        return function(*args, **kwargs)
+
+    return run
+
+
+_MISSING = object()
 
 #: Public name -> function; `dptrain/__init__.py` lifts these into the package.
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -183,10 +215,10 @@ _IN_PLACE_NAME = re.compile(r"[a-z]\w*[a-z0-9]_\Z")
 
 def in_place_functions() -> dict[str, Callable[..., Any]]:
     """Every in-place method of `Tensor` as a function whose first argument is the tensor."""
-    return {name: _checked(name) for name in dir(Tensor) if _IN_PLACE_NAME.match(name)}
+    return {name: _of_method(name) for name in dir(Tensor) if _IN_PLACE_NAME.match(name)}
 
 
-def _checked(name: str) -> Callable[..., Any]:
+def _of_method(name: str) -> Callable[..., Any]:
     method = getattr(Tensor, name)
 
     def function(input: Tensor, *args: Any, **kwargs: Any) -> Any:

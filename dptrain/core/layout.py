@@ -80,6 +80,25 @@ def lies_in(array: np.ndarray, wanted: memory_format) -> bool:
     return bool(array.transpose(_order(array.shape, wanted)).flags.c_contiguous)
 
 
+def suggested(array: np.ndarray) -> memory_format:
+    """The format that the strides look like, whether or not there are gaps; row-major where in doubt."""
+    for wanted, rank in _RANK.items():
+        if array.ndim == rank and _looks_channels_last(array, wanted):
+            return wanted
+    return contiguous_format
+
+
+def _looks_channels_last(array: np.ndarray, wanted: memory_format) -> bool:
+    steps, least = array.strides, 0
+    if not steps[1] or not array.size:
+        return False
+    for d in reversed(_order(array.shape, wanted)):
+        if steps[d] < least or (d == 0 and least == steps[1]):
+            return False
+        least = steps[d] * max(array.shape[d], 1)
+    return True
+
+
 def _is_dense(array: np.ndarray) -> bool:
     """Whether the elements fill one block of memory, each of them once, in some order."""
     expected = array.itemsize

@@ -36,6 +36,8 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
+#: Raw constants: arrays, and what NumPy makes of a comparison of 0-dimensional ones.
+_RAW = (np.ndarray, np.bool_)
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -201,7 +203,9 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(*[wrap(a) if type(a) is np.ndarray else a for a in args], **kwargs)
+                return cls.apply(
+                    *[wrap(np.asarray(a)) if type(a) in _RAW else a for a in args], **kwargs
+                )
         return cls().forward(*args, **kwargs)
 
     @classmethod

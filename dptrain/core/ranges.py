@@ -1,4 +1,4 @@
-"""More ways to make tensors: log spacing, triangles of indices, by strides, like another tensor."""
+"""More ways to make tensors: triangles of indices, by strides, like another tensor."""
 
 from __future__ import annotations
 
@@ -23,24 +23,6 @@ from dptrain.core.dtypes import as_dtype, get_default_dtype, int64
 from dptrain.core.layout import preserve_format
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
-
-
-@factory
-def logspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    base: float = 10.0,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`steps` values from base^start to base^end, evenly spaced on a logarithmic scale."""
-    if steps < 0:
-        raise RuntimeError(f"logspace: number of steps must be non-negative, got {steps}")
-    values = np.float64(base) ** np.linspace(start, end, steps)
-    return _finish(values.astype(_kind(dtype)), device, requires_grad)
 
 
 def _triangle(op: str, row: int, col: int, dtype: Any, device: Any, find: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -203,6 +204,14 @@ class Where(Op):
     """Select element by element."""
 
     def forward(self, condition: Any, input: Any, other: Any) -> Any:
+        if condition.dtype == np.uint8:
+            warnings.warn(
+                "where received a uint8 condition tensor. This behavior is deprecated; use a boolean condition "
+                "instead.",
+                UserWarning,
+                stacklevel=2,
+            )
+            condition = condition != 0
         if condition.dtype != np.bool_:
             raise RuntimeError(
                 f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"

@@ -10,7 +10,7 @@ from dptrain.core import dtypes
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
-from dptrain.core.layout import copy_in, lies_in, preserve_format
+from dptrain.core.layout import copy_in, preserve_format, suggested
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
 
@@ -35,7 +35,7 @@ class Cast(Op):
 def _cast(
     self: Tensor, target: dtype, copy: bool = False, memory_format: Any = preserve_format
 ) -> Tensor:
-    kept = memory_format is preserve_format or lies_in(self._array, memory_format)
+    kept = memory_format is preserve_format or suggested(self._array) is memory_format
     if self._array.dtype == target.numpy and kept and not copy:
         return self
     return Cast.apply(self, target.numpy, memory_format)

@@ -116,7 +116,8 @@ export("nanmean", methods=("nanmean",), function=_nanmean)(Mean)
 def _var_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Variance and mean."""
     keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
-    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, dim, keepdim)
+    over = None if isinstance(dim, bool) else dim  # var_mean(input, unbiased)
+    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, over, keepdim)
 
 
 def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -263,7 +264,7 @@ def _cov(input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any
     if not isinstance(positive, Tensor):
         positive = max(positive, 0.0)
     result = product / positive
-    return Reshape.apply(result, ()) if scalar else result
+    return result.squeeze()  # one variable has a variance, not a 1 x 1 matrix
 
 
 def _corrcoef(input: Any) -> Any:
