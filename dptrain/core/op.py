@@ -23,7 +23,7 @@ promotion are undone by the engine.
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import combinations, count
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -463,8 +463,7 @@ def _check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
 def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
     """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
     shapes = [a.shape for a in raw if isinstance(a, np.ndarray)]
-    if cls.promotes and len(shapes) >= 2:
-        a, b = shapes[0], shapes[1]
+    for a, b in combinations(shapes[: cls.promotes], 2):
         for i in range(1, min(len(a), len(b)) + 1):
             if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
                 return RuntimeError(

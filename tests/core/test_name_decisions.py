@@ -20,7 +20,7 @@ OUT_OF_SCOPE = {
     r".*cudnn.*|.*miopen.*|.*mkldnn.*|mps|xpu|ipu|mtia|.*cuda.*|cpu|accelerator|record_stream|Stream|Event"
     r"|get_device_module|is_vulkan_available|OutOfMemoryError|AcceleratorError|__cuda_array_interface__": "accelerators",
     # Other ways to run a program.
-    r"jit|compile|compiler|export|fx|package|fork|wait|futures|Future|vmap|func|functional|cond|while_loop|library"
+    r"jit|onnx|compile|compiler|export|fx|package|fork|wait|futures|Future|vmap|func|functional|cond|while_loop|library"
     r"|ops|classes|_?[a-z_]*ir_module.*|parse_(ir|schema|type_comment)|merge_type_from_type_comment|unify_type_list"
     r"|sym_.*|Sym\w+|Script\w+|\w*Type|overrides|monitor|get_file_path|import_ir.*|CompilationUnit|Graph\w*"
     r"|__torch_(function|dispatch)__|__dlpack_c_exchange_api__|(Dis|En)able\w+": "compilers and graph capture",

@@ -10,7 +10,7 @@ import dptrain
 #: Compositions that PyTorch has as one operation (or the other way round): their last node is shown.
 COMPOSED = {"bmm", "matmul", "norm", "std", "Tensor.contiguous", "t"}
 #: Named tuples of `max(input, dim)`: gathered by the index that was found.
-COMPOSED |= {"max", "min"}
+COMPOSED |= {"max", "min", "vdot"}
 #: Windows over images without a batch dimension end in a squeeze here.
 COMPOSED |= {"avg_pool2d", "conv2d", "max_pool2d"}
 NAMES = sorted(samples_core.SAMPLES)

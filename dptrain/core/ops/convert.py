@@ -24,7 +24,7 @@ class Cast(Op):
         self, input: Any, target: np.dtype[Any], memory_format: Any = preserve_format
     ) -> Any:
         self.source = input.dtype
-        if memory_format is preserve_format:
+        if memory_format is preserve_format and input.flags.c_contiguous:
             return input.astype(target)
         return copy_in(input, memory_format, target)
 

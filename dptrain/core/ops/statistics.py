@@ -126,8 +126,8 @@ def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     return variance.sqrt(), mean
 
 
-export("var_mean", function=_var_mean)(Var)
-export("std_mean", function=_std_mean)(Var)
+export("var_mean", function=_var_mean, free=("dim",))(Var)
+export("std_mean", function=_std_mean, free=("dim",))(Var)
 
 _METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 
