@@ -76,9 +76,12 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "Tensor": (
         _is_tensor,
-        "self A B mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias boundaries target x1 x2",
+        "self A B mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias boundaries target x1 x2 index source sorted_sequence",
     ),
-    "Tensor or Number": (_is_tensor_or_number, "input other value exponent weight min max"),
+    "Tensor or Number": (
+        _is_tensor_or_number,
+        "input other value exponent weight min max elements test_elements",
+    ),
     "tuple of Tensors": (_is_tensors, "tensors"),
 }
 _KIND_OF = {name: kind for kind, (_, names) in _KINDS.items() for name in names.split()}
@@ -130,12 +133,16 @@ class Signature:
             if kind is not None and name not in free:
                 optional = name in defaults and default is None
                 self.kinds[name] = kind, optional
+        #: (position, name, the type that needs no closer look) of what is checked before the call.
         self.strict = [
-            (position, name)
+            (position, name, bool if self.kinds[name][0] == "bool" else int)
             for position, name in enumerate((*self.names, *only))
             if name in self.kinds and self.kinds[name][0] in _STRICT
         ]
-        self._strict_names = frozenset(name for _, name in self.strict)
+        #: A call with fewer positional arguments, and no others, needs no check.
+        self.strict_from = min((position for position, _, _ in self.strict), default=1 << 30)
+        self._exact = {name: exact for _, name, exact in self.strict}
+        self._exact.update({k: self._exact[v] for k, v in _ALIASES.items() if v in self._exact})
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse flags and ints of another kind.
@@ -144,17 +151,15 @@ class Signature:
             TypeError: naming the function, the argument, what was expected and what came.
         """
         count = min(len(args), len(self.names))
-        for position, name in self.strict:
+        for position, name, exact in self.strict:
             if position >= count:
                 break
-            value = args[position]
-            if type(value) is not int or self.kinds[name][0] == "bool":
-                self._refuse(name, position, value)
-        if kwargs:
-            for name, value in kwargs.items():
-                name = _ALIASES.get(name, name)
-                if name in self._strict_names:
-                    self._refuse(name, None, value)
+            if type(args[position]) is not exact:
+                self._refuse(name, position, args[position])
+        for name, value in kwargs.items():
+            wanted = self._exact.get(name)
+            if wanted is not None and type(value) is not wanted:
+                self._refuse(_ALIASES.get(name, name), None, value)
 
     def _refuse(self, name: str, position: int | None, value: Any) -> None:
         kind, optional = self.kinds[name]

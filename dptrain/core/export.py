@@ -119,10 +119,10 @@ def _public(
 
 def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
     """`run` with `out=`, and errors that name the argument at fault."""
-    strict = bool(signature.strict)
+    strict_from = signature.strict_from
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if strict:
+        if kwargs or len(args) > strict_from:
             signature.check(args, kwargs)
         try:
             if stores and "out" in kwargs:

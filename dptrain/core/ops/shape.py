@@ -297,7 +297,7 @@ class Narrow(Op):
         return Embed.call(grad, self.shape, self.index)
 
 
-@export("select", methods=("select",))
+@export("select", methods=("select",), free=("index",))
 class Select(Op):
     """One entry of a dimension, which goes away."""
 
