@@ -15,6 +15,7 @@ import numpy as np
 
 from dptrain.core.arguments import Signature
 from dptrain.core.grad_mode import is_grad_enabled
+from dptrain.core.node_names import named
 from dptrain.core.op import Op, OpName
 from dptrain.core.out import store_in
 from dptrain.core.tensor import Tensor, wrap
@@ -120,6 +121,7 @@ def _public(
 def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
     """`run` with `out=`, and errors that name the argument at fault."""
     strict_from = signature.strict_from
+    run = named(name, run)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) > strict_from:

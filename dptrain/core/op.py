@@ -390,7 +390,10 @@ class Op:
     def release(self) -> None:
         """Free what was saved; a second backward through this node is an error from here on."""
         if self.saved or self.__dict__:
+            form = self.__dict__.get("backward_name")
             self.__dict__.clear()
+            if form is not None:  # how the node prints outlives what it saved
+                self.backward_name = form
             self.saved = None
             self.versions = ()
 

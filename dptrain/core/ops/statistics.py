@@ -31,6 +31,8 @@ class Prod(_Reduction):
     ) -> Any:
         if isinstance(dim, Sequence):
             raise TypeError(f"prod(): argument 'dim' must be int, not {type(dim).__name__}")
+        if dim is not None:
+            self.backward_name = "ProdBackward1"
         axes = self._plan(input, dim)
         self.axes = axes
         input, kind = _accumulator(input, dtype)
