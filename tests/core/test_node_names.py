@@ -22,7 +22,6 @@ EXCEPTIONS = {
             "lerp",
             "masked_fill",
             "nanquantile",
-            "prod",
             "quantile",
             "round",
             "rsub",
