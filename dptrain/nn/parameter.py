@@ -30,5 +30,7 @@ class Parameter(Tensor):
             raise TypeError(f"Parameter data must be a Tensor, got {type(data).__name__}")
         self.requires_grad = requires_grad
 
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        return "Parameter containing:\n" + super().__repr__(tensor_contents=tensor_contents)
+    # mypy knows no keywords of special methods
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
+        text = super().__repr__(tensor_contents=tensor_contents)  # type: ignore[call-arg]
+        return "Parameter containing:\n" + text
