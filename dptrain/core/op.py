@@ -54,6 +54,42 @@ class SavedTensorError(RuntimeError):
     """A value that backward needs was changed in place, or was already freed."""
 
 
+class OpName(str):
+    """The name of an operation; read from a node it can also be called, as PyTorch's `grad_fn.name()`."""
+
+    node: Op
+
+    def __get__(self, node: Op | None, owner: Any) -> OpName:
+        if node is None:
+            return self
+        bound = OpName(self)
+        bound.node = node
+        return bound
+
+    def __call__(self) -> str:
+        return self.node.grad_name
+
+
+class AccumulateGrad:
+    """The end of a path through the graph: where a leaf's `.grad` is accumulated."""
+
+    next_functions: tuple[tuple[Any, int], ...] = ()
+
+    def __init__(self, variable: Tensor) -> None:
+        self.variable = variable
+        self.metadata: dict[Any, Any] = {}
+
+    def name(self) -> str:
+        """As PyTorch prints it."""
+        return "torch::autograd::AccumulateGrad"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AccumulateGrad) and self.variable is other.variable
+
+    def __hash__(self) -> int:
+        return hash((AccumulateGrad, id(self.variable)))
+
+
 class Deferred:
     """In the place of saved values: they are computed when they are asked for."""
 
@@ -115,7 +151,7 @@ class Op:
     )
 
     def __init_subclass__(cls) -> None:
-        cls.name = cls.name or cls.__name__.lower()
+        cls.name = OpName(cls.name or cls.__name__.lower())
         # Read off the code objects: `inspect.signature` for some hundred operations would take
         # longer than the rest of the import.
         cls._parameters = _positional(cls.forward)
@@ -149,12 +185,21 @@ class Op:
         return self.backward_name or f"{type(self).__name__}Backward0"
 
     def __repr__(self) -> str:
-        return f"<{self.grad_name}>"
+        return f"<{self.grad_name} object at {id(self):#x}>"
 
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
-        """The nodes that receive this node's gradients, as in PyTorch (leaves as tensors)."""
-        return tuple((None, 0) if e is None else (e[0], e[1] or 0) for e in self.edges)
+        """The nodes that receive this node's gradients; leaves as `AccumulateGrad`."""
+        return tuple(
+            (None, 0) if e is None else (AccumulateGrad(e[0]), 0) if e[1] is None else (e[0], e[1])
+            for e in self.edges
+        )
+
+    @property
+    def metadata(self) -> dict[Any, Any]:
+        """A dictionary for the user's notes on this node."""
+        notes: dict[Any, Any] = self.__dict__.setdefault("_metadata", {})
+        return notes
 
     # ---- running -------------------------------------------------------------------------------
 
@@ -373,7 +418,10 @@ class Op:
     def release(self) -> None:
         """Free what was saved; a second backward through this node is an error from here on."""
         if self.saved or self.__dict__:
+            form = self.__dict__.get("backward_name")
             self.__dict__.clear()
+            if form is not None:  # how the node prints outlives what it saved
+                self.backward_name = form
             self.saved = None
             self.versions = ()
 

@@ -6,6 +6,7 @@ know: any particular operation, the graph.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,8 +84,7 @@ def check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
 def shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
     """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
     shapes = [a.shape for a in raw if is_array(a)]
-    if cls.promotes and len(shapes) >= 2:
-        a, b = shapes[0], shapes[1]
+    for a, b in combinations(shapes[: cls.promotes], 2):
         for i in range(1, min(len(a), len(b)) + 1):
             if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
                 return RuntimeError(

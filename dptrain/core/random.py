@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.device import device, host_device
 from dptrain.core.tensor import Tensor, wrap
 
 #: Purposes: what a stream is for. Part of its key, so that streams never overlap.
@@ -64,6 +65,11 @@ class Generator:
         self._seed = 0
         self._streams: dict[tuple[int, int], np.random.Generator] = {}
         self.manual_seed(67280421310721)
+
+    @property
+    def device(self) -> device:
+        """Where the numbers are made."""
+        return host_device(0)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start every stream anew from `seed`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.creation import _finish, _kind
+from dptrain.core.creation import _finish, _kind, factory
 from dptrain.core.dtypes import int64
 from dptrain.core.tensor import Tensor
 
@@ -25,6 +25,7 @@ def _number(value: Any, op: str) -> Any:
     return value.item()
 
 
+@factory
 def arange(
     start: Any,
     end: Any = None,
@@ -93,6 +94,7 @@ def _line(op: str, start: Any, end: Any, steps: Any, kind: np.dtype[Any]) -> np.
     return np.where(places < steps // 2, up, down)
 
 
+@factory
 def linspace(
     start: Any,
     end: Any,
@@ -111,6 +113,7 @@ def linspace(
     return _finish(_line("linspace", start, end, steps, kind).astype(kind), device, requires_grad)
 
 
+@factory
 def logspace(
     start: Any,
     end: Any,

@@ -20,6 +20,7 @@ from dptrain.core.arrays import address, as_array, device_of
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.layout import contiguous_format, lies_in, memory_format
 from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
@@ -142,9 +143,11 @@ class Tensor(ArrayProtocols):
         steps = tuple(s // self._array.itemsize for s in self._array.strides)
         return steps if dim is None else steps[dim]
 
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie in row-major order without gaps."""
-        return bool(self._array.flags.c_contiguous)
+    def is_contiguous(self, memory_format: memory_format = contiguous_format) -> bool:
+        """Whether the elements lie in row-major order (or that of the format) without gaps."""
+        if memory_format is contiguous_format:
+            return bool(self._array.flags.c_contiguous)
+        return lies_in(self._array, memory_format)
 
     def data_ptr(self) -> int:
         """Address of the first element."""

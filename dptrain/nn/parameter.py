@@ -41,8 +41,10 @@ class Parameter(Tensor):
         memo[id(self)] = copy = type(self)(self.detach().clone(), self.requires_grad)
         return copy
 
-    def __repr__(self) -> str:
-        return "Parameter containing:\n" + super().__repr__()
+    # mypy knows no keywords of special methods
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
+        text = super().__repr__(tensor_contents=tensor_contents)  # type: ignore[call-arg]
+        return "Parameter containing:\n" + text
 
 
 class _Marked(type(Tensor)):  # type: ignore[misc]

@@ -71,5 +71,4 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(3, 2), regular(2, 3, 3), upper=False, transpose=True, unitriangular=True),
     ],
     "vander": [call(c(4)), call(c(3), 5, True), call(i(3), 1)],
-    "vdot": [call(x(4), x(4))],
 }

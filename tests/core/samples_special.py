@@ -15,7 +15,6 @@ SAMPLES: dict[str, list[Call]] = {
     "igamma": _INCOMPLETE,
     "igammac": _INCOMPLETE,
     "mvlgamma": [call(x(3, low=2.0, high=5.0), 3), call(x(2, low=1.0, high=5.0), 1)],
-    "real": [call(x(3))],
     "special.entr": [call(pos(3, 4)), call(i(3))],
     "special.erfcx": [call(x(3, 4)), call(x(3, low=4.5, high=30.0)), call(i(3))],
     "special.gammainc": _INCOMPLETE[:1],

@@ -285,7 +285,9 @@ def _movedim(input: Any, source: Any, destination: Any) -> Any:
     return Permute.apply(input, tuple(order))
 
 
-export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim)(Permute)
+export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim, free=("source",))(
+    Permute
+)
 
 
 class Unfold(Op):

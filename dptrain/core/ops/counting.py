@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import scalar_dtype
 from dptrain.core.export import export
 from dptrain.core.ops.order import _Counting
 from dptrain.core.ops.reduce import _axes
@@ -81,7 +82,9 @@ def _searchsorted(
     if right and side == "left":
         raise RuntimeError("searchsorted(): side and right can't be set to opposites")
     line = sorted_sequence._array
-    given = np.asarray(input._array if isinstance(input, Tensor) else input)
+    given = (
+        input._array if isinstance(input, Tensor) else np.asarray(input, scalar_dtype(input).numpy)
+    )
     if sorter is not None:
         if sorter._array.shape != line.shape:
             raise RuntimeError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from dptrain.core.export import export
 from dptrain.core.ops.scatter import IndexSelect
-from dptrain.core.ops.shape import Clone, Reshape, wrap_dim
+from dptrain.core.ops.shape import Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -56,59 +56,3 @@ def _counts(repeats: np.ndarray) -> np.ndarray:
 export("repeat_interleave", methods=("repeat_interleave",), function=_repeat_interleave)(
     IndexSelect
 )
-
-
-def _reflected_div(self: Tensor, other: Any) -> Any:
-    """other / self."""
-    return other / self
-
-
-def _real(self: Tensor) -> Tensor:
-    """The tensor itself: no dtype here is complex."""
-    return self
-
-
-def _hermitian(self: Tensor) -> Tensor:
-    """The transpose of a matrix."""
-    if self.ndim not in (0, 2):
-        raise RuntimeError(
-            f"tensor.H is only supported on matrices (2-D tensors). Got {self.ndim}-D tensor"
-        )
-    return self.mT if self.ndim == 2 else self
-
-
-def _reversed(self: Tensor) -> Tensor:
-    """The elements in reverse order along the first dimension."""
-    return self.flip(0) if self.ndim else self
-
-
-def _is_signed(self: Tensor) -> bool:
-    """Whether the element type holds negative values."""
-    return self.dtype.is_signed
-
-
-def _is_same_size(self: Tensor, other: Tensor) -> bool:
-    """Whether both have the same shape."""
-    return self._array.shape == other._array.shape
-
-
-def _real_part(input: Any) -> Any:
-    """The tensor itself: no dtype here is complex."""
-    return _real(input)
-
-
-export("real", function=_real_part)(Clone)
-for _name in ("conj", "resolve_conj", "resolve_neg"):
-    setattr(Tensor, _name, _real)
-for _name, _value in {
-    "real": property(_real),
-    "H": property(_hermitian),
-    "mH": property(lambda self: self.mT),
-    "__reversed__": _reversed,
-    "is_signed": _is_signed,
-    "is_same_size": _is_same_size,
-    "__nonzero__": Tensor.__bool__,
-    "__long__": Tensor.__int__,
-}.items():
-    setattr(Tensor, _name, _value)
-Tensor.__rdiv__ = _reflected_div  # type: ignore[attr-defined]

@@ -310,11 +310,3 @@ def _pca_lowrank(A: Any, q: int | None = None, center: bool = True, niter: int =
 
 export("svd_lowrank", function=_svd_lowrank)(LinalgSvd)
 export("pca_lowrank", function=_pca_lowrank)(LinalgSvd)
-
-
-def _vdot(input: Any, other: Any) -> Any:
-    """The product of two vectors (real: `dot`)."""
-    return input.dot(other)
-
-
-export("vdot", methods=("vdot",), function=_vdot)(Matmul)

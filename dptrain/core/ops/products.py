@@ -121,7 +121,7 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     return Reshape.apply(Matmul.apply(x, y), tuple(shape))
 
 
-export("tensordot", function=_tensordot)(Matmul)
+export("tensordot", function=_tensordot, free=("dims",))(Matmul)
 
 
 def _multi_dot(tensors: Any) -> Any:

@@ -287,8 +287,8 @@ def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
-export("max", methods=("max",), function=_max)(MaxOfAll)
-export("min", methods=("min",), function=_min)(MinOfAll)
+export("max", methods=("max",), function=_max, free=("dim",))(MaxOfAll)
+export("min", methods=("min",), function=_min, free=("dim",))(MinOfAll)
 
 
 class _Truth(Op):

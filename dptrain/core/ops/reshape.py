@@ -186,13 +186,13 @@ def _t_of(input: Any) -> Any:
 
 
 for _name, _make in {
+    "as_strided_": AsStrided.apply,
     "squeeze_": Squeeze.apply,
     "unsqueeze_": Unsqueeze.apply,
     "transpose_": Transpose.apply,
     "swapaxes_": Transpose.apply,
     "swapdims_": Transpose.apply,
     "t_": _t_of,
-    "as_strided_": AsStrided.apply,
 }.items():
     _in_place_view(_name, _make)
 

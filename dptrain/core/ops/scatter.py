@@ -80,7 +80,7 @@ def _scatter(
     return _scatter_reduce(input, dim, index, source, "prod")
 
 
-@export("scatter", methods=("scatter",), inplace=("scatter_",), function=_scatter)
+@export("scatter", methods=("scatter",), inplace=("scatter_",), function=_scatter, free=("src",))
 class ScatterPut(Op):
     """A copy of the input with values stored along a dimension."""
 

@@ -31,6 +31,8 @@ class Prod(_Reduction):
     ) -> Any:
         if isinstance(dim, Sequence):
             raise TypeError(f"prod(): argument 'dim' must be int, not {type(dim).__name__}")
+        if dim is not None:
+            self.backward_name = "ProdBackward1"
         axes = self._plan(input, dim)
         self.axes = axes
         input, kind = _accumulator(input, dtype)
@@ -126,8 +128,8 @@ def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     return variance.sqrt(), mean
 
 
-export("var_mean", function=_var_mean)(Var)
-export("std_mean", function=_std_mean)(Var)
+export("var_mean", function=_var_mean, free=("dim",))(Var)
+export("std_mean", function=_std_mean, free=("dim",))(Var)
 
 _METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 
