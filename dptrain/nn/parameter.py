@@ -128,7 +128,7 @@ class UninitializedTensorMixin(Tensor):
     def data(self, value: Tensor) -> None:
         self._held = value._array
 
-    def __repr__(self) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
         return f"<{type(self).__name__}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ class UninitializedTensorMixin(Tensor):
         return copy
 
 
-class UninitializedParameter(UninitializedTensorMixin, Parameter):
+class UninitializedParameter(UninitializedTensorMixin, Parameter):  # type: ignore[misc]
     """A parameter whose shape the first call of a lazy module gives.
 
     Args:
