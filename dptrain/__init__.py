@@ -9,6 +9,26 @@ from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
 from dptrain.core.anomaly import is_anomaly_enabled
+from dptrain.core.autocast import (
+    autocast,
+    autocast_decrement_nesting,
+    autocast_increment_nesting,
+    clear_autocast_cache,
+    get_autocast_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_enabled,
+    set_autocast_cache_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
+from dptrain.core.autocast_older import (
+    get_autocast_cpu_dtype,
+    get_autocast_gpu_dtype,
+    is_autocast_cpu_enabled,
+    set_autocast_cpu_dtype,
+    set_autocast_cpu_enabled,
+    set_autocast_gpu_dtype,
+)
 from dptrain.core.creation import (
     arange,
     as_tensor,
@@ -116,10 +136,12 @@ globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
     [
+        "amp",
         "autograd",
         "backends",
         "checkpoint",
         "comm",
+        "cpu",
         "cuda",
         "data",
         "distributed",
@@ -152,6 +174,22 @@ __all__ = [
     "arange",
     "as_tensor",
     "bfloat16",
+    "autocast",
+    "autocast_decrement_nesting",
+    "autocast_increment_nesting",
+    "clear_autocast_cache",
+    "get_autocast_cpu_dtype",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "is_autocast_cache_enabled",
+    "is_autocast_cpu_enabled",
+    "is_autocast_enabled",
+    "set_autocast_cache_enabled",
+    "set_autocast_cpu_dtype",
+    "set_autocast_cpu_enabled",
+    "set_autocast_dtype",
+    "set_autocast_enabled",
+    "set_autocast_gpu_dtype",
     "bool",
     "can_cast",
     "device",

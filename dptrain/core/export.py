@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.autocast_policy import casting
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.op import Op
 from dptrain.core.out import store_in
@@ -30,7 +31,8 @@ def export(
     """Say once under which public names an operation is found.
 
     Args:
-        names: functions of the package `dptrain`; they take `out=` unless the operation gives views.
+        names: functions of the package `dptrain`; they take `out=` unless the operation gives views. Under
+            autocast they and the methods follow its table; what stores in a given tensor does not.
         methods: methods of `Tensor` with the tensor as first argument.
         inplace: methods of `Tensor` that store the result in the tensor (`add_`).
         function: the public function where the signature differs from `forward`'s (e.g. a list of
@@ -47,11 +49,11 @@ def export(
             REGISTRY[name] = cls
             FUNCTIONS[name] = public
         for method in methods:
-            setattr(Tensor, method, _method(run, method, public))
+            setattr(Tensor, method, _method(casting(method, run), method, public))
             if not names:
                 REGISTRY[f"Tensor.{method}"] = cls
         for method in reflected:
-            setattr(Tensor, method, _reflected(run, method))
+            setattr(Tensor, method, _reflected(casting(method, run), method))
         for method in inplace:
             setattr(Tensor, method, _inplace(run, method))
         return cls
@@ -65,11 +67,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
     stores = not (cls.is_view or name.startswith("nn."))
+    cast = casting(name, run)
 
     def public(*args: Any, **kwargs: Any) -> Any:
         if stores and "out" in kwargs:
             return store_in(run, name, args, kwargs)
-        return run(*args, **kwargs)
+        return cast(*args, **kwargs)
 
     public.__name__ = public.__qualname__ = name
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__

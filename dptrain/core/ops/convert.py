@@ -32,6 +32,9 @@ class Cast(Op):
     def backward(self, grad: Any) -> Any:
         return Cast.call(grad, self.source, self.origin)
 
+    def release(self) -> None:
+        """Keep what it knows: no values, and autocast lets several graphs share the cast of a weight."""
+
 
 def _cast(self: Tensor, target: dtype, copy: bool = False, place: device | None = None) -> Tensor:
     if place is not None and place == self.device:

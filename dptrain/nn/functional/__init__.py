@@ -4,6 +4,7 @@ Owns: argument checks, defaults and compositions, one family per file. The deriv
 `dptrain.core.ops`. Must not know: modules.
 """
 
+from dptrain.core.autocast_policy import casting
 from dptrain.core.export import FUNCTIONS
 from dptrain.nn.functional.activation import log_softmax, relu, relu_, sigmoid, softmax, tanh
 from dptrain.nn.functional.activation_more import (
@@ -258,3 +259,13 @@ __all__ = [
     "upsample_bilinear",
     "upsample_nearest",
 ]
+
+# Under autocast the functions follow its table; those of FUNCTIONS do already.
+_held = {id(function) for function in FUNCTIONS.values()}
+globals().update(
+    {
+        name: casting(name, function)
+        for name, function in list(globals().items())
+        if name in __all__ and id(function) not in _held
+    }
+)
