@@ -191,7 +191,7 @@ class GradScaler:
             return scale
         self._growth_tracker = 0
         grown = scale * self._growth_factor
-        return grown if grown <= np.finfo(np.float32).max else scale
+        return grown if grown <= float(np.finfo(np.float32).max) else scale
 
     # ---- state -----------------------------------------------------------------------------------
 
