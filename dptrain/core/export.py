@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.op import Op
@@ -49,7 +50,7 @@ def export(
             REGISTRY[name] = cls
             FUNCTIONS[name] = public
         for method in methods:
-            setattr(Tensor, method, _method(casting(method, run), method, public))
+            setattr(Tensor, method, _method(run, method, public))
             if not names:
                 REGISTRY[f"Tensor.{method}"] = cls
         for method in reflected:
@@ -68,11 +69,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
     stores = not (cls.is_view or name.startswith("nn."))
     cast = casting(name, run)
+    listed = cast is not run
 
     def public(*args: Any, **kwargs: Any) -> Any:
         if stores and "out" in kwargs:
             return store_in(run, name, args, kwargs)
-        return cast(*args, **kwargs)
+        return (cast if listed and lower_types() else run)(*args, **kwargs)
 
     public.__name__ = public.__qualname__ = name
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
@@ -82,16 +84,21 @@ def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., 
 
 
 def _method(run: Any, name: str, public: Callable[..., Any]) -> Callable[..., Any]:
+    cast = casting(name, run)
+    # Asked here rather than by one more call: most of the time no region of autocast is entered.
+    listed = cast is not run
     if name in _BINARY_DUNDERS:
 
         def operator(self: Tensor, other: Any) -> Any:
-            return run(self, other) if isinstance(other, _OPERANDS) else NotImplemented
+            if not isinstance(other, _OPERANDS):
+                return NotImplemented
+            return (cast if listed and lower_types() else run)(self, other)
 
         operator.__name__ = name
         return operator
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return run(self, *args, **kwargs)
+        return (cast if listed and lower_types() else run)(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, public.__doc__
     return method

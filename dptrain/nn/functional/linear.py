@@ -16,9 +16,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: shapes or dtypes do not fit.
     """
-    if bias is None or bias.ndim == 2:
+    if bias is None:
+        return Linear.apply(input, weight)
+    if isinstance(bias, Tensor) and bias._array.ndim == 2:
         product = Linear.apply(input, weight)
-        return product if bias is None else product + bias.expand(*product.shape)
+        return product + bias.expand(*product.shape)
     return Linear.apply(input, weight, bias)
 
 
