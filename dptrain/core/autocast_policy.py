@@ -40,7 +40,7 @@ _PRODUCTS = (
 
 _LISTS: dict[str, dict[Policy, str]] = {
     "cpu": {
-        Policy.LOWER: f"{_CONVOLUTIONS} {_PRODUCTS}",
+        Policy.LOWER: f"{_CONVOLUTIONS} {_PRODUCTS} mkldnn_rnn_layer",
         Policy.FLOAT32: f"{_LOSSES} binary_cross_entropy cross_entropy ctc_loss "
         "adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d fractional_max_pool2d "
         "fractional_max_pool3d max_unpool2d max_unpool3d reflection_pad1d reflection_pad2d replication_pad1d "
