@@ -66,6 +66,9 @@ class _Cache(dict[tuple[int, dtype, bool], tuple[Tensor, Any, int, Tensor]]):
 
 _START = _State(frozenset(), _DEFAULTS)
 _state: ContextVar[_State] = ContextVar("autocast", default=_START)
+#: What the regions that are entered put back. Not kept by their objects: one may be entered again inside
+#: itself, and by several threads.
+_outer: ContextVar[tuple[_State, ...]] = ContextVar("autocast_outer", default=())
 #: Device type -> lower precision type, of what is enabled and not inside a cast operation.
 _lower: ContextVar[dict[str, dtype] | None] = ContextVar("autocast_lower", default=None)
 _nesting: ContextVar[int] = ContextVar("autocast_nesting", default=0)
@@ -228,12 +231,10 @@ class autocast:
             )
             enabled = False
         self._enabled = bool(enabled)
-        # Of each entering: one object may be entered again inside itself, and by several threads.
-        self._outer: ContextVar[tuple[_State, ...]] = ContextVar("autocast_outer", default=())
 
     def __enter__(self) -> autocast:
         outer = _state.get()
-        self._outer.set((*self._outer.get(), outer))
+        _outer.set((*_outer.get(), outer))
         others = outer.enabled - {self.device}
         _install(
             _State(
@@ -250,8 +251,8 @@ class autocast:
     ) -> None:
         if autocast_decrement_nesting() == 0:
             clear_autocast_cache()
-        *rest, outer = self._outer.get()
-        self._outer.set(tuple(rest))
+        *rest, outer = _outer.get()
+        _outer.set(tuple(rest))
         set_autocast_enabled(self.device, self.device in outer.enabled)
         set_autocast_dtype(self.device, outer.dtypes[self.device])
         set_autocast_cache_enabled(outer.cache_enabled)

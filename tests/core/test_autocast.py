@@ -1,5 +1,6 @@
 """Regions of autocast: their state, the cache of weights, and what meets them (the lists: test_autocast_policy.py)."""
 
+import contextvars
 import threading
 import warnings
 
@@ -84,6 +85,18 @@ def test_one_object_may_be_entered_inside_itself_and_decorates_recursive_functio
     assert product() is FP32
     with pytest.raises(TypeError, match="requires a callable"):
         region(3)
+
+
+def test_regions_leave_nothing_in_the_context():
+    def enter():
+        with dptrain.autocast("cpu"):
+            product()
+
+    enter()
+    size = len(contextvars.copy_context())
+    for _ in range(3):
+        enter()
+    assert len(contextvars.copy_context()) == size
 
 
 def test_setters_stand_for_a_region():
