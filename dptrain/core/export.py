@@ -76,7 +76,9 @@ def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., 
             return store_in(run, name, args, kwargs)
         return (cast if listed and lower_types() else run)(*args, **kwargs)
 
-    public.__name__ = public.__qualname__ = name
+    # Where it is found, so that it can be pickled: the activation of a layer, say.
+    public.__module__, _, public.__qualname__ = f"dptrain.{name}".rpartition(".")
+    public.__name__ = public.__qualname__
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
     # `inspect.signature` and `help` follow this; a bound method drops `self`.
     public.__wrapped__ = function or MethodType(cls.forward, cls)  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Regions of autocast: their state, the cache of weights, and what meets them (the lists: test_autocast_policy.py)."""
 
 import contextvars
+import pickle
 import threading
 import warnings
 
@@ -362,6 +363,12 @@ def test_a_function_without_the_decorators_follows_the_region():
     assert out.dtype is BF16
     out.sum().backward()
     assert x.grad.dtype is FP32
+
+
+@pytest.mark.parametrize("name", ["linear", "mse_loss", "gelu", "conv2d", "relu", "softmax"])
+def test_functions_that_autocast_knows_can_be_pickled(name):
+    function = getattr(F, name)
+    assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_public_places_hold_the_same_objects():

@@ -261,11 +261,8 @@ __all__ = [
 ]
 
 # Under autocast the functions follow its table; those of FUNCTIONS do already.
-_held = {id(function) for function in FUNCTIONS.values()}
-globals().update(
-    {
-        name: casting(name, function)
-        for name, function in list(globals().items())
-        if name in __all__ and id(function) not in _held
-    }
-)
+_done = {id(function) for function in FUNCTIONS.values()}
+for _name in __all__:
+    if id(globals()[_name]) not in _done:
+        _function = globals()[_name] = casting(_name, globals()[_name])
+        _function.__module__ = __name__  # where it is found, so that it can be pickled
