@@ -10,6 +10,26 @@ from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
 from dptrain.core.anomaly import is_anomaly_enabled
+from dptrain.core.autocast import (
+    autocast,
+    autocast_decrement_nesting,
+    autocast_increment_nesting,
+    clear_autocast_cache,
+    get_autocast_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_enabled,
+    set_autocast_cache_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
+from dptrain.core.autocast_older import (
+    get_autocast_cpu_dtype,
+    get_autocast_gpu_dtype,
+    is_autocast_cpu_enabled,
+    set_autocast_cpu_dtype,
+    set_autocast_cpu_enabled,
+    set_autocast_gpu_dtype,
+)
 from dptrain.core.copies import COPIES as _COPIES
 from dptrain.core.creation import (
     as_tensor,
@@ -171,10 +191,12 @@ globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
     [
+        "amp",
         "autograd",
         "backends",
         "checkpoint",
         "comm",
+        "cpu",
         "cuda",
         "data",
         "distributed",
@@ -283,6 +305,22 @@ __all__ = [
     "bartlett_window",
     "bfloat16",
     "blackman_window",
+    "autocast",
+    "autocast_decrement_nesting",
+    "autocast_increment_nesting",
+    "clear_autocast_cache",
+    "get_autocast_cpu_dtype",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "is_autocast_cache_enabled",
+    "is_autocast_cpu_enabled",
+    "is_autocast_enabled",
+    "set_autocast_cache_enabled",
+    "set_autocast_cpu_dtype",
+    "set_autocast_cpu_enabled",
+    "set_autocast_dtype",
+    "set_autocast_enabled",
+    "set_autocast_gpu_dtype",
     "bool",
     "can_cast",
     "device",

@@ -208,6 +208,33 @@ def placed(p: Tensor) -> Place:
     return place
 
 
+def gradients(params: Iterable[Tensor]) -> list[Any]:
+    """The arrays of all gradients, in as few pieces as possible.
+
+    Returns:
+        One-dimensional stretches of flat storages, gaps (zeros) included, and the gradients that lie
+        in none, as they are.
+    """
+    placed_at: dict[int, list[Place]] = {}
+    pieces: list[Any] = []
+    for p in {id(p): p for p in params}.values():
+        if p._grad is None:
+            continue
+        place = place_of(p)
+        if place is not None and place.storage.settle(place.position) and p._grad is p._slot:
+            placed_at.setdefault(id(place.storage), []).append(place)
+        else:
+            pieces.append(p._grad._array)
+    for places in placed_at.values():
+        places.sort(key=lambda place: place.position)
+        start = places[0].start
+        for place, following in zip(places, [*places[1:], None], strict=True):
+            if following is None or following.position != place.position + 1:
+                pieces.append(place.storage.grad[start : place.stop])
+                start = 0 if following is None else following.start
+    return pieces
+
+
 def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     """The flat storages that hold `params`, made or taken over as needed.
 

@@ -38,6 +38,9 @@ class Cast(Op):
     def backward(self, grad: Any) -> Any:
         return Cast.call(grad, self.source, preserve_format, self.origin)
 
+    def release(self) -> None:
+        """Keep what it knows: no values, and autocast lets several graphs share the cast of a weight."""
+
 
 def _cast(
     self: Tensor,

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from dptrain.cuda import amp
+
 __all__ = [
+    "amp",
     "current_device",
     "device_count",
     "empty_cache",
