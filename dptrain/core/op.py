@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import REMOTE, common_namespace, is_array, namespace_of
+from dptrain.core.arrays import REMOTE, common_namespace, elsewhere, is_array, namespace_of
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
@@ -161,6 +161,10 @@ class Op:
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
                 return cls.apply(*[wrap(a) if is_array(a) else a for a in args], **kwargs)
             if type(a) in REMOTE:
+                guard = REMOTE[type(a)].elsewhere(a)
+                if guard is not None:
+                    with guard:
+                        return cls.call(*args, **kwargs)
                 op.xp = namespace_of(a)
         return op.forward(*args, **kwargs)
 
@@ -218,6 +222,10 @@ class Op:
                 _refuse_argument(cls, args, i)
         op = cls()
         if remote:
+            guard = elsewhere(raw)
+            if guard is not None:  # the arrays' GPU is not the current one
+                with guard:
+                    return cls.apply(*args, **kwargs)
             op.xp = _one_device(cls, raw)
         if cls.promotes:
             _promote(cls, raw, op.xp)

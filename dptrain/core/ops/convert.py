@@ -20,25 +20,33 @@ class Cast(Op):
 
     name = "to"
 
-    def forward(self, input: Any, target: np.dtype[Any], place: Any = None) -> Any:
+    def forward(
+        self, input: Any, target: np.dtype[Any], place: Any = None, non_blocking: bool = False
+    ) -> Any:
         self.source = input.dtype
         self.origin = None if place is None else device_of(input)
         out = input.astype(target, copy=place is None)
         if place is None:
             return out
-        moved = move(out, place)
+        moved = move(out, place, non_blocking)
         return moved.copy() if moved is input else moved
 
     def backward(self, grad: Any) -> Any:
         return Cast.call(grad, self.source, self.origin)
 
 
-def _cast(self: Tensor, target: dtype, copy: bool = False, place: device | None = None) -> Tensor:
+def _cast(
+    self: Tensor,
+    target: dtype,
+    copy: bool = False,
+    place: device | None = None,
+    non_blocking: bool = False,
+) -> Tensor:
     if place is not None and place == self.device:
         place = None
     if self._array.dtype == target.numpy and place is None and not copy:
         return self
-    return Cast.apply(self, target.numpy, place)
+    return Cast.apply(self, target.numpy, place, non_blocking)
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,11 +60,11 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         The tensor itself where nothing changes (unless `copy`), else a copy.
     """
     copy = kwargs.pop("copy", False)
-    kwargs.pop("non_blocking", None)
+    non_blocking = bool(kwargs.pop("non_blocking", False))
     kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-    for a in args:
+    for i, a in enumerate(args):
         if isinstance(a, Tensor):
             kind, place = a.dtype, a.device
         elif isinstance(a, (dtype, np.dtype)) or a in (float, int, bool):
@@ -64,13 +72,16 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         elif isinstance(a, (str, device)):
             place = a
         elif isinstance(a, bool):
-            continue  # non_blocking, then copy, by position: both change nothing on the CPU
+            if i and isinstance(args[i - 1], bool):  # non_blocking, then copy, by position
+                copy = a
+            else:
+                non_blocking = a
         else:
             raise TypeError(
                 f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
             )
     place = None if place is None else as_device(place)
-    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, place)
+    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, place, non_blocking)
 
 
 export(methods=("to",), function=_to)(Cast)
