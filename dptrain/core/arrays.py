@@ -6,7 +6,7 @@ Owns: the list of array types and the questions, which the library of each type 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,11 @@ def elsewhere(values: Any) -> AbstractContextManager[Any] | None:
         if library is not None:
             return library.elsewhere(value)
     return None
+
+
+def beside(array: Any) -> AbstractContextManager[Any]:
+    """Inside this `with` block work on arrays that live where `array` does can run."""
+    return elsewhere((array,)) or nullcontext()
 
 
 def namespace_on(place: device) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import beside
 from dptrain.core.creation import tensor
 from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import enable_grad, no_grad
@@ -194,7 +195,8 @@ class Optimizer(Hooks):
         with np.errstate(all="ignore"):  # inf and nan are values here, as in PyTorch
             for run in plan.runs:
                 run.advance()
-                self._update(run)
+                with beside(run.param):
+                    self._update(run)
                 for p in run.params:
                     p._bump_version()
         if plan.has_first:

@@ -81,13 +81,18 @@ class ndarray(NDArrayOperatorsMixin):
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.host, name)
+        if name in ("reshape", "view", "transpose", "swapaxes"):  # share memory: no work to do
+            return lambda *args: ndarray(value(*args), self.device.id)
         if callable(value):
             return lambda *args, **kwargs: _run(
                 lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs
             )
-        return _close(value) if isinstance(value, np.ndarray) else value
+        return ndarray(value, self.device.id) if isinstance(value, np.ndarray) else value
 
     def __getitem__(self, place):
+        parts = place if isinstance(place, tuple) else (place,)
+        if all(p is None or p is ... or isinstance(p, (int, slice)) for p in parts):
+            return ndarray(np.asarray(self.host[place]), self.device.id)
         return _close(_open(self)[_open(place)])
 
     def __setitem__(self, place, value):

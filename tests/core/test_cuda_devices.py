@@ -13,6 +13,7 @@ from dptrain.core.arrays import address, device_of, move, namespace_of, namespac
 from dptrain.core.cuda import Probe, trouble
 from dptrain.core.cuda_memory import Ledger, OutOfMemoryError, counting_allocator
 from dptrain.core.device import as_device, device
+from dptrain.core.kernels.cuda import launch
 
 HEALTHY = Probe("14.2.0", toolkit=13020, driver=13000, count=2)
 
@@ -172,3 +173,24 @@ def test_exhausted_memory_is_one_error_that_says_how_much():
         allocate(2**20)
     assert isinstance(OutOfMemoryError(), RuntimeError)  # as PyTorch's
     del held
+
+
+def test_arrays_of_a_gpu_are_served_by_the_cuda_kernels_with_that_gpu_current(library, monkeypatch):
+    started = []
+
+    def driver(program, kernel, declared, grid, block, values):
+        started.append((program.family, kernel, program.kind, library.current()))
+
+    monkeypatch.setattr(launch, "driver", driver)
+    x = dptrain.zeros(2, 3, 8, 8).to("cuda:1").requires_grad_()
+    dptrain.nn.functional.max_pool2d(x, 2).sum().backward()
+    p = dptrain.nn.Parameter(dptrain.ones(5).to("cuda:1"))
+    optimizer = dptrain.optim.RMSprop([p])
+    (p * 2).sum().backward()
+    optimizer.step()
+    assert started == [
+        ("images", "max_pool", "float32", 1),
+        ("images", "max_pool_scatter", "float32", 1),
+        ("updates", "rmsprop", "float32", 1),
+    ]
+    assert x.grad.device == p.grad.device == device("cuda", 1)
