@@ -52,7 +52,8 @@ class Probe:
     visible: str | None = None
 
 
-def _release(version: int) -> str:
+def release(version: int) -> str:
+    """A version as CUDA writes it (13020) as people do ("13.2")."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -66,19 +67,19 @@ def trouble(found: Probe) -> str | None:
         return f"CuPy {found.cupy or 'cannot be imported'}: {found.error}"
     if found.driver < 12000:
         return (
-            f"the NVIDIA driver is too old: it runs CUDA {_release(found.driver)}, CuPy {found.cupy} needs CUDA 12 "
+            f"the NVIDIA driver is too old: it runs CUDA {release(found.driver)}, CuPy {found.cupy} needs CUDA 12 "
             "or newer; update the driver"
         )
     if found.driver // 1000 < found.toolkit // 1000:
         return (
             f"CuPy {found.cupy} is built for CUDA {found.toolkit // 1000}, but the driver runs CUDA "
-            f'{_release(found.driver)} at most; pip install "dptrain[cuda{found.driver // 1000}]" instead, or '
+            f'{release(found.driver)} at most; pip install "dptrain[cuda{found.driver // 1000}]" instead, or '
             "update the driver"
         )
     if found.status == _INSUFFICIENT_DRIVER:
         return (
-            f"the NVIDIA driver is too old: it runs CUDA {_release(found.driver)}, CuPy {found.cupy} uses CUDA "
-            f"{_release(found.toolkit)}; update the driver"
+            f"the NVIDIA driver is too old: it runs CUDA {release(found.driver)}, CuPy {found.cupy} uses CUDA "
+            f"{release(found.toolkit)}; update the driver"
         )
     if found.count == 0:
         if found.visible is not None:
@@ -194,9 +195,16 @@ class CudaLibrary(Library):
         key = index, module
         found = self._namespaces.get(key)
         if found is None:
-            found = CudaNamespace(self, index, self.cupy if module is None else module)
+            found = CudaNamespace(self, index, self._of_cupy(module))
             self._namespaces[key] = found
         return found
+
+    def _of_cupy(self, module: Any) -> Any:
+        """CuPy's counterpart of a module of NumPy; other modules compute with any arrays."""
+        if module is None or module is np:
+            return self.cupy
+        package, _, rest = module.__name__.partition(".")
+        return import_module(f"cupy.{rest}") if package == "numpy" else module
 
     def functions_beside(self, array: Any, module: Any) -> Any:
         """A module's functions, run with the array's GPU as the current one."""

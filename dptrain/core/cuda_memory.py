@@ -70,12 +70,12 @@ class _Held:
         self._ledger.give(self._index, self._nbytes)
 
 
-def counting_allocator(cupy: Any, ledger: Ledger) -> Callable[[int], Any]:
-    """An allocator over CuPy's default pool that keeps the ledger.
+def counting_allocator(cupy: Any, ledger: Ledger, pool: Any = None) -> Callable[[int], Any]:
+    """An allocator over a pool (CuPy's default one) that keeps the ledger.
 
     Its error is an `OutOfMemoryError` that says how much was wanted, held and free.
     """
-    pool = cupy.get_default_memory_pool()
+    pool = cupy.get_default_memory_pool() if pool is None else pool
     memory = cupy.cuda.memory
 
     def allocate(nbytes: int) -> Any:

@@ -291,7 +291,7 @@ def test_uniform_numbers_are_the_hosts_bit_for_bit(driver, draws, seed, skipped)
         kind = np.float32 if single else np.float64
         np.testing.assert_array_equal(device.random(n, dtype=kind), host.random(n, dtype=kind))
     # Where the streams stand, too, as far as what is left of a word is still to be drawn.
-    expected, found = device_state(host), device.state()
+    expected, found = device_state(host), device.host_state()
     np.testing.assert_array_equal(found[:4], expected[:4])
     if expected[3]:
         assert found[4] == expected[4]
@@ -310,6 +310,6 @@ def test_normal_numbers_are_normal_and_go_on_in_the_stream(driver, dtype):
     assert abs((values**4).mean() - 3) < 5 * (96 / n) ** 0.5
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / n**0.5
     assert len(np.unique(first)) > 0.99 * first.size
-    assert stream.state()[2] == 20100 + 20000  # two words for each pair
+    assert stream.host_state()[2] == 20100 + 20000  # two words for each pair
     with pytest.raises(TypeError, match="float32 or float64, not int64"):
         stream.random(3, np.int64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -98,11 +96,10 @@ class Dropout(Op):
     def forward(self, input: Any, p: float, mask_shape: tuple[int, ...] | None = None) -> Any:
         shape = input.shape if mask_shape is None else mask_shape
         if p == 1:
-            self.mask = np.zeros(shape, dtype=input.dtype)
+            self.mask = self.xp.zeros(shape, dtype=input.dtype)
         else:
-            stream = default_generator().stream(DROPOUT)
             # 32-bit draws whatever the dtype, so that float32 and float64 runs drop the same elements.
-            kept = stream.random(shape, dtype=np.float32) >= p
+            kept = default_generator().uniform_beside(input, shape, DROPOUT) >= p
             self.mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
         return input * self.mask
 

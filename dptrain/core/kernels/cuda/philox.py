@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import to_host
 from dptrain.core.kernels.cuda.launch import Family
 
 _SOURCE = r"""
@@ -108,9 +109,19 @@ class DeviceStream:
         self._draw("normal", kind, out, pairs, words=2 * pairs)
         return out
 
-    def state(self) -> Any:
-        """Key and place, as an array on the GPU."""
-        return self._state
+    def host_state(self) -> np.ndarray:
+        """Key and place, copied to the host: the five words of `device_state`."""
+        return to_host(self._state)
+
+    def restore(self, state: np.ndarray) -> None:
+        """Go on from a `host_state`, in the same memory: a graph that draws goes on from there too.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if np.shape(state) != (5,):
+            raise ValueError(f"the state of a stream on a GPU is five words, not {np.shape(state)}")
+        self._state[...] = self._xp.asarray(np.asarray(state, np.uint64))
 
     def _empty(self, size: Any, dtype: Any) -> tuple[np.dtype[Any], Any]:
         kind = np.dtype(dtype)
