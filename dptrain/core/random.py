@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import device_of, namespace_of, namespace_on
+from dptrain.core.cuda import device_count
 from dptrain.core.device import as_device
 from dptrain.core.tensor import Tensor, wrap
 
@@ -122,10 +123,13 @@ class Generator:
         return drawn if place == self.device else namespace_of(array).asarray(drawn)
 
     def get_state(self) -> Tensor:
-        """Everything needed to go on from here, as a uint8 tensor."""
+        """Everything needed to go on from here (on the GPUs too), as a uint8 tensor."""
+        return wrap(np.frombuffer(json.dumps(self._state()).encode(), dtype=np.uint8).copy())
+
+    def _state(self) -> dict[str, Any]:
         streams = [[*key, _plain(_state_of(s))] for key, s in sorted(self._streams.items())]
-        text = json.dumps({"seed": self._seed, "streams": streams}).encode()
-        return wrap(np.frombuffer(text, dtype=np.uint8).copy())
+        gpus = {str(index): g._state() for index, g in sorted(self._on_gpus.items())}
+        return {"seed": self._seed, "streams": streams, **({"gpus": gpus} if gpus else {})}
 
     def set_state(self, new_state: Tensor) -> None:
         """Go on from a state of `get_state`.
@@ -134,18 +138,24 @@ class Generator:
             RuntimeError: it is none.
         """
         try:
-            state = json.loads(new_state.numpy().tobytes())
-            streams = {}
-            for purpose, shard, saved in state["streams"]:
-                stream = self._start(state["seed"], purpose, shard)
-                _put_state(stream, _arrays(saved))
-                streams[purpose, shard] = stream
-            self._seed = int(state["seed"])
+            self._restore(json.loads(new_state.numpy().tobytes()))
         except (ValueError, KeyError, TypeError) as error:
             raise RuntimeError(
                 f"set_state expected a state made by get_state, got something else ({error})"
             ) from None
-        self._streams = streams
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        seed, streams = int(state["seed"]), {}
+        for purpose, shard, saved in state["streams"]:
+            stream = self._start(seed, purpose, shard)
+            _put_state(stream, _arrays(saved))
+            streams[purpose, shard] = stream
+        gpus = {}
+        for index, saved in state.get("gpus", {}).items():
+            if int(index) < device_count():  # a run may go on with fewer of them
+                gpus[int(index)] = Generator(f"cuda:{index}")
+                gpus[int(index)]._restore(saved)
+        self._seed, self._streams, self._on_gpus = seed, streams, gpus
 
 
 def _state_of(stream: Any) -> Any:

@@ -180,3 +180,14 @@ def test_a_gpus_generator_starts_from_the_hosts_seed_and_goes_its_own_way(librar
         dptrain.Generator("cuda:0").set_state(
             dptrain.tensor(np.frombuffer(b'{"seed": 1, "streams": [[0, 0, [1]]]}', np.uint8))
         )
+
+
+def test_the_hosts_state_carries_the_gpus(library):
+    # So that a recomputed segment, or a resumed run, draws the masks that it drew.
+    host = dptrain.Generator().manual_seed(3)
+    key = host.on(1).stream(1).host_state()[:2].tolist()
+    host.on(1).stream(1).restore(np.array([*key, 40, 0, 0], np.uint64))
+    saved = host.get_state()
+    host.on(1).stream(1).restore(np.array([*key, 90, 0, 0], np.uint64))
+    host.set_state(saved)
+    np.testing.assert_array_equal(host.on(1).stream(1).host_state(), [*key, 40, 0, 0])

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import to_host
+from dptrain.core.arrays import beside, to_host
 from dptrain.core.kernels.cuda.launch import Family
 
 _SOURCE = r"""
@@ -121,7 +121,8 @@ class DeviceStream:
         """
         if np.shape(state) != (5,):
             raise ValueError(f"the state of a stream on a GPU is five words, not {np.shape(state)}")
-        self._state[...] = self._xp.asarray(np.asarray(state, np.uint64))
+        with beside(self._state):
+            self._state[...] = self._xp.asarray(np.asarray(state, np.uint64))
 
     def _empty(self, size: Any, dtype: Any) -> tuple[np.dtype[Any], Any]:
         kind = np.dtype(dtype)
@@ -140,8 +141,9 @@ class DeviceStream:
     ) -> None:
         if math.prod(out.shape) == 0:
             return
-        FAMILY.launch(kernel, kind, threads, self._state, out, out.size)
-        FAMILY.launch("advance", kind, 1, self._state, words, halves, block=1)
+        with beside(self._state):
+            FAMILY.launch(kernel, kind, threads, self._state, out, out.size)
+            FAMILY.launch("advance", kind, 1, self._state, words, halves, block=1)
 
 
 def device_state(stream: np.random.Generator) -> np.ndarray:
