@@ -5,22 +5,24 @@ first use as attributes.
 """
 
 from importlib import import_module
+from math import e, inf, nan, pi
 from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
 from dptrain.core.anomaly import is_anomaly_enabled
+from dptrain.core.copies import COPIES as _COPIES
 from dptrain.core.creation import (
-    arange,
     as_tensor,
+    asarray,
     empty,
     empty_like,
     eye,
     from_dlpack,
     from_numpy,
+    frombuffer,
     full,
     full_like,
     is_tensor,
-    linspace,
     ones,
     ones_like,
     rand,
@@ -33,7 +35,7 @@ from dptrain.core.creation import (
     zeros,
     zeros_like,
 )
-from dptrain.core.device import device
+from dptrain.core.device import device, get_default_device, set_default_device
 from dptrain.core.dtypes import (
     bfloat16,
     double,
@@ -58,6 +60,21 @@ from dptrain.core.dtypes import float_ as float
 from dptrain.core.dtypes import int_ as int
 from dptrain.core.engine import grad as _grad  # binds Tensor.backward  # noqa: F401
 from dptrain.core.export import FUNCTIONS as _FUNCTIONS
+from dptrain.core.export import in_place_functions as _in_place_functions
+from dptrain.core.facts import (
+    conj,
+    conj_physical,
+    detach,
+    get_device,
+    is_conj,
+    is_inference,
+    is_neg,
+    is_same_size,
+    is_signed,
+    real,
+    resolve_conj,
+    resolve_neg,
+)
 from dptrain.core.grad_mode import (
     enable_grad,
     inference_mode,
@@ -65,6 +82,29 @@ from dptrain.core.grad_mode import (
     is_inference_mode_enabled,
     no_grad,
     set_grad_enabled,
+)
+from dptrain.core.layout import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    memory_format,
+    preserve_format,
+    strided,
+)
+from dptrain.core.modes import (
+    are_deterministic_algorithms_enabled,
+    get_deterministic_debug_mode,
+    get_float32_matmul_precision,
+    get_num_interop_threads,
+    is_deterministic_algorithms_warn_only_enabled,
+    is_warn_always_enabled,
+    set_deterministic_debug_mode,
+    set_float32_matmul_precision,
+    set_flush_denormal,
+    set_num_interop_threads,
+    set_warn_always,
+    use_deterministic_algorithms,
 )
 from dptrain.core.printing import get_printoptions, set_printoptions
 from dptrain.core.random import (
@@ -77,14 +117,17 @@ from dptrain.core.random import (
 )
 from dptrain.core.random import default_generator as _default_generator
 from dptrain.core.ranges import (
+    empty_permuted,
     empty_strided,
-    logspace,
     randint_like,
     scalar_tensor,
     tril_indices,
     triu_indices,
 )
+from dptrain.core.ranges import range_ as range
 from dptrain.core.size import Size
+from dptrain.core.spaced import arange, linspace, logspace
+from dptrain.core.storage import TypedStorage, UntypedStorage, is_storage
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads, set_num_threads
 from dptrain.core.typed import (
@@ -106,12 +149,24 @@ from dptrain.core.typed import (
     is_nonzero,
     numel,
     result_type,
+    set_default_tensor_type,
+    typename,
 )
+from dptrain.core.window_functions import (
+    bartlett_window,
+    blackman_window,
+    hamming_window,
+    hann_window,
+    kaiser_window,
+)
+from dptrain.version import __version__ as __version__
 
-__version__ = "0.1.0"
+newaxis = None
 
 # The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
 _OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
+_OPERATIONS.update(_in_place_functions())
+_OPERATIONS.update(_COPIES)
 globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
@@ -123,6 +178,7 @@ _ROOMS = frozenset(
         "cuda",
         "data",
         "distributed",
+        "func",
         "linalg",
         "nn",
         "optim",
@@ -130,12 +186,85 @@ _ROOMS = frozenset(
         "profiler",
         "random",
         "return_types",
+        "special",
         "utils",
+        "version",
         "vision",
     ]
 )
 
+# Functions that PyTorch has in both places; the layers' room is loaded when one is asked for.
+_FUNCTIONAL = frozenset(
+    [
+        "adaptive_max_pool1d",
+        "alpha_dropout",
+        "bilinear",
+        "celu_",
+        "channel_shuffle",
+        "cosine_similarity",
+        "dropout",
+        "feature_alpha_dropout",
+        "group_norm",
+        "layer_norm",
+        "pairwise_distance",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "rms_norm",
+        "rrelu",
+        "rrelu_",
+        "selu_",
+        "threshold_",
+    ]
+)
+
 __all__ = [
+    "TypedStorage",
+    "UntypedStorage",
+    "are_deterministic_algorithms_enabled",
+    "asarray",
+    "channels_last",
+    "channels_last_3d",
+    "conj",
+    "conj_physical",
+    "contiguous_format",
+    "detach",
+    "e",
+    "empty_permuted",
+    "frombuffer",
+    "get_default_device",
+    "get_deterministic_debug_mode",
+    "get_device",
+    "get_float32_matmul_precision",
+    "get_num_interop_threads",
+    "inf",
+    "is_conj",
+    "is_deterministic_algorithms_warn_only_enabled",
+    "is_inference",
+    "is_neg",
+    "is_same_size",
+    "is_signed",
+    "is_storage",
+    "is_warn_always_enabled",
+    "layout",
+    "memory_format",
+    "nan",
+    "newaxis",
+    "pi",
+    "preserve_format",
+    "range",
+    "real",
+    "resolve_conj",
+    "resolve_neg",
+    "set_default_device",
+    "set_default_tensor_type",
+    "set_deterministic_debug_mode",
+    "set_float32_matmul_precision",
+    "set_flush_denormal",
+    "set_num_interop_threads",
+    "set_warn_always",
+    "strided",
+    "typename",
+    "use_deterministic_algorithms",
     "BFloat16Tensor",
     "BoolTensor",
     "ByteTensor",
@@ -151,7 +280,9 @@ __all__ = [
     "Tensor",
     "arange",
     "as_tensor",
+    "bartlett_window",
     "bfloat16",
+    "blackman_window",
     "bool",
     "can_cast",
     "device",
@@ -176,6 +307,8 @@ __all__ = [
     "get_printoptions",
     "get_rng_state",
     "half",
+    "hamming_window",
+    "hann_window",
     "iinfo",
     "inference_mode",
     "initial_seed",
@@ -191,6 +324,7 @@ __all__ = [
     "is_anomaly_enabled",
     "is_inference_mode_enabled",
     "is_tensor",
+    "kaiser_window",
     "linspace",
     "logspace",
     "long",
@@ -231,4 +365,10 @@ def __getattr__(name: str) -> Any:
         return _default_generator()
     if name in _ROOMS:
         return import_module(f"dptrain.{name}")
+    if not name.startswith("_"):  # layer functions in PyTorch's native signatures
+        found = import_module("dptrain.nn.functional.native").NATIVE.get(name)
+        if found is not None:
+            return found
+    if name in _FUNCTIONAL:
+        return getattr(import_module("dptrain.nn.functional"), name)
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dptrain.core import device
+from dptrain.core.settings import settings
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -83,6 +86,23 @@ def run_once(command, timeout_s=90, cwd=None, **environment):
         out, err = process.communicate()
         pytest.fail(f"{command} did not end within {timeout_s} s\n{out[-2000:]}\n{err[-4000:]}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture
+def host_devices(monkeypatch):
+    """Splits the host: `host_devices(4)` makes cpu:0 to cpu:3 for this test."""
+
+    def forget():
+        for cached in (settings, device.host_device_count, device.host_device):
+            cached.cache_clear()
+
+    def split(count):
+        monkeypatch.setenv("DPTRAIN_HOST_DEVICES", str(count))
+        forget()
+
+    yield split
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.fixture

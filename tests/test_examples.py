@@ -114,3 +114,23 @@ def test_fashion_mnist_names_what_is_missing(dprun, tmp_path):
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr
     assert "train-images-idx3-ubyte" in done.stderr
+
+
+def test_data_parallel_shows_the_share_of_each_device(job):
+    done = job(
+        [sys.executable, EXAMPLES / "data_parallel.py", "--samples", "40"], DPTRAIN_HOST_DEVICES="3"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "devices: cpu:0, cpu:1, cpu:2"
+    inside = [line for line in lines if line.startswith("  in model")]
+    outside = [line for line in lines if line.startswith("outside")]
+    assert sorted(inside[:3]) == [
+        f"  in model on cpu:{i}: input (10, 5), output (10, 2)" for i in range(3)
+    ]
+    assert sorted(inside[3:]) == [
+        f"  in model on cpu:{i}: input ({n}, 5), output ({n}, 2)" for i, n in enumerate([4, 4, 2])
+    ]
+    assert [line.partition(", loss")[0] for line in outside] == [
+        f"outside: input ({n}, 5), output ({n}, 2)" for n in (30, 10)
+    ]

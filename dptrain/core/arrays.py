@@ -203,3 +203,14 @@ def address(array: Any) -> int:
     if library is None:
         return int(array.__array_interface__["data"][0])
     return library.address(array)
+
+
+def span(array: Any) -> tuple[int, int]:
+    """Address of the first byte that an array looks at, and of that after the last."""
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    start = address(array)
+    if not array.size:
+        return start, start
+    return start + sum(min(r, 0) for r in reach), start + sum(
+        max(r, 0) for r in reach
+    ) + array.itemsize

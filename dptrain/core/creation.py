@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import CO_VARARGS
 from operator import index
 from typing import Any
 
@@ -18,8 +20,46 @@ from dptrain.core.dtypes import (
     get_default_dtype,
     int64,
 )
+from dptrain.core.layout import contiguous_format, empty_in, preserve_format, strided
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.typed import check_tensor
+
+
+def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
+
+    These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
+    `out`, a tensor that takes the values; `size=` may stand for the sizes.
+    """
+
+    # `def zeros(*size, ...)`, read off the code object: this runs at import.
+    gathers_sizes = bool(make.__code__.co_flags & CO_VARARGS)
+
+    @wraps(make)
+    def create(
+        *args: Any, layout: Any = None, pin_memory: bool = False, out: Any = None, **kwargs: Any
+    ) -> Tensor:
+        if layout is not None and layout is not strided:
+            raise TypeError(f"{make.__name__}: layout must be dptrain.strided, got {layout!r}")
+        if pin_memory:
+            raise RuntimeError(f"{make.__name__}: pin_memory needs a GPU, and there is none")
+        if "size" in kwargs and gathers_sizes:
+            args = (kwargs.pop("size"), *args)
+        if out is None:
+            return make(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"{make.__name__}(): argument 'out' must be Tensor, not {type(out).__name__}"
+            )
+        made = make(*args, **{"dtype": out.dtype, **kwargs})
+        if made.dtype is not out.dtype:
+            raise RuntimeError(
+                f"{make.__name__}: dtype {made.dtype} does not match dtype of out parameter ({out.dtype})"
+            )
+        return out.resize_(made.shape).copy_(made)
+
+    return create
 
 
 def _finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
@@ -96,6 +136,98 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     return _finish(_from_data(data, kind), device, False)
 
 
+def asarray(
+    obj: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    copy: bool | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor of `obj`, sharing memory where it is a tensor, an array or a buffer of that dtype.
+
+    Args:
+        obj: a tensor, an array, an object with DLPack's or the buffer protocol, a number or sequences.
+        dtype: element type; that of the data by default.
+        device: where to; only the CPU.
+        copy: True never shares, False only shares, None as the data allow.
+        requires_grad: whether the result requires gradients.
+
+    Raises:
+        ValueError: `copy=False` where a copy is needed.
+    """
+    source = _alias(obj, dtype)
+    if source is None:
+        if copy is False:
+            raise ValueError("can't alias arbitrary sequence into a tensor")
+        return tensor(obj, dtype=dtype, device=device, requires_grad=requires_grad)
+    as_device(device)
+    result = source if dtype is None else source.to(as_dtype(dtype))
+    if copy is False and result is not source:
+        raise ValueError(f"can't alias tensor with dtype {source.dtype} into dtype {result.dtype}")
+    if copy and result is source:
+        result = source.clone()
+    if result.requires_grad == requires_grad:
+        return result
+    return result.detach().requires_grad_(requires_grad)
+
+
+def _alias(obj: Any, dtype: Any) -> Tensor | None:
+    """A tensor over the memory of `obj`, if it lends any."""
+    if isinstance(obj, Tensor):
+        return obj
+    if isinstance(obj, np.ndarray):
+        return from_numpy(obj)
+    if hasattr(obj, "__dlpack__"):
+        return from_dlpack(obj)
+    if isinstance(obj, (bytes, bytearray, memoryview)):
+        return frombuffer(obj, dtype=get_default_dtype() if dtype is None else dtype)
+    return None
+
+
+def frombuffer(
+    buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False
+) -> Tensor:
+    """A one-dimensional tensor over the memory of a buffer (bytearray, memoryview, array.array).
+
+    Args:
+        buffer: an object with Python's buffer protocol.
+        dtype: element type.
+        count: number of elements; all by default.
+        offset: bytes to skip.
+        requires_grad: whether the result requires gradients.
+
+    Raises:
+        ValueError: the buffer is too short, or its length fits no number of elements.
+        TypeError: no buffer.
+    """
+    kind = as_dtype(dtype)
+    try:
+        length = memoryview(buffer).nbytes
+    except TypeError:
+        raise ValueError("object does not implement Python buffer protocol.") from None
+    left = length - offset
+    if length <= 0 or count == 0:
+        raise ValueError(f"both buffer length ({length}) and count ({count}) must not be 0")
+    if not 0 <= offset < length:
+        raise ValueError(
+            f"offset ({offset} bytes) must be non-negative and no greater than buffer length ({length} bytes) minus 1"
+        )
+    if count < 0 and left % kind.itemsize:
+        raise ValueError(
+            f"buffer length ({left} bytes) after offset ({offset} bytes) must be a multiple of element size "
+            f"({kind.itemsize})"
+        )
+    if count > 0 and count * kind.itemsize > left:
+        raise ValueError(
+            f"requested buffer length ({count} * {kind.itemsize} bytes) after offset ({offset} bytes) must not be "
+            f"greater than actual buffer length ({length} bytes)"
+        )
+    flat = np.frombuffer(buffer, np.uint8)[offset:]
+    used = flat[: (count if count > 0 else left // kind.itemsize) * kind.itemsize]
+    return _finish(used.view(kind.numpy), None, requires_grad)
+
+
 def from_numpy(ndarray: np.ndarray) -> Tensor:
     """A tensor over the array's own memory: changes on either side are seen on the other.
 
@@ -129,21 +261,36 @@ def _kind(given: Any) -> Any:
     return (get_default_dtype() if given is None else as_dtype(given)).numpy
 
 
+@factory
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the given sizes, filled with 0."""
     return _finish(np.zeros(_shape(size, "zeros"), _kind(dtype)), device, requires_grad)
 
 
+@factory
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the given sizes, filled with 1."""
     return _finish(np.ones(_shape(size, "ones"), _kind(dtype)), device, requires_grad)
 
 
-def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+@factory
+def empty(
+    *size: Any,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = contiguous_format,
+) -> Tensor:
     """A tensor of the given sizes with whatever values the memory holds."""
-    return _finish(np.empty(_shape(size, "empty"), _kind(dtype)), device, requires_grad)
+    array = np.empty(_shape(size, "empty"), _kind(dtype))
+    if memory_format is preserve_format:
+        raise RuntimeError("empty: preserve_format needs a tensor to be like; use empty_like")
+    if memory_format is not contiguous_format:
+        array = empty_in(array, memory_format)
+    return _finish(array, device, requires_grad)
 
 
+@factory
 def full(
     size: Any,
     fill_value: Any,
@@ -154,10 +301,25 @@ def full(
 ) -> Tensor:
     """A tensor of the given sizes, filled with one value (whose type decides the dtype)."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
-    kind = _from_data(value, None if dtype is None else as_dtype(dtype)).dtype
-    return _finish(np.full(_shape((size,), "full"), value, kind), device, requires_grad)
+    kind = _from_data(value, None).dtype if dtype is None else as_dtype(dtype).numpy
+    shape = _shape((size,), "full")
+    return _finish(np.full(shape, _fill_value(value, kind), kind), device, requires_grad)
 
 
+def _fill_value(value: Any, kind: np.dtype[Any]) -> Any:
+    """A number as `kind` takes it: cut to an integer, and negative ones modulo an unsigned range."""
+    if kind.kind not in "iu" or isinstance(value, complex):
+        return value
+    limits = np.iinfo(kind)
+    lowest = limits.min or -limits.max
+    if not (np.isfinite(value) and lowest <= int(value) <= limits.max):
+        raise RuntimeError(
+            f"full: value {value} cannot be converted to type {FROM_NUMPY[kind]} without overflow"
+        )
+    return int(value) % (limits.max + 1) if limits.min == 0 else int(value)
+
+
+@factory
 def eye(
     n: int,
     m: int | None = None,
@@ -167,75 +329,70 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:
     """The n x m matrix with ones on its diagonal."""
+    for name, size in (("n", n), ("m", n if m is None else m)):
+        if not isinstance(size, (int, np.integer)):
+            raise TypeError(f"eye(): argument {name!r} must be int, not {type(size).__name__}")
+        if size < 0:
+            raise RuntimeError(f"eye: {name} must be greater or equal to 0, got {size}")
     return _finish(np.eye(n, m, dtype=_kind(dtype)), device, requires_grad)
 
 
-def arange(
-    start: Any,
-    end: Any = None,
-    step: Any = 1,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
+def _like(
+    make: Any, input: Tensor, dtype: Any, device: Any, requires_grad: bool, memory_format: Any
 ) -> Tensor:
-    """start, start + step, ... below `end`: int64 for integers, else the default dtype."""
-    if end is None:
-        start, end = 0, start
-    start, end, step = (v.item() if isinstance(v, Tensor) else v for v in (start, end, step))
-    if step == 0:
-        raise RuntimeError("arange: step must be nonzero")
-    if (end - start) * step < 0:
-        raise RuntimeError(
-            f"arange: upper bound and lower bound inconsistent with step sign ({start}, {end}, {step})"
-        )
-    if dtype is None and all(isinstance(v, (int, np.integer)) for v in (start, end, step)):
-        dtype = int64
-    return _finish(np.arange(start, end, step).astype(_kind(dtype)), device, requires_grad)
-
-
-def linspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`steps` evenly spaced values from start to end, both included."""
-    if steps < 0:
-        raise RuntimeError(f"linspace: number of steps must be non-negative, got {steps}")
-    return _finish(np.linspace(start, end, steps).astype(_kind(dtype)), device, requires_grad)
-
-
-def _like(make: Any, input: Tensor, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    check_tensor(f"{make.__name__}_like", input)
     kind = input.dtype if dtype is None else as_dtype(dtype)
     place = input.device if device is None else device
-    return make(input._array.shape, dtype=kind, device=place, requires_grad=requires_grad)
+    if memory_format is contiguous_format or (
+        memory_format is preserve_format and input._array.flags.c_contiguous
+    ):
+        return make(input._array.shape, dtype=kind, device=place, requires_grad=requires_grad)
+    array = empty_in(input._array, memory_format, kind.numpy)
+    if make is not empty:
+        np.copyto(array, make(array.shape, dtype=kind, device=input.device)._array)
+    return _finish(array, place, requires_grad)
 
 
+@factory
 def zeros_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    input: Tensor,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Zeros with the shape and dtype of `input`."""
-    return _like(zeros, input, dtype, device, requires_grad)
+    return _like(zeros, input, dtype, device, requires_grad, memory_format)
 
 
+@factory
 def ones_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    input: Tensor,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Ones with the shape and dtype of `input`."""
-    return _like(ones, input, dtype, device, requires_grad)
+    return _like(ones, input, dtype, device, requires_grad, memory_format)
 
 
+@factory
 def empty_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    input: Tensor,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Uninitialised, with the shape and dtype of `input`."""
-    return _like(empty, input, dtype, device, requires_grad)
+    return _like(empty, input, dtype, device, requires_grad, memory_format)
 
 
+@factory
 def full_like(
     input: Tensor,
     fill_value: Any,
@@ -243,15 +400,18 @@ def full_like(
     dtype: Any = None,
     device: Any = None,
     requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """One value everywhere, with the shape and dtype of `input`."""
-    kind = input.dtype if dtype is None else dtype
-    place = input.device if device is None else device
-    return full(
-        input._array.shape, fill_value, dtype=kind, device=place, requires_grad=requires_grad
-    )
+
+    def make(size: Any, **options: Any) -> Tensor:
+        return full(size, fill_value, **options)
+
+    make.__name__ = "full"
+    return _like(make, input, dtype, device, requires_grad, memory_format)
 
 
+@factory
 def rand(
     *size: Any,
     generator: Generator | None = None,
@@ -267,6 +427,7 @@ def rand(
     return _finish(np.minimum(values.astype(kind), below_one), device, requires_grad)
 
 
+@factory
 def randn(
     *size: Any,
     generator: Generator | None = None,
@@ -279,6 +440,7 @@ def randn(
     return _finish(np.asarray(values).astype(_kind(dtype)), device, requires_grad)
 
 
+@factory
 def randint(
     low: int,
     high: Any = None,
@@ -303,6 +465,7 @@ def randint(
     )
 
 
+@factory
 def randperm(
     n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
 ) -> Tensor:
@@ -313,18 +476,30 @@ def randperm(
     )
 
 
+@factory
 def rand_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    input: Tensor,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Uniform draws with the shape and dtype of `input`."""
-    return _like(rand, input, dtype, device, requires_grad)
+    return _like(rand, input, dtype, device, requires_grad, memory_format)
 
 
+@factory
 def randn_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    input: Tensor,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Normal draws with the shape and dtype of `input`."""
-    return _like(randn, input, dtype, device, requires_grad)
+    return _like(randn, input, dtype, device, requires_grad, memory_format)
 
 
 def is_tensor(obj: Any) -> bool:

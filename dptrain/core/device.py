@@ -9,11 +9,14 @@ devices run on any machine; "cpu" then means `cpu:0`.
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar, Token
 from functools import cache
+from typing import Any
 
 from dptrain.core.settings import settings
 
-_DEVICE_TEXT = re.compile(r"(cpu|cuda)(?::(\d+))?\Z")
+# What a script may name; only the first of them can be computed on.
+_DEVICE_TEXT = re.compile(r"(cpu|cuda|mps|xpu|meta)(?::(\d+))?\Z")
 
 
 class device:
@@ -56,6 +59,36 @@ class device:
     def __hash__(self) -> int:
         return hash((self.type, self.index))
 
+    def __enter__(self) -> device:
+        _entered.set((*_entered.get(), _default.set(self)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        *outer, token = _entered.get()
+        _entered.set(tuple(outer))
+        _default.reset(token)
+
+
+_Device = device
+#: None: the first host device.
+_default: ContextVar[device | None] = ContextVar("default_device", default=None)
+#: What the `with` blocks that are open here put aside.
+_entered: ContextVar[tuple[Token[device | None], ...]] = ContextVar("entered_devices", default=())
+
+
+def get_default_device() -> device:
+    """Where new tensors are made unless `device=` says otherwise."""
+    return _default.get() or host_device(0)
+
+
+def set_default_device(device: Any) -> None:
+    """Set where new tensors are made (`None`: the CPU), for the present context (thread).
+
+    Raises:
+        RuntimeError: the text is no device.
+    """
+    _default.set(None if device is None else _Device(device))
+
 
 @cache
 def host_device(index: int) -> device:
@@ -76,7 +109,9 @@ def as_device(value: str | int | device | None) -> device:
         RuntimeError: this version or machine cannot compute there.
     """
     if value is None:
-        return host_device(0)
+        value = _default.get()
+        if value is None:
+            return host_device(0)
     if isinstance(value, int):  # as in PyTorch: an accelerator's index
         value = device("cuda", value)
     found = value if isinstance(value, device) else device(value)
@@ -85,6 +120,10 @@ def as_device(value: str | int | device | None) -> device:
         from dptrain.core.cuda import usable
 
         return usable(found.index)
+    if found.type != "cpu":
+        raise RuntimeError(
+            f"device '{found}' was asked for, but dptrain has no such devices; use device='cpu'"
+        )
     index, count = found.index or 0, host_device_count()
     if index >= count:
         there = (

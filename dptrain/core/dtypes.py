@@ -44,6 +44,10 @@ class dtype:
         """Whether the type holds negative values."""
         return self.name not in ("uint8", "bool")
 
+    def to_real(self) -> dtype:
+        """The type itself: no type is complex."""
+        return self
+
     def __repr__(self) -> str:
         return f"dptrain.{self.name}"
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.op import edge_of
 from dptrain.core.tensor import Tensor, wrap
@@ -57,7 +56,6 @@ def _root_gradient(tensor: Tensor, grad: Any, create_graph: bool) -> Any:
     return grad if create_graph else grad._array
 
 
-@np.errstate(all="ignore")
 def _walk(
     tensors: Sequence[Tensor],
     grads: Sequence[Any],
@@ -71,17 +69,18 @@ def _walk(
                 f"element {i} of tensors does not require grad and does not have a grad_fn"
             )
     run = Pass(create_graph, retain_graph, wanted)
-    for tensor, grad in zip(tensors, grads, strict=True):
-        run.add_root(tensor, _root_gradient(tensor, grad, create_graph))
     callbacks: list[Callable[[], None]] = []
-    token = _callbacks.set(callbacks)
+    quiet, token = ignore_float_errors(), _callbacks.set(callbacks)
     try:
+        for tensor, grad in zip(tensors, grads, strict=True):
+            run.add_root(tensor, _root_gradient(tensor, grad, create_graph))
         with enable_grad() if create_graph else no_grad():
             run.run(run.order())
             for callback in callbacks:  # may queue no further ones
                 callback()
     finally:
         _callbacks.reset(token)
+        restore_float_errors(quiet)
     found = run.captured
     return [] if found is None else [found[edge_key(edge_of(t))] for t in wanted or ()]
 

@@ -5,16 +5,21 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import wraps
 from types import MethodType
 from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import Signature
 from dptrain.core.grad_mode import is_grad_enabled
-from dptrain.core.op import Op
+from dptrain.core.node_names import named
+from dptrain.core.op import Op, OpName
 from dptrain.core.out import store_in
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.typed import check_tensor
 
 #: Public name -> operation class; the registry-walking tests read it.
 REGISTRY: dict[str, type[Op]] = {}
@@ -26,6 +31,8 @@ def export(
     inplace: tuple[str, ...] = (),
     function: Callable[..., Any] | None = None,
     reflected: tuple[str, ...] = (),
+    tensors: int | None = None,
+    free: tuple[str, ...] = (),
 ) -> Callable[[type[Op]], type[Op]]:
     """Say once under which public names an operation is found.
 
@@ -36,49 +43,110 @@ def export(
         function: the public function where the signature differs from `forward`'s (e.g. a list of
             tensors); it receives the user's arguments and calls `apply`.
         reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
+        tensors: how many leading arguments of `function` must be tensors; by default 1 if the first is
+            called `input`, else 0. Operations without `function` say so by `num_tensors`.
+        free: parameters of another kind than their names say elsewhere; see `core/arguments.py`.
     """
 
     def register(cls: type[Op]) -> type[Op]:
-        run = function or cls.apply
+        run = cls.apply if function is None else _checked(function, cls, names, tensors)
         if names and cls not in REGISTRY.values():  # later exports of one class are aliases
-            cls.name = names[0]
-        public = _public(cls, run, names[0] if names else cls.name, function)
+            cls.name = OpName(names[0])
+        label = names[0] if names else next(iter((*methods, *inplace)), cls.name)
+        signature = (
+            Signature(label, cls.forward, 1, free)
+            if function is None
+            else Signature(label, function, 0, free)
+        )
+        public = _public(cls, run, names[0] if names else cls.name, function, signature)
         for name in names:
             REGISTRY[name] = cls
             FUNCTIONS[name] = public
         for method in methods:
-            setattr(Tensor, method, _method(run, method, public))
+            setattr(Tensor, method, _method(run, method, public, signature))
             if not names:
                 REGISTRY[f"Tensor.{method}"] = cls
         for method in reflected:
             setattr(Tensor, method, _reflected(run, method))
         for method in inplace:
-            setattr(Tensor, method, _inplace(run, method))
+            setattr(Tensor, method, _inplace(run, method, signature))
         return cls
 
     return register
 
 
+def _checked(
+    function: Callable[..., Any], cls: type[Op], names: tuple[str, ...], tensors: int | None
+) -> Callable[..., Any]:
+    """`function` behind a check that its leading arguments are tensors."""
+    code = function.__code__
+    leading = code.co_varnames[: code.co_argcount]
+    if tensors is None:
+        tensors = int(leading[:1] == ("input",))
+    if not tensors:
+        return function
+    leading = leading[:tensors]
+    label = names[0] if names else cls.name
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for i, name in enumerate(leading):
+            value = args[i] if i < len(args) else kwargs.get(name, _MISSING)
+            if not isinstance(value, Tensor) and value is not _MISSING:
+                raise TypeError(
+                    f"{label}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(value).__name__}"
+                )
+        return function(*args, **kwargs)
+
+    return run
+
+
+_MISSING = object()
+
 #: Public name -> function; `dptrain/__init__.py` lifts these into the package.
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
-def _public(cls: type[Op], run: Any, name: str, function: Any) -> Callable[..., Any]:
+def _public(
+    cls: type[Op], run: Any, name: str, function: Any, signature: Signature
+) -> Callable[..., Any]:
     stores = not (cls.is_view or name.startswith("nn."))
-
-    def public(*args: Any, **kwargs: Any) -> Any:
-        if stores and "out" in kwargs:
-            return store_in(run, name, args, kwargs)
-        return run(*args, **kwargs)
-
-    public.__name__ = public.__qualname__ = name
+    public = _guarded(run, signature, name, stores)
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
     # `inspect.signature` and `help` follow this; a bound method drops `self`.
     public.__wrapped__ = function or MethodType(cls.forward, cls)  # type: ignore[attr-defined]
     return public
 
 
-def _method(run: Any, name: str, public: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
+    """`run` with `out=`, and errors that name the argument at fault."""
+    strict_from = signature.strict_from
+    run = named(name, run)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) > strict_from:
+            signature.check(args, kwargs)
+        try:
+            if stores and "out" in kwargs:
+                return store_in(run, name, args, kwargs)
+            return run(*args, **kwargs)
+        except _FAILURES as error:
+            found = signature.blame(args, kwargs, error)
+            if found is error:
+                raise
+            raise found from None
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+#: What a wrong argument leads to somewhere inside.
+_FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
+
+
+def _method(
+    run: Any, name: str, public: Callable[..., Any], signature: Signature
+) -> Callable[..., Any]:
     if name in _BINARY_DUNDERS:
 
         def operator(self: Tensor, other: Any) -> Any:
@@ -86,11 +154,8 @@ def _method(run: Any, name: str, public: Callable[..., Any]) -> Callable[..., An
 
         operator.__name__ = name
         return operator
-
-    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return run(self, *args, **kwargs)
-
-    method.__name__, method.__doc__ = name, public.__doc__
+    method = _guarded(run, signature, name, stores=False)
+    method.__doc__ = public.__doc__
     return method
 
 
@@ -161,7 +226,9 @@ class Overwritten(Op):
         return grad * 0
 
 
-def _inplace(run: Any, name: str) -> Callable[..., Any]:
+def _inplace(run: Any, name: str, signature: Signature | None = None) -> Callable[..., Any]:
+    run = run if signature is None else _guarded(run, signature, name, stores=False)
+
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
         # What backward saves of the old value must survive the change.
@@ -170,10 +237,32 @@ def _inplace(run: Any, name: str) -> Callable[..., Any]:
         if operand is not self and operand._requires_grad and not result._requires_grad:
             result = Overwritten.apply(operand, result._array)
         self._assign_result(result, name)
+        if result._node is not None and result._array.dtype == self._array.dtype:
+            result._node.save_result_in(result._array, self)
         return self
 
     method.__name__ = name
     return method
+
+
+_IN_PLACE_NAME = re.compile(r"[a-z]\w*[a-z0-9]_\Z")
+
+
+def in_place_functions() -> dict[str, Callable[..., Any]]:
+    """Every in-place method of `Tensor` as a function whose first argument is the tensor."""
+    return {name: _of_method(name) for name in dir(Tensor) if _IN_PLACE_NAME.match(name)}
+
+
+def _of_method(name: str) -> Callable[..., Any]:
+    method = getattr(Tensor, name)
+
+    def function(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        check_tensor(name, input)
+        return method(input, *args, **kwargs)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = method.__doc__
+    return function
 
 
 def in_place(run: Any, name: str) -> Callable[..., Any]:

@@ -227,7 +227,6 @@ class Function:
         wants = [isinstance(a, Tensor) and a.requires_grad for a in args]
         recording = is_grad_enabled() and any(wants)
         node.edges = [edge_of(a) if w else None for a, w in zip(args, wants, strict=True)]
-        node.needs = wants
         node.shapes = [a._array.shape if isinstance(a, Tensor) else () for a in args]
         ctx.needs_input_grad = tuple(w and recording for w in wants)
         with no_grad():
@@ -260,7 +259,8 @@ def _result(output: Any, args: tuple[Any, ...], ctx: FunctionCtx) -> Any:
 def _record(node: FunctionNode, ctx: FunctionCtx, results: tuple[Any, ...]) -> None:
     empty = np.empty(0, np.float32)  # in the place of outputs that are no tensors
     arrays = tuple(r._array if isinstance(r, Tensor) else empty for r in results)
-    node._record((), [], arrays, None)
+    node.outs = tuple((array.shape, array.dtype) for array in arrays)
+    node._record((), [], None, None)
     for i, r in enumerate(results):
         if not isinstance(r, Tensor) or _among(r, ctx._constant) or not r.dtype.is_floating_point:
             continue

@@ -16,7 +16,7 @@ import numpy as np
 from dptrain.core.dtypes import as_dtype
 
 _HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def lift(value: Any) -> Any:
@@ -38,9 +38,14 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     code = forward.__code__
     names = code.co_varnames[1 : code.co_argcount]
     place = names.index("dtype") if "dtype" in names else len(names)
+    by_name = "dtype" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     @wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not by_name:  # the case of nearly every call, before any search
+            kind = getattr(args[0], "dtype", None)
+            if kind is _FLOAT32 or kind is _FLOAT64:
+                return forward(self, *args, **kwargs)
         given = args[place] if place < len(args) else kwargs.get("dtype")
         kind = _first_floating(args) if given is None else as_dtype(given).numpy
         if kind not in _HALVES:

@@ -23,7 +23,11 @@ from dptrain.core.tensor import RetainGrad, Tensor, wrap
 
 def _look(value: Any, steps: tuple[Any, ...]) -> Any:
     """Go the steps from a base to its view, on raw arrays or on Tensors."""
-    for cls, args, kwargs, which in steps:
+    way = []
+    while steps:
+        steps, step = steps
+        way.append(step)
+    for cls, args, kwargs, which in reversed(way):
         value = cls.call(value, *args, **kwargs)
         if which is not None:
             value = value[which]
@@ -112,8 +116,8 @@ def _node_over(cls: type[Op], tensor: Tensor, *sources: Tensor | None) -> Any:
     """A node whose result has the shape and type of `tensor`, recorded without running it."""
     node = cls()
     node.edges = [edge_of(s) if s is not None and s._requires_grad else None for s in sources]
-    node.needs = [e is not None for e in node.edges]
-    node._record((), [], (tensor._array,), None)
+    node.outs = ((tensor._array.shape, tensor._array.dtype),)
+    node._record((), [], tensor._array, None)
     return node
 
 

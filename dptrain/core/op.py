@@ -23,20 +23,24 @@ promotion are undone by the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import REMOTE, common_namespace, elsewhere, is_array, namespace_of
-from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
+from dptrain.core.dtypes import FROM_NUMPY
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
-from dptrain.core.host_array import DeviceMismatchError
+from dptrain.core.operands import check_count, one_device, promote, refuse_argument, shape_error
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
+#: Raw constants: arrays, and what NumPy makes of a comparison of 0-dimensional ones.
+_RAW = (np.ndarray, np.bool_)
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -48,6 +52,42 @@ def _positional(method: Any) -> tuple[str, ...]:
 
 class SavedTensorError(RuntimeError):
     """A value that backward needs was changed in place, or was already freed."""
+
+
+class OpName(str):
+    """The name of an operation; read from a node it can also be called, as PyTorch's `grad_fn.name()`."""
+
+    node: Op
+
+    def __get__(self, node: Op | None, owner: Any) -> OpName:
+        if node is None:
+            return self
+        bound = OpName(self)
+        bound.node = node
+        return bound
+
+    def __call__(self) -> str:
+        return self.node.grad_name
+
+
+class AccumulateGrad:
+    """The end of a path through the graph: where a leaf's `.grad` is accumulated."""
+
+    next_functions: tuple[tuple[Any, int], ...] = ()
+
+    def __init__(self, variable: Tensor) -> None:
+        self.variable = variable
+        self.metadata: dict[Any, Any] = {}
+
+    def name(self) -> str:
+        """As PyTorch prints it."""
+        return "torch::autograd::AccumulateGrad"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AccumulateGrad) and self.variable is other.variable
+
+    def __hash__(self) -> int:
+        return hash((AccumulateGrad, id(self.variable)))
 
 
 class Deferred:
@@ -64,7 +104,6 @@ class Op:
     Attributes:
         edges: where gradients go, one per argument: (node, output index), (leaf tensor, None) or None.
         outs: (shape, NumPy dtype) of each output, to which incoming gradients are brought.
-        needs: which arguments want a gradient; `backward` may skip the others.
     """
 
     #: How many leading arguments are brought to one dtype and broadcast against each other.
@@ -89,7 +128,6 @@ class Op:
     xp: Any = np
 
     edges: list[tuple[Any, int | None] | None]
-    needs: list[bool]
     outs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     hooks: dict[int, dict[int, Any]] | None
     saved: Any
@@ -106,7 +144,6 @@ class Op:
         "__weakref__",
         "edges",
         "hooks",
-        "needs",
         "outs",
         "saved",
         "sequence",
@@ -114,7 +151,7 @@ class Op:
     )
 
     def __init_subclass__(cls) -> None:
-        cls.name = cls.name or cls.__name__.lower()
+        cls.name = OpName(cls.name or cls.__name__.lower())
         # Read off the code objects: `inspect.signature` for some hundred operations would take
         # longer than the rest of the import.
         cls._parameters = _positional(cls.forward)
@@ -138,17 +175,31 @@ class Op:
         raise RuntimeError(f"the derivative of {self.name} is not implemented")
 
     @property
+    def needs(self) -> Sequence[Any]:
+        """True where an argument wants a gradient (has an edge); `backward` may skip the others."""
+        return self.edges
+
+    @property
     def grad_name(self) -> str:
         """The name under which the node is printed, as PyTorch's `grad_fn`."""
         return self.backward_name or f"{type(self).__name__}Backward0"
 
     def __repr__(self) -> str:
-        return f"<{self.grad_name}>"
+        return f"<{self.grad_name} object at {id(self):#x}>"
 
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
-        """The nodes that receive this node's gradients, as in PyTorch (leaves as tensors)."""
-        return tuple((None, 0) if e is None else (e[0], e[1] or 0) for e in self.edges)
+        """The nodes that receive this node's gradients; leaves as `AccumulateGrad`."""
+        return tuple(
+            (None, 0) if e is None else (AccumulateGrad(e[0]), 0) if e[1] is None else (e[0], e[1])
+            for e in self.edges
+        )
+
+    @property
+    def metadata(self) -> dict[Any, Any]:
+        """A dictionary for the user's notes on this node."""
+        notes: dict[Any, Any] = self.__dict__.setdefault("_metadata", {})
+        return notes
 
     # ---- running -------------------------------------------------------------------------------
 
@@ -159,7 +210,10 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(*[wrap(a) if is_array(a) else a for a in args], **kwargs)
+                return cls.apply(
+                    *[wrap(as_array(a)) if type(a) in _RAW or is_array(a) else a for a in args],
+                    **kwargs,
+                )
             if type(a) in REMOTE:
                 guard = REMOTE[type(a)].elsewhere(a)
                 if guard is not None:
@@ -188,7 +242,6 @@ class Op:
         return tuple(positional), kwargs
 
     @classmethod
-    @np.errstate(all="ignore")  # inf and nan are values here, as in PyTorch, not warnings
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Run the operation on Tensors and record it where a gradient may be asked for.
 
@@ -219,29 +272,30 @@ class Op:
             edges.append(None)
         for i in range(cls.num_tensors):
             if i >= len(args) or not isinstance(args[i], Tensor):
-                _refuse_argument(cls, args, i)
+                refuse_argument(cls, args, i)
         op = cls()
         if remote:
             guard = elsewhere(raw)
             if guard is not None:  # the arrays' GPU is not the current one
                 with guard:
                     return cls.apply(*args, **kwargs)
-            op.xp = _one_device(cls, raw)
-        if cls.promotes:
-            _promote(cls, raw, op.xp)
-        if recording and cls.differentiable and is_grad_enabled():
-            op.edges = edges
-            op.needs = [e is not None for e in edges]
-        else:
+            op.xp = one_device(cls, raw)
+        if recording and not (cls.differentiable and is_grad_enabled()):
             recording = False
-            op.needs = [False] * len(args)
+            edges = [None] * len(args)
+        op.edges = edges
+        token = ignore_float_errors()
         try:
+            if cls.promotes:
+                promote(cls, raw, op.xp)
             out = op.forward(*raw, **kwargs)
         except TypeError:
-            _check_count(cls, args)
+            check_count(cls, args)
             raise
         except ValueError as error:
-            raise _shape_error(cls, raw, error) from None
+            raise shape_error(cls, raw, error) from None
+        finally:
+            restore_float_errors(token)
         if type(out) is tuple:
             return op._record_many(args, raw, kwargs, out, recording)
         if type(out) is not np.ndarray and type(out) not in REMOTE:
@@ -250,28 +304,26 @@ class Op:
         if cls.is_view and np.may_share_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
         if recording and FROM_NUMPY[out.dtype].category == 2:
-            op._record(args, raw, (out,), result)
+            op.outs = ((out.shape, out.dtype),)
+            op._record(args, raw, out, result)
             result._node = op
             result._requires_grad = True
         return result
 
     def _record(
-        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
+        self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None
     ) -> None:
         self.sequence = _sequence()
         self.hooks = None
-        self.outs = tuple([(o.shape, o.dtype) for o in outs])
         if self._saved_names:
-            self._save(args, raw, outs, result)
+            self._save(args, raw, out, result)
         else:
             self.saved = self.versions = ()
         observer = record_observer()
         if observer is not None:
             observer(self)
 
-    def _save(
-        self, args: tuple[Any, ...], raw: list[Any], outs: tuple[Any, ...], result: Tensor | None
-    ) -> None:
+    def _save(self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None) -> None:
         saved: list[Any] = []
         versions: list[tuple[list[int], int] | None] = []
         for position, served in self._saved_names:
@@ -280,13 +332,27 @@ class Op:
                 versions.append(None)
                 continue
             holder = result if position < 0 else args[position]
-            saved.append(outs[0] if position < 0 else raw[position])
+            saved.append(out if position < 0 else raw[position])
             if isinstance(holder, Tensor):
                 counter = holder._version_counter()
                 versions.append((counter, counter[0]))
             else:
                 versions.append(None)
         self.saved, self.versions = tuple(saved), tuple(versions)
+
+    def save_result_in(self, out: Any, holder: Tensor) -> None:
+        """Keep the saved result where an in-place operation has put it, rather than a second time.
+
+        Args:
+            out: the result.
+            holder: has its values; a later change of it is an error of use, as of any saved tensor.
+        """
+        if type(self.saved) is tuple and any(value is out for value in self.saved):
+            counter = holder._version_counter()
+            new = [(holder._array, (counter, counter[0]))] * len(self.saved)
+            old = zip(self.saved, self.versions, strict=True)
+            kept = [n if o[0] is out else o for n, o in zip(new, old, strict=True)]
+            self.saved, self.versions = tuple(k[0] for k in kept), tuple(k[1] for k in kept)
 
     def _record_many(
         self,
@@ -299,7 +365,8 @@ class Op:
         outs = tuple(o if is_array(o) else self.xp.asarray(o) for o in outs)
         results = [wrap(o) for o in outs]
         if recording:
-            self._record(args, raw, outs, None)
+            self.outs = tuple((o.shape, o.dtype) for o in outs)
+            self._record(args, raw, outs[0], None)
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
             if self.is_view and np.may_share_memory(out, raw[0]):
                 _share(result, args[0], (type(self), raw[1:], kwargs, i))
@@ -359,7 +426,10 @@ class Op:
     def release(self) -> None:
         """Free what was saved; a second backward through this node is an error from here on."""
         if self.saved or self.__dict__:
+            form = self.__dict__.get("backward_name")
             self.__dict__.clear()
+            if form is not None:  # how the node prints outlives what it saved
+                self.backward_name = form
             self.saved = None
             self.versions = ()
 
@@ -376,80 +446,4 @@ def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
     view._seen = base._node
     steps = () if base is source else source._steps
     if steps is not None and is_grad_enabled():
-        view._steps = (*steps, step)
-
-
-def _one_device(cls: type[Op], raw: list[Any]) -> Any:
-    """The namespace of the arguments' device.
-
-    Raises:
-        RuntimeError: they live on two devices.
-    """
-    try:
-        return common_namespace(raw)
-    except DeviceMismatchError as error:
-        raise DeviceMismatchError(f"{cls.name}: {error}") from None
-
-
-def _promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
-    """Bring the first `promotes` arguments to their common type, as PyTorch does."""
-    n = cls.promotes
-    x, y = raw[0], raw[1]
-    if n == 2 and type(x) is np.ndarray:
-        # The two cases of nearly every call: equal types, and a float tensor with a number.
-        if type(y) is np.ndarray:
-            if x.dtype == y.dtype:
-                return
-        elif type(y) in (float, int) and x.dtype.kind == "f":
-            return
-    operands = raw[:n]
-    if not any(is_array(a) for a in operands):
-        raise TypeError(
-            f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
-        )
-    for a in operands:
-        if is_array(a) and a.dtype not in FROM_NUMPY:
-            raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
-    try:
-        target = result_dtype(operands).numpy
-    except TypeError as error:
-        raise TypeError(f"{cls.name}(): {error}") from None
-    for i, a in enumerate(operands):
-        if is_array(a):
-            raw[i] = a if a.dtype == target else a.astype(target)
-        else:
-            raw[i] = xp.asarray(np.asarray(a).astype(target))
-
-
-def _refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
-    name = cls._parameters[i] if i < len(cls._parameters) else str(i)
-    if i >= len(args):
-        raise TypeError(f"{cls.name}() missing required argument: {name!r}")
-    raise TypeError(
-        f"{cls.name}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(args[i]).__name__}"
-    )
-
-
-def _check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
-    """Complain about missing or surplus arguments in the operation's own name."""
-    names = cls._parameters
-    if len(args) < len(names) and names[len(args)] not in cls._defaults:
-        raise TypeError(f"{cls.name}() missing required argument: {names[len(args)]!r}") from None
-    if names and len(args) > len(names):
-        raise TypeError(
-            f"{cls.name}() takes {len(names)} positional arguments but {len(args)} were given"
-        ) from None
-
-
-def _shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
-    """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
-    shapes = [a.shape for a in raw if is_array(a)]
-    if cls.promotes and len(shapes) >= 2:
-        a, b = shapes[0], shapes[1]
-        for i in range(1, min(len(a), len(b)) + 1):
-            if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
-                return RuntimeError(
-                    f"{cls.name}: the size of tensor a ({a[-i]}) must match the size of tensor b ({b[-i]}) at "
-                    f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
-                )
-    return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")
+        view._steps = (steps, step)  # shared, not copied: views of views stay cheap

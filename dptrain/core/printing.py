@@ -143,20 +143,24 @@ def _text(array: np.ndarray, indent: int, summarise: bool, fmt: _Formatter) -> s
 
 
 def _with_suffixes(text: str, suffixes: list[str], indent: int) -> str:
-    """The suffixes behind the values, on lines of their own where the last one is full."""
+    """The suffixes behind the values, on lines of their own where the last one is full.
+
+    Widths are those of PyTorch's shorter module name, so that lines break where PyTorch's do.
+    """
     column = len(text) - text.rfind("\n") + 1
     for suffix in suffixes:
-        if column + len(suffix) + 2 > _options.linewidth:
+        width = len(suffix.replace("dptrain.", "torch."))
+        if column + width + 2 > _options.linewidth:
             text += ",\n" + " " * indent + suffix
-            column = indent + len(suffix)
+            column = indent + width
         else:
             text += ", " + suffix
-            column += len(suffix) + 2
+            column += width + 2
     return text + ")"
 
 
-def format_tensor(tensor: Any, prefix: str = "tensor(") -> str:
-    """The text of `repr(tensor)`."""
+def format_tensor(tensor: Any, prefix: str = "tensor(", contents: str | None = None) -> str:
+    """The text of `repr(tensor)`, with `contents` in the place of the values if given."""
     array: np.ndarray = to_host(tensor._array)
     dtype = FROM_NUMPY[array.dtype]
     if dtype.is_floating_point and array.dtype.kind != "f":  # bfloat16
@@ -183,4 +187,4 @@ def format_tensor(tensor: Any, prefix: str = "tensor(") -> str:
         suffixes.append(f"grad_fn=<{tensor.grad_fn.grad_name}>")
     elif tensor.requires_grad:
         suffixes.append("requires_grad=True")
-    return _with_suffixes(prefix + body, suffixes, len(prefix))
+    return _with_suffixes(prefix + (contents or body), suffixes, len(prefix))

@@ -127,5 +127,5 @@ class ArrayProtocols:
     def __contains__(self, value: Any) -> bool:
         return bool((self._array == getattr(value, "_array", value)).any())
 
-    def __repr__(self) -> str:
-        return printing.format_tensor(self)
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+        return printing.format_tensor(self, contents=tensor_contents)

@@ -1,4 +1,4 @@
-"""More ways to make tensors: log spacing, triangles of indices, by strides, like another tensor."""
+"""More ways to make tensors: triangles of indices, by strides, like another tensor."""
 
 from __future__ import annotations
 
@@ -12,31 +12,17 @@ from dptrain.core.creation import (
     _kind,
     _shape,
     empty,
+    empty_like,
+    factory,
     full,
     ones,
     randint,
     zeros,
 )
 from dptrain.core.dtypes import as_dtype, get_default_dtype, int64
+from dptrain.core.layout import preserve_format
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
-
-
-def logspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    base: float = 10.0,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`steps` values from base^start to base^end, evenly spaced on a logarithmic scale."""
-    if steps < 0:
-        raise RuntimeError(f"logspace: number of steps must be non-negative, got {steps}")
-    values = np.float64(base) ** np.linspace(start, end, steps)
-    return _finish(values.astype(_kind(dtype)), device, requires_grad)
 
 
 def _triangle(op: str, row: int, col: int, dtype: Any, device: Any, find: Any) -> Tensor:
@@ -47,6 +33,7 @@ def _triangle(op: str, row: int, col: int, dtype: Any, device: Any, find: Any) -
     return _finish(np.stack(find()).astype(kind.numpy), device, False)
 
 
+@factory
 def tril_indices(
     row: int, col: int, offset: int = 0, *, dtype: Any = None, device: Any = None
 ) -> Tensor:
@@ -56,6 +43,7 @@ def tril_indices(
     )
 
 
+@factory
 def triu_indices(
     row: int, col: int, offset: int = 0, *, dtype: Any = None, device: Any = None
 ) -> Tensor:
@@ -65,6 +53,7 @@ def triu_indices(
     )
 
 
+@factory
 def scalar_tensor(
     s: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -73,6 +62,7 @@ def scalar_tensor(
     return _finish(_from_data(s, kind), device, requires_grad)
 
 
+@factory
 def randint_like(
     input: Tensor,
     low: int,
@@ -82,15 +72,18 @@ def randint_like(
     dtype: Any = None,
     device: Any = None,
     requires_grad: bool = False,
+    memory_format: Any = preserve_format,
 ) -> Tensor:
     """Integers drawn from [low, high) ([0, low) with one bound), in the shape and dtype of `input`."""
     if high is None:
         low, high = 0, low
     kind = input.dtype if dtype is None else as_dtype(dtype)
     drawn = randint(low, high, input._array.shape, generator=generator, dtype=kind, device=device)
-    return drawn.requires_grad_() if requires_grad else drawn
+    result = empty_like(input, dtype=kind, memory_format=memory_format).copy_(drawn)
+    return result.requires_grad_() if requires_grad else result
 
 
+@factory
 def empty_strided(
     size: Any, stride: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -109,6 +102,55 @@ def empty_strided(
     return _finish(np.lib.stride_tricks.as_strided(memory, shape, nbytes), device, requires_grad)
 
 
+@factory
+def empty_permuted(
+    size: Any,
+    physical_layout: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Uninitialised, dense, with the dimensions in memory in the order `physical_layout`.
+
+    Raises:
+        RuntimeError: `physical_layout` is no permutation of the dimensions.
+    """
+    shape, order = _shape((size,), "empty_permuted"), tuple(physical_layout)
+    if sorted(order) != list(range(len(shape))):
+        raise RuntimeError(
+            f"empty_permuted: physical_layout {list(order)} is no permutation of the {len(shape)} dimensions"
+        )
+    array = np.empty([shape[d] for d in order], _kind(dtype)).transpose(np.argsort(order))
+    return _finish(array, device, requires_grad)
+
+
+@factory
+def range_(
+    start: Any = 0,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """start, start + step, ... up to `end`, which is included; the default dtype unless given.
+
+    Raises:
+        RuntimeError: a step of 0, or one that leads away from `end`.
+    """
+    if end is None:
+        start, end = 0, start
+    if step == 0 or (end - start) * step < 0:
+        raise RuntimeError(
+            f"range: step must lead from start to end, got start={start}, end={end}, step={step}"
+        )
+    count = int((end - start) / step) + 1
+    values = start + step * np.arange(count, dtype=np.float64)
+    return _finish(values.astype(_kind(dtype)), device, requires_grad)
+
+
 def _new(make: Any) -> Any:
     def method(
         self: Tensor,
@@ -121,11 +163,28 @@ def _new(make: Any) -> Any:
         sizes = kwargs.pop("size", None)
         shape = size if sizes is None else (sizes,)
         kind = self.dtype if dtype is None else dtype
-        return make(*shape, dtype=kind, device=device, requires_grad=requires_grad)
+        return make(*shape, dtype=kind, device=device, requires_grad=requires_grad, **kwargs)
 
     method.__name__ = f"new_{make.__name__}"
     method.__doc__ = f"As `dptrain.{make.__name__}`, with the dtype of this tensor unless given."
     return method
+
+
+def _new_empty_strided(
+    self: Tensor,
+    size: Any,
+    stride: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **kwargs: Any,
+) -> Tensor:
+    """As `dptrain.empty_strided`, with the dtype of this tensor unless given."""
+    kind = self.dtype if dtype is None else dtype
+    return empty_strided(
+        size, stride, dtype=kind, device=device, requires_grad=requires_grad, **kwargs
+    )
 
 
 def _new_full(
@@ -136,10 +195,11 @@ def _new_full(
     dtype: Any = None,
     device: Any = None,
     requires_grad: bool = False,
+    **kwargs: Any,
 ) -> Tensor:
     """One value everywhere, with the dtype of this tensor unless given."""
     kind = self.dtype if dtype is None else dtype
-    return full(size, fill_value, dtype=kind, device=device, requires_grad=requires_grad)
+    return full(size, fill_value, dtype=kind, device=device, requires_grad=requires_grad, **kwargs)
 
 
 def _new_tensor(
@@ -157,5 +217,6 @@ def _new_tensor(
 
 for _make in (zeros, ones, empty):
     setattr(Tensor, f"new_{_make.__name__}", _new(_make))
+Tensor.new_empty_strided = _new_empty_strided  # type: ignore[attr-defined]
 Tensor.new_full = _new_full  # type: ignore[attr-defined]
 Tensor.new_tensor = _new_tensor  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from dptrain.core.arrays import address, as_array, device_of
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.layout import contiguous_format, lies_in, memory_format
 from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
@@ -37,7 +38,8 @@ class Tensor(ArrayProtocols):
     _grad: Tensor | None = None
     _node: Any = None
     _index: int = 0
-    #: A view's base, the steps from there to it (None: untracked), and the base's node when last seen.
+    #: A view's base, the steps from there to it as (the steps before, the last one), the first being ()
+    #: (None: untracked), and the base's node when last seen.
     _base: Tensor | None = None
     _steps: tuple[Any, ...] | None = None
     _seen: Any = None
@@ -48,6 +50,9 @@ class Tensor(ArrayProtocols):
     _slot: Tensor | None = None
     #: Where the values lie in a flat storage (a core.flat.Place), if they do.
     _place: Any = None
+
+    #: False for a lazy module's parameter before the first call; see nn/parameter.py.
+    _has_values: bool = True
 
     #: NumPy hands `ndarray + tensor` over to `Tensor.__radd__`.
     __array_priority__ = 1000
@@ -138,9 +143,11 @@ class Tensor(ArrayProtocols):
         steps = tuple(s // self._array.itemsize for s in self._array.strides)
         return steps if dim is None else steps[dim]
 
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie in row-major order without gaps."""
-        return bool(self._array.flags.c_contiguous)
+    def is_contiguous(self, memory_format: memory_format = contiguous_format) -> bool:
+        """Whether the elements lie in row-major order (or that of the format) without gaps."""
+        if memory_format is contiguous_format:
+            return bool(self._array.flags.c_contiguous)
+        return lies_in(self._array, memory_format)
 
     def data_ptr(self) -> int:
         """Address of the first element."""
@@ -400,9 +407,12 @@ def catch_up(view: Tensor) -> None:
 
 def wrap(array: np.ndarray) -> Tensor:
     """A Tensor around an array, nothing copied."""
-    result = Tensor.__new__(Tensor)
+    result = _new(Tensor)
     result._array = array
     return result
+
+
+_new = object.__new__  # the look-up would be a fifth of the cost of `wrap`
 
 
 def _rebuild(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:

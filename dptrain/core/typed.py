@@ -139,19 +139,19 @@ def can_cast(from_: Any, to: Any) -> bool:
 
 def is_floating_point(input: Any) -> bool:
     """Whether the element type is a floating point type."""
-    _check_tensor("is_floating_point", input)
+    check_tensor("is_floating_point", input)
     return input.dtype.is_floating_point
 
 
 def is_complex(input: Any) -> bool:
     """Always False: dptrain has no complex types."""
-    _check_tensor("is_complex", input)
+    check_tensor("is_complex", input)
     return False
 
 
 def is_nonzero(input: Any) -> bool:
     """Whether the only element is not zero."""
-    _check_tensor("is_nonzero", input)
+    check_tensor("is_nonzero", input)
     if input._array.size != 1:
         raise RuntimeError(
             f"is_nonzero: Boolean value of Tensor with {input._array.size} values is ambiguous"
@@ -161,15 +161,50 @@ def is_nonzero(input: Any) -> bool:
 
 def numel(input: Any) -> int:
     """Number of elements."""
-    _check_tensor("numel", input)
+    check_tensor("numel", input)
     return int(input._array.size)
 
 
-def _check_tensor(op: str, input: Any) -> None:
+def check_tensor(op: str, input: Any, name: str = "input", position: int = 1) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: naming the operation, the argument and what came.
+    """
     if not isinstance(input, Tensor):
         raise TypeError(
-            f"{op}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
+            f"{op}(): argument {name!r} (position {position}) must be Tensor, not {type(input).__name__}"
         )
+
+
+def set_default_tensor_type(t: Any) -> None:
+    """Set the default dtype by a tensor class such as `dptrain.DoubleTensor`, or its name.
+
+    Raises:
+        TypeError: not a floating point type.
+    """
+    found = _CLASSES.get(t.rpartition(".")[2]) if isinstance(t, str) else t
+    if not isinstance(found, _TypedMeta):
+        raise TypeError(
+            f"invalid type object: {t!r}; expected a class such as dptrain.DoubleTensor"
+        )
+    dtypes.set_default_dtype(found.kind)
+
+
+def typename(obj: Any, /) -> str:
+    """The name of an object's type with its module, or of a tensor's type."""
+    if isinstance(obj, Tensor):
+        return str(obj.type())
+    if isinstance(obj, type) or (callable(obj) and hasattr(obj, "__qualname__")):
+        named: Any = obj
+    else:
+        named = type(obj)
+    module = getattr(named, "__module__", None)
+    return (
+        named.__qualname__
+        if module in (None, "builtins", "__builtin__")
+        else f"{module}.{named.__qualname__}"
+    )
 
 
 Tensor.is_complex = is_complex  # type: ignore[attr-defined]

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from dptrain.nn import functional, init, parallel, utils
+from dptrain.nn import (
+    attention,
+    common_types,
+    functional,
+    grad,
+    init,
+    modules,
+    parallel,
+    parameter,
+    utils,
+)
 from dptrain.nn.activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from dptrain.nn.activation_linear import (
     Hardshrink,
@@ -44,7 +54,7 @@ from dptrain.nn.adaptive_pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
-from dptrain.nn.attention import MultiheadAttention
+from dptrain.nn.adaptive_softmax import AdaptiveLogSoftmaxWithLoss
 from dptrain.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -72,8 +82,23 @@ from dptrain.nn.dropout import (
     FeatureAlphaDropout,
 )
 from dptrain.nn.flatten import Flatten, Unflatten
+from dptrain.nn.lazy_layers import (
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LazyLinear,
+)
 from dptrain.nn.linear import Bilinear, Identity, Linear
-from dptrain.nn.loss import CrossEntropyLoss, NLLLoss
+from dptrain.nn.loss import CrossEntropyLoss, NLLLoss, NLLLoss2d
 from dptrain.nn.loss_binary import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -100,8 +125,9 @@ from dptrain.nn.loss_regression import (
     SmoothL1Loss,
 )
 from dptrain.nn.module import Module
+from dptrain.nn.multihead_attention import MultiheadAttention
 from dptrain.nn.named_containers import ModuleDict, ParameterDict, ParameterList
-from dptrain.nn.normalization import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
+from dptrain.nn.normalization import CrossMapLRN2d, GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
 from dptrain.nn.padding import (
     CircularPad1d,
     CircularPad2d,
@@ -119,7 +145,7 @@ from dptrain.nn.padding import (
     ZeroPad2d,
     ZeroPad3d,
 )
-from dptrain.nn.parameter import Parameter
+from dptrain.nn.parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 from dptrain.nn.pooling import (
     AvgPool1d,
     AvgPool2d,
@@ -151,6 +177,7 @@ __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveLogSoftmaxWithLoss",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
@@ -160,6 +187,7 @@ __all__ = [
     "AvgPool3d",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "Buffer",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -182,6 +210,7 @@ __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "CrossEntropyLoss",
+    "CrossMapLRN2d",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
@@ -218,6 +247,19 @@ __all__ = [
     "LSTM",
     "LSTMCell",
     "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "LazyLinear",
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
@@ -240,6 +282,7 @@ __all__ = [
     "MultiMarginLoss",
     "MultiheadAttention",
     "NLLLoss",
+    "NLLLoss2d",
     "PReLU",
     "PairwiseDistance",
     "Parameter",
@@ -286,15 +329,22 @@ __all__ = [
     "TripletMarginWithDistanceLoss",
     "Unflatten",
     "Unfold",
+    "UninitializedBuffer",
+    "UninitializedParameter",
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",
+    "attention",
+    "common_types",
     "functional",
+    "grad",
     "init",
+    "modules",
     "parallel",
+    "parameter",
     "utils",
 ]
 

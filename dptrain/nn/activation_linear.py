@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from dptrain.core.creation import empty
@@ -42,6 +43,17 @@ class Threshold(Module):
         return inplace_text(self.inplace, f"threshold={self.threshold}, value={self.value}")
 
 
+def _older(which: str, value: float, older: float | None) -> float:
+    if older is None:
+        return value
+    warnings.warn(
+        f"keyword argument `{which}_value` is deprecated and rename to `{which}_val`",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return older
+
+
 class Hardtanh(Module):
     """`input` limited to [min_val, max_val].
 
@@ -49,13 +61,23 @@ class Hardtanh(Module):
         min_val: lower bound.
         max_val: upper bound.
         inplace: change the input itself.
+        min_value, max_value: older names of the bounds.
 
     Raises:
         AssertionError: max_val <= min_val, as in PyTorch.
     """
 
-    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
+    def __init__(
+        self,
+        min_val: float = -1.0,
+        max_val: float = 1.0,
+        inplace: bool = False,
+        min_value: float | None = None,
+        max_value: float | None = None,
+    ) -> None:
         super().__init__()
+        min_val = _older("min", min_val, min_value)
+        max_val = _older("max", max_val, max_value)
         if max_val <= min_val:
             raise AssertionError(f"max_val ({max_val}) must be greater than min_val ({min_val})")
         self.min_val = min_val

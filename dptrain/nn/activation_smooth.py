@@ -188,7 +188,7 @@ class Softmin(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the result has the same."""
-        return F.softmin(input, self.dim)
+        return F.softmin(input, self.dim, _stacklevel=5)
 
     def extra_repr(self) -> str:
         """The dimension."""

@@ -13,9 +13,11 @@ from dptrain.nn.module import Module
 from dptrain.nn.parameter import Parameter
 
 
-class _RunningNorm(Module):
+class _NormBase(Module):
     """Parameters, running averages and text of batch and instance norm."""
 
+    #: 2 since `num_batches_tracked` is part of the state.
+    _version = 2
     dims: ClassVar[tuple[int, ...]]
     num_features: int
     weight: Parameter | None
@@ -73,6 +75,14 @@ class _RunningNorm(Module):
         if self.bias is not None:
             init.zeros_(self.bias)
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *report: Any
+    ) -> None:
+        key = prefix + "num_batches_tracked"
+        if local_metadata.get("version") in (None, 1) and self.num_batches_tracked is not None:
+            state_dict.setdefault(key, tensor(0, dtype=int64))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *report)
+
     def _check_dims(self, input: Tensor) -> None:
         if input.ndim not in self.dims:
             wanted = " or ".join(f"{d}D" for d in self.dims)
@@ -86,7 +96,7 @@ class _RunningNorm(Module):
         )
 
 
-class _BatchNorm(_RunningNorm):
+class _BatchNorm(_NormBase):
     """Normalise each channel over the batch and all positions: (N, C, ...) -> the same.
 
     In evaluation mode the running averages take the place of the batch's mean and variance.
@@ -161,7 +171,7 @@ class BatchNorm3d(_BatchNorm):
     dims = (5,)
 
 
-class _InstanceNorm(_RunningNorm):
+class _InstanceNorm(_NormBase):
     """Normalise each channel of each sample over its positions: (N, C, ...) -> the same.
 
     Source: Ulyanov et al., "Instance normalization", 2016.

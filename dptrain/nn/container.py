@@ -46,7 +46,15 @@ class _Numbered(Module):
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
-        """Add modules at the end."""
+        """Add modules at the end.
+
+        Raises:
+            TypeError: no iterable, or something else than modules.
+        """
+        if not isinstance(modules, Iterable):
+            raise TypeError(
+                f"{type(self).__name__}.extend should be called with an iterable, but got {type(modules).__name__}"
+            )
         for module in list(modules):
             self.append(module)
         return self
@@ -55,8 +63,11 @@ class _Numbered(Module):
         """Put a module before the one at `index`.
 
         Raises:
+            AssertionError: `module` is no module.
             IndexError: there is no such place.
         """
+        if not isinstance(module, Module):
+            raise AssertionError(f"module should be of type: {Module}")
         if not -len(self) <= index <= len(self):
             raise IndexError(f"Index out of range: {index}")
         modules = list(self)
@@ -64,11 +75,14 @@ class _Numbered(Module):
         self._renumber(modules)
         return self
 
-    def pop(self, key: int) -> Module:
-        """Take the module at `key` out."""
-        module = self._modules[self._key(key)]
+    def pop(self, key: int | slice) -> Any:
+        """Take the module, or the modules, at `key` out."""
+        found = self[key]
         del self[key]
-        return module
+        return found
+
+    def __getitem__(self, index: int | slice) -> Any:
+        raise NotImplementedError
 
 
 class Sequential(_Numbered):
@@ -90,9 +104,38 @@ class Sequential(_Numbered):
         return self._modules[self._key(index)]
 
     def __add__(self, other: Sequential) -> Sequential:
-        if not isinstance(other, Sequential):
-            return NotImplemented
+        self._check_sum(other)
         return Sequential(*self, *other)
+
+    def __iadd__(self, other: Sequential) -> Self:
+        self._check_sum(other)
+        return self.extend(other)
+
+    def _check_sum(self, other: object) -> None:
+        if not isinstance(other, Sequential):
+            raise ValueError(
+                f"add operator supports only objects of Sequential class, but {type(other)} is given."
+            )
+
+    def __mul__(self, other: int) -> Sequential:
+        self._check_product(other)
+        return Sequential(*list(self) * other)
+
+    __rmul__ = __mul__
+
+    def __imul__(self, other: int) -> Self:
+        self._check_product(other)
+        return self.extend(list(self) * (other - 1))
+
+    def _check_product(self, other: object) -> None:
+        if not isinstance(other, int):
+            raise TypeError(f"unsupported operand type(s) for *: {type(self)} and {type(other)}")
+        if other <= 0:
+            raise ValueError(f"Non-positive multiplication factor {other} for {type(self)}")
+
+    def extend(self, sequential: Iterable[Module]) -> Self:
+        """Add modules at the end."""
+        return super().extend(sequential)
 
     def forward(self, input: Any) -> Any:
         """The result of the last module."""
@@ -110,7 +153,8 @@ class ModuleList(_Numbered):
 
     def __init__(self, modules: Iterable[Module] | None = None) -> None:
         super().__init__()
-        self.extend(modules or ())
+        if modules is not None:
+            self.extend(modules)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):

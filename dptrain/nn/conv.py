@@ -55,14 +55,16 @@ class _ConvNd(Module):
         self._check()
         self._make_parameters(bias, device, dtype)
 
-    def _make_parameters(self, bias: bool, device: Any, dtype: Any) -> None:
+    def _weight_shape(self) -> tuple[int, ...]:
         channels = (
             (self.in_channels, self.out_channels // self.groups)
             if self.transposed
             else (self.out_channels, self.in_channels // self.groups)
         )
-        shape = (*channels, *self.kernel_size)
-        self.weight = Parameter(empty(shape, device=device, dtype=dtype))
+        return (*channels, *self.kernel_size)
+
+    def _make_parameters(self, bias: bool, device: Any, dtype: Any) -> None:
+        self.weight = Parameter(empty(self._weight_shape(), device=device, dtype=dtype))
         if bias:
             self.bias = Parameter(empty(self.out_channels, device=device, dtype=dtype))
         else:
@@ -212,7 +214,7 @@ class Conv3d(_Convolution):
     rank = 3
 
 
-class _Transposed(_ConvNd):
+class _ConvTransposeNd(_ConvNd):
     """N-d transposed convolution: (N, in_channels, *sizes) -> (N, out_channels, *outs).
 
     It computes the gradient of a convolution with these options by its input. `weight` (in_channels,
@@ -309,16 +311,16 @@ class _Transposed(_ConvNd):
         return tuple(w - low for w, low in zip(wanted, least, strict=True))
 
 
-class ConvTranspose1d(_Transposed):
-    __doc__ = _Transposed.__doc__
+class ConvTranspose1d(_ConvTransposeNd):
+    __doc__ = _ConvTransposeNd.__doc__
     rank = 1
 
 
-class ConvTranspose2d(_Transposed):
-    __doc__ = _Transposed.__doc__
+class ConvTranspose2d(_ConvTransposeNd):
+    __doc__ = _ConvTransposeNd.__doc__
     rank = 2
 
 
-class ConvTranspose3d(_Transposed):
-    __doc__ = _Transposed.__doc__
+class ConvTranspose3d(_ConvTransposeNd):
+    __doc__ = _ConvTransposeNd.__doc__
     rank = 3

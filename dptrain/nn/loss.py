@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
 from dptrain.nn.loss_binary import WeightedLoss
@@ -71,3 +73,22 @@ class NLLLoss(WeightedLoss):
         return F.nll_loss(
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction
         )
+
+
+class NLLLoss2d(NLLLoss):
+    """The old name of `NLLLoss` over images."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        warnings.warn(
+            "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        super().__init__(weight, size_average, ignore_index, reduce, reduction)

@@ -84,10 +84,15 @@ class HuberLoss(Loss):
     Args:
         reduction: "none", "mean" or "sum".
         delta: where the pieces meet.
+
+    Raises:
+        TypeError: `delta` is no number.
     """
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction=reduction)
+        if not isinstance(delta, (float, int)):
+            raise TypeError(f"delta must be a float or int, got: {type(delta)}")
         self.delta = delta
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -1,27 +1,25 @@
 """Module: the base class of everything that holds parameters.
 
-Owns: calls and hooks, modes, conversions, text. The tree of parameters, buffers and submodules is in
-`tree.py`, what goes to and comes from files in `state.py`. Must not know: optimizers, processes.
+Owns: calls, the registration of hooks, modes, text. The tree of parameters, buffers and submodules is
+in `tree.py`, what goes to and comes from files in `state.py`, conversions in `conversion.py`. Must not
+know: optimizers, processes.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
-from dptrain.core.device import device as device_type
-from dptrain.core.dtypes import as_dtype
-from dptrain.core.dtypes import dtype as dtype_type
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.hooks import RemovableHandle, add_hook
-from dptrain.core.tensor import Tensor
-from dptrain.nn import state
-from dptrain.nn.backward_hooks import BackwardHooks
+from dptrain.nn import global_hooks
+from dptrain.nn.conversion import ModuleConversions
+from dptrain.nn.forward_hooks import HookedCall
+from dptrain.nn.global_hooks import ForwardHook
 from dptrain.nn.tree import ModuleTree
 
 
-class Module(ModuleTree):
+class Module(ModuleConversions):
     """Base class of all neural network modules.
 
     Subclasses call `super().__init__()`, assign parameters, buffers and submodules as attributes and
@@ -30,15 +28,26 @@ class Module(ModuleTree):
 
     Attributes:
         training: whether the module is in training mode (see `train`).
+        call_super_init: whether `__init__` goes on to the next base class of a subclass with several.
     """
 
     training: bool
-    _forward_hooks: dict[int, tuple[Callable[..., Any], bool]]
-    _forward_pre_hooks: dict[int, tuple[Callable[..., Any], bool]]
+    call_super_init: bool = False
+    dump_patches: bool = False
+    _forward_hooks: dict[int, ForwardHook]
+    _forward_pre_hooks: dict[int, ForwardHook]
     _backward_hooks: dict[int, Callable[..., Any]]
     _backward_pre_hooks: dict[int, Callable[..., Any]]
+    _is_full_backward_hook: bool | None
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not self.call_super_init and (args or kwargs):
+            what = (
+                f"got an unexpected keyword argument '{next(iter(kwargs))}'"
+                if kwargs
+                else f"takes 1 positional argument but {len(args) + 1} were given"
+            )
+            raise TypeError(f"{type(self).__name__}.__init__() {what}")
         super().__init__()
         self.__dict__.update(
             training=True,
@@ -46,13 +55,19 @@ class Module(ModuleTree):
             _forward_pre_hooks={},
             _backward_hooks={},
             _backward_pre_hooks={},
+            _is_full_backward_hook=None,
         )
+        if self.call_super_init:
+            super(ModuleTree, self).__init__(*args, **kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *input: Any) -> Any:
         """Compute the module's result; every subclass defines it."""
         raise NotImplementedError(
             f'Module [{type(self).__name__}] is missing the required "forward" function'
         )
+
+    if TYPE_CHECKING:  # subclasses choose their arguments
+        forward: Callable[..., Any]  # type: ignore[no-redef]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (
@@ -60,37 +75,15 @@ class Module(ModuleTree):
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
+            or global_hooks.any_calls()
         ):
             return self.forward(*args, **kwargs)
-        return self._call_with_hooks(args, kwargs)
-
-    def _call_with_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for hook, with_kwargs in tuple(self._forward_pre_hooks.values()):
-            if with_kwargs:
-                changed = hook(self, args, kwargs)
-                if changed is not None:
-                    if not (isinstance(changed, tuple) and len(changed) == 2):
-                        raise RuntimeError(
-                            "forward pre-hook must return None or a tuple of (new_args, new_kwargs), "
-                            f"but got {changed}."
-                        )
-                    args, kwargs = changed
-            else:
-                changed = hook(self, args)
-                if changed is not None:
-                    args = changed if isinstance(changed, tuple) else (changed,)
-        around = None
-        if self._backward_hooks or self._backward_pre_hooks:
-            around = BackwardHooks(
-                self, list(self._backward_hooks.values()), list(self._backward_pre_hooks.values())
-            )
-            args = around.on_inputs(args)
-        result = self.forward(*args, **kwargs)
-        for hook, with_kwargs in tuple(self._forward_hooks.values()):
-            replaced = hook(self, args, kwargs, result) if with_kwargs else hook(self, args, result)
-            if replaced is not None:
-                result = replaced
-        return result if around is None else around.on_output(result)
+        call = HookedCall(self, args, kwargs)
+        try:
+            return call.run()
+        except Exception:
+            call.run_always()
+            raise
 
     # ---- hooks -----------------------------------------------------------------------------------
 
@@ -104,10 +97,15 @@ class Module(ModuleTree):
             prepend: run it before the hooks that are there already.
             with_kwargs: call `hook(module, args, kwargs)`, which returns None or (args, kwargs).
         """
-        return _register(self._forward_pre_hooks, (hook, with_kwargs), prepend)
+        return _register(self._forward_pre_hooks, ForwardHook(hook, with_kwargs), prepend)
 
     def register_forward_hook(
-        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+        self,
+        hook: Callable[..., Any],
+        *,
+        prepend: bool = False,
+        with_kwargs: bool = False,
+        always_call: bool = False,
     ) -> RemovableHandle:
         """Call `hook(module, args, output)` after each `forward`; what it returns replaces the output.
 
@@ -115,8 +113,10 @@ class Module(ModuleTree):
             hook: returns None or the new output.
             prepend: run it before the hooks that are there already.
             with_kwargs: call `hook(module, args, kwargs, output)`.
+            always_call: call it also where `forward` raises, with what there is.
         """
-        return _register(self._forward_hooks, (hook, with_kwargs), prepend)
+        entry = ForwardHook(hook, with_kwargs, always_call)
+        return _register(self._forward_hooks, entry, prepend)
 
     def register_full_backward_hook(
         self, hook: Callable[..., Any], prepend: bool = False
@@ -129,8 +129,30 @@ class Module(ModuleTree):
         Args:
             hook: returns None or the new `grad_input`.
             prepend: run it before the hooks that are there already.
+
+        Raises:
+            RuntimeError: there is a hook of `register_backward_hook`.
         """
+        self._use_backward_hooks(full=True)
         return _register(self._backward_hooks, hook, prepend)
+
+    def register_backward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """The older name of `register_full_backward_hook`.
+
+        PyTorch hands the hook the gradients around the last operation of the module; here they are
+        those of the module, which is what was meant.
+
+        Raises:
+            RuntimeError: there is a hook of `register_full_backward_hook`.
+        """
+        self._use_backward_hooks(full=False)
+        return _register(self._backward_hooks, hook, False)
+
+    def _use_backward_hooks(self, full: bool) -> None:
+        # Decided once, as in PyTorch, even if all hooks have been removed since.
+        if self._is_full_backward_hook is (not full):
+            raise RuntimeError(global_hooks.ONE_KIND)
+        self._is_full_backward_hook = full
 
     def register_full_backward_pre_hook(
         self, hook: Callable[..., Any], prepend: bool = False
@@ -143,7 +165,7 @@ class Module(ModuleTree):
         """
         return _register(self._backward_pre_hooks, hook, prepend)
 
-    # ---- modes and conversions -------------------------------------------------------------------
+    # ---- modes -----------------------------------------------------------------------------------
 
     def apply(self, fn: Callable[[Module], None]) -> Self:
         """Call `fn` on every submodule, children first, and on the module itself."""
@@ -184,106 +206,7 @@ class Module(ModuleTree):
                 with no_grad():
                     param._grad = param._grad.detach().zero_()
 
-    def _apply(self, convert: Callable[[Tensor], Tensor]) -> Self:
-        """Rebind all parameters, their gradients and all buffers to `convert(...)` of themselves."""
-        with no_grad():
-            for param in self.parameters():
-                held = param.grad
-                param.data = convert(param.data)
-                if held is not None:
-                    param.grad = convert(held)
-            for module in self.modules():
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = convert(buffer)
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Convert parameters and buffers in place: `to(dtype)`, `to(device)`, `to(tensor)`, combined.
-
-        The dtype concerns floating point values only; integer buffers keep theirs.
-
-        Raises:
-            TypeError: the dtype is no floating point type.
-            RuntimeError: there is no such device.
-        """
-        for wanted in (*args, kwargs.get("dtype")):
-            if (isinstance(wanted, dtype_type) or wanted in (float, int)) and not as_dtype(
-                wanted
-            ).is_floating_point:
-                raise TypeError(
-                    f"nn.Module.to only accepts floating point dtypes, but got desired dtype={wanted}"
-                )
-        places = [a.device if isinstance(a, Tensor) else a for a in (*args, kwargs.get("device"))]
-        places = [a for a in places if isinstance(a, (str, device_type))]
-        return self._apply(
-            lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(*places)
-        )
-
-    def float(self) -> Self:
-        """Convert floating point parameters and buffers to float32."""
-        return self._apply(lambda t: t.float() if t.is_floating_point() else t)
-
-    def double(self) -> Self:
-        """Convert floating point parameters and buffers to float64."""
-        return self._apply(lambda t: t.double() if t.is_floating_point() else t)
-
-    def half(self) -> Self:
-        """Convert floating point parameters and buffers to float16."""
-        return self._apply(lambda t: t.half() if t.is_floating_point() else t)
-
-    def bfloat16(self) -> Self:
-        """Convert floating point parameters and buffers to bfloat16."""
-        return self._apply(lambda t: t.bfloat16() if t.is_floating_point() else t)
-
-    def cpu(self) -> Self:
-        """Move parameters and buffers to the CPU."""
-        return self._apply(lambda t: t.cpu())
-
-    def cuda(self, device: Any = None) -> Self:
-        """Move parameters and buffers to a GPU."""
-        return self._apply(lambda t: t.cuda(device))
-
-    # ---- state and text --------------------------------------------------------------------------
-
-    def state_dict(
-        self,
-        *,
-        destination: OrderedDict[str, Any] | None = None,
-        prefix: str = "",
-        keep_vars: bool = False,
-    ) -> OrderedDict[str, Any]:
-        """Parameters and persistent buffers by dotted name, sharing memory with the module.
-
-        Args:
-            destination: fill this mapping instead of a new one.
-            prefix: put before every name.
-            keep_vars: give the parameters themselves instead of detached tensors.
-        """
-        return state.state_dict(
-            self, OrderedDict() if destination is None else destination, prefix, keep_vars
-        )
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True
-    ) -> state.IncompatibleKeys:
-        """Copy values into the parameters and buffers, in place.
-
-        Everything is checked before anything is copied: a load that fails changes nothing (PyTorch
-        copies what fits and then raises).
-
-        Args:
-            state_dict: tensors or arrays by dotted name.
-            strict: whether missing and unexpected names are errors.
-
-        Returns:
-            The missing and the unexpected names.
-
-        Raises:
-            TypeError: `state_dict` is no mapping.
-            RuntimeError: names (when strict) or shapes do not fit; lists all of them.
-        """
-        return state.load_state_dict(self, state_dict, strict)
+    # ---- text ------------------------------------------------------------------------------------
 
     def _get_name(self) -> str:
         return type(self).__name__

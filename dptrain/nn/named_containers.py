@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Self
 
@@ -219,16 +220,20 @@ class ParameterDict(_Holder):
         if parameters is not None:
             self.update(parameters)
 
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._keys:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
+    def _check_key(self, key: Any) -> None:
         if not isinstance(key, str):
             raise TypeError(
                 f"Index given to ParameterDict cannot be used as a key as it is not a string (type is '{type(key).__name__}')."
             )
+
+    def __getitem__(self, key: str) -> Any:
+        self._check_key(key)
+        if key not in self._keys:  # as PyTorch's, which looks for an attribute
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{key}'")
+        return getattr(self, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._check_key(key)
         self._keys[key] = None
         setattr(self, key, self._wrapped(value))
 
@@ -250,7 +255,7 @@ class ParameterDict(_Holder):
 
     def copy(self) -> ParameterDict:
         """A container of the same parameters."""
-        return ParameterDict(list(self.items()))
+        return ParameterDict(self.items())
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The value of `key`, which is `default` from here on if there was none."""
@@ -270,7 +275,13 @@ class ParameterDict(_Holder):
         return value
 
     def popitem(self) -> tuple[str, Any]:
-        """Take the last pair out."""
+        """Take the last pair out.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if not self._keys:
+            raise KeyError("popitem(): dictionary is empty")
         key = next(reversed(self))
         return key, self.pop(key)
 
@@ -299,11 +310,16 @@ class ParameterDict(_Holder):
     def update(self, parameters: Any) -> None:
         """Add values from a mapping or from pairs.
 
+        As in PyTorch, those of a plain mapping come in the order of their sorted names.
+
         Raises:
             TypeError: it is neither.
             ValueError: a pair that is none.
         """
-        for key, value in _pairs("ParameterDict", parameters):
+        pairs = _pairs("ParameterDict", parameters)
+        if isinstance(parameters, Mapping) and not isinstance(parameters, OrderedDict):
+            pairs.sort(key=lambda pair: pair[0])
+        for key, value in pairs:
             self[key] = value
 
     def __or__(self, other: ParameterDict) -> ParameterDict:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dptrain.core.creation import empty
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn import functional as F
 from dptrain.nn import init
 from dptrain.nn.module import Module
@@ -196,3 +198,37 @@ class LocalResponseNorm(Module):
     def extra_repr(self) -> str:
         """The options, as PyTorch prints them."""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class CrossMapLRN2d(LocalResponseNorm):
+    """x / (k + alpha / size * sum of the squares of the neighbouring channels) ** beta over images.
+
+    As in PyTorch, whose running sum this is, the first channel stays in the sums of all later ones. The
+    gradient is that of this result, which PyTorch's is not. `LocalResponseNorm` has the plain window.
+
+    Args:
+        size: channels of a window.
+        alpha: factor of the sum.
+        beta: exponent.
+        k: summand.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1) -> None:
+        super().__init__(size, alpha, beta, k)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same.
+
+        Raises:
+            ValueError: no images.
+        """
+        if input.ndim != 4:
+            raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.ndim}D instead.")
+        channels = np.arange(input.shape[1])
+        reach = int((self.size - 1) / 2 + 1)
+        ahead = channels[None, :] - channels[:, None]
+        window = (ahead < reach) & ((ahead > -reach) | (channels[None, :] == 0))
+        matrix = wrap(window.astype(input._array.dtype))
+        squares = (input * input).flatten(2)
+        sums = (matrix @ squares).reshape(input.shape)
+        return input * (sums * (self.alpha / self.size) + self.k) ** -self.beta

@@ -105,6 +105,18 @@ class _CircularPad(_Pad):
 
     mode = "circular"
 
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *sizes) or (C, *sizes) -> the same with borders.
+
+        Raises:
+            ValueError: the wrong number of dimensions.
+        """
+        if input.ndim not in (self.rank + 1, self.rank + 2):
+            raise ValueError(
+                f"expected {self.rank + 1}D or {self.rank + 2}D input (got {input.ndim}D input)"
+            )
+        return super().forward(input)
+
 
 class ConstantPad1d(_ConstantPad):
     __doc__ = _ConstantPad.__doc__

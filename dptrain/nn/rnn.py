@@ -45,6 +45,7 @@ class RNNBase(Module):
         dtype: type of the parameters; the default dtype if None.
 
     Raises:
+        TypeError: an option of another type.
         ValueError: sizes or options that do not go together.
     """
 
@@ -98,12 +99,12 @@ class RNNBase(Module):
                 f"num_layers greater than 1, but got dropout={self.dropout} and num_layers={self.num_layers}",
                 stacklevel=4,
             )
-        for name in ("hidden_size", "num_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-            if value <= 0:
+        for name in ("input_size", "hidden_size", "num_layers"):
+            self._check_type(name, int)
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than zero")
+        for name in ("bias", "batch_first"):
+            self._check_type(name, bool)
         if self.proj_size < 0:
             raise ValueError(
                 "proj_size should be a positive integer or zero to disable projections"
@@ -112,6 +113,13 @@ class RNNBase(Module):
             raise ValueError("proj_size has to be smaller than hidden_size")
         if self.mode not in GATES:
             raise ValueError(f"Unrecognized RNN mode: {self.mode}")
+
+    def _check_type(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
+            )
 
     def reset_parameters(self) -> None:
         """Draw new initial values."""
@@ -155,7 +163,7 @@ class RNNBase(Module):
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, n, width) for width in self._widths()]
         if hx is None:
-            return tuple(zeros(shape, dtype=like.dtype) for shape in shapes)
+            return tuple(zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
         for part, shape, what in zip(hx, shapes, ("hidden[0]", "hidden[1]"), strict=False):
             if tuple(part.shape) != shape:
                 name = what if len(shapes) == 2 else "hidden"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from dptrain.core.tensor import Tensor
-from dptrain.nn.parameter import Parameter
+from dptrain.nn import global_hooks
+from dptrain.nn.parameter import Buffer, Parameter
 
 if TYPE_CHECKING:
     from dptrain.nn.module import Module
@@ -40,7 +41,8 @@ class ModuleTree:
         if name == "":
             raise KeyError(f'{what} name can\'t be empty string ""')
         if "." in name:
-            raise KeyError(f'{what} name can\'t contain ".", got: {name}')
+            end = f", got: {name}" if what == "module" else ""
+            raise KeyError(f'{what} name can\'t contain "."{end}')
         if hasattr(self, name) and name not in table:
             raise KeyError(f"attribute '{name}' already exists")
 
@@ -67,6 +69,8 @@ class ModuleTree:
                 f"explicitly. To express '{name}' as a function of another Tensor, compute the value in "
                 "the forward() method."
             )
+        if param is not None:
+            param = global_hooks.on_registration("parameter", self, name, param)
         self._parameters[name] = param
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -90,7 +94,7 @@ class ModuleTree:
                 f"cannot assign '{type(tensor).__name__}' object to buffer '{name}' "
                 "(dptrain Tensor or None required)"
             )
-        self._buffers[name] = tensor
+        self._buffers[name] = global_hooks.on_registration("buffer", self, name, tensor)
         if persistent:
             self._non_persistent_buffers_set.discard(name)
         else:
@@ -109,7 +113,7 @@ class ModuleTree:
         if "_modules" not in self.__dict__:
             raise AttributeError("cannot assign module before Module.__init__() call")
         self._check_name(name, "module", self._modules)
-        self._modules[name] = module
+        self._modules[name] = global_hooks.on_registration("module", self, name, module)
 
     def register_module(self, name: str, module: Module | None) -> None:
         """The same as `add_module`."""
@@ -133,7 +137,7 @@ class ModuleTree:
             if "_modules" not in tables:
                 raise AttributeError("cannot assign module before Module.__init__() call")
             self._drop(name, keep="_modules")
-            self._modules[name] = cast("Module", value)
+            self._modules[name] = global_hooks.on_registration("module", self, name, value)
         elif name in tables.get("_modules", ()):
             if value is not None:
                 raise TypeError(
@@ -145,9 +149,14 @@ class ModuleTree:
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(
                     f"cannot assign '{type(value).__name__}' as buffer '{name}' "
-                    "(dptrain.Tensor or None expected)"
+                    "(dptrain.nn.Buffer, dptrain.Tensor or None expected)"
                 )
-            self._buffers[name] = value
+            self._buffers[name] = global_hooks.on_registration("buffer", self, name, value)
+        elif isinstance(value, Buffer):
+            if "_buffers" not in tables:
+                raise AttributeError("cannot assign buffer before Module.__init__() call")
+            self._drop(name, keep="_buffers")
+            self.register_buffer(name, value, value.persistent)
         else:
             super().__setattr__(name, value)
 
@@ -208,9 +217,9 @@ class ModuleTree:
                 path = f"{prefix}.{name}" if prefix else name
                 yield from module.named_modules(memo, path, remove_duplicate)
 
-    def modules(self) -> Iterator[Module]:
-        """This module and all below it, each once."""
-        return (module for _, module in self.named_modules())
+    def modules(self, remove_duplicate: bool = True) -> Iterator[Module]:
+        """This module and all below it, each once, unless asked."""
+        return (module for _, module in self.named_modules(remove_duplicate=remove_duplicate))
 
     def _named_members(
         self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
@@ -257,13 +266,35 @@ class ModuleTree:
         """
         module = cast("Module", self)
         for name in target.split(".") if target else ():
-            if not hasattr(module, name):
-                raise AttributeError(f"{type(module).__name__} has no attribute `{name}`")
-            found = getattr(module, name)
+            found = _attribute(module, name)
             if not isinstance(found, ModuleTree):
                 raise AttributeError(f"`{name}` is not an nn.Module")
             module = cast("Module", found)
         return module
+
+    def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
+        """Put a module at the dotted path `target`, in the place of the one there.
+
+        Args:
+            target: the path; all but its last name must exist.
+            module: the new one.
+            strict: whether the last name must exist too.
+
+        Raises:
+            ValueError: an empty path, or no module.
+            AttributeError: there is no such place, or something else is there.
+        """
+        if target == "":
+            raise ValueError("Cannot set the submodule without a target name!")
+        if not isinstance(module, ModuleTree):
+            raise ValueError(f"`module` is not an nn.Module, found {type(module)}")
+        path, _, name = target.rpartition(".")
+        parent = self.get_submodule(path)
+        if strict or hasattr(parent, name):
+            found = _attribute(parent, name)
+            if not isinstance(found, ModuleTree):
+                raise AttributeError(f"`{name}` is not an nn.Module")
+        setattr(parent, name, module)
 
     def get_parameter(self, target: str) -> Parameter:
         """The parameter at the dotted path `target`.
@@ -272,7 +303,26 @@ class ModuleTree:
             AttributeError: there is no such parameter.
         """
         path, _, name = target.rpartition(".")
-        found = self.get_submodule(path)._parameters.get(name)
-        if found is None:
-            raise AttributeError(f"`{target}` is not an nn.Parameter of {type(self).__name__}")
+        found = _attribute(self.get_submodule(path), name)
+        if not isinstance(found, Parameter):
+            raise AttributeError(f"`{name}` is not an nn.Parameter")
         return found
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer at the dotted path `target`.
+
+        Raises:
+            AttributeError: there is no such buffer.
+        """
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        found: Tensor = _attribute(module, name)
+        if name not in module._buffers:
+            raise AttributeError(f"`{name}` is not a buffer")
+        return found
+
+
+def _attribute(module: Module, name: str) -> Any:
+    if not hasattr(module, name):
+        raise AttributeError(f"{module._get_name()} has no attribute `{name}`")
+    return getattr(module, name)

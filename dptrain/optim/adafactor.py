@@ -1,7 +1,8 @@
 """Adafactor.
 
 The means of squares of a matrix are kept as one vector per side, so that the state has other shapes
-than the parameters: it lies beside the flat storage, and the parameters are updated one by one.
+than the parameters: it lies beside the flat storage, and the parameters are updated one by one, each
+by one kernel that works on them in place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.kernels import optim_kernels_for
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.optim.checks import check_rate
 from dptrain.optim.optimizer import Optimizer, number
@@ -90,40 +92,36 @@ class Adafactor(Optimizer):
         for name in names:
             held = entry.get(name)
             array = np.zeros(self._state_shape(name, p)) if held is None else values_of(held)
-            if held is None or array.dtype != p._array.dtype:
-                entry[name] = wrap(np.array(array, dtype=p._array.dtype))
+            if array.dtype != p._array.dtype or not array.flags.c_contiguous:
+                array = np.array(array, dtype=p._array.dtype, order="C")
+                held = None
+            if held is None:
+                entry[name] = wrap(array)
         return [values_of(entry[name]) for name in names]
 
     def _update(self, run: Run) -> None:
-        for p in run.params:
-            if p._grad is not None and p._array.size:  # PyTorch divides by a size of 0
-                grad = p._grad._array
-                self._update_one(p, -grad if run.group["maximize"] else grad, run)
-
-    def _update_one(self, p: Tensor, grad: np.ndarray, run: Run) -> None:
-        group, x, kind = run.group, p._array, p._array.dtype.type
-        lr, (eps1, eps2) = number(group["lr"]), group["eps"]
+        group, lr = run.group, number(run.group["lr"])
+        eps1, eps2 = group["eps"]
         if eps1 is None:
-            eps1 = float(ml_dtypes.finfo(x.dtype).eps)
-        fresh = kind(run.step ** group["beta2_decay"])
-        size = max(eps2, _norm(x) / math.sqrt(x.size)) * min(lr, 1 / math.sqrt(run.step))
-        if group["weight_decay"] != 0:
-            x *= kind(1 - lr * group["weight_decay"])
-        if grad.ndim > 1:
-            rows, columns = self._means(p, "row_var", "col_var")
-            squares = grad * grad
-            rows += (squares.mean(axis=-1, keepdims=True) - rows) * fresh
-            columns += (squares.mean(axis=-2, keepdims=True) - columns) * fresh
-            estimate = rows * columns
-            estimate /= np.maximum(rows.mean(axis=-2, keepdims=True), kind(eps1))
-        else:
-            (variance,) = self._means(p, "variance")
-            variance += (grad * grad - variance) * fresh
-            estimate = variance
-        update = grad / np.sqrt(np.maximum(estimate, kind(eps1 * eps1)))
-        x -= kind(size / max(1.0, _norm(update) / (math.sqrt(x.size) * group["d"]))) * update
-
-
-def _norm(values: np.ndarray) -> float:
-    wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
-    return float(np.linalg.norm(wide.reshape(-1)))
+            eps1 = float(ml_dtypes.finfo(run.param.dtype).eps)
+        options = (
+            min(lr, 1 / math.sqrt(run.step)),
+            1 - lr * group["weight_decay"],
+            run.step ** group["beta2_decay"],
+            eps1,
+            eps2,
+            group["d"],
+            group["maximize"],
+        )
+        kernels = optim_kernels_for(run.param)
+        for p in run.params:
+            if p._grad is None or not p._array.size:  # PyTorch divides by a size of 0
+                continue
+            arrays = p._array, p._grad._array
+            if p.ndim > 1:
+                means = self._means(p, "row_var", "col_var")
+                flat = [a.reshape(-1, *a.shape[-2:]) for a in (*arrays, *means)]
+                kernels.adafactor_matrix(*flat, *options)
+            else:
+                flat = [a.reshape(-1) for a in (*arrays, *self._means(p, "variance"))]
+                kernels.adafactor_vector(*flat, *options)

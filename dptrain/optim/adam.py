@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from dptrain.core.kernels import kernels_for
+from dptrain.core.tensor import Tensor
+from dptrain.optim.checks import check_betas, check_moments
 from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
@@ -56,7 +58,7 @@ class Adam(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": (number(betas[0]), number(betas[1])),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -67,25 +69,26 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
+        if not any(all(isinstance(b, kind) for b in betas) for kind in (float, Tensor)):
+            check_betas(defaults)
+            raise ValueError("betas must be either both floats or both Tensors")
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if not number(group["lr"]) >= 0.0:
-            raise ValueError(f"Invalid learning rate: {group['lr']}")
-        if not group["eps"] >= 0.0:
-            raise ValueError(f"Invalid epsilon value: {group['eps']}")
-        for i, beta in enumerate(group["betas"]):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-        if not group["weight_decay"] >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
+        for label, value in (("lr", group["lr"]), ("betas[0]", group["betas"][0])):
+            # PyTorch's many-at-once form takes numbers only; the restriction is kept with its name.
+            if isinstance(value, Tensor) and group["foreach"]:
+                raise ValueError(
+                    f"{label} as a Tensor is not supported for capturable=False and foreach=True"
+                )
+        check_moments(group)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (*_STATE, "max_exp_avg_sq") if group["amsgrad"] else _STATE
 
     def _update(self, run: Run) -> None:
         group, lr = run.group, number(run.group["lr"])
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = map(number, group["betas"])
         kernels_for(run.param).adam(
             run.param,
             run.grad,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dptrain.core.kernels import optim_kernels_for
-from dptrain.optim.checks import check_betas, check_not_negative, check_rate
+from dptrain.optim.checks import check_moments
 from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import STEP, Run
 
@@ -57,10 +57,7 @@ class Adamax(Optimizer):
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_rate(group)
-        check_not_negative(group, eps="epsilon")
-        check_betas(group)
-        check_not_negative(group, weight_decay="weight_decay")
+        check_moments(group)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (STEP, "exp_avg", "exp_inf")

@@ -30,5 +30,13 @@ def check_not_negative(group: dict[str, Any], **labels: str) -> None:
 def check_betas(group: dict[str, Any]) -> None:
     """Two decay factors in [0, 1)."""
     for i, beta in enumerate(group["betas"]):
-        if not 0.0 <= beta < 1.0:
+        if not 0.0 <= number(beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
+def check_moments(group: dict[str, Any]) -> None:
+    """What the optimizers share that keep running means of the gradient and of its square."""
+    check_rate(group)
+    check_not_negative(group, eps="epsilon")
+    check_betas(group)
+    check_not_negative(group, weight_decay="weight_decay")

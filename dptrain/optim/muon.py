@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.kernels import optim_kernels_for
 from dptrain.optim.checks import check_rate
 from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import Run
@@ -98,19 +99,25 @@ class Muon(Optimizer):
         return (_BUFFER,)
 
     def _update(self, run: Run) -> None:
-        group, lr, kind = run.group, number(run.group["lr"]), run.param.dtype.type
-        run.state[_BUFFER] += (run.grad - run.state[_BUFFER]) * kind(1 - group["momentum"])
+        group, lr = run.group, number(run.group["lr"])
+        kernels = optim_kernels_for(run.param)
+        directions = np.empty_like(run.param)
+        kernels.muon_direction(
+            run.grad, run.state[_BUFFER], directions, group["momentum"], group["nesterov"]
+        )
+        start = run.params[0]._place.start
         for p in run.params:
-            x, buf = p._array, self.state[p][_BUFFER]._array
-            update = buf
-            if group["nesterov"]:
-                grad = p._grad._array if p._grad is not None else buf
-                update = grad + (buf - grad) * kind(group["momentum"])
+            x, place = p._array, p._place
+            direction = directions[place.start - start : place.stop - start].reshape(x.shape)
             step = _orthogonalised(
-                update, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                direction, group["ns_coefficients"], group["ns_steps"], group["eps"]
             )
-            x *= kind(1 - lr * group["weight_decay"])
-            x -= kind(lr * _ratio(group["adjust_lr_fn"], *x.shape)) * step.astype(x.dtype)
+            kernels.scaled_step(
+                x.reshape(-1),
+                np.ascontiguousarray(step, dtype=x.dtype).reshape(-1),
+                1 - lr * group["weight_decay"],
+                lr * _ratio(group["adjust_lr_fn"], *x.shape),
+            )
 
 
 def _ratio(rate: str | None, rows: int, columns: int) -> float:

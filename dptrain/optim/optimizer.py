@@ -10,6 +10,7 @@ layout) is noticed at the next step, and the storages and the state follow.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -22,8 +23,20 @@ from dptrain.core.creation import tensor
 from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.tensor import Tensor
-from dptrain.optim.hooks import Hooks
+from dptrain.optim.hooks import (
+    Hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from dptrain.optim.runs import STEP, Plan, Run, StateBuffers, values_of
+
+#: The hooks of all optimizers are registered here, as in PyTorch.
+__all__ = [
+    "Optimizer",
+    "number",
+    "register_optimizer_step_post_hook",
+    "register_optimizer_step_pre_hook",
+]
 
 
 class Optimizer(Hooks):
@@ -128,8 +141,8 @@ class Optimizer(Hooks):
                 "all optimizer params should be with/without names. Some param names are missing"
             )
         if named:
-            param_group["param_names"] = [name for name, _ in named]
-        params = param_group["params"] = [p for _, p in named] if named else members
+            param_group["param_names"] = [m[0] for m in named]
+        params = param_group["params"] = [m[1] for m in named] if named else members
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(
@@ -142,14 +155,20 @@ class Optimizer(Hooks):
         _check_supported(param_group)
         self._check_group(param_group)
         if len({id(p) for p in params}) != len(params):
+            warnings.warn(
+                "optimizer contains a parameter group with duplicate parameters: they are updated once for "
+                "each time they are named, which PyTorch is going to refuse; give each parameter once",
+                UserWarning,
+                stacklevel=4,
+            )
+        if any(("param_names" in group) != bool(named) for group in self.param_groups):
             raise ValueError(
-                "optimizer contains a parameter group with duplicate parameters; give each parameter once"
+                "all optimizer param groups should be with/without names. cannot add param group "
+                f"{'with' if named else 'without'} names to the optimizer"
             )
         held = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in held for p in params):
             raise ValueError("some parameters appear in more than one parameter group")
-        if any(("param_names" in group) != bool(named) for group in self.param_groups):
-            raise ValueError("all optimizer param groups should be with/without names.")
         self.param_groups.append(param_group)
 
     def _adopt(self) -> None:
@@ -158,7 +177,7 @@ class Optimizer(Hooks):
             p
             for group in self.param_groups
             for p in group["params"]
-            if p._requires_grad or p._grad is not None
+            if p._has_values and (p._requires_grad or p._grad is not None)
         )
         for storage in storages:
             storage.add_owner(self)
@@ -175,8 +194,10 @@ class Optimizer(Hooks):
                 if set_to_none or p._grad is None:
                     p._grad = None
                 else:
+                    if p._grad._node is not None:  # of a pass with create_graph
+                        p._grad = p._grad.detach()
                     with no_grad():
-                        p._grad = p._grad.detach().zero_()
+                        p._grad.zero_()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
@@ -187,6 +208,8 @@ class Optimizer(Hooks):
         Returns:
             What `closure` returned, or None.
         """
+        if type(self)._update is Optimizer._update:
+            raise NotImplementedError(f"{type(self).__name__} defines neither _update nor step")
         loss = None
         if closure is not None:
             with enable_grad():
@@ -283,10 +306,11 @@ class Optimizer(Hooks):
                 state[key] = deepcopy(entry)
         groups = []
         for group, own in zip(saved, self.param_groups, strict=True):
-            options = deepcopy({k: v for k, v in group.items() if k != "params"})
+            options = {k: _own_option(v) for k, v in group.items() if k != "params"}
             if "param_names" in own:
                 options.setdefault("param_names", own["param_names"])
-            groups.append({**self.defaults, **options, "params": own["params"]})
+            missing = {k: v for k, v in self.defaults.items() if k not in options}
+            groups.append({**options, **missing, "params": own["params"]})
         for group in groups:
             self._check_group(group)
         self.__setstate__({"state": state, "param_groups": groups})
@@ -332,13 +356,24 @@ def _check_supported(group: dict[str, Any]) -> None:
 
     Raises:
         ValueError: one of them is set.
+        RuntimeError: two implementations are asked for at once.
     """
+    if group.get("fused") and group.get("foreach"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(
                 f"{name}={group[name]} is not supported: the update runs as one kernel over flat arrays; "
                 f"leave {name} at False"
             )
+
+
+def _own_option(value: Any) -> Any:
+    """A copy of an option that was saved; what another library calls a tensor becomes ours."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_own_option(v) for v in value)
+    foreign = not isinstance(value, (Tensor, np.ndarray)) and hasattr(value, "__array__")
+    return tensor(np.asarray(value)) if foreign else deepcopy(value)
 
 
 def number(value: Any) -> Any:

@@ -95,7 +95,7 @@ class Run:
     def advance(self) -> None:
         """Count the update that is about to happen."""
         self.scalars[STEP] += 1
-        self.step += 1
+        self.step = int(self.scalars[STEP][0])  # another run may have counted: a duplicate's
 
     def scalar(self, name: str) -> float:
         """The number that all its parameters have in their state under that name."""
@@ -172,6 +172,7 @@ class Plan:
             (p, p._array, p._grad, *held.get(id(p), (None, ())))
             for group in param_groups
             for p in group["params"]
+            if p._has_values
         ]
         self.runs = [_run(stretch) for stretch in _stretches(items)]
         #: Such runs merge with their neighbours after this update.
@@ -191,6 +192,8 @@ class Plan:
             if group is not own:
                 return False
             for p in group["params"]:
+                if not p._has_values:
+                    continue
                 bound = next(bindings, None)
                 if (
                     bound is None
@@ -234,6 +237,12 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
                 values: Any = (
                     initial(name, item.group) if held is None else np.array(values_of(held))
                 )
+                if held is not None and values.shape != view._array.shape:
+                    raise RuntimeError(
+                        f"the state {name!r} of a parameter has shape {list(values.shape)}, but the parameter has "
+                        f"shape {list(item.p.shape)} now; was it given other data after a step? Clear its state, "
+                        "or make a new optimizer"
+                    )
                 moves.append((entry, name, view, values))
     for entry, name, view, values in moves:
         with beside(view._array):

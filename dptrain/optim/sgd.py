@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dptrain.core.kernels import kernels_for
+from dptrain.optim.checks import check_not_negative, check_rate
 from dptrain.optim.optimizer import Optimizer, number
 from dptrain.optim.runs import Run
 
@@ -63,12 +64,8 @@ class SGD(Optimizer):
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if not number(group["lr"]) >= 0.0:
-            raise ValueError(f"Invalid learning rate: {group['lr']}")
-        if not group["momentum"] >= 0.0:
-            raise ValueError(f"Invalid momentum value: {group['momentum']}")
-        if not number(group["weight_decay"]) >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
+        check_rate(group)
+        check_not_negative(group, momentum="momentum", weight_decay="weight_decay")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 

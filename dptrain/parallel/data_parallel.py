@@ -57,7 +57,7 @@ class _Threads:
     """One thread for each replica but the first, kept from call to call."""
 
     def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="dptrain-replica")
+        self._pool = ThreadPoolExecutor(max(1, count), thread_name_prefix="dptrain-replica")
         weakref.finalize(self, self._pool.shutdown, wait=False)
 
     def run(self, calls: Sequence[Callable[[], Any]], places: Sequence[device]) -> list[Any]:

@@ -16,6 +16,7 @@ from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.data.events import register_pass_end
 from dptrain.nn.module import Module
+from dptrain.nn.parameter import is_lazy
 from dptrain.parallel.agreement import broadcast_arrays, broadcast_buffers, check_models_agree
 from dptrain.parallel.reducer import Reducer
 from dptrain.parallel.statistics import StepTimes
@@ -83,6 +84,11 @@ class DistributedDataParallel(Module):
                 "default process group has not been initialized; call "
                 "dptrain.distributed.init_process_group() before DistributedDataParallel"
             )
+        if any(is_lazy(p) for p in module.parameters()):
+            raise RuntimeError(
+                "Modules with uninitialized parameters can't be used with `DistributedDataParallel`. Run a dummy "
+                "forward pass to correctly initialize the modules"
+            )
         self.module = module
         self.communicator = process_group or default_communicator()
         self.broadcast_buffers = broadcast_buffers
@@ -129,11 +135,13 @@ class DistributedDataParallel(Module):
         """The module's own state, whose keys do not tell that it was wrapped."""
         return self.module.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Load the module's state; keys may carry PyTorch's "module." prefix."""
         if state_dict and all(k.startswith(_PREFIX) for k in state_dict):
             state_dict = {k.removeprefix(_PREFIX): v for k, v in state_dict.items()}
-        return self.module.load_state_dict(state_dict, strict=strict)
+        return self.module.load_state_dict(state_dict, strict=strict, assign=assign)
 
     # ---- ranks that run out of data ----------------------------------------------------------------
 

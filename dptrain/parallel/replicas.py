@@ -90,6 +90,8 @@ class ReplicaSet:
 
     def make(self, devices: Sequence[device]) -> list[Module]:
         """The module on each of `devices`, with the parameters and buffers of this moment."""
+        if not devices:
+            return []
         named = {id(p): p for p in self._module.parameters()}
         adopt(named.values())
         trained = [p for p in named.values() if p.requires_grad]

@@ -13,6 +13,11 @@ _REDUCTIONS = [
     call(pos(3, 4), 0, i(3, 4, high=3), pos(3, 4), "prod", include_self=False),
     call(x(3, 4), 0, i(3, 4, high=3), x(3, 4), "mean", include_self=False),
     call(x(3, 4), 0, i(3, 4, high=3), x(3, 4), "amax", include_self=False),
+    *(
+        call(pos(), 0, i(high=1), pos(), r, include_self=s)
+        for r in ("sum", "mean", "prod", "amax", "amin")
+        for s in (True, False)
+    ),
 ]
 
 SAMPLES: dict[str, list[Call]] = {
@@ -47,6 +52,8 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(3, 4), 0, i(5, high=3), x(5, 4), "mean"),
         call(x(3, 4), 1, i(5, high=4), x(3, 5), "amax"),
         call(x(3, 4), 0, i(5, high=3), x(5, 4), "amin", include_self=False),
+        call(pos(), 0, i(1, high=1), pos(), "amax"),
+        call(pos(), 0, i(1, high=1), pos(), "mean"),
     ],
     "index_select": [
         call(x(3, 4), 0, i(5, high=3)),
@@ -79,11 +86,14 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(3, 4), 1, i(3, 1, high=4), x(3, 1)),
         call(x(3, 4), -1, i(2, 2, high=4), 1.5),
         call(x(3, 4), 0, i(0, 4), x(0, 4)),
+        call(x(5), 0, i(2, 0), c(5)),
+        call(x(), 0, i(0), c()),
     ],
     "scatter_add": [
         call(x(3, 4), 0, i(5, 4, high=3), x(5, 4)),
         call(x(3, 4), 1, i(2, 6, high=4), x(2, 6)),
         call(x(4), 0, i(6, high=4), x(6)),
+        call(x(4), 0, i(3, 0), c(4)),
     ],
     "scatter_reduce": _REDUCTIONS,
     "select_scatter": [call(x(3, 4), x(4), 0, 1), call(x(3, 4), x(3), -1, -2)],

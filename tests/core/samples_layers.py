@@ -43,9 +43,12 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(2, 4, 3, 4), x(4, 3, 3, 2), x(3)),
         call(x(2, 4, 3, 4), x(4, 2, 3, 3), x(4), 2, 1, 1, 2),
         call(x(4, 3, 4), x(4, 2, 2, 2), None, stride=(2, 1), dilation=(1, 2)),
+        # Output padding beyond the stride: windows that would fit are left out.
+        call(x(2, 4, 3, 3), x(4, 2, 2, 3), x(4), (3, 2), (1, 2), (2, 3), 2, (4, 4)),
     ],
     "conv_transpose3d": [
         call(x(1, 2, 3, 2, 3), x(2, 3, 2, 2, 3), x(3)),
         call(x(1, 2, 3, 2, 3), x(2, 1, 2, 3, 2), x(2), 2, (1, 1, 0), 1, 2),
+        call(x(1, 2, 2, 2, 3), x(2, 1, 2, 2, 2), None, (1, 2, 1), (1, 0, 1), (1, 2, 2), 2, 3),
     ],
 }

@@ -18,6 +18,7 @@ def definite(*shape):
 _SQUARE = [call(regular(3, 3)), call(regular(2, 4, 4)), call(regular(1, 1))]
 
 SAMPLES: dict[str, list[Call]] = {
+    "vdot": [call(x(4), x(4)), call(i(3), i(3))],
     "addbmm": [
         call(x(3, 5), x(2, 3, 4), x(2, 4, 5)),
         call(x(5), x(2, 3, 4), x(2, 4, 5), beta=0.5, alpha=2.0),
@@ -79,6 +80,8 @@ SAMPLES: dict[str, list[Call]] = {
         call(x(2, 3, 4), x(4, 5), 1),
         call(x(2, 3), x(4), 0),
         call(x(2, 3, 4), x(4, 5, 2), dims=([0, 2], [2, 0])),
+        call(x(2, 1, 4), x(4, 5, 2), dims=([1, 2], [2, 0])),
+        call(x(2, 3), x(1, 4), dims=([1], [0])),
     ],
     "linalg.cholesky": [call(definite(3, 3)), call(definite(2, 4, 4), upper=True)],
     "linalg.cross": [call(x(4, 3), x(4, 3)), call(x(3, 1), x(3, 4), dim=0)],

@@ -36,6 +36,14 @@ _CERTAIN = c(3, 2, low=1.0, high=1.0)
 _NEVER = c(3, 2, low=0.0, high=0.0)
 
 SAMPLES: dict[str, list[Call]] = {
+    "gradient": [
+        call(x(5)),
+        call(x(4, 5)),
+        call(x(4, 5), dim=1, spacing=0.5, edge_order=2),
+        call(x(3, 4), spacing=[2.0, 0.25]),
+        call(i(4)),
+    ],
+    "histogram": [call(c(20), 5), call(c(4, 5), 4, range=(-1.0, 1.0), density=True)],
     "aminmax": [call(x(3, 4)), call(x(3, 4), dim=1), call(x(3, 4), dim=0, keepdim=True), call(x())],
     "argsort": [call(x(3, 4)), call(x(3, 4), 0, True), call(i(9), stable=True), call(x())],
     "bernoulli": [call(_CERTAIN), call(_NEVER), call(c(3), 1.0), call(c(3), p=0.0)],

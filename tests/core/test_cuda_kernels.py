@@ -226,10 +226,10 @@ def test_erf_equals_the_definition(driver, values, dtype):
 
 
 UPDATES = [
-    (n, reference_optim) for n in dir(updates) if hasattr(reference_optim, n) and n[0] != "_"
+    (name, reference_optim if hasattr(reference_optim, name) else reference)
+    for name in updates.__all__
+    if name in updates.FAMILY.kernels
 ]
-UPDATES = [(n, m) for n, m in UPDATES if inspect.isfunction(getattr(m, n))]
-UPDATES += [("sgd", reference), ("adam", reference)]
 
 
 @on_cpu

@@ -1,5 +1,7 @@
 """The reverse pass: order, announcements, freeing, errors of use."""
 
+from weakref import ref
+
 import numpy as np
 import pytest
 
@@ -9,13 +11,62 @@ from dptrain.core.flat import FlatStorage
 from dptrain.core.ops.matmul import Linear
 
 
-def test_long_chains_need_no_recursion():
+class Same(dptrain.autograd.Function):
+    @staticmethod
+    def forward(ctx, input):
+        ctx.save_for_backward(input)
+        return input * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 1
+
+
+LINKS = {
+    "add": lambda y: y + 1.0,
+    "mul": lambda y: y * 1.0,
+    "saves its result": lambda y: y.sigmoid() * 4 - y.sigmoid() * 3,
+    "views": lambda y: y.view(2, 1).view(2),
+    "in place": lambda y: y.clone() if y.is_leaf else y.mul_(1.0),
+    "several outputs": lambda y: dptrain.cat(y.split(1)),
+    "function": Same.apply,
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_long_chains_need_no_recursion(link):
+    x = dptrain.ones(2, requires_grad=True)
+
+    def chain():
+        y = x
+        for _ in range(5_000):
+            y = LINKS[link](y)
+        return y
+
+    y = chain()
+    node = ref(y.grad_fn)
+    del y
+    assert node() is None  # freed at once, without a walk and without the collector
+    y = chain()
+    node = ref(y.grad_fn)
+    y.sum().backward()
+    del y
+    assert node() is None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("walk", [True, False], ids=["backward", "dropped"])
+def test_graph_of_two_hundred_thousand_operations(walk):
     x = dptrain.ones(2, requires_grad=True)
     y = x
-    for _ in range(20_000):
+    for _ in range(200_000):
         y = y + 1.0
-    y.sum().backward()
-    assert x.grad.tolist() == [1, 1]
+    node = ref(y.grad_fn)
+    if walk:
+        y.sum().backward()
+        assert x.grad.tolist() == [1, 1]
+    del y
+    assert node() is None
 
 
 def test_gradients_accumulate_over_calls_and_uses():

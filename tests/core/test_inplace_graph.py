@@ -279,3 +279,25 @@ def test_view_whose_base_got_other_memory_is_named():
     y.mul_(w)
     with pytest.raises(RuntimeError, match=r"view of shape \[4\] has lost its base"):
         v * 2
+
+
+def test_result_that_is_saved_lies_in_the_tensor_itself():
+    x = dptrain.tensor([-1.0, 2.0], requires_grad=True)
+    y = x * 1
+    y.relu_()
+    (saved,) = y.grad_fn.saved_arrays()
+    assert np.shares_memory(saved, y._array)
+    y.sum().backward()
+    assert x.grad.tolist() == [0, 1]
+
+
+@pytest.mark.oracle
+def test_result_that_is_saved_must_not_change_again():
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    for lib in (dptrain, torch):
+        for change in ("relu_", "sigmoid_", "tanh_", "exp_"):
+            y = lib.ones(2, requires_grad=True) * 1
+            getattr(y, change)()
+            y.add_(1)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()

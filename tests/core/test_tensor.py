@@ -233,7 +233,7 @@ ERRORS = [
     (lambda: dptrain.exp(), TypeError, "missing"),
     (lambda: dptrain.zeros(2, 3).permute(0, 0), RuntimeError, "no permutation"),
     (lambda: dptrain.zeros(2, 3).expand(3, 3), RuntimeError, "must match the existing size"),
-    (lambda: dptrain.cat([]), RuntimeError, "non-empty"),
+    (lambda: dptrain.cat([]), ValueError, "non-empty"),
     (
         lambda: dptrain.cat([dptrain.zeros(2, 3), dptrain.zeros(2, 4)]),
         RuntimeError,

@@ -193,7 +193,7 @@ def test_layer_sizes_must_be_integers(sizes):
 
 def test_options_of_cross_entropy_that_do_not_fit_are_refused():
     x = draw(3, 4)
-    with pytest.raises(ValueError, match="label_smoothing must be between"):
+    with pytest.raises(RuntimeError, match="label_smoothing must be between"):
         F.cross_entropy(x, classes(4, 3), label_smoothing=1.5)
     with pytest.raises(ValueError, match="to match target batch_size"):
         F.cross_entropy(x, PROBABILITIES[:2])
@@ -289,8 +289,11 @@ def test_activation_layers_are_their_functions():
         (nn.Softmax(dim=0), np.exp(log_softmax(v, 0))),
     ]:
         np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-12)
-    with pytest.raises(TypeError, match="dim="):
-        nn.Softmax()(x)
+    for layer, name in ((nn.Softmax(), "softmax"), (nn.Softmin(), "softmin")):
+        with pytest.warns(UserWarning, match=f"Implicit dimension choice for {name}") as caught:
+            rows = layer(x).sum(1)
+        np.testing.assert_allclose(rows.detach().numpy(), 1)  # 2-d: along 1
+        assert caught[0].filename == __file__
 
 
 # ---- layers ----------------------------------------------------------------------------------------
@@ -342,3 +345,24 @@ def test_wrappers_of_parallel_are_where_pytorch_has_them():
         nn.parallel.Nothing  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         nn.Nothing  # noqa: B018
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, [1.0, 0.0, 2.0]])
+@pytest.mark.parametrize("target", [[1, 1], [1, 2], [0, 0]])
+def test_positions_that_do_not_count_get_no_gradient(target, weight, label_smoothing):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    found = []
+    for lib in (dptrain, torch):
+        x = lib.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -0.5]], dtype=lib.float64, requires_grad=True)
+        loss = lib.nn.functional.cross_entropy(
+            x,
+            lib.tensor(target),
+            None if weight is None else lib.tensor(weight, dtype=lib.float64),
+            ignore_index=target[0],
+            label_smoothing=label_smoothing,
+        )
+        loss.backward()
+        found.append([loss.item(), *x.grad.flatten().tolist()])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12, atol=1e-12)

@@ -154,3 +154,30 @@ def test_what_has_no_meaning_is_refused():
         init.calculate_gain("step")
     with pytest.raises(ValueError, match="negative_slope True not a valid number"):
         init.calculate_gain("leaky_relu", True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kaiming_normal_",
+        "kaiming_uniform_",
+        "normal_",
+        "orthogonal_",
+        "sparse_",
+        "trunc_normal_",
+        "uniform_",
+        "xavier_normal_",
+        "xavier_uniform_",
+    ],
+)
+def test_each_initialiser_draws_from_the_generator_alone(name):
+    def draw(seed):
+        target = dptrain.empty(4, 6)
+        options = {"sparsity": 0.5} if name == "sparse_" else {}
+        generator = dptrain.Generator().manual_seed(seed)
+        return getattr(nn.init, name)(target, generator=generator, **options).tolist()
+
+    before = dptrain.get_rng_state()
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert (dptrain.get_rng_state() == before).all()

@@ -14,6 +14,32 @@ pytestmark = [
 
 #: The call in either library, and words of our message.
 CASES = [
+    (lambda t, n, f: f.adaptive_avg_pool2d(t.ones(2, 2), 2), "Expected 3D"),
+    (lambda t, n, f: f.adaptive_avg_pool2d(t.ones(2, 2), (2, 2)), "at least 3"),
+    (lambda t, n, f: f.adaptive_max_pool2d(t.ones(2, 2), (2, 2)), "at least 3"),
+    (lambda t, n, f: f.adaptive_avg_pool3d(t.ones(2, 2, 2), (2, None, 2)), "at least 4"),
+    (lambda t, n, f: f.adaptive_max_pool3d(t.ones(2, 2, 2), (2, None, 2)), "at least 4"),
+    (lambda t, n, f: f.max_pool1d(t.ones(0, 4), 1), "non-batch dimensions"),
+    (lambda t, n, f: f.max_pool2d(t.ones(2, 0, 4, 4), 1), "non-batch dimensions"),
+    (lambda t, n, f: f.avg_pool2d(t.ones(0, 4, 4), 1), "non-batch dimensions"),
+    (lambda t, n, f: f.max_pool3d(t.ones(0, 1, 2, 10), 1), "non-batch dimensions"),
+    (lambda t, n, f: f.avg_pool1d(t.ones(1, 1, 3).int(), 2), "not implemented"),
+    (
+        lambda t, n, f: f.interpolate(t.ones(1, 1, 3, 3).long(), 2, mode="bilinear"),
+        "not implemented",
+    ),
+    (lambda t, n, f: f.interpolate(t.ones(1, 1, 3).long(), 2), "not implemented"),
+    (lambda t, n, f: f.interpolate(t.ones(1, 1, 3), 2, antialias=True), "4-D"),
+    (
+        lambda t, n, f: f.interpolate(t.ones(1, 1, 3, 3), 2, mode="lanczos", align_corners=False),
+        "requires antialias=True",
+    ),
+    (
+        lambda t, n, f: f.grid_sample(t.ones(1, 1, 2, 2, 2), t.ones(1, 1, 1, 1, 3), "bicubic"),
+        "only supports 4D",
+    ),
+    (lambda t, n, f: f.feature_alpha_dropout(t.ones(3), 0.5, True), "at least 2 dimensions"),
+    (lambda t, n, f: f.conv1d(t.ones(1, 1, 4).bfloat16(), t.ones(1, 1, 2)), "should be the same"),
     (lambda t, n, f: f.conv1d(t.ones(1, 3, 5), t.ones(4, 2, 3)), "to have 2 channels"),
     (lambda t, n, f: f.conv1d(t.ones(3, 5, 2, 2), t.ones(4, 3, 3)), "Expected 2D"),
     (lambda t, n, f: f.conv1d(t.ones(1, 3, 2), t.ones(4, 3, 3)), "Kernel size can't be greater"),
@@ -196,10 +222,8 @@ def test_errors_are_of_the_kind_of_pytorch_and_say_what_is_wrong(n):
     [
         lambda: F.embedding(dptrain.tensor([0]), dptrain.ones(2, 2), sparse=True),
         lambda: dptrain.nn.EmbeddingBag(2, 2, sparse=True),
-        lambda: F.interpolate(dptrain.ones(1, 1, 3), 2, antialias=True),
-        lambda: F.grid_sample(dptrain.ones(1, 1, 2, 2), dptrain.ones(1, 1, 1, 2), "bicubic"),
     ],
 )
 def test_what_is_not_supported_says_so(call):
-    with pytest.raises(ValueError, match=r"not supported|expected mode to be"):
+    with pytest.raises(ValueError, match="not supported"):
         call()

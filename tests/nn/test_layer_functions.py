@@ -74,6 +74,8 @@ CASES = [
     ("pad", [LINE, (7, 3), "circular"], {}),
     ("pad", [IMAGE, (2, 1, 5, 3), "circular"], {}),
     ("pad", [x(3, 4), (1, 2), "circular"], {}),
+    ("pad", [IMAGE, (-1, 2, -2, 1), "circular"], {}),
+    ("pad", [VOLUME, (-2, 1, 1, -1, -1, 2), "circular"], {}),
     ("lp_pool1d", [pos(2, 3, 8), 2, 3], {}),
     ("lp_pool2d", [pos(2, 3, 6, 7), 3, (2, 3), 2], {"ceil_mode": True}),
     ("lp_pool3d", [pos(1, 2, 4, 4, 5), 1, 2], {}),
@@ -132,10 +134,37 @@ CASES = [
     ),
     ("interpolate", [IMAGE, (9, 3)], {"mode": "bicubic"}),
     ("interpolate", [IMAGE, (9, 3)], {"mode": "bicubic", "align_corners": True}),
+    *(
+        ("interpolate", [IMAGE, size], {"mode": m, "antialias": True})
+        for m in ("bilinear", "bicubic", "lanczos")
+        for size in ((2, 3), (7, 4))
+    ),
+    (
+        "interpolate",
+        [IMAGE, (3, 9)],
+        {"mode": "bicubic", "antialias": True, "align_corners": True},
+    ),
+    ("interpolate", [IMAGE], {"scale_factor": (0.4, 0.6), "mode": "bilinear", "antialias": True}),
     ("interpolate", [VOLUME, (6, 2, 7)], {"mode": "trilinear"}),
     ("interpolate", [VOLUME, 3], {"mode": "area"}),
+    ("linear_cross_entropy", [x(6, 3), x(4, 3), i(6, high=4)], {}),
+    (
+        "linear_cross_entropy",
+        [x(6, 3), x(4, 3), i(6, high=4)],
+        {"linear_bias": x(4), "label_smoothing": 0.1, "ignore_index": 2, "reduction": "sum"},
+    ),
+    ("linear_cross_entropy", [x(6, 3), x(4, 2, 3), i(6, 2, high=4)], {"linear_bias": x(4, 2)}),
     ("affine_grid", [THETA, (2, 1, 3, 4)], {"align_corners": False}),
     ("affine_grid", [THETA3, (1, 1, 3, 2, 4)], {"align_corners": True}),
+    *(
+        (
+            "grid_sample",
+            [x(2, 2, 4, 5), GRID, "bicubic"],
+            {"padding_mode": p, "align_corners": a},
+        )
+        for p in ("zeros", "border", "reflection")
+        for a in (True, False)
+    ),
     *(
         ("grid_sample", [x(2, 2, 4, 5), GRID], {"padding_mode": p, "align_corners": a})
         for p in ("zeros", "border", "reflection")
@@ -237,7 +266,64 @@ def mode_has_curvature(name, kwargs):
     return kwargs.get("mode") != "nearest" and name != "local_response_norm"
 
 
+def integers(t, *shape, kind="int64"):
+    count = int(np.prod(shape))
+    return (t.arange(count) * 37 % 251 - 60).reshape(*shape).to(getattr(t, kind))
+
+
+def halves(t, *shape, low=-1, high=1):
+    return t.tensor(np.random.default_rng(1).uniform(low, high, shape)).bfloat16()
+
+
 EMPTY = {
+    "bfloat16 conv_transpose2d": lambda t, f: f.conv_transpose2d(
+        halves(t, 1, 8, 4, 4), halves(t, 8, 3, 3, 3), stride=2
+    ),
+    "bfloat16 avg_pool2d": lambda t, f: f.avg_pool2d(halves(t, 2, 3, 9, 9), 6, 3, 2, True),
+    "bfloat16 adaptive_avg_pool3d": lambda t, f: f.adaptive_avg_pool3d(halves(t, 4, 8, 8, 8), 5),
+    "bfloat16 interpolate": lambda t, f: f.interpolate(
+        halves(t, 2, 3, 4, 5), (5, 6), mode="bicubic", align_corners=True
+    ),
+    "bfloat16 smooth_l1_loss": lambda t, f: f.smooth_l1_loss(halves(t, 9), -halves(t, 9)),
+    "bfloat16 bilinear": lambda t, f: f.bilinear(
+        halves(t, 8, 8), halves(t, 8, 8), halves(t, 4, 8, 8) / 8
+    ),
+    "bfloat16 attention": lambda t, f: f.scaled_dot_product_attention(
+        halves(t, 2, 6, 8), halves(t, 2, 6, 8), halves(t, 2, 6, 8), is_causal=True
+    ),
+    "bfloat16 embedding_bag": lambda t, f: f.embedding_bag(
+        t.arange(64).reshape(2, 32), halves(t, 64, 3), mode="sum"
+    ),
+    "integer avg_pool1d": lambda t, f: f.avg_pool1d(integers(t, 2, 3, 9), 3, 2, 1),
+    "integer avg_pool2d": lambda t, f: f.avg_pool2d(
+        integers(t, 2, 3, 6, 5), 2, divisor_override=-2
+    ),
+    "integer avg_pool3d": lambda t, f: f.avg_pool3d(integers(t, 1, 2, 4, 5, 6), 2, padding=1),
+    "integer avg_pool3d by 3": lambda t, f: f.avg_pool3d(
+        integers(t, 1, 2, 4, 5, 6), 2, divisor_override=3
+    ),
+    "integer local_response_norm": lambda t, f: f.local_response_norm(integers(t, 2, 5, 3), 2),
+    **{
+        f"uint8 {mode} {size} {smooth}": lambda t, f, m=mode, s=size, a=smooth: f.interpolate(
+            integers(t, 2, 3, 7, 9, kind="uint8"), s, mode=m, antialias=a
+        )
+        for mode in ("bilinear", "bicubic")
+        for size in ((3, 4), (13, 8))
+        for smooth in (False, True)
+    },
+    "uint8 nearest": lambda t, f: f.interpolate(integers(t, 2, 3, 7, kind="uint8"), 4),
+    "uint8 corners": lambda t, f: f.interpolate(
+        integers(t, 1, 2, 4, 4, kind="uint8"), (6, 7), mode="bilinear", align_corners=True
+    ),
+    "0-d multi_margin_loss": lambda t, f: f.multi_margin_loss(
+        t.tensor(2.0), t.tensor([0]), reduction="none"
+    ),
+    "0-d multilabel_margin_loss": lambda t, f: f.multilabel_margin_loss(
+        t.tensor(2.0), t.tensor([0]), reduction="none"
+    ),
+    "empty line batch_norm": lambda t, f: f.batch_norm(t.ones(0), t.ones(0), t.ones(0)),
+    "feature_alpha_dropout of a line": lambda t, f: f.feature_alpha_dropout(t.ones(3), 0.5),
+    "fractional_max_pool3d": lambda t, f: f.fractional_max_pool3d(t.ones(0, 1, 4, 5, 4), 2, 2),
     "conv1d": lambda t, f: f.conv1d(t.ones(0, 3, 5), t.ones(4, 3, 2)),
     "conv_transpose2d": lambda t, f: f.conv_transpose2d(t.ones(0, 3, 5, 5), t.ones(3, 4, 2, 2)),
     "conv3d": lambda t, f: f.conv3d(t.ones(0, 3, 5, 5, 5), t.ones(4, 3, 2, 2, 2)),

@@ -125,7 +125,7 @@ def test_names_that_cannot_be_used_are_refused(register, what, value):
     net.taken = 1
     for name, message in [
         ("", f'{what} name can\'t be empty string ""'),
-        ("a.b", f'{what} name can\'t contain ".", got: a.b'),
+        ("a.b", f'{what} name can\'t contain "."' + (", got: a.b" if what == "module" else "")),
         ("taken", "attribute 'taken' already exists"),
     ]:
         with pytest.raises(KeyError) as caught:
@@ -158,7 +158,7 @@ def test_get_submodule_follows_the_path():
     with pytest.raises(AttributeError, match=r"`scale` is not an nn\.Module"):
         net.get_submodule("0.scale")
     assert net.get_parameter("0.first.weight") is net[0].first.weight
-    with pytest.raises(AttributeError, match=r"`0.seen` is not an nn.Parameter"):
+    with pytest.raises(AttributeError, match=r"`seen` is not an nn.Parameter"):
         net.get_parameter("0.seen")
 
 

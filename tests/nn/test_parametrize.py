@@ -328,7 +328,7 @@ LAYER = nn.Linear(2, 2)
             ValueError,
             "Expected n_power_iterations to be positive",
         ),
-        (lambda: utils.spectral_norm(LAYER, "no"), AttributeError, "`no` is not an nn.Parameter"),
+        (lambda: utils.spectral_norm(LAYER, "no"), KeyError, "no"),
         (
             lambda: parametrize.remove_parametrizations(
                 parametrizations.weight_norm(nn.Linear(2, 2)), "weight", leave_parametrized=False

@@ -92,7 +92,7 @@ def test_parameters_that_cannot_be_optimized_are_refused_by_all(name):
         (p, TypeError, "should be an iterable of Tensors or dicts"),
         ([3], TypeError, "one of the params is int"),
         ([p * 2], ValueError, "can't optimize a non-leaf Tensor"),
-        ([p, p], ValueError, "duplicate parameters"),
+        ([p, p], UserWarning, "duplicate parameters"),
         ({p}, TypeError, "ordered collections"),
     ]:
         with pytest.raises(kind, match=words):

@@ -13,7 +13,20 @@ import numpy as np
 
 from dptrain.core.kernels.native import _jit
 
-__all__ = ["adadelta", "adagrad", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop"]
+__all__ = [
+    "adadelta",
+    "adafactor_matrix",
+    "adafactor_vector",
+    "adagrad",
+    "adamax",
+    "asgd",
+    "muon_direction",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "scaled_step",
+]
 
 
 @_jit
@@ -265,3 +278,125 @@ def asgd(
     """See `reference_optim.asgd`."""
     t = param.dtype.type
     _asgd(param, grad, ax, t(eta), t(keep), t(mu), t(weight_decay), maximize)
+
+
+@_jit
+def _muon_direction(g, buf, out, keep, nesterov):
+    for i in range(g.size):
+        m = buf[i] + (g[i] - buf[i]) * keep
+        buf[i] = m
+        out[i] = m - (m - g[i]) * keep if nesterov else m
+
+
+def muon_direction(
+    grad: np.ndarray, buf: np.ndarray, direction: np.ndarray, momentum: Any, nesterov: bool
+) -> None:
+    """See `reference_optim.muon_direction`."""
+    _muon_direction(grad, buf, direction, buf.dtype.type(1 - momentum), nesterov)
+
+
+@_jit
+def _scaled_step(p, step, keep, size):
+    for i in range(p.size):
+        p[i] = p[i] * keep - size * step[i]
+
+
+def scaled_step(param: np.ndarray, step: np.ndarray, keep: Any, size: Any) -> None:
+    """See `reference_optim.scaled_step`."""
+    t = param.dtype.type
+    _scaled_step(param, step, t(keep), t(size))
+
+
+# Adafactor needs sums before it can take a step. They are kept by column (a loop that the compiler can
+# spread over a vector register), in the type of the arrays, and are added up in float64 at the end.
+
+
+@_jit
+def _adafactor_matrix(p, g, rows, columns, work, rate, keep, fresh, eps1, floor, eps2, d, maximize):
+    batch, m, n = p.shape
+    total = 0.0
+    for b in range(batch):
+        work[:] = 0
+        for i in range(m):
+            row = 0.0
+            for j in range(n):
+                square = g[b, i, j] * g[b, i, j]
+                row += square
+                work[0, j] = work[0, j] + square
+                work[1, j] = work[1, j] + p[b, i, j] * p[b, i, j]
+            rows[b, i, 0] = rows[b, i, 0] + (p.dtype.type(row / n) - rows[b, i, 0]) * fresh
+        for j in range(n):
+            columns[b, 0, j] = columns[b, 0, j] + (work[0, j] / m - columns[b, 0, j]) * fresh
+            total += work[1, j]
+    size = max(eps2, np.sqrt(total / p.size)) * rate
+    total = 0.0
+    for b in range(batch):
+        work[:] = 0
+        mean = rows[b].sum() / m
+        mean = np.maximum(mean, eps1)
+        for i in range(m):
+            for j in range(n):
+                estimate = np.maximum(rows[b, i, 0] * columns[b, 0, j] / mean, floor)
+                work[0, j] = work[0, j] + g[b, i, j] * g[b, i, j] / estimate
+        for j in range(n):
+            total += work[0, j]
+    size = size / max(1.0, np.sqrt(total / p.size) / d)
+    step = p.dtype.type(-size if maximize else size)
+    for b in range(batch):
+        mean = np.maximum(rows[b].sum() / m, eps1)
+        for i in range(m):
+            for j in range(n):
+                estimate = np.maximum(rows[b, i, 0] * columns[b, 0, j] / mean, floor)
+                p[b, i, j] = p[b, i, j] * keep - step * (g[b, i, j] / np.sqrt(estimate))
+
+
+def adafactor_matrix(
+    param: np.ndarray,
+    grad: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    rate: Any,
+    keep: Any,
+    fresh: Any,
+    eps1: Any,
+    eps2: Any,
+    d: Any,
+    maximize: bool,
+) -> None:
+    """See `reference_optim.adafactor_matrix`."""
+    t = param.dtype.type
+    work = np.empty((2, param.shape[-1]), param.dtype)
+    scalars = float(rate), t(keep), t(fresh), t(eps1), t(eps1 * eps1), float(eps2), float(d)
+    _adafactor_matrix(param, grad, rows, columns, work, *scalars, maximize)
+
+
+@_jit
+def _adafactor_vector(p, g, v, rate, keep, fresh, floor, eps2, d, maximize):
+    squares = updates = 0.0
+    for i in range(p.size):
+        squares += p[i] * p[i]
+        v[i] = v[i] + (g[i] * g[i] - v[i]) * fresh
+        updates += g[i] * g[i] / np.maximum(v[i], floor)
+    size = max(eps2, np.sqrt(squares / p.size)) * rate
+    size = size / max(1.0, np.sqrt(updates / p.size) / d)
+    step = p.dtype.type(-size if maximize else size)
+    for i in range(p.size):
+        p[i] = p[i] * keep - step * (g[i] / np.sqrt(np.maximum(v[i], floor)))
+
+
+def adafactor_vector(
+    param: np.ndarray,
+    grad: np.ndarray,
+    variance: np.ndarray,
+    rate: Any,
+    keep: Any,
+    fresh: Any,
+    eps1: Any,
+    eps2: Any,
+    d: Any,
+    maximize: bool,
+) -> None:
+    """See `reference_optim.adafactor_vector`."""
+    t = param.dtype.type
+    scalars = float(rate), t(keep), t(fresh), t(eps1 * eps1), float(eps2), float(d)
+    _adafactor_vector(param, grad, variance, *scalars, maximize)

@@ -6,6 +6,7 @@ alone (bias corrections, decayed rates) comes computed. SGD and Adam are in `ref
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,89 @@ def asgd(
         ax[...] = param
     else:
         ax += (param - ax) * mu
+
+
+def muon_direction(
+    grad: np.ndarray, buf: np.ndarray, direction: np.ndarray, momentum: Any, nesterov: bool
+) -> None:
+    """The running mean `buf` of Muon, and in `direction` what is to be orthogonalised."""
+    keep = buf.dtype.type(1 - momentum)
+    buf += (grad - buf) * keep
+    # The mean of gradient and momentum from the heavier end, which is the momentum's.
+    direction[...] = buf - (buf - grad) * keep if nesterov else buf
+
+
+def scaled_step(param: np.ndarray, step: np.ndarray, keep: Any, size: Any) -> None:
+    """param * keep - size * step."""
+    t = param.dtype.type
+    param *= t(keep)
+    param -= t(size) * step
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
+    return float(np.linalg.norm(wide.reshape(-1))) / math.sqrt(values.size)
+
+
+def adafactor_matrix(
+    param: np.ndarray,
+    grad: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    rate: Any,
+    keep: Any,
+    fresh: Any,
+    eps1: Any,
+    eps2: Any,
+    d: Any,
+    maximize: bool,
+) -> None:
+    """One Adafactor update of matrices (batch, m, n).
+
+    `rows` (batch, m, 1) and `columns` (batch, 1, n) are the running means of squares, into which the
+    new ones go with weight `fresh`. `rate` is the largest relative step, `keep` the factor of the
+    parameter that is left by its decay, `d` the root mean square above which the update is scaled down.
+    """
+    kind = param.dtype.type
+    squares = grad * grad
+    rows += (squares.mean(axis=-1, keepdims=True) - rows) * kind(fresh)
+    columns += (squares.mean(axis=-2, keepdims=True) - columns) * kind(fresh)
+    estimate = rows * columns
+    estimate /= np.maximum(rows.mean(axis=-2, keepdims=True), kind(eps1))
+    _adafactor_step(param, grad, estimate, rate, keep, eps1, eps2, d, maximize)
+
+
+def adafactor_vector(
+    param: np.ndarray,
+    grad: np.ndarray,
+    variance: np.ndarray,
+    rate: Any,
+    keep: Any,
+    fresh: Any,
+    eps1: Any,
+    eps2: Any,
+    d: Any,
+    maximize: bool,
+) -> None:
+    """One Adafactor update of a vector, whose means of squares are kept one by one."""
+    variance += (grad * grad - variance) * param.dtype.type(fresh)
+    _adafactor_step(param, grad, variance, rate, keep, eps1, eps2, d, maximize)
+
+
+def _adafactor_step(
+    param: np.ndarray,
+    grad: np.ndarray,
+    estimate: np.ndarray,
+    rate: Any,
+    keep: Any,
+    eps1: Any,
+    eps2: Any,
+    d: Any,
+    maximize: bool,
+) -> None:
+    kind = param.dtype.type
+    size = max(eps2, _root_mean_square(param)) * rate
+    update = grad / np.sqrt(np.maximum(estimate, kind(eps1 * eps1)))
+    size /= max(1.0, _root_mean_square(update) / d)
+    param *= kind(keep)
+    param -= kind(-size if maximize else size) * update

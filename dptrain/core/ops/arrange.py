@@ -13,9 +13,9 @@ from dptrain.core.ops.shape import Expand, Permute, Reshape, Transpose, _sizes, 
 from dptrain.core.tensor import Tensor
 
 
-def _flip(input: Any, *dims: Any) -> Any:
+def _flip(input: Any, *args: Any, dims: Any = None) -> Any:
     """The order of the elements reversed along the given dimensions."""
-    return Flip.apply(input, _sizes(dims))
+    return Flip.apply(input, _sizes(args if dims is None else (dims,)))
 
 
 @export("flip", methods=("flip",), function=_flip)
@@ -55,6 +55,8 @@ export("flipud", methods=("flipud",), function=_flipud)(Flip)
 def _roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     """Elements moved along dimensions; those that leave at the end come back at the start."""
     moves = tuple(shifts) if isinstance(shifts, Sequence) else (shifts,)
+    if not moves:
+        raise RuntimeError("roll: `shifts` required")
     if dims is None or dims == ():
         if len(moves) != 1:
             raise RuntimeError(
@@ -68,6 +70,8 @@ def _roll(input: Any, shifts: Any, dims: Any = None) -> Any:
         raise RuntimeError(
             f"roll: shifts and dimensions must align. shifts: {len(moves)}, dims:{len(places)}"
         )
+    if not input.ndim:
+        raise IndexError(f"roll: Dimension specified as {places[0]} but tensor has no dimensions")
     return Roll.apply(input, moves, places)
 
 
@@ -76,6 +80,8 @@ class Roll(Op):
     """Elements moved around a ring along dimensions."""
 
     def forward(self, input: Any, shifts: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        if dims and input.ndim == 0:
+            raise IndexError(f"roll: Dimension specified as {dims[0]} but tensor has no dimensions")
         self.shifts = shifts
         self.dims = tuple(wrap_dim(d, input.ndim, "roll") for d in dims)
         return self.xp.roll(input, shifts, self.dims)
@@ -279,7 +285,9 @@ def _movedim(input: Any, source: Any, destination: Any) -> Any:
     return Permute.apply(input, tuple(order))
 
 
-export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim)(Permute)
+export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim, free=("source",))(
+    Permute
+)
 
 
 class Unfold(Op):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -203,18 +204,27 @@ class Where(Op):
     """Select element by element."""
 
     def forward(self, condition: Any, input: Any, other: Any) -> Any:
+        if condition.dtype == np.uint8:
+            warnings.warn(
+                "where received a uint8 condition tensor. This behavior is deprecated; use a boolean condition "
+                "instead.",
+                UserWarning,
+                stacklevel=2,
+            )
+            condition = condition != 0
         if condition.dtype != np.bool_:
             raise RuntimeError(
                 f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"
             )
         target = result_dtype((input, other)).numpy
         self.condition = condition
+        self.zero = np.zeros((), target)
         return self.xp.where(
             condition, self.xp.asarray(input, target), self.xp.asarray(other, target)
         )
 
     def backward(self, grad: Any) -> Any:
-        zero = grad * 0
+        zero = self.zero  # not grad * 0, which is no zero where the gradient is not finite
         return None, Where.call(self.condition, grad, zero), Where.call(self.condition, zero, grad)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from dptrain.core.arrays import device_of, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
+from dptrain.core.ops.shape import Narrow
 from dptrain.core.ops.windows import (
     Sizes,
     Window,
@@ -60,17 +61,11 @@ def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2))
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b; 16-bit types multiply and accumulate in float32."""
-    if a.dtype.itemsize > 2:
-        return np.matmul(a, b)
-    return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
-
-
 class _Convolution(Op):
     """Shares the geometry of the three operations."""
 
     num_tensors = 2
+    in_float32 = True
 
     @property
     def grad_name(self) -> str:
@@ -92,6 +87,8 @@ class _Convolution(Op):
 
         if cudnn.available(first) is None:
             return None
+        if self.window.outputs(tuple(self.x_shape[2:])) != tuple(result[2:]):
+            return None  # a transposed convolution that leaves out windows that would fit
         c = cudnn.describe(self.x_shape, self.w_shape, result, self.window, first.dtype.name)
         return cudnn.convolve(getattr(cudnn, graph), c, first, second, shape)
 
@@ -109,7 +106,7 @@ class Convolution(_Convolution):
         if fast is not None:
             return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
         cols = _columns(input, outs, self.window, self.groups)
-        out = _product(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
+        out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
         n, o = input.shape[0], weight.shape[0]
         out = out.transpose(1, 0, 2).reshape(n, *outs, o)
         if bias is not None:
@@ -126,7 +123,6 @@ class Convolution(_Convolution):
                 f"{op}: given groups={self.groups}, weight of size {list(weight.shape)}, expected input"
                 f"{list(input.shape)} to have {weight.shape[1] * self.groups} channels, but got {input.shape[1]} channels instead"
             )
-        _check_types(op, input, weight, bias)
         if bias is not None and bias.shape != (weight.shape[0],):
             raise RuntimeError(
                 f"{op}: bias must have shape [{weight.shape[0]}] {shapes}, got {list(bias.shape)}"
@@ -153,10 +149,18 @@ class Convolution(_Convolution):
 
 def _channel_sums(grad: Any) -> Any:
     """(N, O, *outs) -> (O,): over raw arrays as a product, which is much faster than a strided sum."""
-    if isinstance(grad, Tensor) or grad.dtype.itemsize == 2:
+    if isinstance(grad, Tensor):
         return grad.sum(axis=(0, *range(2, grad.ndim)))
     rows = _rows(grad, 1)[0]
     return namespace_of(rows).ones(len(rows), rows.dtype) @ rows
+
+
+def _leading(values: Any, sizes: Sizes) -> Any:
+    """(N, O, *more) -> (N, O, *sizes)."""
+    for dim, size in enumerate(sizes, 2):
+        if values.shape[dim] != size:
+            values = Narrow.call(values, dim, 0, size)
+    return values
 
 
 def _by(sizes: Any) -> str:
@@ -178,12 +182,14 @@ class ConvolutionInputGrad(_Convolution):
     def forward(
         self, grad: Any, weight: Any, bias: Any, x_shape: Sizes, options: tuple[Any, ...]
     ) -> Any:
-        outs = self._setup(x_shape, weight.shape, options)
+        # A transposed convolution may leave out windows that would fit (output_padding >= stride).
+        self._setup(x_shape, weight.shape, options)
+        outs = self.outs_shape = grad.shape[2:]
         fast = self._by_cudnn("input_graph", grad, weight, grad.shape, x_shape)
         if fast is not None:
             return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
         n, c, *_ = x_shape
-        cols = _product(
+        cols = np.matmul(
             _rows(grad, self.groups), _weight_matrix(weight, self.groups).transpose(0, 2, 1)
         )
         taps = math.prod(self.window.kernel)
@@ -197,7 +203,9 @@ class ConvolutionInputGrad(_Convolution):
     def backward(self, grad_grad: Any, grad: Any, weight: Any) -> Any:
         d_grad = d_weight = d_bias = None
         if self.needs[0]:
-            d_grad = Convolution.call(grad_grad, weight, None, self.options)
+            d_grad = _leading(
+                Convolution.call(grad_grad, weight, None, self.options), self.outs_shape
+            )
         if self.needs[1]:
             d_weight = ConvolutionWeightGrad.call(grad_grad, grad, self.w_shape, self.options)
         if self.needs[2]:
@@ -209,13 +217,14 @@ class ConvolutionWeightGrad(_Convolution):
     """The gradient of the weight: windows of the input times the gradient of the result."""
 
     def forward(self, input: Any, grad: Any, w_shape: Sizes, options: tuple[Any, ...]) -> Any:
-        outs = self._setup(input.shape, w_shape, options)
+        self._setup(input.shape, w_shape, options)
+        outs = self.outs_shape = grad.shape[2:]
         fast = self._by_cudnn("weight_graph", input, grad, grad.shape, w_shape)
         if fast is not None:
             return fast
         o, c, *_ = w_shape
         cols = _columns(input, outs, self.window, self.groups)
-        out = _product(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
+        out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
         return (
             out.reshape(self.groups, math.prod(self.window.kernel), c, o // self.groups)
             .transpose(0, 3, 2, 1)
@@ -228,7 +237,11 @@ class ConvolutionWeightGrad(_Convolution):
             if self.needs[0]
             else None
         )
-        d_grad = Convolution.call(input, grad_weight, None, self.options) if self.needs[1] else None
+        d_grad = None
+        if self.needs[1]:
+            d_grad = _leading(
+                Convolution.call(input, grad_weight, None, self.options), self.outs_shape
+            )
         return d_input, d_grad
 
 
@@ -300,6 +313,7 @@ def _convolve(rank: int) -> Callable[..., Any]:
     ) -> Any:
         _check_weight(op, weight, rank, "O, C/groups")
         x = batched(op, input, rank)
+        _check_types(op, x, weight, bias)
         steps, gaps = _steps(op, rank, stride, dilation)
         border, extra = _padding(op, padding, tuple(weight.shape[2:]), steps, gaps)
         if min(border) < 0:

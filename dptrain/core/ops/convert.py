@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import device_of, move
+from dptrain.core.arrays import beside, device_of, move
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
+from dptrain.core.layout import copy_in, preserve_format, suggested
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
 
@@ -21,32 +22,44 @@ class Cast(Op):
     name = "to"
 
     def forward(
-        self, input: Any, target: np.dtype[Any], place: Any = None, non_blocking: bool = False
+        self,
+        input: Any,
+        target: np.dtype[Any],
+        memory_format: Any = preserve_format,
+        place: Any = None,
+        non_blocking: bool = False,
     ) -> Any:
-        self.source = input.dtype
-        self.origin = None if place is None else device_of(input)
-        out = input.astype(target, copy=place is None)
+        self.source, self.origin = input.dtype, None if place is None else device_of(input)
         if place is None:
-            return out
-        moved = move(out, place, non_blocking)
-        return moved.copy() if moved is input else moved
+            return _converted(input, target, memory_format, copy=True)
+        moved = move(input, place, non_blocking)
+        with beside(moved):
+            return _converted(moved, target, memory_format, copy=False)
 
     def backward(self, grad: Any) -> Any:
-        return Cast.call(grad, self.source, self.origin)
+        return Cast.call(grad, self.source, preserve_format, self.origin)
+
+
+def _converted(input: Any, target: np.dtype[Any], memory_format: Any, copy: bool) -> Any:
+    if memory_format is preserve_format and input.flags.c_contiguous:
+        return input.astype(target, copy=copy)
+    return copy_in(input, memory_format, target)
 
 
 def _cast(
     self: Tensor,
     target: dtype,
     copy: bool = False,
+    memory_format: Any = preserve_format,
     place: device | None = None,
     non_blocking: bool = False,
 ) -> Tensor:
     if place is not None and place == self.device:
         place = None
-    if self._array.dtype == target.numpy and place is None and not copy:
+    kept = memory_format is preserve_format or suggested(self._array) is memory_format
+    if self._array.dtype == target.numpy and kept and place is None and not copy:
         return self
-    return Cast.apply(self, target.numpy, place, non_blocking)
+    return Cast.apply(self, target.numpy, memory_format, place, non_blocking)
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -54,14 +67,17 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
     Args:
         args: a dtype, a device (or its name), both in that order, or a tensor to be like.
-        kwargs: dtype=, device=, copy=, non_blocking=.
+        kwargs: dtype=, device=, tensor=, copy=, non_blocking=, memory_format=.
 
     Returns:
         The tensor itself where nothing changes (unless `copy`), else a copy.
     """
     copy = kwargs.pop("copy", False)
+    memory_format = kwargs.pop("memory_format", None) or preserve_format
     non_blocking = bool(kwargs.pop("non_blocking", False))
     kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
+    if "tensor" in kwargs:
+        args = (kwargs.pop("tensor"), *args)
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
     for i, a in enumerate(args):
@@ -81,15 +97,16 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
             )
     place = None if place is None else as_device(place)
-    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, place, non_blocking)
+    kind = self.dtype if kind is None else as_dtype(kind)
+    return _cast(self, kind, copy, memory_format, place, non_blocking)
 
 
 export(methods=("to",), function=_to)(Cast)
 
 
 def _converter(target: dtype) -> Any:
-    def convert(self: Tensor) -> Tensor:
-        return _cast(self, target)
+    def convert(self: Tensor, memory_format: Any = preserve_format) -> Tensor:
+        return _cast(self, target, memory_format=memory_format)
 
     convert.__doc__ = f"The tensor as {target}."
     return convert

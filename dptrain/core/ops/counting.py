@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import scalar_dtype
 from dptrain.core.export import export
 from dptrain.core.ops.order import _Counting
 from dptrain.core.ops.reduce import _axes
@@ -53,7 +54,7 @@ def _histc(input: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
     if low == high:
         low, high = low - 1, high + 1
     inside = array[(array >= low) & (array <= high)].astype(np.float64)
-    places = np.minimum((inside - low) / (high - low) * bins, bins - 1).astype(np.int64)
+    places = np.minimum((inside - low) * bins / (high - low), bins - 1).astype(np.int64)
     return wrap(np.bincount(places, minlength=bins).astype(array.dtype))
 
 
@@ -81,7 +82,9 @@ def _searchsorted(
     if right and side == "left":
         raise RuntimeError("searchsorted(): side and right can't be set to opposites")
     line = sorted_sequence._array
-    given = np.asarray(input._array if isinstance(input, Tensor) else input)
+    given = (
+        input._array if isinstance(input, Tensor) else np.asarray(input, scalar_dtype(input).numpy)
+    )
     if sorter is not None:
         if sorter._array.shape != line.shape:
             raise RuntimeError(
@@ -102,10 +105,9 @@ def _searchsorted(
                 "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries "
                 f"tensor and input value tensor must match, but we got {list(line.shape)} and {list(given.shape)}"
             )
-        rows = line.reshape(-1, line.shape[-1])
-        wanted = given.reshape(len(rows), -1)
-        found = np.stack([np.searchsorted(r, w, where) for r, w in zip(rows, wanted, strict=True)])
-        found = found.reshape(given.shape)
+        found = np.zeros(given.shape, np.int64)
+        for place in np.ndindex(*line.shape[:-1]):
+            found[place] = np.searchsorted(line[place], given[place], where)
     return wrap(np.asarray(found).astype(np.int32 if out_int32 else np.int64))
 
 

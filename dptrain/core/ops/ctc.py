@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.op import Op
-from dptrain.core.tensor import Tensor
 
 
 class CtcLoss(Op):
@@ -87,10 +86,10 @@ class CtcLoss(Op):
         return beta
 
     def backward(self, grad: Any, log_probs: Any) -> Any:
-        if isinstance(grad, Tensor):
-            raise RuntimeError(
-                "ctc_loss: the derivative of its backward is not implemented; call backward without create_graph"
-            )
+        return CtcLossBackward.call(log_probs, grad, self)
+
+    def gradient(self, log_probs: np.ndarray) -> np.ndarray:
+        """The derivative of each loss by its log-probabilities."""
         path = self.alpha + self._backward_variables() - self.emitted + self.loss[:, None]
         # An impossible state is -inf - -inf somewhere: it is never visited.
         visits = np.exp(np.where(np.isnan(path), -np.inf, path))
@@ -101,4 +100,13 @@ class CtcLoss(Op):
         impossible = np.isinf(self.loss)
         out[:, impossible] = 0 if self.zero_infinity else np.nan
         out[np.arange(self.count)[:, None] > self.last] = 0
-        return out * grad[:, None]
+        return out
+
+
+class CtcLossBackward(Op):
+    """The gradient of `CtcLoss`; like PyTorch's it has no derivative of its own."""
+
+    name = "ctc_loss_backward"
+
+    def forward(self, log_probs: Any, grad: Any, loss: CtcLoss) -> Any:
+        return loss.gradient(log_probs) * grad[:, None]

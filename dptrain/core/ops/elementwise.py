@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.arrays import as_array, is_array
-from dptrain.core.dtypes import get_default_dtype, result_dtype
+from dptrain.core.dtypes import float64, get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -22,7 +22,8 @@ def _times(value: Any, alpha: Any) -> Any:
             raise RuntimeError(
                 f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
             )
-        return value * value.dtype.type(alpha)
+        # A negative alpha for unsigned integers counts modulo their range, as in PyTorch.
+        return value * np.asarray(alpha).astype(value.dtype)
     return value * alpha
 
 
@@ -33,10 +34,12 @@ class Add(Op):
     in_float32 = True
     promotes = 2
     num_tensors = 0
+    alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
-        self.alpha = alpha
-        return input + _times(other, alpha)
+        if alpha != 1:
+            self.alpha, other = alpha, _times(other, alpha)
+        return input + other
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, self.alpha)
@@ -62,11 +65,13 @@ class Sub(Op):
     in_float32 = True
     promotes = 2
     num_tensors = 0
+    alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
-        self.alpha = alpha
-        return input - _times(other, alpha)
+        if alpha != 1:
+            self.alpha, other = alpha, _times(other, alpha)
+        return input - other
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, -self.alpha)
@@ -113,6 +118,7 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     inplace=("div_", "divide_", "true_divide_", "__itruediv__", "__idiv__"),
     reflected=("__rtruediv__",),
     function=_div,
+    tensors=0,
 )
 class Div(Op):
     """input / other; integers give floating point."""
@@ -202,7 +208,29 @@ class Remainder(Op):
         return grad, -grad * FloorDivide.call(input, other) if self.needs[1] else None
 
 
-@export("pow", methods=("pow", "__pow__"), inplace=("pow_", "__ipow__"), reflected=("__rpow__",))
+def _integer_pow(input: Any, exponent: Any) -> Any:
+    """Integer powers; a negative one rounds to 0 unless the base is 1 or -1."""
+    power = np.power(input, np.maximum(exponent, 0))
+    of_minus_one = 1 - 2 * (exponent & 1)
+    inverse = np.where(input == 1, 1, np.where(input == -1, of_minus_one, 0))
+    return np.where(exponent < 0, inverse, power).astype(power.dtype)
+
+
+def _pow(input: Any, exponent: Any) -> Any:
+    """input ** exponent, element by element."""
+    if type(exponent) is int and exponent < 0 and getattr(input, "dtype", float64).category < 2:
+        raise RuntimeError("pow: Integers to negative integer powers are not allowed.")
+    return Pow.apply(input, exponent)
+
+
+@export(
+    "pow",
+    methods=("pow", "__pow__"),
+    inplace=("pow_", "__ipow__"),
+    reflected=("__rpow__",),
+    function=_pow,
+    tensors=0,
+)
 class Pow(Op):
     """input ** exponent."""
 
@@ -211,8 +239,8 @@ class Pow(Op):
     num_tensors = 0
 
     def forward(self, input: Any, exponent: Any) -> Any:
-        if input.dtype.kind in "iu" and (as_array(exponent) < 0).any():
-            raise RuntimeError("pow: integers to negative integer powers are not allowed")
+        if input.dtype.kind == "i":
+            return _integer_pow(input, exponent)
         if is_array(exponent):
             self.backward_name = "PowBackward1"
         return input**exponent
@@ -259,10 +287,12 @@ class Abs(Op):
 
 @export("sign", methods=("sign",), inplace=("sign_",))
 class Sign(Op):
-    """-1, 0 or 1."""
+    """-1, 0 or 1; 0 for NaN."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.sign(input) if input.dtype != np.bool_ else input.copy()
+        if input.dtype == np.bool_:
+            return input.copy()
+        return self.xp.where(input == input, self.xp.sign(input), input.dtype.type(0))
 
     def backward(self, grad: Any) -> Any:
         return grad * 0

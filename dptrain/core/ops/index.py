@@ -11,7 +11,7 @@ from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
 from dptrain.core.op import Op
-from dptrain.core.ops.shape import Embed, wrap_dim
+from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor
 
 
@@ -154,27 +154,57 @@ Tensor.__getitem__ = _getitem  # type: ignore[method-assign]
 Tensor.__setitem__ = _setitem  # type: ignore[method-assign]
 
 
+def places_along(
+    op: str, shape: tuple[int, ...], dim: int, index: Any, source: Any = None
+) -> tuple[Any, ...]:
+    """The advanced index that stands for `index` along `dim` of a tensor of `shape`.
+
+    One place per element of `index`. A 0-d tensor counts as (1,); an empty index may be of any type
+    and number of dimensions, as in PyTorch.
+
+    Raises:
+        RuntimeError: an index that is no int32 or int64 tensor, does not fit, or leaves the dimension.
+    """
+    dim = wrap_dim(dim, len(shape), op)
+    shape = shape or (1,)
+    if isinstance(index, np.ndarray) and not index.size:
+        return (np.zeros(index.shape, np.int64),) * len(shape)
+    if not isinstance(index, np.ndarray) or index.dtype not in (np.int64, np.int32):
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise RuntimeError(f"{op}(): Expected dtype int32/int64 for index, got {kind}")
+    if max(index.ndim, 1) != len(shape):
+        raise RuntimeError(
+            f"{op}(): Index tensor must have the same number of dimensions as self tensor ({index.ndim} and {len(shape)})"
+        )
+    for d, n in enumerate(index.shape):
+        if d != dim and n > shape[d]:
+            raise RuntimeError(
+                f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(shape)} apart from "
+                f"dimension {dim}"
+            )
+        if isinstance(source, np.ndarray) and source.ndim and n > source.shape[d]:
+            raise RuntimeError(
+                f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
+            )
+    if index.min() < 0 or index.max() >= shape[dim]:
+        wrong = int(index.min()) if index.min() < 0 else int(index.max())
+        raise RuntimeError(
+            f"{op}(): index {wrong} is out of bounds for dimension {dim} with size {shape[dim]}"
+        )
+    places: list[Any] = list(np.ogrid[tuple(slice(s) for s in index.shape)]) or [index]
+    places[dim] = index
+    return tuple(places)
+
+
 @export("gather", methods=("gather",))
 class Gather(Op):
     """out[i][j] = input[index[i][j]][j] (dim 0): one element per element of `index`."""
 
     def forward(self, input: Any, dim: int, index: Any) -> Any:
-        if not is_array(index) or index.dtype.kind not in "iu":
-            raise RuntimeError("gather(): Expected dtype int64 for index")
-        dim = wrap_dim(dim, input.ndim, "gather")
-        if index.ndim != input.ndim:
-            raise RuntimeError(
-                "gather: Index tensor must have the same number of dimensions as input tensor"
-            )
-        size = input.shape[dim] if input.ndim else 1
-        if index.size and not (index.min() >= 0 and index.max() < size):
-            raise RuntimeError(
-                f"gather: index {int(index.max())} is out of bounds for dimension {dim} with size {size}"
-            )
-        places = list(np.ogrid[tuple(slice(s) for s in index.shape)])
-        places[dim] = index
-        self.places, self.shape = tuple(places), input.shape
-        return input[self.places]
+        self.places, self.shape = places_along("gather", input.shape, dim, index), input.shape
+        return input.reshape(input.shape or (1,))[self.places]
 
     def backward(self, grad: Any) -> Any:
+        if not self.shape:
+            return Reshape.call(Scatter.call(grad, (1,), self.places), ())
         return Scatter.call(grad, self.shape, self.places)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.export import export
 from dptrain.core.history import Overwrite, check_writeable, record_overwrite
 from dptrain.core.op import Op
 from dptrain.core.random import Generator, default_generator
@@ -26,6 +27,28 @@ class CopyInto(Op):
 
     def backward(self, grad: Any) -> Any:
         return Overwrite.call(grad), grad
+
+
+@export(inplace=("fill_diagonal_",))
+class FillDiagonal(Op):
+    """The main diagonal (all indices equal) set to one value; with `wrap` again after each tall block."""
+
+    name = "fill_diagonal_"
+    backward_name = "FillDiagonalBackward0"
+
+    def forward(self, input: Any, fill_value: Any, wrap: bool = False) -> Any:
+        if input.ndim < 2:
+            raise RuntimeError("fill_diagonal_: dimensions must larger than 1")
+        if input.ndim > 2 and len(set(input.shape)) > 1:
+            raise RuntimeError("fill_diagonal_: all dimensions of input must be of equal length")
+        out = input.copy()
+        if out.size:
+            np.fill_diagonal(out, fill_value, wrap)
+        self.wrap = wrap
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return FillDiagonal.call(grad, 0, self.wrap)
 
 
 def _fill(self: Tensor, value: Any) -> Tensor:

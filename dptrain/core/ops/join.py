@@ -10,12 +10,22 @@ from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Narrow, Select, wrap_dim
+from dptrain.core.tensor import Tensor
 
 
 def _cat(tensors: Any, dim: int = 0) -> Any:
     """Join tensors along an existing dimension."""
-    if not isinstance(tensors, (tuple, list)) or not tensors:
-        raise RuntimeError("cat: expected a non-empty list or tuple of Tensors")
+    if not isinstance(tensors, (tuple, list)):
+        raise TypeError(
+            f"cat(): argument 'tensors' (position 1) must be tuple of Tensors, not {type(tensors).__name__}"
+        )
+    if not tensors:
+        raise ValueError("cat(): expected a non-empty list of Tensors")
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"cat(): expected Tensor as element {i} in argument 0, but got {type(t).__name__}"
+            )
     return Cat.apply(*tensors, dim=dim)
 
 

@@ -81,6 +81,8 @@ def _pinv(
         rtol: ... up to this part of the largest; eps * max(m, n) by default.
     """
     check_matrix("linalg.pinv", A, square=hermitian)
+    if not A.numel():
+        return mT(A).clone()
     return LinalgPinv.apply(A, atol, rcond if rtol is None else rtol, hermitian)
 
 

@@ -57,7 +57,7 @@ def _matrix_norm(
     if ord in ("nuc", 2, -2):
         rest = [d for d in range(A.ndim) if d not in (rows, columns)]
         values = LinalgSvd.apply(Permute.apply(A, (*rest, rows, columns)), False)[1]
-        if ord == "nuc":
+        if ord == "nuc" or (ord == 2 and not values.shape[-1]):
             out = Sum.apply(values, -1)
         else:
             out = (Amax if ord == 2 else Amin).apply(values, -1)
@@ -67,7 +67,10 @@ def _matrix_norm(
         return out
     summed, searched = (rows, columns) if abs(ord) == 1 else (columns, rows)
     sums = VectorNorm.apply(A, 1, summed, True)
-    out = (Amax if ord > 0 else Amin).apply(sums, (searched,), True)
+    if ord > 0 and not A.shape[searched]:  # the largest of nothing
+        out = Sum.apply(sums, (searched,), True)
+    else:
+        out = (Amax if ord > 0 else Amin).apply(sums, (searched,), True)
     return out if keepdim else out.squeeze((rows, columns))
 
 

@@ -49,6 +49,8 @@ class VectorNorm(Op):
 
     in_float32 = True
 
+    backward_name = "LinalgVectorNormBackward0"
+
     def forward(self, x: Any, p: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
         if x.dtype.kind in "biu":
             raise RuntimeError(

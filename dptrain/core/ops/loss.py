@@ -10,6 +10,7 @@ from dptrain.core.arrays import grid
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation import Softmax
+from dptrain.core.ops.compare import Where
 from dptrain.core.ops.index import Scatter
 from dptrain.core.tensor import Tensor
 
@@ -68,6 +69,7 @@ class NllLoss(Op):
         check_classes("nll_loss", target, input.shape[1], ignore_index)
         counts = target != ignore_index
         classes = np.where(counts, target, 0)
+        self.counts, self.zero = counts, np.zeros((), input.dtype)
         self.factor = -counts.astype(input.dtype)
         if weight is not None:
             self.factor = self.factor * weight[classes]
@@ -77,4 +79,6 @@ class NllLoss(Op):
         return input[self.places] * self.factor
 
     def backward(self, grad: Any) -> Any:
-        return Scatter.call(grad * self.factor, self.shape, self.places)
+        # Where no position counts the mean is 0 / 0, and so is the gradient that comes back from it.
+        kept = Where.call(self.counts, grad, self.zero)
+        return Scatter.call(kept * self.factor, self.shape, self.places)

@@ -16,6 +16,7 @@ class _PointwiseLoss(Op):
     """`values` and its two derivatives; `reduction` is "none", "mean" or "sum"."""
 
     promotes = 2
+    in_float32 = True
 
     def forward(self, input: Any, target: Any, reduction: str = "mean", option: Any = None) -> Any:
         check_floating(self.name, input)

@@ -19,6 +19,21 @@ def _check_same_dtype(op: str, *arrays: Any) -> None:
         )
 
 
+def check_inner(op: str, a: Any, b: Any) -> None:
+    """Refuse factors whose inner dimensions differ.
+
+    Raises:
+        RuntimeError: naming both shapes.
+    """
+    inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
+    if a.shape[-1] != inner:
+        raise RuntimeError(
+            f"{op}: shapes cannot be multiplied ({_times(a)} and {_times(b)}): the last dimension of the "
+            f"first ({a.shape[-1]}) must equal the {'second last' if b.ndim > 1 else 'only'} dimension of "
+            f"the second ({inner})"
+        )
+
+
 #: By the dimensions of both operands; products of batches end in a view in PyTorch.
 _NODE_NAMES = {
     (1, 1): "DotBackward0",
@@ -41,13 +56,7 @@ class Matmul(Op):
             raise RuntimeError(
                 f"matmul: both arguments need to be at least 1D, but they are {input.ndim}D and {other.ndim}D"
             )
-        inner = other.shape[-2] if other.ndim > 1 else other.shape[0]
-        if input.shape[-1] != inner:
-            raise RuntimeError(
-                f"matmul: shapes cannot be multiplied ({_times(input)} and {_times(other)}): the last dimension of the "
-                f"first ({input.shape[-1]}) must equal the {'second last' if other.ndim > 1 else 'only'} dimension of "
-                f"the second ({inner})"
-            )
+        check_inner("matmul", input, other)
         self.backward_name = _NODE_NAMES.get((input.ndim, other.ndim), "UnsafeViewBackward0")
         return self.xp.matmul(input, other)
 
@@ -107,7 +116,7 @@ def _dot(input: Any, other: Any) -> Any:
 
 export("mm", methods=("mm",), function=_mm)(Matmul)
 export("bmm", methods=("bmm",), function=_bmm)(Matmul)
-export("dot", methods=("dot",), function=_dot)(Matmul)
+export("dot", "vdot", methods=("dot", "vdot"), function=_dot, tensors=2)(Matmul)
 
 
 #: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of

@@ -29,14 +29,6 @@ class NormSpec(NamedTuple):
     centre: bool = True
 
 
-def _wide(value: Any) -> Any:
-    """16-bit types are computed in float32."""
-    if value.dtype.itemsize > 2:
-        return value
-    kind = np.dtype(np.float32)
-    return value.to(kind) if isinstance(value, Tensor) else value.astype(kind)
-
-
 def _mean(value: Any, axes: Shape) -> Any:
     """The mean over `axes`, which stay; 0 over nothing."""
     count = math.prod(value.shape[a] for a in axes)
@@ -50,6 +42,8 @@ class _Norm(Op):
     the mean and the variance (population) that were used.
     """
 
+    in_float32 = True
+
     def forward(
         self,
         input: Any,
@@ -61,9 +55,9 @@ class _Norm(Op):
     ) -> Any:
         self.spec, self.fixed = spec, fixed is not None
         self.affine = None if weight is None else weight.shape
-        x = _wide(input).reshape(spec.inner)
+        x = input.reshape(spec.inner)
         if fixed is not None:
-            mean, var = (_wide(v).reshape(spec.affine_shape).astype(x.dtype) for v in fixed)
+            mean, var = (v.reshape(spec.affine_shape).astype(x.dtype) for v in fixed)
             self.mean, self.rstd = mean, 1 / np.sqrt(var + x.dtype.type(spec.eps))
             out = x - mean
         else:
@@ -75,15 +69,15 @@ class _Norm(Op):
                 seen += [self.mean, var]
         out = out * self.rstd
         if weight is not None:
-            out *= _wide(weight).reshape(spec.affine_shape)
+            out *= weight.reshape(spec.affine_shape)
         if bias is not None:
-            out += _wide(bias).reshape(spec.affine_shape)
-        return out.reshape(input.shape).astype(input.dtype, copy=False)
+            out += bias.reshape(spec.affine_shape)
+        return out.reshape(input.shape)
 
     def _normalised(self, input: Any) -> tuple[Any, Any]:
         """The normalised input and 1/std: raw from what is kept, or as part of the graph."""
         spec = self.spec
-        x = _wide(input).reshape(spec.inner)
+        x = input.reshape(spec.inner)
         if self.fixed or not isinstance(input, Tensor):
             mean, rstd = self.mean, self.rstd
             return (x if mean is None else x - mean) * rstd, rstd
@@ -94,7 +88,7 @@ class _Norm(Op):
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         spec = self.spec
-        g = _wide(grad).reshape(spec.inner)
+        g = grad.reshape(spec.inner)
         x_hat, rstd = self._normalised(input)
         others = tuple(i for i, s in enumerate(spec.affine_shape) if s == 1)
         d_input = d_weight = d_bias = None
@@ -104,7 +98,7 @@ class _Norm(Op):
         if self.needs[2]:
             d_bias = (g.sum(axis=others) if others else g).reshape(self.affine)
         if self.needs[0]:
-            d = g if weight is None else g * _wide(weight).reshape(spec.affine_shape)
+            d = g if weight is None else g * weight.reshape(spec.affine_shape)
             if not self.fixed:
                 d = d - x_hat * _mean(d * x_hat, spec.axes)
                 if spec.centre:

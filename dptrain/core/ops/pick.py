@@ -71,6 +71,8 @@ class Embedding(Op):
 class EmbeddingDense(Op):
     """The derivative of Embedding: gradients added up in the rows that they came from."""
 
+    in_float32 = True
+
     def forward(self, grad: Any, indices: Any, padding_idx: int, num: int) -> Any:
         self.indices, self.padding_idx = indices, padding_idx
         out = add_rows(grad.reshape(indices.size, grad.shape[-1]), indices.ravel(), num)
@@ -87,6 +89,8 @@ class EmbeddingDense(Op):
 
 class SegmentSum(Op):
     """Sums of the rows of each bag: (R, D) with the bag of each row -> (bags, D)."""
+
+    in_float32 = True
 
     def forward(self, input: Any, bag_of: Any, bags: int) -> Any:
         self.bag_of = bag_of

@@ -36,6 +36,11 @@ def pool_window(
     Raises:
         RuntimeError: sizes that do not fit.
     """
+    if 0 in input.shape[1:]:
+        raise RuntimeError(
+            f"{op}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
+            f"{list(input.shape)}"
+        )
     kernel = sizes_of(kernel_size, rank, op, "kernel_size")
     step = kernel if stride is None or stride in ((), []) else sizes_of(stride, rank, op, "stride")
     pad, gap = sizes_of(padding, rank, op, "padding"), sizes_of(dilation, rank, op, "dilation")
@@ -75,6 +80,8 @@ class MaxPool2d(Op):
 
 class MaxPoolScatter(Op):
     """Each window's value at the place where its maximum stood."""
+
+    in_float32 = True
 
     def forward(self, grad: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
         self.where, self.shape, self.geometry = where, shape, geometry
@@ -132,20 +139,39 @@ def _divisors(
     return (counts[0][:, None] * counts[1])[:, :, None].astype(np.float64)
 
 
+def divided(sums: np.ndarray, divisors: Any) -> np.ndarray:
+    """The sums over their divisors; of integers cut towards zero."""
+    by = np.asarray(divisors).astype(sums.dtype)
+    if sums.dtype.kind == "f":
+        return sums / by
+    return np.asarray(np.sign(sums) * np.sign(by) * (np.abs(sums) // np.abs(by)))
+
+
+def check_averaged(op: str, input: Any) -> None:
+    """Means are taken of floating point and int64 values, as in PyTorch.
+
+    Raises:
+        NotImplementedError: another type.
+    """
+    if not (input.is_floating_point() or input.dtype.name == "int64"):
+        raise NotImplementedError(
+            f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+        )
+
+
 class AvgPool2d(Op):
     """The sum of each window over a divisor."""
 
     name = "avg_pool2d"
+    in_float32 = True
 
     def forward(self, input: Any, geometry: Geometry, oh: int, ow: int, divisors: Any) -> Any:
         self.rest = (input.shape, geometry, oh, ow, divisors)
         kh, kw = geometry[:2]
         n, c = input.shape[:2]
         cols = kernels_for(input).im2col(channels_last(input), oh, ow, geometry)
-        return channels_first(
-            cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3)
-            / self.xp.asarray(divisors.astype(input.dtype))
-        )
+        sums = cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3, dtype=input.dtype)
+        return channels_first(divided(sums, divisors))
 
     def backward(self, grad: Any) -> Any:
         return AvgPoolScatter.call(grad, *self.rest)
@@ -153,6 +179,8 @@ class AvgPool2d(Op):
 
 class AvgPoolScatter(Op):
     """Each window's value over its divisor, added to all its elements."""
+
+    in_float32 = True
 
     def forward(
         self, grad: Any, shape: tuple[int, ...], geometry: Geometry, oh: int, ow: int, divisors: Any
@@ -183,6 +211,7 @@ def _avg_pool2d(
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
     x = batched("avg_pool2d", input, 2)
+    check_averaged("avg_pool2d", input)
     window, outs = pool_window("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
     geometry = window.geometry()
     oh, ow = outs

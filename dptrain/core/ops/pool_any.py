@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.half import lift
 from dptrain.core.op import Op
 from dptrain.core.ops.conv import batched
 from dptrain.core.ops.pick import Pick
-from dptrain.core.ops.pool import AvgPool2d, MaxPool2d, pool_window
+from dptrain.core.ops.pool import (
+    AvgPool2d,
+    MaxPool2d,
+    check_averaged,
+    divided,
+    pool_window,
+)
 from dptrain.core.ops.stencil import Stencil, check_floating, windows
 from dptrain.core.ops.windows import Sizes, Window
 from dptrain.core.tensor import Tensor, wrap
@@ -118,7 +125,7 @@ def _avg_pool1d(
 ) -> Any:
     """The mean of each window: (N, C, L) -> (N, C, out); also unbatched."""
     x = batched("avg_pool1d", input, 1)
-    check_floating("avg_pool1d", input)
+    check_averaged("avg_pool1d", input)
     window, outs = pool_window("avg_pool1d", 1, x, kernel_size, stride, padding, 1, ceil_mode)
     (k,), (s,), (p,), _ = window
     counts = _spans(int(x.shape[2]), outs[0], k, s, p, count_include_pad)[2]
@@ -139,16 +146,23 @@ def _avg_pool3d(
     """The mean of each window: (N, C, D, H, W) -> (N, C, od, oh, ow); also unbatched."""
     if divisor_override == 0:
         raise RuntimeError("avg_pool3d: divisor must be not zero")
-    out = batched("avg_pool3d", input, 3)
-    check_floating("avg_pool3d", input)
+    out = lift(batched("avg_pool3d", input, 3))
+    check_averaged("avg_pool3d", input)
     window, outs = pool_window("avg_pool3d", 3, out, kernel_size, stride, padding, 1, ceil_mode)
+    divisors: list[Any] = []
     for i, (o, k, s, p) in enumerate(zip(outs, *window[:3], strict=True)):
         size = int(out.shape[i + 2])
         first, last, counts = _spans(size, o, k, s, p, count_include_pad)
-        weights = None if divisor_override else 1 / counts
-        out = Stencil.apply(out, i + 2, windows(first, last, weights, size))
+        whole = divisor_override or not input.is_floating_point()
+        divisors.append(counts)
+        out = Stencil.apply(out, i + 2, windows(first, last, None if whole else 1 / counts, size))
     if divisor_override:
+        divisors = [np.full(1, divisor_override)]
+    if not input.is_floating_point():
+        out = wrap(divided(out._array, math.prod(np.ix_(*divisors))))
+    elif divisor_override:
         out = out / divisor_override
+    out = out.to(input.dtype)
     return out if input.ndim == 5 else out.squeeze(0)
 
 
@@ -156,9 +170,16 @@ def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
     """The sizes asked for; None keeps the input's.
 
     Raises:
+        ValueError: several sizes for too few dimensions.
         RuntimeError: not one size, or one per dimension.
     """
-    wanted = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * rank
+    several = isinstance(output_size, (tuple, list))
+    if several and rank > 1 and input.ndim <= len(output_size):
+        raise ValueError(
+            f"{op}: Input dimension should be at least {len(output_size) + 1}, got shape {list(input.shape)}"
+        )
+    batched(op, input, rank)
+    wanted = tuple(output_size) if several else (output_size,) * rank
     if len(wanted) == 1:
         wanted *= rank
     if len(wanted) != rank:
@@ -188,8 +209,8 @@ def _adaptive_avg(rank: int) -> Callable[..., Any]:
     op = f"adaptive_avg_pool{rank}d"
 
     def pool(input: Any, output_size: Any) -> Any:
-        out = batched(op, input, rank)
         wanted = output_sizes(op, output_size, rank, input)
+        out = lift(batched(op, input, rank))
         dims = tuple(range(2, rank + 2))
         check_floating(op, input)
         if wanted == (1,) * rank:
@@ -199,6 +220,7 @@ def _adaptive_avg(rank: int) -> Callable[..., Any]:
                 entries = int(out.shape[dim])
                 start, end = adaptive_spans(entries, size)
                 out = Stencil.apply(out, dim, windows(start, end, 1 / (end - start), entries))
+        out = out.to(input.dtype)
         return out if input.ndim == rank + 2 else out.squeeze(0)
 
     pool.__doc__ = f"""Means over windows that divide the input evenly: (N, C, *sizes) -> (N, C, *output_size).

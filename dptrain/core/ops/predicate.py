@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import scalar_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import (
@@ -114,7 +115,10 @@ def _isin(
             "isin(): expected a Tensor for elements or test_elements, got "
             f"{type(elements).__name__} and {type(test_elements).__name__}"
         )
-    a, b = (v._array if isinstance(v, Tensor) else np.asarray(v) for v in (elements, test_elements))
+    a, b = (
+        v._array if isinstance(v, Tensor) else np.asarray(v, scalar_dtype(v).numpy)
+        for v in (elements, test_elements)
+    )
     return wrap(np.asarray(np.isin(a, b, assume_unique=assume_unique, invert=invert)))
 
 

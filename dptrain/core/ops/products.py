@@ -1,4 +1,4 @@
-"""Products that are compositions of matmul: with an addend, outer, Kronecker, contractions, chains."""
+"""Products that are compositions of matmul: outer, Kronecker, contractions, chains."""
 
 from __future__ import annotations
 
@@ -32,82 +32,6 @@ def check_dims(op: str, **expected: tuple[Any, int]) -> None:
             raise RuntimeError(
                 f"{op}: Expected {name} to be a {ndim}-D tensor, but got shape {list(value.shape)}"
             )
-
-
-def _scaled_sum(op: str, input: Any, product: Any, beta: Any, alpha: Any) -> Any:
-    """beta * input + alpha * product; with beta 0 the input is not looked at."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if input.dtype != product.dtype:
-        raise RuntimeError(
-            f"{op}: self must have the same dtype as the product, got {input.dtype} and {product.dtype}"
-        )
-    lead = product.ndim - input.ndim
-    fits = lead >= 0 and all(
-        s in (1, t) for s, t in zip(input.shape, product.shape[lead:], strict=True)
-    )
-    if not fits:
-        raise RuntimeError(
-            f"{op}: The expanded size of the tensor {list(product.shape)} must match the existing size of the "
-            f"input {list(input.shape)}"
-        )
-    if input.dtype.category < 2 and any(isinstance(f, float) for f in (alpha, beta)):
-        raise RuntimeError(
-            f"{op}: For integral input tensors, argument beta and alpha must not be floating point numbers."
-        )
-    if alpha != 1:
-        product = product * alpha
-    if beta == 0:
-        return product
-    return (input if beta == 1 else input * beta) + product
-
-
-def _addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """beta * input + alpha * (mat1 @ mat2): (n, m) @ (m, p), the input broadcasts to (n, p)."""
-    check_dims("addmm", mat1=(mat1, 2), mat2=(mat2, 2))
-    return _scaled_sum("addmm", input, Matmul.apply(mat1, mat2), beta, alpha)
-
-
-def _addmv(input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """beta * input + alpha * (mat @ vec): (n, m) @ (m,), the input broadcasts to (n,)."""
-    check_dims("addmv", mat=(mat, 2), vec=(vec, 1))
-    return _scaled_sum("addmv", input, Matmul.apply(mat, vec), beta, alpha)
-
-
-def _addr(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """beta * input + alpha * outer(vec1, vec2); the input broadcasts to (n, m)."""
-    return _scaled_sum("addr", input, _outer(vec1, vec2), beta, alpha)
-
-
-def _check_batches(op: str, batch1: Any, batch2: Any) -> None:
-    check_dims(op, batch1=(batch1, 3), batch2=(batch2, 3))
-    if batch1.shape[0] != batch2.shape[0]:
-        raise RuntimeError(
-            f"{op}: batch1 and batch2 must have same number of batches, got {batch1.shape[0]} and "
-            f"{batch2.shape[0]}"
-        )
-
-
-def _baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """beta * input + alpha * (batch1 @ batch2): (b, n, m) @ (b, m, p)."""
-    _check_batches("baddbmm", batch1, batch2)
-    return _scaled_sum("baddbmm", input, Matmul.apply(batch1, batch2), beta, alpha)
-
-
-def _addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """beta * input + alpha * (sum over the batch of batch1 @ batch2): (b, n, m) @ (b, m, p) -> (n, p)."""
-    _check_batches("addbmm", batch1, batch2)
-    return _scaled_sum("addbmm", input, Matmul.apply(batch1, batch2).sum(0), beta, alpha)
-
-
-for _name, _function in {
-    "addmm": _addmm,
-    "addmv": _addmv,
-    "addr": _addr,
-    "baddbmm": _baddbmm,
-    "addbmm": _addbmm,
-}.items():
-    export(_name, methods=(_name,), inplace=(f"{_name}_",), function=_function)(Matmul)
 
 
 def _outer(input: Any, vec2: Any) -> Any:
@@ -178,6 +102,11 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
             f"both dimension lists should have same length, got {len(left)} and {len(right)}"
         )
     for d, e in zip(left, right, strict=True):
+        # A size of one stands for the other's size.
+        if a.shape[d] == 1 != b.shape[e]:
+            b = b.sum(e, keepdim=True, dtype=b.dtype)
+        elif b.shape[e] == 1 != a.shape[d]:
+            a = a.sum(d, keepdim=True, dtype=a.dtype)
         if a.shape[d] != b.shape[e]:
             raise RuntimeError(
                 f"tensordot: contracted dimensions need to match, but first has size {a.shape[d]} in dim {d} and "
@@ -192,7 +121,7 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     return Reshape.apply(Matmul.apply(x, y), tuple(shape))
 
 
-export("tensordot", function=_tensordot)(Matmul)
+export("tensordot", function=_tensordot, free=("dims",))(Matmul)
 
 
 def _multi_dot(tensors: Any) -> Any:

@@ -186,6 +186,20 @@ class Draws(Op):
     differentiable = False
 
 
+class Normal(Op):
+    """Draws with given means and deviations; the gradient is 0, as PyTorch defines it."""
+
+    num_tensors = 0
+
+    def forward(self, mean: Any, std: Any, draws: Any, kind: Any) -> Any:
+        tensors = [isinstance(v, np.ndarray) for v in (mean, std)]
+        self.backward_name = f"NormalBackward{3 if all(tensors) else 1 if tensors[0] else 2}"
+        return np.asarray(draws * std + mean).astype(kind)
+
+    def backward(self, grad: Any) -> Any:
+        return grad * 0, grad * 0
+
+
 def _normal(
     mean: Any = 0.0,
     std: Any = 1.0,
@@ -220,8 +234,7 @@ def _normal(
         raise RuntimeError(
             f"normal: shapes {list(np.shape(arrays[0]))} and {list(np.shape(arrays[1]))} do not broadcast"
         ) from None
-    draws = np.asarray(_stream(generator).standard_normal(shape)) * arrays[1] + arrays[0]
-    return wrap(np.asarray(draws).astype(kind))
+    return Normal.apply(mean, std, np.asarray(_stream(generator).standard_normal(shape)), kind)
 
 
 def _poisson(input: Any, generator: Generator | None = None) -> Any:

@@ -81,9 +81,10 @@ class Mean(_Reduction):
         if dim is not None:
             self.backward_name = "MeanBackward1"
         input, kind = _accumulator(input, dtype)
-        if dtype is None and input.dtype.kind in "biu":
+        if input.dtype.kind in "biu":
+            which = "Input dtype" if dtype is None else "Optional dtype"
             raise RuntimeError(
-                f"mean(): could not infer output dtype. Input dtype must be a floating point dtype. Got: {input.dtype}"
+                f"mean(): could not infer output dtype. {which} must be a floating point dtype. Got: {input.dtype}"
             )
         self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
         total = self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
@@ -107,8 +108,10 @@ class Var(_Reduction):
         unbiased: bool | None = None,
         keepdim: bool = False,
         *,
-        correction: float = 1,
+        correction: float | None = None,
     ) -> Any:
+        if isinstance(dim, bool):  # var(input, unbiased)
+            dim, unbiased = None, dim
         if input.dtype.kind in "biu":
             raise RuntimeError(
                 f"{self.name}: only floating point dtypes are supported, got {input.dtype}"
@@ -116,6 +119,8 @@ class Var(_Reduction):
         axes = self._plan(input, dim)
         if unbiased is not None:
             correction = int(unbiased)
+        elif correction is None:
+            correction = 1
         count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
         self.divisor = max(0.0, count - correction)
         self.count = count
@@ -282,25 +287,34 @@ def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
-export("max", methods=("max",), function=_max)(MaxOfAll)
-export("min", methods=("min",), function=_min)(MinOfAll)
+export("max", methods=("max",), function=_max, free=("dim",))(MaxOfAll)
+export("min", methods=("min",), function=_min, free=("dim",))(MinOfAll)
 
 
 class _Truth(Op):
+    """Booleans, but uint8 for uint8: PyTorch's old type of truth values."""
+
     differentiable = False
+
+    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        found = self._find(input, _axes(dim, input.ndim, self.name), keepdim)
+        return self.xp.asarray(found).astype(np.uint8) if input.dtype == np.uint8 else found
+
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        raise NotImplementedError
 
 
 @export("all", methods=("all",))
 class All(_Truth):
     """Whether every element is non-zero."""
 
-    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        return self.xp.all(input, axis=_axes(dim, input.ndim, "all"), keepdims=keepdim)
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.all(input, axis=axes, keepdims=keepdim)
 
 
 @export("any", methods=("any",))
 class Any_(_Truth):
     """Whether some element is non-zero."""
 
-    def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        return self.xp.any(input, axis=_axes(dim, input.ndim, "any"), keepdims=keepdim)
+    def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        return self.xp.any(input, axis=axes, keepdims=keepdim)

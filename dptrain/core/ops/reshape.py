@@ -72,7 +72,8 @@ def _sum_to_size(self: Tensor, *size: Any) -> Any:
         raise RuntimeError(
             f"sum_to_size: size {list(shape)} is not expandable to size {list(self.shape)}"
         )
-    integers = self.dtype.category < 2 and shape != self._array.shape
+    summed = shape == () or shape != self._array.shape
+    integers = self.dtype.category < 2 and summed
     return SumToSize.apply(self.long() if integers else self, shape)
 
 
@@ -185,6 +186,7 @@ def _t_of(input: Any) -> Any:
 
 
 for _name, _make in {
+    "as_strided_": AsStrided.apply,
     "squeeze_": Squeeze.apply,
     "unsqueeze_": Unsqueeze.apply,
     "transpose_": Transpose.apply,

@@ -177,8 +177,9 @@ class NextAfter(Op):
             raise RuntimeError(f"nextafter: not implemented for {input.dtype}")
         return self.xp.nextafter(input, other)
 
-    def backward(self, grad: Any) -> Any:
-        raise RuntimeError("the derivative for 'nextafter' is not implemented")
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        # A step away from input; where both are equal there is none, and neither moves the result.
+        return Where.call(input == other, grad * 0, grad), grad * 0
 
 
 @export("nan_to_num", methods=("nan_to_num",), inplace=("nan_to_num_",))
@@ -316,7 +317,7 @@ def _ldexp(input: Any, other: Any) -> Any:
     return input * (factor.to(input.dtype) if integers else factor)
 
 
-export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp)(Exp2)
+export("ldexp", methods=("ldexp",), inplace=("ldexp_",), function=_ldexp, tensors=2)(Exp2)
 
 
 #: `frexp`: input = mantissa * 2 ** exponent with 0.5 <= |mantissa| < 1.

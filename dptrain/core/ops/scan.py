@@ -183,6 +183,8 @@ def _diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: An
     if n < 0:
         raise RuntimeError(f"diff: order must be non-negative but got {n}")
     dim = wrap_dim(dim, input.ndim, "diff")
+    if n == 0:
+        return input
     parts = [p for p in (prepend, input, append) if p is not None]
     value = _cat(parts, dim) if len(parts) > 1 else input
     for _ in range(min(n, value.shape[dim])):

@@ -15,7 +15,7 @@ from dptrain.core.arrays import is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index
+from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index, places_along
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
 
@@ -32,41 +32,19 @@ def check_index(op: str, index: Any, size: int, dim: int | None = None) -> None:
 
 
 def _places(input: Any, dim: int, index: Any, op: str, source: Any = None) -> tuple[Any, ...]:
-    """The advanced index that stands for `index` along `dim`, one place per element of it."""
-    dim = wrap_dim(dim, input.ndim, op)
-    if not is_array(index) or index.dtype != np.int64:
-        raise RuntimeError(f"{op}(): Expected dtype int64 for index")
-    if max(index.ndim, 1) != max(input.ndim, 1):
-        raise RuntimeError(
-            f"{op}(): Index tensor must have the same number of dimensions as self tensor ({index.ndim} and {input.ndim})"
-        )
-    for d, n in enumerate(index.shape if index.size else ()):
-        if d != dim and n > input.shape[d]:
-            raise RuntimeError(
-                f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart from "
-                f"dimension {dim}"
-            )
-        if is_array(source) and source.ndim and n > source.shape[d]:
-            raise RuntimeError(
-                f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
-            )
-    size = input.shape[dim] if input.ndim else 1
-    if index.size and (index.min() < 0 or index.max() >= size):
-        wrong = int(index.min()) if index.min() < 0 else int(index.max())
-        raise RuntimeError(
-            f"{op}(): index {wrong} is out of bounds for dimension {dim} with size {size}"
-        )
-    if not input.ndim:
-        return ()
-    places = list(np.ogrid[tuple(slice(s) for s in index.shape)])
-    places[dim] = index
-    return tuple(places)
+    """Where `index` along `dim` points in `input`; a 0-d tensor keeps its shape."""
+    places = places_along(op, input.shape, dim, index, source)
+    if input.ndim:
+        return places
+    return () if index.size else (np.asarray(False),)
 
 
 def _part(source: Any, index: Any) -> Any:
     """The leading part of `source` that has the shape of `index`."""
     if not getattr(source, "ndim", 0) or source.shape == index.shape:
         return source
+    if not index.size:
+        return np.zeros(index.shape, source.dtype)
     return source[tuple(slice(n) for n in index.shape)]
 
 
@@ -102,7 +80,7 @@ def _scatter(
     return _scatter_reduce(input, dim, index, source, "prod")
 
 
-@export("scatter", methods=("scatter",), inplace=("scatter_",), function=_scatter)
+@export("scatter", methods=("scatter",), inplace=("scatter_",), function=_scatter, free=("src",))
 class ScatterPut(Op):
     """A copy of the input with values stored along a dimension."""
 
@@ -126,6 +104,9 @@ class ScatterPut(Op):
 def _embed_part(grad: Any, index: Any, shape: tuple[int, ...]) -> Any:
     if tuple(grad.shape) == tuple(shape) or not shape:
         return grad
+    if not index.size:
+        index = np.zeros((0,) * len(shape))
+        grad = Reshape.call(grad, index.shape)
     return Embed.call(grad, shape, tuple(slice(n) for n in index.shape))
 
 
@@ -211,7 +192,9 @@ class IndexAdd(Op):
         self.places = _lines_source("index_add", input, source, dim, index)
         self.alpha, self.shape = alpha, source.shape
         out = input.copy()
-        self.xp.add.at(out, self.places, source if alpha == 1 else source * alpha)
+        # The factor as PyTorch converts it: -1 is 255 for uint8.
+        factor = self.xp.asarray(alpha).astype(input.dtype)
+        self.xp.add.at(out, self.places, source if alpha == 1 else source * factor)
         return out
 
     def backward(self, grad: Any) -> Any:

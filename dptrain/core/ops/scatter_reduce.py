@@ -12,6 +12,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.index import Index
 from dptrain.core.ops.scatter import _check_source, _embed_part, _lines_source, _part, _places
+from dptrain.core.tensor import Tensor
 
 _UFUNCS = {
     "sum": np.add,
@@ -94,8 +95,8 @@ class ScatterReduce(Op):
         picked_out = Index.call(out, self.places)
         mine, theirs = (input == out), (values == picked_out)
         raw_mine, raw_theirs = (np.asarray(getattr(m, "_array", m)) for m in (mine, theirs))
-        raw_mine = raw_mine & ~self.dropped
-        ties = raw_mine.astype(np.float64)
+        raw_mine = np.asarray(raw_mine & ~self.dropped)
+        ties = np.asarray(raw_mine, np.float64)
         np.add.at(ties, self.places, raw_theirs.astype(np.float64))
         share = grad / np.maximum(ties, 1).astype(out.dtype if is_array(out) else out._array.dtype)
         d_input = Where.call(raw_mine, share, share * 0)
@@ -103,12 +104,25 @@ class ScatterReduce(Op):
         return d_input, self._spread(Where.call(raw_theirs, picked, picked * 0))
 
     def _product_gradients(self, grad: Any, input: Any, values: Any, out: Any) -> Any:
-        zeros = values == 0
-        raw = np.asarray(getattr(zeros, "_array", zeros))
-        if raw.any() or bool(np.asarray(getattr(input, "_array", input) == 0).any()):
-            raise RuntimeError(
-                f"{self._name}: the derivative of reduce='prod' with zeros among the values is not implemented"
-            )
+        raw_input, raw_values = (np.asarray(getattr(v, "_array", v)) for v in (input, values))
+        mine_zero, theirs_zero = raw_input == 0, raw_values == 0
+        if mine_zero.any() or theirs_zero.any():
+            if isinstance(grad, Tensor):
+                raise RuntimeError(
+                    f"{self._name}: the derivative of the backward of reduce='prod' with zeros among the values is not "
+                    "implemented"
+                )
+            # The products of the other factors: nothing where another one is 0.
+            counted = np.asarray(mine_zero & ~self.dropped, np.int64)
+            np.add.at(counted, self.places, np.asarray(theirs_zero, np.int64))
+            input = np.where(mine_zero, input.dtype.type(1), input)
+            values = np.where(theirs_zero, values.dtype.type(1), values)
+            rest = np.asarray(np.where(self.dropped, input.dtype.type(1), input))
+            np.multiply.at(rest, self.places, values)
+            by_input = np.where(counted == mine_zero, rest, 0) * grad
+            by_values = np.where(counted[self.places] == theirs_zero, rest[self.places], 0)
+            d_input = np.where(self.dropped, 0, by_input / input)
+            return d_input, self._spread(by_values * grad[self.places] / values)
         d_input = Where.call(self.dropped, grad * 0, grad * out / input)
         return d_input, self._spread(Index.call(grad * out, self.places) / values)
 

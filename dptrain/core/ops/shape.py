@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
@@ -84,14 +85,31 @@ class Reshape(Op):
         return Reshape.call(grad, self.shape)
 
 
+class ViewAs(Op):
+    """The same memory read as elements of another type; no gradient passes."""
+
+    name = "view"
+    is_view = True
+    differentiable = False
+
+    def forward(self, input: Any, target: np.dtype[Any]) -> Any:
+        if input.dtype.itemsize != target.itemsize and not (
+            input.ndim and input.strides[-1] == input.itemsize
+        ):
+            raise RuntimeError(
+                f"view: self.stride(-1) must be 1 to view {input.dtype} as {target} (different element sizes)"
+            )
+        return input.view(target)
+
+
 def _view(self: Any, *shape: Any) -> Any:
     """The same memory in another shape.
 
     Raises:
         RuntimeError: the strides do not allow it; use reshape.
     """
-    if len(shape) == 1 and not isinstance(shape[0], (int, Sequence, np.integer)):
-        raise TypeError("view(dtype) is not supported; use .to(dtype) to convert")
+    if len(shape) == 1 and isinstance(shape[0], dtype):
+        return ViewAs.apply(self, shape[0].numpy)
     result = Reshape.apply(self, _sizes(shape))
     if result._array.size and not np.may_share_memory(result._array, self._array):
         raise RuntimeError(
@@ -262,12 +280,22 @@ class Narrow(Op):
     is_view = True
     backward_name = "SliceBackward0"
 
-    def forward(self, input: Any, dim: int, start: int, length: int) -> Any:
+    def forward(self, input: Any, dim: int, start: Any, length: int) -> Any:
+        if input.ndim == 0:
+            raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
+        if isinstance(start, np.ndarray):
+            if start.ndim or start.dtype.kind not in "iu":
+                raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
+            start = int(start)
         dim = wrap_dim(dim, input.ndim, "narrow")
-        size = input.shape[dim] if input.ndim else 0
+        size = input.shape[dim]
+        if not -size <= start <= size:
+            raise IndexError(
+                f"narrow: start out of range (expected to be in range of [{-size}, {size}], but got {start})"
+            )
         if start < 0:
             start += size
-        if length < 0 or start < 0 or start + length > size:
+        if length < 0 or start + length > size:
             raise RuntimeError(
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )
@@ -279,7 +307,7 @@ class Narrow(Op):
         return Embed.call(grad, self.shape, self.index)
 
 
-@export("select", methods=("select",))
+@export("select", methods=("select",), free=("index",))
 class Select(Op):
     """One entry of a dimension, which goes away."""
 
@@ -311,35 +339,6 @@ class Embed(Op):
 
     def backward(self, grad: Any) -> Any:
         return grad[self.index]
-
-
-@export("clone", methods=("clone",))
-class Clone(Op):
-    """A copy that passes gradients."""
-
-    def forward(self, input: Any) -> Any:
-        return input.copy(order="K")
-
-    def backward(self, grad: Any) -> Any:
-        return grad
-
-
-def _contiguous(self: Any) -> Any:
-    """The tensor itself if its elements lie in row-major order, else a copy that does."""
-    return self if self.is_contiguous() else Contiguous.apply(self)
-
-
-@export(methods=("contiguous",), function=_contiguous)
-class Contiguous(Op):
-    """A row-major copy."""
-
-    name = "contiguous"
-
-    def forward(self, input: Any) -> Any:
-        return input.copy(order="C")
-
-    def backward(self, grad: Any) -> Any:
-        return grad
 
 
 def _transposed(self: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dptrain.core.arrays import as_array, run_beside
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
-from dptrain.core.ops import special_values
+from dptrain.core.ops import special_bessel, special_values
 from dptrain.core.ops.elementwise import Exp, _floating
 
 
@@ -96,7 +96,7 @@ class Polygamma(Op):
 
     def forward(self, input: Any, n: int) -> Any:
         self.n = n
-        return _in_float64(lambda x: special_values.polygamma(n, x), input)
+        return _in_float64(lambda x: special_bessel.polygamma(n, x), input)
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Polygamma.call(input, self.n + 1)

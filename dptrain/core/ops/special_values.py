@@ -67,9 +67,9 @@ def erfinv(y: np.ndarray) -> np.ndarray:
     return np.where(np.abs(y) == 1, np.copysign(np.inf, y), np.where(np.abs(y) < 1, x, np.nan))
 
 
-_LARGE = 12.0
+LARGE = 12.0
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
-_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
 
 
 def lgamma(x: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def lgamma(x: np.ndarray) -> np.ndarray:
     z = np.where(flipped, 1 - x, x)
     product = np.ones_like(z)
     shifted = z.copy()
-    for _ in range(int(_LARGE)):
-        low = shifted < _LARGE
+    for _ in range(int(LARGE)):
+        low = shifted < LARGE
         product = np.where(low, product * shifted, product)
         shifted = np.where(low, shifted + 1, shifted)
     inverse = 1 / shifted
@@ -96,32 +96,15 @@ def digamma(x: np.ndarray) -> np.ndarray:
     flipped = x < 0
     z = np.where(flipped, 1 - x, x)
     total = np.zeros_like(z)
-    for _ in range(int(_LARGE)):
-        low = z < _LARGE
+    for _ in range(int(LARGE)):
+        low = z < LARGE
         total = np.where(low, total - 1 / z, total)
         z = np.where(low, z + 1, z)
     inverse = 1 / (z * z)
-    terms = [b / (2 * k) for k, b in enumerate(_BERNOULLI, 1)]
+    terms = [b / (2 * k) for k, b in enumerate(BERNOULLI, 1)]
     value = total + np.log(z) - 0.5 / z - inverse * polynomial(terms[::-1], inverse)
     value = np.where(np.isposinf(x), np.inf, value)
     fraction = x - np.rint(x)
     reflected = np.where(fraction == 0, np.nan, value - math.pi / np.tan(np.pi * fraction))
     at_zero = np.copysign(np.inf, -x)
     return np.where(x == 0, at_zero, np.where(flipped, reflected, value))
-
-
-def polygamma(n: int, x: np.ndarray) -> np.ndarray:
-    """The n-th derivative of digamma, n >= 1: (-1)^(n+1) n! sum over k of (x + k)^-(n+1)."""
-    z, total = x.copy(), np.zeros_like(x)
-    steps = int(max(0.0, math.ceil(_LARGE + n - float(x.min())))) if x.size else 0
-    for _ in range(min(steps, 10_000)):
-        low = z < _LARGE + n
-        total = np.where(low, total + z ** -(n + 1.0), total)
-        z = np.where(low, z + 1, z)
-    # Euler-Maclaurin for the rest of the sum.
-    rest = z**-n / n + 0.5 * z ** -(n + 1.0)
-    factor = (n + 1.0) / 2
-    for k, b in enumerate(_BERNOULLI, 1):
-        rest = rest + b * factor * z ** -(n + 2.0 * k)
-        factor *= (n + 2 * k) * (n + 2 * k + 1) / ((2 * k + 1) * (2 * k + 2))
-    return (-1.0) ** (n + 1) * math.factorial(n) * (total + rest)

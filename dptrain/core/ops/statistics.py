@@ -31,6 +31,8 @@ class Prod(_Reduction):
     ) -> Any:
         if isinstance(dim, Sequence):
             raise TypeError(f"prod(): argument 'dim' must be int, not {type(dim).__name__}")
+        if dim is not None:
+            self.backward_name = "ProdBackward1"
         axes = self._plan(input, dim)
         self.axes = axes
         input, kind = _accumulator(input, dtype)
@@ -116,7 +118,8 @@ export("nanmean", methods=("nanmean",), function=_nanmean)(Mean)
 def _var_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Variance and mean."""
     keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
-    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, dim, keepdim)
+    over = None if isinstance(dim, bool) else dim  # var_mean(input, unbiased)
+    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, over, keepdim)
 
 
 def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -125,8 +128,8 @@ def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     return variance.sqrt(), mean
 
 
-export("var_mean", function=_var_mean)(Var)
-export("std_mean", function=_std_mean)(Var)
+export("var_mean", function=_var_mean, free=("dim",))(Var)
+export("std_mean", function=_std_mean, free=("dim",))(Var)
 
 _METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 
@@ -159,9 +162,12 @@ def _quantiles(
     missing = np.isnan(ordered._array).sum(axis=along, keepdims=True)
     valid = ordered._array.shape[along] - (missing if ignore_nan else 0)
     results = []
-    for one in np.atleast_1d(wanted):
-        rank = one * (np.maximum(valid, 1) - 1) + missing * 0.0
-        value = _at_rank(ordered, rank, along, interpolation)
+    for i, one in enumerate(np.atleast_1d(wanted)):
+        steps = np.maximum(valid, 1) - 1 + missing * 0
+        place = None
+        if isinstance(q, Tensor) and q.requires_grad:  # the value moves with q between two elements
+            place = (q[i] if q.ndim else q) * wrap(steps.astype(ordered._array.dtype))
+        value = _at_rank(ordered, one * steps, place, along, interpolation)
         spoiled = (missing == line._array.shape[along]) if ignore_nan else (missing > 0)
         if spoiled.any():
             value = Where.apply(wrap(spoiled), float("nan"), value)
@@ -178,8 +184,8 @@ def _quantiles(
     return _stack(results)
 
 
-def _at_rank(ordered: Any, rank: np.ndarray, dim: int, interpolation: str) -> Any:
-    """The value at a fractional place of sorted lines."""
+def _at_rank(ordered: Any, rank: np.ndarray, place: Any, dim: int, interpolation: str) -> Any:
+    """The value at a fractional place of sorted lines; `place` is the rank as part of the graph."""
     if interpolation == "lower":
         rank = np.floor(rank)
     elif interpolation == "higher":
@@ -194,7 +200,8 @@ def _at_rank(ordered: Any, rank: np.ndarray, dim: int, interpolation: str) -> An
     if interpolation in ("lower", "higher", "nearest"):
         return low
     high = TakeAlong.apply(ordered, np.ceil(rank).astype(np.int64), dim)
-    return low.lerp(high, wrap(weight))
+    moves = place is not None and interpolation == "linear"
+    return low.lerp(high, place - wrap(below.astype(weight.dtype)) if moves else wrap(weight))
 
 
 def _quantile(
@@ -263,7 +270,7 @@ def _cov(input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any
     if not isinstance(positive, Tensor):
         positive = max(positive, 0.0)
     result = product / positive
-    return Reshape.apply(result, ()) if scalar else result
+    return result.squeeze()  # one variable has a variance, not a 1 x 1 matrix
 
 
 def _corrcoef(input: Any) -> Any:

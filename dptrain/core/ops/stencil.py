@@ -101,6 +101,8 @@ def check_floating(op: str, input: Any) -> None:
 class Stencil(Op):
     """A linear map along one dimension."""
 
+    in_float32 = True
+
     def forward(self, input: Any, dim: int, taps: Taps) -> Any:
         self.dim, self.taps = dim, taps
         return taps.run(input, dim)

@@ -395,9 +395,8 @@ class Copysign(Op):
 
 def _float_power(input: Any, exponent: Any) -> Any:
     """input ** exponent in float64."""
-    base = input.to(float64) if isinstance(input, Tensor) else input
-    power = exponent.to(float64) if isinstance(exponent, Tensor) else exponent
-    return base**power
+    base, power = (v.to(float64) if isinstance(v, Tensor) else v for v in (input, exponent))
+    return Pow.apply(base, power)
 
 
 export(
@@ -405,4 +404,5 @@ export(
     methods=("float_power",),
     inplace=("float_power_",),
     function=_float_power,
+    tensors=0,
 )(Pow)

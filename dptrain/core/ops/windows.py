@@ -48,14 +48,17 @@ def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
     """One size per dimension, from one number or a sequence.
 
     Raises:
+        RuntimeError: another number of ints.
         TypeError: anything else.
     """
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(sizes) == 1:
         sizes *= rank
-    if len(sizes) != rank or not all(isinstance(s, (int, np.integer)) for s in sizes):
+    are_ints = all(isinstance(s, (int, np.integer)) for s in sizes)
+    if len(sizes) != rank or not are_ints:
         numbers = ("one int", "two ints", "three ints")[rank - 1]
-        raise TypeError(f"{op}: {what} must be an int or {numbers}, got {value!r}")
+        kind = RuntimeError if are_ints else TypeError
+        raise kind(f"{op}: {what} must be an int or {numbers}, got {value!r}")
     return tuple(int(s) for s in sizes)
 
 

@@ -43,16 +43,22 @@ from dptrain.nn.functional.adaptive_pooling import (
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,
     adaptive_max_pool1d,
+    adaptive_max_pool1d_with_indices,
     adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
     adaptive_max_pool3d,
+    adaptive_max_pool3d_with_indices,
     fractional_max_pool2d,
+    fractional_max_pool2d_with_indices,
     fractional_max_pool3d,
+    fractional_max_pool3d_with_indices,
     max_unpool1d,
     max_unpool2d,
     max_unpool3d,
 )
 from dptrain.nn.functional.attention import scaled_dot_product_attention
 from dptrain.nn.functional.bilinear import bilinear
+from dptrain.nn.functional.conv import conv_tbc
 from dptrain.nn.functional.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from dptrain.nn.functional.dropout import (
     alpha_dropout,
@@ -63,16 +69,15 @@ from dptrain.nn.functional.dropout import (
     feature_alpha_dropout,
 )
 from dptrain.nn.functional.embedding import embedding, embedding_bag
+from dptrain.nn.functional.grid_sample import affine_grid, grid_sample
 from dptrain.nn.functional.interpolate import (
-    affine_grid,
-    grid_sample,
     interpolate,
     upsample,
     upsample_bilinear,
     upsample_nearest,
 )
 from dptrain.nn.functional.linear import linear, one_hot
-from dptrain.nn.functional.loss import cross_entropy, nll_loss
+from dptrain.nn.functional.loss import cross_entropy, linear_cross_entropy, nll_loss
 from dptrain.nn.functional.loss_binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -98,6 +103,7 @@ from dptrain.nn.functional.loss_regression import (
     poisson_nll_loss,
     smooth_l1_loss,
 )
+from dptrain.nn.functional.multihead_attention import multi_head_attention_forward
 from dptrain.nn.functional.norm import (
     batch_norm,
     group_norm,
@@ -130,6 +136,7 @@ from dptrain.nn.functional.rearrange import (
 )
 
 conv2d = FUNCTIONS["conv2d"]
+native_channel_shuffle = channel_shuffle
 conv1d = FUNCTIONS["conv1d"]
 conv3d = FUNCTIONS["conv3d"]
 conv_transpose1d = FUNCTIONS["conv_transpose1d"]
@@ -141,8 +148,11 @@ __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
     "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
     "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
     "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
     "affine_grid",
     "alpha_dropout",
     "avg_pool1d",
@@ -158,6 +168,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_tbc",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -176,7 +187,9 @@ __all__ = [
     "feature_alpha_dropout",
     "fold",
     "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices",
     "fractional_max_pool3d",
+    "fractional_max_pool3d_with_indices",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -198,6 +211,7 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "linear_cross_entropy",
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
@@ -216,9 +230,11 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
+    "native_channel_shuffle",
     "nll_loss",
     "normalize",
     "one_hot",

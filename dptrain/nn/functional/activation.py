@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from dptrain.core.ops.activation import LogSoftmax, Relu, Softmax
@@ -29,19 +30,26 @@ def tanh(input: Tensor) -> Tensor:
     return Tanh.apply(input)
 
 
-def softmax(input: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
-    """exp(input) / sum(exp(input)) along `dim`, which must be given.
+def given_dim(name: str, input: Tensor, dim: int | None, stacklevel: int) -> int:
+    """`dim`, or the one that old programs meant when they left it out."""
+    if dim is not None:
+        return dim
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if input.ndim in (0, 1, 3) else 1
 
-    Raises:
-        TypeError: no `dim`.
-    """
-    return Softmax.apply(input, dim, dtype)
+
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """exp(input) / sum(exp(input)) along `dim`; without it, along 0 or 1 with a warning."""
+    return Softmax.apply(input, given_dim("softmax", input, dim, _stacklevel), dtype)
 
 
-def log_softmax(input: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
-    """log(softmax(input)) along `dim`, which must be given.
-
-    Raises:
-        TypeError: no `dim`.
-    """
-    return LogSoftmax.apply(input, dim, dtype)
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """log(softmax(input)) along `dim`; without it, along 0 or 1 with a warning."""
+    return LogSoftmax.apply(input, given_dim("log_softmax", input, dim, _stacklevel), dtype)

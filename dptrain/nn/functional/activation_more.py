@@ -12,6 +12,7 @@ from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.activation import given_dim
 
 celu = FUNCTIONS["nn.functional.celu"]
 elu = FUNCTIONS["nn.functional.elu"]
@@ -54,13 +55,11 @@ selu_ = _changing(selu)
 threshold_ = _changing(threshold)
 
 
-def softmin(input: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
-    """softmax(-input) along `dim`, which must be given.
-
-    Raises:
-        TypeError: no `dim`.
-    """
-    return Softmax.apply(-input, dim, dtype)
+def softmin(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """softmax(-input) along `dim`; without it, along 0 or 1 with a warning."""
+    return Softmax.apply(-input, given_dim("softmin", input, dim, _stacklevel), dtype)
 
 
 def gumbel_softmax(

@@ -15,6 +15,7 @@ from dptrain.core.ops.pool_any import MaxUnpool, adaptive_spans, output_sizes, p
 from dptrain.core.ops.windows import Sizes, sizes_of
 from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.pooling import with_indices
 
 adaptive_avg_pool1d = FUNCTIONS["adaptive_avg_pool1d"]
 adaptive_avg_pool2d = FUNCTIONS["adaptive_avg_pool2d"]
@@ -37,7 +38,6 @@ def _best(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     op = f"adaptive_max_pool{rank}d"
-    batched(op, input, rank)
     outs = output_sizes(op, output_size, rank, input)
     rows, sizes = planes(input, rank)
     # Windows of unequal length are filled up with their last entry, which changes no maximum.
@@ -72,6 +72,11 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maxima over windows that divide the input evenly: (N, C, D, H, W) -> (N, C, *output_size)."""
     return _adaptive_max(3, input, output_size, return_indices)
+
+
+adaptive_max_pool1d_with_indices = with_indices(adaptive_max_pool1d)
+adaptive_max_pool2d_with_indices = with_indices(adaptive_max_pool2d)
+adaptive_max_pool3d_with_indices = with_indices(adaptive_max_pool3d)
 
 
 def _starts(samples: np.ndarray, size: int, out: int, kernel: int) -> np.ndarray:
@@ -115,7 +120,17 @@ def _fractional(
         drawn = default_generator().stream().random((len(rows._array), rank))
         draws = drawn.astype(rows._array.dtype)
     else:
-        draws = samples._array.reshape(-1, rank)
+        if samples.dtype is not input.dtype:
+            raise RuntimeError(
+                f"{op}: expected _random_samples to have the dtype of the input, {input.dtype}, got {samples.dtype}"
+            )
+        # PyTorch takes samples of a larger batch too.
+        n, channels = (1, input.shape[0]) if input.ndim == rank + 1 else input.shape[:2]
+        if samples.ndim != 3 or samples.shape[0] < n or samples.shape[1:] != (channels, rank):
+            raise RuntimeError(
+                f"{op}: expected _random_samples of shape ({n}, {channels}, {rank}), got {tuple(samples.shape)}"
+            )
+        draws = samples._array[:n].reshape(-1, rank)
     # PyTorch's order: the last dimension first in two dimensions, the first one in three.
     order = (1, 0) if rank == 2 else (0, 1, 2)
     starts = [
@@ -132,8 +147,12 @@ def _fractional(
             for taps in product(*(range(k) for k in kernel))
         ],
         axis=-1,
-    ).reshape(len(draws), -1, math.prod(kernel))
-    values = np.take_along_axis(rows._array[:, :, None], numbers.reshape(len(draws), -1, 1), axis=1)
+    ).reshape(len(draws), math.prod(outs), math.prod(kernel))
+    values = np.take_along_axis(
+        rows._array[:, :, None],
+        numbers.reshape(len(draws), math.prod(outs) * math.prod(kernel), 1),
+        axis=1,
+    )
     where = _best(values.reshape(numbers.shape), numbers)
     return _picked(input, where, rank, outs, return_indices)
 
@@ -178,6 +197,10 @@ def fractional_max_pool3d(
     return _fractional(
         3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
+
+
+fractional_max_pool2d_with_indices = with_indices(fractional_max_pool2d)
+fractional_max_pool3d_with_indices = with_indices(fractional_max_pool3d)
 
 
 def _unpool(

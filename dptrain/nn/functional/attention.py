@@ -6,14 +6,19 @@ Source: Vaswani et al., "Attention is all you need", 2017.
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.dropout import dropout
+
+#: Whether `nn.attention.sdpa_kernel` lets this implementation run.
+allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
 def _additive(mask: np.ndarray, kind: np.dtype[Any]) -> Tensor:
@@ -76,6 +81,11 @@ def scaled_dot_product_attention(
     Raises:
         RuntimeError: shapes or dtypes that do not fit, or a mask together with `is_causal`.
     """
+    if not allowed.get():
+        raise RuntimeError(
+            "No viable backend for scaled_dot_product_attention was found: sdpa_kernel allows neither "
+            "SDPBackend.MATH nor SDPBackend.FLASH_ATTENTION"
+        )
     for name, part in (("query", query), ("key", key), ("value", value)):
         if not isinstance(part, Tensor):
             raise TypeError(
@@ -110,5 +120,7 @@ def scaled_dot_product_attention(
         key = _repeat_heads(key, query.shape[-3] // key.shape[-3])
         value = _repeat_heads(value, query.shape[-3] // value.shape[-3])
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    weights = attention_weights(query, key, attn_mask, is_causal, factor)
-    return dropout(weights, dropout_p) @ value
+    # 16-bit operands: one rounding at the end.
+    mask = None if attn_mask is None else lift(attn_mask)
+    weights = attention_weights(lift(query), lift(key), mask, is_causal, factor)
+    return (dropout(weights, dropout_p) @ lift(value)).to(query.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dptrain.core.half import lift
 from dptrain.core.tensor import Tensor
 from dptrain.nn.functional.linear import linear
 
@@ -26,6 +27,9 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
         raise RuntimeError(
             f"bilinear(): bias size does not match weight size: got {list(bias.shape)} but expected {weight.shape[0]}"
         )
+    kind = input1.dtype
+    input1, input2, weight = lift(input1), lift(input2), lift(weight)
     products = input1.unsqueeze(-1) * input2.unsqueeze(-2)
     rows = products.reshape(*input1.shape[:-1], weight.shape[1] * weight.shape[2])
-    return linear(rows, weight.reshape(weight.shape[0], -1), bias)
+    out = linear(rows, weight.reshape(weight.shape[0], -1), None if bias is None else lift(bias))
+    return out.to(kind)

@@ -9,9 +9,12 @@ from dptrain.core.tensor import Tensor
 pdist = FUNCTIONS["pdist"]
 
 
-def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
     """`input` divided by max(its p-norm along `dim`, eps)."""
-    return input / clamp_below(VectorNorm.apply(input, p, dim, True), eps)
+    result = input / clamp_below(VectorNorm.apply(input, p, dim, True), eps)
+    return result if out is None else out.resize_(result.shape).copy_(result)
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:

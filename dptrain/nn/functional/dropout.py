@@ -135,9 +135,9 @@ def feature_alpha_dropout(
         RuntimeError: fewer than two dimensions.
     """
     _check(p)
-    if input.ndim < 2:
-        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     if not training or p == 0 or input.numel() == 0:
         return input
+    if input.ndim < 2:
+        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     shape = (*input.shape[:2], *(1,) * (input.ndim - 2))
     return _store(input, _alpha(input, p, shape), "feature_alpha_dropout_", inplace)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 
+from dptrain.core.half import lift
 from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
 
@@ -158,6 +160,13 @@ def embedding_bag(
         NotImplementedError: factors with another mode.
         IndexError: an index outside the table.
     """
+    if weight.dtype.name == "int64" and input.is_floating_point():
+        warnings.warn(
+            "Argument order of nn.functional.embedding_bag was changed. Usage `embedding_bag(weight, input, ...)` "
+            "is deprecated, and should now be `embedding_bag(input, weight, ...)`.",
+            stacklevel=2,
+        )
+        input, weight = weight, input
     _refuse_sparse("embedding_bag", sparse)
     if mode not in ("sum", "mean", "max"):
         raise ValueError("mode has to be one of sum, mean or max")
@@ -179,19 +188,21 @@ def embedding_bag(
     if padding_idx is not None:
         kept = flat != _padding_index(padding_idx, len(weight))
     flat, bag_of = flat[kept], bag_of[kept]
-    rows = embedding(
-        wrap(flat), weight, None, max_norm, norm_type, scale_grad_by_freq and mode != "max"
+    rows = lift(
+        embedding(
+            wrap(flat), weight, None, max_norm, norm_type, scale_grad_by_freq and mode != "max"
+        )
     )
     if mode == "max":
-        return _bag_max(rows, bag_of, bags)
+        return _bag_max(rows, bag_of, bags).to(weight.dtype)
     if per_sample_weights is not None:
-        factors = per_sample_weights.reshape(-1)
+        factors = lift(per_sample_weights.reshape(-1))
         rows = rows * (factors if kept.all() else factors[wrap(kept)]).unsqueeze(1)
     out = SegmentSum.apply(rows, bag_of, bags)
-    if mode == "sum":
-        return out
-    counts = np.maximum(np.bincount(bag_of, minlength=bags), 1)[:, None]
-    return out / wrap(counts.astype(out._array.dtype))
+    if mode == "mean":
+        counts = np.maximum(np.bincount(bag_of, minlength=bags), 1)[:, None]
+        out = out / wrap(counts.astype(out._array.dtype))
+    return out.to(weight.dtype)
 
 
 def _bag_max(rows: Tensor, bag_of: np.ndarray, bags: int) -> Tensor:

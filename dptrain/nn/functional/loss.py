@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.reduction import reduction_of
 
 
@@ -128,6 +130,53 @@ def nll_loss(
     return _nll(input, target, raw_weight, ignore_index, reduction)
 
 
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: None = None,
+) -> Tensor:
+    """`cross_entropy` of linear logits: (N, D) with (C, d1, ..., D) and (N, d1, ...) -> scalar.
+
+    Args:
+        input: samples, (N, D) or (D,).
+        linear_weight: (C, d1, ..., D).
+        target: as for `cross_entropy`.
+        linear_bias: (C, d1, ...).
+        weight: (C,) factor of each class.
+        reduction: "none", "sum" or "mean".
+        ignore_index: positions with this class index do not count.
+        label_smoothing: part of the target, in [0, 1], that is spread evenly over all classes.
+        options: None (the logits are not computed in chunks).
+
+    Raises:
+        NotImplementedError: options.
+    """
+    if options is not None:
+        raise NotImplementedError(
+            "linear_cross_entropy: chunks are not supported; use options=None"
+        )
+    *classes, depth = linear_weight.shape
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    logits = linear(input, linear_weight.reshape(-1, depth), bias)
+    logits = logits.reshape(*input.shape[:-1], *classes)
+    ignored = -100 if ignore_index is None else ignore_index
+    return cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index=ignored,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -158,7 +207,7 @@ def cross_entropy(
     reduction = reduction_of(size_average, reduce, reduction)
     _check_operands("cross_entropy", input, target)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if target.is_floating_point():
         return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     _check_class_indices("cross_entropy", input, target)
@@ -185,8 +234,8 @@ def _smooth_part(
 ) -> Tensor:
     """-sum over the classes of weight * logp, for the positions that count."""
     weighted = logp if weight is None else logp * _along_classes(weight, logp.ndim, dim)
-    counts = wrap((target != ignore_index).astype(logp._array.dtype))
-    loss = -weighted.sum(dim) * counts
+    zero = wrap(np.zeros((), logp._array.dtype))
+    loss = FUNCTIONS["where"](wrap(target != ignore_index), -weighted.sum(dim), zero)
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target, weight, ignore_index, logp._array.dtype)

@@ -47,7 +47,7 @@ def margin_ranking_loss(
             f"margin_ranking_loss : All input tensors should have same dimension but got sizes: input1: "
             f"{input1.shape}, input2: {input2.shape}, target: {target.shape} "
         )
-    return reduce_loss(clamp_below(-target * (input1 - input2) + margin, 0), reduction)
+    return reduce_loss(clamp_below(-target * (input1 - input2) + float(margin), 0), reduction)
 
 
 def hinge_embedding_loss(
@@ -208,14 +208,16 @@ def triplet_margin_with_distance_loss(
 def _check_scores(op: str, input: Tensor, target: Tensor, target_ndim: int) -> tuple[int, int]:
     """Samples and classes of (N, C) or (C,) scores; one class is an error of PyTorch's kind."""
     check_tensors(op, input=input, target=target)
-    if input.ndim not in (1, 2) or input.shape[-1] == 0:
+    if input.ndim > 2 or (input.ndim and input.shape[-1] == 0):
         raise RuntimeError(
             f"{op}: Expected non-empty vector or matrix with optional 0-dim batch size, but got: {list(input.shape)}"
         )
-    n, c = (1, input.shape[0]) if input.ndim == 1 else (input.shape[0], input.shape[1])
-    expected = [n] if target_ndim == 1 else list(input.shape)
-    single = target_ndim == 1 and input.ndim == 1 and target.ndim == 0
-    if list(target.shape) != expected and not single:
+    # A 0-d tensor counts as one of one element.
+    shape = tuple(input.shape) or (1,)
+    n, c = (1, shape[0]) if len(shape) == 1 else shape
+    expected = [n] if target_ndim == 1 else list(shape)
+    found = list(target.shape) if target.ndim or len(shape) == 2 else [1]
+    if found != expected:
         raise RuntimeError(
             f"{op}: inconsistent target size: expected {expected}, got {list(target.shape)} for an input of "
             f"{list(input.shape)}"
@@ -274,7 +276,7 @@ def multi_margin_loss(
     if weight is not None:
         loss = loss * weight[wrap(classes)]
     loss = loss.sum(1) / c
-    if input.ndim == 1 and target.ndim == 0:
+    if target.ndim == 0:
         loss = loss.squeeze(0)
     return reduce_loss(loss, reduction)
 
@@ -314,4 +316,4 @@ def multilabel_margin_loss(
     chosen = Gather.apply(scores, 1, wrap(np.where(counts, labels, 0)))
     loss = clamp_below(1 - chosen.unsqueeze(2) + scores.unsqueeze(1), 0) * wrap(pairs.astype(kind))
     loss = loss.sum((1, 2)) / c
-    return reduce_loss(loss.squeeze(0) if input.ndim == 1 else loss, reduction)
+    return reduce_loss(loss.squeeze(0) if input.ndim < 2 else loss, reduction)

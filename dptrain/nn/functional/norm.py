@@ -84,14 +84,20 @@ def batch_norm(
         eps: added to the variance.
 
     Raises:
-        ValueError: training with one value per channel.
+        ValueError: training with one value per channel, or an `eps` that may divide by 0.
         RuntimeError: sizes or dtypes that do not fit, or no averages outside of training.
     """
     _check_input("batch_norm", input, weight, bias)
+    if input.ndim == 1 and not input.numel():
+        _check_channels("batch_norm", 0, running_mean=running_mean, running_var=running_var)
+        return input.clone()
     if input.ndim < 2:
         raise RuntimeError(
             f"batch_norm: expected at least 2D input (N, C, ...), got shape {list(input.shape)}"
         )
+    if eps < 0 or (training and eps == 0):
+        wanted = "positive during training" if training else "non-negative"
+        raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
     channels = input.shape[1]
     _check_channels(
         "batch_norm",
@@ -323,7 +329,6 @@ def local_response_norm(
     Raises:
         ValueError: fewer than three dimensions.
     """
-    _check_input("local_response_norm", input)
     if input.ndim < 3:
         raise ValueError(
             f"Expected 3D or higher dimensionality                          input (got {input.ndim} dimensions)"

@@ -90,7 +90,10 @@ def _from_inside(input: Tensor, dim: int, before: int, after: int, mode: str) ->
                 f"Padding value causes wrapping around more than once: padding ({before}, {after}) at "
                 f"dimension {dim} of input {list(input.shape)}"
             )
-        where = where % max(size, 1)
+        # The period is what negative sizes leave.
+        first, kept = max(-before, 0), size - max(-before, 0) - max(-after, 0)
+        around = np.arange(-max(before, 0), kept + max(after, 0))
+        where = first + around % max(kept, 1)
     if len(where) < 1:
         raise RuntimeError(
             f"pad: input (size {size} at dimension {dim}) is too small for padding ({before}, {after})"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from dptrain.core.export import FUNCTIONS
@@ -46,19 +49,24 @@ def _max_pool(rank: int) -> Any:
 max_pool1d, max_pool2d, max_pool3d = (_max_pool(rank) for rank in (1, 2, 3))
 
 
-def max_pool1d_with_indices(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """`max_pool1d` with its indices."""
-    return max_pool1d(*args, **{**kwargs, "return_indices": True})
+def with_indices(pool: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function of a pool that always gives the indices too."""
+    signature = inspect.signature(pool)
+
+    @wraps(pool)
+    def both(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given = signature.bind(*args, **kwargs).arguments
+        found: tuple[Tensor, Tensor] = pool(**{**given, "return_indices": True})
+        return found
+
+    both.__name__ = both.__qualname__ = f"{pool.__name__}_with_indices"
+    both.__doc__ = f"`{pool.__name__}` with its indices."
+    return both
 
 
-def max_pool2d_with_indices(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """`max_pool2d` with its indices."""
-    return max_pool2d(*args, **{**kwargs, "return_indices": True})
-
-
-def max_pool3d_with_indices(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """`max_pool3d` with its indices."""
-    return max_pool3d(*args, **{**kwargs, "return_indices": True})
+max_pool1d_with_indices = with_indices(max_pool1d)
+max_pool2d_with_indices = with_indices(max_pool2d)
+max_pool3d_with_indices = with_indices(max_pool3d)
 
 
 def _lp_pool(

@@ -1,6 +1,6 @@
 """PyTorch's `torch.nn.utils`: gradients of many parameters at once, parameters as functions of others."""
 
-from dptrain.nn.utils import parametrizations, parametrize, rnn
+from dptrain.nn.utils import parametrizations, parametrize, rnn, stateless
 from dptrain.nn.utils.clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -9,6 +9,13 @@ from dptrain.nn.utils.clip_grad import (
     get_total_norm,
 )
 from dptrain.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+from dptrain.nn.utils.fusion import (
+    fuse_conv_bn_eval,
+    fuse_conv_bn_weights,
+    fuse_linear_bn_eval,
+    fuse_linear_bn_weights,
+)
+from dptrain.nn.utils.init import skip_init
 from dptrain.nn.utils.spectral_norm import remove_spectral_norm, spectral_norm
 from dptrain.nn.utils.weight_norm import remove_weight_norm, weight_norm
 
@@ -17,6 +24,10 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "fuse_conv_bn_eval",
+    "fuse_conv_bn_weights",
+    "fuse_linear_bn_eval",
+    "fuse_linear_bn_weights",
     "get_total_norm",
     "parameters_to_vector",
     "parametrizations",
@@ -24,7 +35,9 @@ __all__ = [
     "remove_spectral_norm",
     "remove_weight_norm",
     "rnn",
+    "skip_init",
     "spectral_norm",
+    "stateless",
     "vector_to_parameters",
     "weight_norm",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 from dptrain.core.tensor import Tensor
@@ -41,7 +42,16 @@ def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
         ValueError: there is no such tensor.
     """
     register_parametrization(module, name, _WeightNorm(dim), unsafe=True)
+    module._register_load_state_dict_pre_hook(partial(_rename_old, name))
     return module
+
+
+def _rename_old(name: str, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take state that was saved under the names of `nn.utils.weight_norm`."""
+    old = [f"{prefix}{name}_g", f"{prefix}{name}_v"]
+    if all(key in state_dict for key in old):
+        for i, key in enumerate(old):
+            state_dict[f"{prefix}parametrizations.{name}.original{i}"] = state_dict.pop(key)
 
 
 class _SpectralNorm(Module):

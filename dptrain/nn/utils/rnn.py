@@ -19,7 +19,7 @@ from dptrain.nn.functional.padding import pad
 
 class _Packed(NamedTuple):
     data: Tensor
-    batch_sizes: Tensor
+    batch_sizes: Any
     sorted_indices: Tensor | None
     unsorted_indices: Tensor | None
 
@@ -36,8 +36,8 @@ class PackedSequence(_Packed):
 
     def __new__(
         cls,
-        data: Tensor,
-        batch_sizes: Tensor,
+        data: Any,
+        batch_sizes: Tensor | None = None,
         sorted_indices: Tensor | None = None,
         unsorted_indices: Tensor | None = None,
     ) -> PackedSequence:
@@ -58,9 +58,37 @@ class PackedSequence(_Packed):
         """With float32 data."""
         return self._replace(data=self.data.float())
 
-    def cpu(self) -> PackedSequence:
-        """With the data on the CPU."""
-        return self._replace(data=self.data.cpu())
+    def half(self) -> PackedSequence:
+        """With float16 data."""
+        return self._replace(data=self.data.half())
+
+    def long(self) -> PackedSequence:
+        """With int64 data."""
+        return self._replace(data=self.data.long())
+
+    def int(self) -> PackedSequence:
+        """With int32 data."""
+        return self._replace(data=self.data.int())
+
+    def short(self) -> PackedSequence:
+        """With int16 data."""
+        return self._replace(data=self.data.short())
+
+    def char(self) -> PackedSequence:
+        """With int8 data."""
+        return self._replace(data=self.data.char())
+
+    def byte(self) -> PackedSequence:
+        """With uint8 data."""
+        return self._replace(data=self.data.byte())
+
+    def cpu(self, *args: Any, **kwargs: Any) -> PackedSequence:
+        """With the data on the CPU, converted further as by `Tensor.to`."""
+        return self._replace(data=self.data.cpu()).to(*args, **kwargs)
+
+    def cuda(self, *args: Any, **kwargs: Any) -> PackedSequence:
+        """With the data on a GPU."""
+        return self._replace(data=self.data.cuda(*args, **kwargs))
 
     @property
     def is_cuda(self) -> bool:

@@ -37,15 +37,43 @@ class SpectralNorm:
         self.n_power_iterations = n_power_iterations
         self.eps = eps
 
+    def reshape_weight_to_matrix(self, weight: Tensor) -> Tensor:
+        """The weight as (outputs, all else)."""
+        return norms.as_matrix(weight, self.dim)
+
     def compute_weight(self, module: Module, do_power_iteration: bool) -> Tensor:
         """The weight, with gradients for the original."""
         weight = getattr(module, self.name + "_orig")
         u, v = getattr(module, self.name + "_u"), getattr(module, self.name + "_v")
-        matrix = norms.as_matrix(weight, self.dim)
+        matrix = self.reshape_weight_to_matrix(weight)
         if do_power_iteration:
             norms.power_iteration(matrix, u, v, self.n_power_iterations, self.eps, u_first=False)
         normed: Tensor = weight / norms.spectral_norm(matrix, u, v)
         return normed
+
+    @staticmethod
+    def apply(
+        module: Module, name: str, n_power_iterations: int, dim: int, eps: float
+    ) -> SpectralNorm:
+        """Put the hook on a module; see `spectral_norm`."""
+        if _hook_of(module, name) is not None:
+            raise RuntimeError(
+                f"Cannot register two spectral_norm hooks on the same parameter {name}"
+            )
+        hook = SpectralNorm(name, n_power_iterations, dim, eps)
+        weight = module._parameters[name]
+        if weight is None:
+            raise ValueError(f"`SpectralNorm` cannot be applied as parameter `{name}` is None")
+        with no_grad():
+            height, width = norms.as_matrix(weight, dim).shape
+            u, v = (norms.random_direction(weight, size, eps) for size in (height, width))
+        delattr(module, name)
+        module.register_parameter(name + "_orig", weight)
+        setattr(module, name, weight.data)
+        module.register_buffer(name + "_u", u)
+        module.register_buffer(name + "_v", v)
+        module.register_forward_pre_hook(hook)
+        return hook
 
     def remove(self, module: Module) -> None:
         """Make the weight a parameter again."""
@@ -78,22 +106,10 @@ def spectral_norm(
     Raises:
         RuntimeError: it is done already.
         ValueError: no iterations.
-        AttributeError: there is no such parameter.
+        KeyError: there is no such parameter.
     """
-    if _hook_of(module, name) is not None:
-        raise RuntimeError(f"Cannot register two spectral_norm hooks on the same parameter {name}")
     dim = norms.output_dim(module) if dim is None else dim
-    hook = SpectralNorm(name, n_power_iterations, dim, eps)
-    weight = module.get_parameter(name)
-    with no_grad():
-        height, width = norms.as_matrix(weight, dim).shape
-        u, v = (norms.random_direction(weight, size, eps) for size in (height, width))
-    delattr(module, name)
-    module.register_parameter(name + "_orig", weight)
-    setattr(module, name, weight.data)
-    module.register_buffer(name + "_u", u)
-    module.register_buffer(name + "_v", v)
-    module.register_forward_pre_hook(hook)
+    SpectralNorm.apply(module, name, n_power_iterations, dim, eps)
     return module
 
 
@@ -106,13 +122,13 @@ def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
     key = _hook_of(module, name)
     if key is None:
         raise ValueError(f"spectral_norm of '{name}' not found in {module}")
-    hook, _ = module._forward_pre_hooks.pop(key)
+    hook = module._forward_pre_hooks.pop(key).run
     hook.remove(module)  # type: ignore[attr-defined]
     return module
 
 
 def _hook_of(module: Module, name: str) -> int | None:
-    for key, (hook, _) in module._forward_pre_hooks.items():
-        if isinstance(hook, SpectralNorm) and hook.name == name:
+    for key, entry in module._forward_pre_hooks.items():
+        if isinstance(entry.run, SpectralNorm) and entry.run.name == name:
             return key
     return None

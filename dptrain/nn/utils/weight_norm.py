@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
-from dptrain.nn.parameter import Parameter
+from dptrain.nn.parameter import Parameter, is_lazy
 from dptrain.nn.utils import norms
 
 _M = TypeVar("_M", bound=Module)
@@ -30,6 +30,28 @@ class WeightNorm:
         g, v = getattr(module, self.name + "_g"), getattr(module, self.name + "_v")
         return norms.weight_norm(v, g, self.dim)
 
+    @staticmethod
+    def apply(module: Module, name: str, dim: int | None) -> WeightNorm:
+        """Put the hook on a module; see `weight_norm`."""
+        if _hook_of(module, name) is not None:
+            raise RuntimeError(
+                f"Cannot register two weight_norm hooks on the same parameter {name}"
+            )
+        hook = WeightNorm(name, -1 if dim is None else dim)
+        weight = getattr(module, name)
+        if is_lazy(weight):
+            raise ValueError(
+                "The module passed to `WeightNorm` can't have uninitialized parameters. Make sure to run the dummy "
+                "forward before applying weight normalization"
+            )
+        sizes = norms.norm_except_dim(weight.detach(), hook.dim)
+        delattr(module, name)
+        module.register_parameter(name + "_g", Parameter(sizes))
+        module.register_parameter(name + "_v", Parameter(weight.detach()))
+        hook(module, ())
+        module.register_forward_pre_hook(hook)
+        return hook
+
     def remove(self, module: Module) -> None:
         """Make the weight a parameter again."""
         weight = self.compute_weight(module).detach()
@@ -51,6 +73,7 @@ def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
 
     Raises:
         RuntimeError: it is split already.
+        ValueError: it has no shape yet.
         AttributeError: there is no such parameter.
     """
     warnings.warn(
@@ -58,16 +81,7 @@ def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
         FutureWarning,
         stacklevel=2,
     )
-    if _hook_of(module, name) is not None:
-        raise RuntimeError(f"Cannot register two weight_norm hooks on the same parameter {name}")
-    weight = module.get_parameter(name)
-    hook = WeightNorm(name, -1 if dim is None else dim)
-    sizes = norms.norm_except_dim(weight.detach(), hook.dim)
-    delattr(module, name)
-    module.register_parameter(name + "_g", Parameter(sizes))
-    module.register_parameter(name + "_v", Parameter(weight.detach()))
-    hook(module, ())
-    module.register_forward_pre_hook(hook)
+    WeightNorm.apply(module, name, dim)
     return module
 
 
@@ -80,13 +94,13 @@ def remove_weight_norm(module: _M, name: str = "weight") -> _M:
     key = _hook_of(module, name)
     if key is None:
         raise ValueError(f"weight_norm of '{name}' not found in {module}")
-    hook, _ = module._forward_pre_hooks.pop(key)
+    hook = module._forward_pre_hooks.pop(key).run
     hook.remove(module)  # type: ignore[attr-defined]
     return module
 
 
 def _hook_of(module: Module, name: str) -> int | None:
-    for key, (hook, _) in module._forward_pre_hooks.items():
-        if isinstance(hook, WeightNorm) and hook.name == name:
+    for key, entry in module._forward_pre_hooks.items():
+        if isinstance(entry.run, WeightNorm) and entry.run.name == name:
             return key
     return None

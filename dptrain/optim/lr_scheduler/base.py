@@ -24,7 +24,7 @@ class LRScheduler:
         last_epoch: number of the last step, to go on from; -1 to start.
 
     Attributes:
-        base_lrs: the rates at the start, one per parameter group.
+        base_lrs: the rates at the start, one per parameter group; a tensor where the group's is one.
         last_epoch: number of the present step, from 0.
 
     Raises:
@@ -39,13 +39,13 @@ class LRScheduler:
         self.optimizer = checked_optimizer(optimizer)
         for i, group in enumerate(optimizer.param_groups):
             if last_epoch == -1:
-                group.setdefault("initial_lr", number(group["lr"]))
+                group.setdefault("initial_lr", _copied(group["lr"]))
             elif "initial_lr" not in group:
                 raise KeyError(
                     f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with "
                     "last_epoch >= 0; load the optimizer's state first, or leave last_epoch at -1"
                 )
-        self.base_lrs: list[float] = [number(g["initial_lr"]) for g in optimizer.param_groups]
+        self.base_lrs: list[Any] = [_copied(g["initial_lr"]) for g in optimizer.param_groups]
         self.last_epoch = last_epoch
         self._initial_step()
 
@@ -62,8 +62,8 @@ class LRScheduler:
         """The rates of the step `last_epoch`, one per parameter group; for `step` to call."""
         raise NotImplementedError
 
-    def get_last_lr(self) -> list[float]:
-        """The rates that the last step set, one per parameter group."""
+    def get_last_lr(self) -> list[Any]:
+        """The rates that the last step set, one per parameter group; a tensor where the group's is one."""
         return self._last_lr
 
     def step(self, epoch: int | None = None) -> None:
@@ -97,7 +97,7 @@ class LRScheduler:
             self._get_lr_called_within_step = False
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             set_option(group, "lr", lr)
-        self._last_lr = self._rates()
+        self._last_lr = present_rates(self.optimizer)
 
     def _warn_outside_step(self) -> None:
         if not self._get_lr_called_within_step:
@@ -109,6 +109,9 @@ class LRScheduler:
 
     def _rates(self) -> list[float]:
         return [number(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _bases(self) -> list[float]:
+        return [number(lr) for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer."""
@@ -128,6 +131,15 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
     return optimizer
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def present_rates(optimizer: Optimizer) -> list[Any]:
+    """Copies of the rates, one per parameter group; a tensor where the group's is one."""
+    return [_copied(group["lr"]) for group in optimizer.param_groups]
 
 
 def warn_of_epoch() -> None:

@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from dptrain.optim.lr_scheduler.base import LRScheduler, set_option
+from dptrain.optim.lr_scheduler.base import LRScheduler, present_rates, set_option
 from dptrain.optim.lr_scheduler.plateau import ReduceLROnPlateau
-from dptrain.optim.optimizer import Optimizer
+from dptrain.optim.optimizer import Optimizer, number
 
 
 class _Composed(LRScheduler):
@@ -36,6 +36,7 @@ class _Composed(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer; the states of the schedulers in a list."""
         state = super().state_dict()
+        del state["_schedulers"]  # PyTorch's order: they come last
         state["_schedulers"] = [s.state_dict() for s in self._schedulers]
         return state
 
@@ -81,7 +82,7 @@ class SequentialLR(_Composed):
         self.last_epoch = last_epoch + 1
         self.optimizer = optimizer
         for group in optimizer.param_groups:
-            set_option(group, "lr", group["initial_lr"])
+            set_option(group, "lr", number(group["initial_lr"]))
         # The schedulers made their first step when they were made; only one is to begin.
         self.recursive_undo()
         first = self._schedulers[bisect_right(milestones, 0)]
@@ -132,10 +133,10 @@ class ChainedScheduler(_Composed):
         self._check(schedulers, chosen)
         self._schedulers = schedulers
         self.optimizer = schedulers[0].optimizer
-        self._last_lr = self._rates()
+        self._last_lr = present_rates(self.optimizer)
 
     def step(self) -> None:  # type: ignore[override]
         """Go on to the next step of all."""
         for scheduler in self._schedulers:
             scheduler.step()
-        self._last_lr = self._rates()
+        self._last_lr = present_rates(self.optimizer)

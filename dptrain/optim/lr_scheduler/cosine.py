@@ -39,7 +39,7 @@ class CosineAnnealingLR(LRScheduler):
             rise = (1 - math.cos(math.pi / self.T_max)) / 2
             return [
                 lr + (base - low) * rise
-                for lr, base in zip(self._rates(), self.base_lrs, strict=True)
+                for lr, base in zip(self._rates(), self._bases(), strict=True)
             ]
         ratio = (1 + math.cos(math.pi * t / self.T_max)) / (
             1 + math.cos(math.pi * (t - 1) / self.T_max)
@@ -48,7 +48,7 @@ class CosineAnnealingLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[float]:
         height = (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
-        return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
+        return [self.eta_min + (base - self.eta_min) * height for base in self._bases()]
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
@@ -94,7 +94,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         """The rates at `T_cur` of `T_i` steps of the present half wave."""
         self._warn_outside_step()
         height = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
+        return [self.eta_min + (base - self.eta_min) * height for base in self._bases()]
 
     def step(self, epoch: float | None = None) -> None:
         """Go on to the next step, or to the given one.

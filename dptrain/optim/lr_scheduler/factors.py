@@ -40,6 +40,7 @@ class _Functions(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer; callable objects give their attributes, functions nothing."""
         state = super().state_dict()
+        del state["lr_lambdas"]  # PyTorch's order: they come last
         state["lr_lambdas"] = [
             None if isinstance(f, FunctionType) else dict(getattr(f, "__dict__", {}))
             for f in self.lr_lambdas
@@ -71,7 +72,7 @@ class LambdaLR(_Functions):
     def get_lr(self) -> list[float]:
         """base_lr * lr_lambda(last_epoch)."""
         self._warn_outside_step()
-        return [base * f for base, f in zip(self.base_lrs, self._factors(), strict=True)]
+        return [base * f for base, f in zip(self._bases(), self._factors(), strict=True)]
 
 
 class MultiplicativeLR(_Functions):
@@ -121,7 +122,7 @@ class StepLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[float]:
         factor = self.gamma ** (self.last_epoch // self.step_size)
-        return [base * factor for base in self.base_lrs]
+        return [base * factor for base in self._bases()]
 
 
 class MultiStepLR(LRScheduler):
@@ -148,12 +149,12 @@ class MultiStepLR(LRScheduler):
     def get_lr(self) -> list[float]:
         """The present rates, times gamma at the milestones."""
         self._warn_outside_step()
-        factor = self.gamma ** self.milestones[self.last_epoch]
+        factor = self.gamma ** self.milestones.get(self.last_epoch, 0)
         return [lr * factor for lr in self._rates()] if factor != 1 else self._rates()
 
     def _get_closed_form_lr(self) -> list[float]:
         passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
-        return [base * self.gamma**passed for base in self.base_lrs]
+        return [base * self.gamma**passed for base in self._bases()]
 
 
 class ExponentialLR(LRScheduler):
@@ -177,7 +178,7 @@ class ExponentialLR(LRScheduler):
         return [lr * self.gamma for lr in self._rates()]
 
     def _get_closed_form_lr(self) -> list[float]:
-        return [base * self.gamma**self.last_epoch for base in self.base_lrs]
+        return [base * self.gamma**self.last_epoch for base in self._bases()]
 
 
 class ConstantLR(LRScheduler):
@@ -219,7 +220,7 @@ class ConstantLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[float]:
         factor = 1.0 if self.last_epoch >= self.total_iters else self.factor
-        return [base * factor for base in self.base_lrs]
+        return [base * factor for base in self._bases()]
 
 
 class LinearLR(LRScheduler):
@@ -272,7 +273,7 @@ class LinearLR(LRScheduler):
     def _get_closed_form_lr(self) -> list[float]:
         part = min(self.total_iters, self.last_epoch) / self.total_iters
         factor = self.start_factor + (self.end_factor - self.start_factor) * part
-        return [base * factor for base in self.base_lrs]
+        return [base * factor for base in self._bases()]
 
 
 class PolynomialLR(LRScheduler):
@@ -306,4 +307,4 @@ class PolynomialLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[float]:
         factor = (1.0 - min(self.total_iters, self.last_epoch) / self.total_iters) ** self.power
-        return [base * factor for base in self.base_lrs]
+        return [base * factor for base in self._bases()]

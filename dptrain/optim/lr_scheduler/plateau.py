@@ -8,6 +8,7 @@ from typing import Any, SupportsFloat
 from dptrain.optim.lr_scheduler.base import (
     LRScheduler,
     checked_optimizer,
+    present_rates,
     set_option,
     warn_of_epoch,
 )
@@ -62,15 +63,15 @@ class ReduceLROnPlateau(LRScheduler):
         self.cooldown = cooldown
         self.eps = eps
         self.last_epoch = 0
-        self._last_lr = self._rates()
+        self._last_lr = present_rates(self.optimizer)
         if mode not in ("min", "max"):
             raise ValueError(f"mode {mode} is unknown! Expected 'min' or 'max'")
         if threshold_mode not in ("rel", "abs"):
             raise ValueError(f"threshold mode {threshold_mode} is unknown! Expected 'rel' or 'abs'")
+        self.mode_worse = math.inf if mode == "min" else -math.inf
         self.mode = mode
         self.threshold = threshold
         self.threshold_mode = threshold_mode
-        self.mode_worse = math.inf if mode == "min" else -math.inf
         self._reset()
 
     def _reset(self) -> None:
@@ -102,7 +103,7 @@ class ReduceLROnPlateau(LRScheduler):
             self._reduce()
             self.cooldown_counter = self.cooldown
             self.num_bad_epochs = 0
-        self._last_lr = self._rates()
+        self._last_lr = present_rates(self.optimizer)
 
     def _reduce(self) -> None:
         groups = self.optimizer.param_groups

@@ -11,6 +11,9 @@ from typing import Any
 
 from dptrain.core.kernels.cuda.launch import Family
 
+# Row and column means and norms: written over arrays of any library, CuPy's reductions among them.
+from dptrain.core.kernels.reference_optim import adafactor_matrix, adafactor_vector
+
 _SOURCE = r"""
 __device__ A larger(A a, A b) { return b > a || b != b ? b : a; }  // NaN wins
 __device__ A smaller(A a, A b) { return b < a || b != b ? b : a; }
@@ -169,9 +172,41 @@ extern "C" __global__ void asgd(
         ax[i] = T(mu == 1 ? x : a + (x - a) * mu);
     }
 }
+
+extern "C" __global__ void muon_direction(
+    const T* grad, T* buf, T* direction, long long count, A keep, int nesterov) {
+    EACH(i, count) {
+        A g = grad[i], b = buf[i];
+        b = b + (g - b) * keep;
+        buf[i] = T(b);
+        direction[i] = T(nesterov ? b - (b - g) * keep : b);
+    }
+}
+
+extern "C" __global__ void scaled_step(
+    T* param, const T* step, long long count, A keep, A size) {
+    EACH(i, count) param[i] = T(A(param[i]) * keep - size * A(step[i]));
+}
 """
 
 FAMILY = Family("updates", _SOURCE)
+
+__all__ = [
+    "adadelta",
+    "adafactor_matrix",
+    "adafactor_vector",
+    "adagrad",
+    "adam",
+    "adamax",
+    "asgd",
+    "muon_direction",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "scaled_step",
+    "sgd",
+]
 
 
 def _run(kernel: str, arrays: tuple[Any, ...], *numbers: Any) -> None:
@@ -351,3 +386,13 @@ def asgd(
 ) -> None:
     """See `reference_optim.asgd`."""
     _run("asgd", (param, grad, ax), eta, keep, mu, weight_decay, maximize)
+
+
+def muon_direction(grad: Any, buf: Any, direction: Any, momentum: Any, nesterov: bool) -> None:
+    """See `reference_optim.muon_direction`."""
+    _run("muon_direction", (grad, buf, direction), 1 - momentum, nesterov)
+
+
+def scaled_step(param: Any, step: Any, keep: Any, size: Any) -> None:
+    """See `reference_optim.scaled_step`."""
+    _run("scaled_step", (param, step), keep, size)

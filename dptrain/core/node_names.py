@@ -1,0 +1,84 @@
+"""Names of graph nodes for functions that are one node in PyTorch and several here.
+
+The last node of such a function carries PyTorch's name, so that results print alike. Must not know: any
+particular operation beyond its public name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dptrain.core.tensor import Tensor
+
+#: Public name -> name of the last node, without "Backward0".
+_COMPOSED = {
+    "adaptive_avg_pool3d": "AdaptiveAvgPool3D",
+    "aminmax": "Aminmax",
+    "avg_pool2d": "AvgPool2D",
+    "avg_pool3d": "AvgPool3D",
+    "bmm": "Bmm",
+    "cdist": "Cdist",
+    "cross": "LinalgCross",
+    "diagonal_scatter": "DiagonalScatter",
+    "dist": "Dist",
+    "kthvalue": "Kthvalue",
+    "ldexp": "Ldexp",
+    "linalg.cross": "LinalgCross",
+    "linalg.lstsq": "LinalgLstsq",
+    "linalg.solve": "LinalgSolveEx",
+    "linalg.solve_triangular": "LinalgSolveTriangular",
+    "linalg.vector_norm": "LinalgVectorNorm",
+    "max_pool2d": "MaxPool2DWithIndices",
+    "max_pool3d": "MaxPool3DWithIndices",
+    "mode": "Mode",
+    "nansum": "Nansum",
+    "nn.functional.pdist": "Pdist",
+    "polygamma": "Polygamma",
+    "put": "Put",
+    "renorm": "Renorm",
+    "repeat": "Repeat",
+    "roll": "Roll",
+    "rot90": "Rot90",
+    "select_scatter": "SelectScatter",
+    "sgn": "Sgn",
+    "slice_scatter": "SliceScatter",
+    "sort": "Sort",
+    "std": "Std",
+    "std_mean": "StdMean",
+    "take_along_dim": "Gather",
+    "tile": "Repeat",
+    "topk": "Topk",
+    "trace": "Trace",
+    "var_mean": "VarMean",
+}
+#: Functions with a form over all elements and one along a dimension: (its parts) -> name of the node.
+_BY_RESULT: dict[str, tuple[str | None, str]] = {
+    "max": (None, "MaxBackward0"),
+    "min": (None, "MinBackward0"),
+    "median": ("MedianBackward0", "MedianBackward1"),
+    "nanmedian": ("NanmedianBackward0", "NanmedianBackward1"),
+}
+
+
+def named(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` with the last node of its result named as PyTorch's, if the function has such a name."""
+    composed = _COMPOSED.get(name)
+    if composed is None and name not in _BY_RESULT:
+        return run
+    whole, parts = _BY_RESULT.get(name, (f"{composed}Backward0", f"{composed}Backward0"))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found = run(*args, **kwargs)
+        several = isinstance(found, tuple)
+        if not several and whole is None:
+            return found
+        for result in found if several else (found,):
+            node = result._node
+            if node is not None and not any(
+                isinstance(a, Tensor) and a._node is node for a in args
+            ):
+                node.backward_name = parts if several else whole
+        return found
+
+    return call

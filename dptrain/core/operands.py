@@ -1,0 +1,94 @@
+"""The arguments of an operation: brought to one type, and what is said when they do not fit.
+
+Owns: promotion, and the complaints of `Op.apply` about types, number and shapes of arguments. Must not
+know: any particular operation, the graph.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dptrain.core.arrays import common_namespace, is_array
+from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.host_array import DeviceMismatchError
+
+if TYPE_CHECKING:
+    from dptrain.core.op import Op
+
+
+def one_device(cls: type[Op], raw: list[Any]) -> Any:
+    """The namespace of the arguments' device.
+
+    Raises:
+        RuntimeError: they live on two devices.
+    """
+    try:
+        return common_namespace(raw)
+    except DeviceMismatchError as error:
+        raise DeviceMismatchError(f"{cls.name}: {error}") from None
+
+
+def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
+    """Bring the first `promotes` arguments to their common type, as PyTorch does."""
+    n = cls.promotes
+    x, y = raw[0], raw[1]
+    if n == 2 and type(x) is np.ndarray:
+        # The two cases of nearly every call: equal types, and a float tensor with a number.
+        if type(y) is np.ndarray:
+            if x.dtype == y.dtype:
+                return
+        elif type(y) in (float, int) and x.dtype.kind == "f":
+            return
+    operands = raw[:n]
+    if not any(is_array(a) for a in operands):
+        raise TypeError(
+            f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
+        )
+    for a in operands:
+        if is_array(a) and a.dtype not in FROM_NUMPY:
+            raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
+    try:
+        target = result_dtype(operands).numpy
+    except TypeError as error:
+        raise TypeError(f"{cls.name}(): {error}") from None
+    for i, a in enumerate(operands):
+        if is_array(a):
+            raw[i] = a if a.dtype == target else a.astype(target)
+        else:
+            raw[i] = xp.asarray(np.asarray(a).astype(target))
+
+
+def refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:
+    name = cls._parameters[i] if i < len(cls._parameters) else str(i)
+    if i >= len(args):
+        raise TypeError(f"{cls.name}() missing required argument: {name!r}")
+    raise TypeError(
+        f"{cls.name}(): argument {name!r} (position {i + 1}) must be Tensor, not {type(args[i]).__name__}"
+    )
+
+
+def check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
+    """Complain about missing or surplus arguments in the operation's own name."""
+    names = cls._parameters
+    if len(args) < len(names) and names[len(args)] not in cls._defaults:
+        raise TypeError(f"{cls.name}() missing required argument: {names[len(args)]!r}") from None
+    if names and len(args) > len(names):
+        raise TypeError(
+            f"{cls.name}() takes {len(names)} positional arguments but {len(args)} were given"
+        ) from None
+
+
+def shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
+    """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
+    shapes = [a.shape for a in raw if is_array(a)]
+    for a, b in combinations(shapes[: cls.promotes], 2):
+        for i in range(1, min(len(a), len(b)) + 1):
+            if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
+                return RuntimeError(
+                    f"{cls.name}: the size of tensor a ({a[-i]}) must match the size of tensor b ({b[-i]}) at "
+                    f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
+                )
+    return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")

@@ -1,0 +1,10 @@
+"""`torch.version`'s names: which dptrain this is, and for which accelerator (none)."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+debug = False
+cuda: str | None = None
+hip: str | None = None
+xpu: str | None = None
+git_version = "unknown"

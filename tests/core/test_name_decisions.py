@@ -1,0 +1,81 @@
+"""Every public name of `torch` and `torch.Tensor` is either here or left out for a reason that is written down."""
+
+import re
+
+import pytest
+
+import dptrain
+
+#: Pattern of whole names -> why dptrain does not have them.
+OUT_OF_SCOPE = {
+    # Element types and storages that dptrain does not have.
+    r"complex.*|c(half|float|double)|polar|angle|imag|view_as_(real|complex)(_copy)?|__complex__": "complex numbers",
+    r"(bits|u?int|float)\d.*|bit|hash_tensor": "element types outside of training",
+    r".*sparse.*|c?(row|col)_indices(_copy)?|(ccol|crow)_indices(_copy)?|indices(_copy)?|values(_copy)?|coalesce"
+    r"|is_coalesced|(hs|hsp|s|sp|sadd|ssp|sspadd|ds)m?mm?|dense_dim|to_dense|saddmm|hspmm|hsmm|smm|spmm|dsmm": "sparse tensors",
+    r".*quant.*|q_.*|q(u?int).*|quint.*|qscheme|per_(channel|tensor)_.*|int_repr|fbgemm_.*": "quantised tensors",
+    r"nested|jagged|to_padded_tensor|masked": "nested and masked tensors",
+    r"\w*Storage\w*|storage|storage_type|from_file": "storages are seen through tensors",
+    # Other machines than the host.
+    r".*cudnn.*|.*miopen.*|.*mkldnn.*|mps|xpu|ipu|mtia|.*cuda.*|cpu|accelerator|record_stream|Stream|Event"
+    r"|get_device_module|is_vulkan_available|OutOfMemoryError|AcceleratorError|__cuda_array_interface__": "accelerators",
+    # Other ways to run a program.
+    r"jit|onnx|compile|compiler|export|fx|package|fork|wait|futures|Future|vmap|func|functional|cond|while_loop|library"
+    r"|ops|classes|_?[a-z_]*ir_module.*|parse_(ir|schema|type_comment)|merge_type_from_type_comment|unify_type_list"
+    r"|sym_.*|Sym\w+|Script\w+|\w*Type|overrides|monitor|get_file_path|import_ir.*|CompilationUnit|Graph\w*"
+    r"|__torch_(function|dispatch)__|__dlpack_c_exchange_api__|(Dis|En)able\w+": "compilers and graph capture",
+    r"[A-Z]\w*": "classes of PyTorch's own runtime",
+    r"multiprocessing|prepare_multiprocessing_environment|ao|hub|thread_safe_generator|cpp|classproperty": "PyTorch's build and tools",
+    r"has_\w+|compiled_with_cxx11_abi|init_num_threads|torch_version|types|USE_\w+|is_distributed": "PyTorch's build and tools",
+    r"builtins|ctypes|functools|glob|importlib|inspect|math|os|platform|sys|textwrap|threading|torch|warnings": "modules that PyTorch imports",
+    r"autocast.*|(get|set|is)_autocast.*|clear_autocast_cache|amp|autocast": "mixed precision lives in its own room",
+    r"distributions|fft|stft|istft|signal|windows|\w+_window|quasirandom": "distributions and signals",
+    r"testing|serialization|save|load|is_anomaly_check_nan_enabled|set_anomaly_enabled": "found in their own rooms, or internal",
+    # Functions that PyTorch's layers call and does not document, under signatures of their own.
+    r"batch_norm.*|instance_norm|native_.*|embedding.*|.*_loss|kl_div|binary_cross_entropy_with_logits|convolution"
+    r"|conv_tbc|constant_pad_nd|affine_grid_generator|grid_sampler.*|gru(_cell)?|lstm(_cell)?|rnn_\w+|max_pool1d_with_indices"
+    r"|norm_except_dim|frobenius_norm|nuclear_norm|(feature_)?(alpha_)?dropout_|feature_dropout|segment_reduce"
+    r"|choose_\w*|legacy_contiguous_format|slice_(copy|inverse)|alias_copy|resize_as_sparse_|is_autocast.*": "internal twins of nn.functional",
+    # Old names that raise or are deprecated in PyTorch itself.
+    r"eig|lstsq|matrix_rank|solve|symeig|index|reinforce|to_dlpack|triangular_solve|qr|svd|lu.*": "deprecated for torch.linalg",
+    # Mathematics beyond what training asks for.
+    r"cholesky_(inverse|solve)|geqrf|orgqr|ormqr|lobpcg|pca_lowrank|svd_lowrank|matrix_exp": "factorisations",
+    r"special|i0_?|igammac?_?|mvlgamma_?|gradient|histogram(dd)?|binomial|nonzero_static|vander|as_strided_scatter": "special functions and statistics",
+}
+_REASONS = re.compile("|".join(f"(?:{p})" for p in OUT_OF_SCOPE))
+
+
+def decided(name, place):
+    return hasattr(place, name) or _REASONS.fullmatch(name) is not None
+
+
+@pytest.mark.oracle
+def test_every_function_of_torch_is_decided():
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    names = [n for n in dir(torch) if not n.startswith("_")]
+    assert [n for n in names if not decided(n, dptrain)] == []
+
+
+@pytest.mark.oracle
+def test_every_member_of_tensor_is_decided():
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    special = {
+        "__array_wrap__",
+        "__delitem__",
+        "__setstate__",
+    }  # PyTorch raises, or pickles otherwise
+    names = [
+        n
+        for n in dir(torch.Tensor)
+        if n not in special and (not n.startswith("_") or n.startswith("__"))
+    ]
+    assert [n for n in names if not decided(n, dptrain.Tensor)] == []
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("room", ["linalg", "random", "backends"])
+def test_rooms_have_no_name_that_pytorch_lacks(room):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    place = getattr(dptrain, room)
+    theirs = getattr(torch, room)
+    assert [n for n in getattr(place, "__all__", []) if not hasattr(theirs, n)] == []

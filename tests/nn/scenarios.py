@@ -1,0 +1,54 @@
+"""Scenarios: functions of a library that return what a caller saw, to be equal in both."""
+
+import re
+
+import pytest
+
+import dptrain
+
+torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+
+
+#: In PyTorch's messages.
+_SLIPS = {
+    "isint": "is int",
+    "ParametersDict": "ParameterDict",
+    " Open an issue on github if you need non-string keys.": "",
+}
+
+
+def attempt(action):
+    """The result, or the kind and text of the error."""
+    try:
+        return action()
+    except Exception as error:
+        return type(error).__name__, str(error.args[0]) if error.args else ""
+
+
+def plain(value):
+    """Facts without the names of the libraries."""
+    if hasattr(value, "detach"):
+        return plain(value.detach().tolist())
+    if isinstance(value, float):
+        return round(value, 9)
+    if isinstance(value, str):
+        text = re.sub(r"\b(torch|dptrain)\.nn\.(modules\.)?(\w+\.)?", "nn.", value)
+        text = re.sub(r"\b(torch|dptrain)\b[. ]", "", text)
+        text = re.sub(r"'\w*Tensor'|Tensor or None|nn.Parameter or None", "?", text)
+        text = re.sub(r"Tensor-like object|numpy.ndarray", "the like", text)
+        for slip, meant in _SLIPS.items():
+            text = text.replace(slip, meant)
+        return text
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    return value
+
+
+def agree(scenario):
+    ours, theirs = (plain(scenario(lib)) for lib in (dptrain, torch))
+    if isinstance(theirs, list):  # the first entry that differs says more
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert a == b, f"entry {i}"
+    assert ours == theirs
