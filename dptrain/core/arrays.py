@@ -87,10 +87,15 @@ REMOTE: dict[type, Library] = {HostArray: _HOST}
 
 _cuda: list[Any] = []
 
+#: Whether work has to mind which GPU is the current one.
+several_gpus = False
 
-def register_cuda(library: Any) -> None:
-    """Name the library whose arrays live on CUDA devices."""
+
+def register_cuda(library: Any, several: bool) -> None:
+    """Name the library whose arrays live on CUDA devices, and whether there are several of these."""
+    global several_gpus
     _cuda[:] = [library]
+    several_gpus = several
 
 
 def is_array(value: Any) -> bool:

@@ -320,7 +320,7 @@ def load(cupy: Any) -> CudaLibrary:
     library = CudaLibrary(cupy)
     cupy.cuda.set_allocator(counting_allocator(cupy, library.ledger))
     REMOTE[cupy.ndarray] = library
-    arrays.register_cuda(library)
+    arrays.register_cuda(library, probe().count > 1)
     _loaded = library
     return library
 

@@ -229,4 +229,5 @@ def installed(monkeypatch, count=2):
     finally:
         arrays.REMOTE.pop(ndarray, None)
         arrays._cuda[:] = before
+        arrays.several_gpus = False
         _state.index = 0

@@ -2,18 +2,22 @@
 
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import fake_cupy
 import numpy as np
 import pytest
+from op_samples import SAMPLES
+from test_ops import as_list, build, ours, resolve
 
 import dptrain
-from dptrain.core import cuda
+from dptrain.core import cuda, kernels
 from dptrain.core.arrays import address, device_of, move, namespace_of, namespace_on, to_host
 from dptrain.core.cuda import Probe, trouble
 from dptrain.core.cuda_memory import Ledger, OutOfMemoryError, counting_allocator
 from dptrain.core.device import as_device, device
-from dptrain.core.kernels.cuda import launch
+from dptrain.core.kernels import reference, reference_optim
+from dptrain.core.kernels.cuda import cudnn, launch
 
 HEALTHY = Probe("14.2.0", toolkit=13020, driver=13000, count=2)
 
@@ -194,3 +198,54 @@ def test_arrays_of_a_gpu_are_served_by_the_cuda_kernels_with_that_gpu_current(li
         ("updates", "rmsprop", "float32", 1),
     ]
     assert x.grad.device == p.grad.device == device("cuda", 1)
+
+
+#: Functions of nn.functional that look at their arguments' arrays before any operation runs.
+UNGUARDED = {
+    "nn.functional.binary_cross_entropy",
+    "nn.functional.gaussian_nll_loss",
+    "nn.functional.multi_margin_loss",
+    "nn.functional.multilabel_margin_loss",
+}
+
+
+def test_no_operation_touches_a_gpu_that_is_not_the_current_one(library, monkeypatch):
+    monkeypatch.setattr(kernels, "_cuda", lambda name: over_the_stand_in(name))
+    monkeypatch.setattr(cudnn, "_library", [None])
+    wrong, ran = set(), 0
+    for name, calls in SAMPLES.items():
+        if not calls:
+            continue
+
+        def there(array, arg):
+            tensor = ours(array, arg).to("cuda:1")
+            return tensor.requires_grad_() if arg.kind == "x" else tensor
+
+        args, kwargs = build(calls[0], np.float32, there)
+        try:
+            outs = as_list(resolve(name, dptrain, dptrain.nn.functional)(*args, **kwargs))
+            wanted = [o for o in outs if getattr(o, "requires_grad", False)]
+            if wanted:
+                sum(o.sum() for o in wanted).backward()
+            ran += 1
+        except fake_cupy.WrongDeviceError:
+            wrong.add(name)
+        except Exception:  # does not compute beside its arguments yet, or asks CuPy for cuBLAS
+            continue
+        finally:
+            assert library.current() == 0, name
+    assert wrong == UNGUARDED
+    assert ran > 0.7 * len(SAMPLES)
+
+
+def over_the_stand_in(name):
+    """The NumPy kernels in the place of the CUDA kernels, over the stand-in's arrays."""
+    definition = reference_optim if name == "cuda.updates" else reference
+    return SimpleNamespace(
+        __name__=name,
+        **{
+            key: lambda *args, f=f: fake_cupy._run(f, args, {})
+            for key, f in vars(definition).items()
+            if callable(f) and not key.startswith("_")
+        },
+    )
