@@ -330,6 +330,11 @@ def is_loaded() -> bool:
     return _loaded is not None
 
 
+def is_capturing() -> bool:
+    """Whether this thread's work on the current GPU is recorded into a CUDA graph, not run."""
+    return _loaded is not None and bool(_loaded.cupy.cuda.get_current_stream().is_capturing())
+
+
 def library() -> CudaLibrary:
     """CuPy, loaded on first use.
 

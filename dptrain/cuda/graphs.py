@@ -2,8 +2,9 @@
 
 What is captured runs later at the same addresses: inputs are written into the tensors that were there
 at the capture, results read from those that came out of it. Memory that the capture takes belongs to
-the graph as long as it lives. Work that looks at values from the host (`item`, `nonzero`, a check of
-class indices) cannot be captured; CUDA says so when it is tried.
+the graph as long as it lives. Work that looks at values from the host (`item`, `nonzero`) cannot be
+captured; CUDA says so when it is tried. Class indices are not checked then: a loss of a class that does
+not exist is NaN. Optimizers whose update depends on the number of the step refuse.
 """
 
 from __future__ import annotations
@@ -26,12 +27,7 @@ def graph_pool_handle() -> Any:
 
 def is_current_stream_capturing() -> bool:
     """Whether work is being recorded, not run; False without a GPU."""
-    if not core_cuda.is_loaded():
-        return False
-    found: bool = (
-        library("is_current_stream_capturing").cupy.cuda.get_current_stream().is_capturing()
-    )
-    return found
+    return core_cuda.is_capturing()
 
 
 class CUDAGraph:

@@ -121,7 +121,10 @@ class Device:
 
 class _Stream:
     def __init__(self, index):
-        self.index = index
+        self.index, self.capturing = index, False
+
+    def is_capturing(self):
+        return self.capturing
 
     def record(self):
         LOG.append(("record", self.index))

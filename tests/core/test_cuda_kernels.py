@@ -217,6 +217,13 @@ def test_cross_entropy_equals_the_definition(driver, n, c, dtype, scale):
 
 
 @on_cpu
+def test_the_loss_of_a_class_that_does_not_exist_is_nan(driver):
+    loss, p = cuda.cross_entropy(np.zeros((4, 3), np.float32), np.array([-1, 3, 2, 1 << 40]))
+    np.testing.assert_array_equal(np.isnan(loss), [True, True, False, True])
+    assert np.isfinite(p).all()
+
+
+@on_cpu
 @relaxed
 @given(st.lists(st.floats(-8, 8), max_size=600), dtypes)
 def test_erf_equals_the_definition(driver, values, dtype):

@@ -9,6 +9,7 @@ import pytest
 import dptrain
 from dptrain.core import cuda as core_cuda
 from dptrain.core.cuda import Probe
+from dptrain.core.ops.loss import check_classes
 
 NEEDS_A_GPU = {
     "current_device": (),
@@ -191,3 +192,20 @@ def test_the_hosts_state_carries_the_gpus(library):
     host.on(1).stream(1).restore(np.array([*key, 90, 0, 0], np.uint64))
     host.set_state(saved)
     np.testing.assert_array_equal(host.on(1).stream(1).host_state(), [*key, 40, 0, 0])
+
+
+def test_what_a_capture_cannot_record_is_left_out_or_refused(library):
+    stream = library.cupy.cuda.get_current_stream()
+    target = dptrain.tensor([0, 9]).cuda()
+    p = dptrain.nn.Parameter(dptrain.ones(2))
+    p.grad = dptrain.ones(2)
+    adam, sgd = dptrain.optim.Adam([p]), dptrain.optim.SGD([p], lr=0.5)
+    with pytest.raises(IndexError, match="Target 9 is out of bounds"):
+        check_classes("nll_loss", target._array, 3, -100)
+    stream.capturing = True
+    assert dptrain.cuda.is_current_stream_capturing()
+    check_classes("nll_loss", target._array, 3, -100)
+    with pytest.raises(RuntimeError, match=r"CUDA graph capture of step.*Adam"):
+        adam.step()
+    sgd.step()
+    assert p.tolist() == [0.5, 0.5]

@@ -36,7 +36,11 @@ extern "C" __global__ void cross_entropy(
         REDUCE(total, plus)
         for (int k = threadIdx.x; k < classes; k += blockDim.x)
             p[r * classes + k] = T(exp(A(line[k]) - top) / total);
-        if (threadIdx.x == 0) loss[r] = T(log(total) - (A(line[target[r]]) - top));
+        if (threadIdx.x == 0) {
+            long long t = target[r];  // not checked while a graph is captured
+            bool known = 0 <= t && t < classes;
+            loss[r] = T(known ? log(total) - (A(line[t]) - top) : A(lowest()) - A(lowest()));
+        }
     }
 }
 
