@@ -83,6 +83,8 @@ class ndarray(NDArrayOperatorsMixin):
         value = getattr(self.host, name)
         if name in ("reshape", "view", "transpose", "swapaxes"):  # share memory: no work to do
             return lambda *args: ndarray(value(*args), self.device.id)
+        if name in ("item", "tolist"):  # CuPy goes to the array's GPU by itself
+            return value
         if callable(value):
             return lambda *args, **kwargs: _run(
                 lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs

@@ -1,6 +1,8 @@
 """CUDA devices without a GPU: what is said when there is none, and guards and copies over a stand-in."""
 
+import copy
 import gc
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -198,6 +200,16 @@ def test_arrays_of_a_gpu_are_served_by_the_cuda_kernels_with_that_gpu_current(li
         ("updates", "rmsprop", "float32", 1),
     ]
     assert x.grad.device == p.grad.device == device("cuda", 1)
+
+
+def test_copies_of_a_tensor_stay_on_its_gpu(library):
+    x = dptrain.arange(6.0).reshape(2, 3).to("cuda:1")
+    p = dptrain.nn.Parameter(x)
+    for made in (copy.deepcopy(x), copy.deepcopy(p), pickle.loads(pickle.dumps(x)), x.clone()):
+        assert made.device == device("cuda", 1)
+        assert made.tolist() == x.tolist()
+        assert made.data_ptr() != x.data_ptr()
+    assert library.current() == 0
 
 
 #: Functions of nn.functional that look at their arguments' arrays before any operation runs.
