@@ -68,11 +68,11 @@ class CUDAGraph:
             )
         self._pool = cuda.MemoryPool() if pool is None else pool
         allocator = counting_allocator(self._library.cupy, self._library.ledger, self._pool)
-        stack = ExitStack()
-        # Blocks that the capture frees go to the graph's own pool: nobody else may get them.
-        stack.enter_context(cuda.using_allocator(allocator))
-        recorded.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
-        self._capture, self._recorded = stack, recorded
+        with ExitStack() as stack:
+            # Blocks that the capture frees go to the graph's own pool: nobody else may get them.
+            stack.enter_context(cuda.using_allocator(allocator))
+            recorded.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
+            self._capture, self._recorded = stack.pop_all(), recorded
 
     def capture_end(self) -> None:
         """End the recording.

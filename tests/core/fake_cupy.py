@@ -123,7 +123,18 @@ class Device:
 
 class _Stream:
     def __init__(self, index):
-        self.index, self.capturing = index, False
+        self.index, self.capturing, self.ptr = index, False, 0
+
+    def use(self):
+        _state.stream = self
+
+    def begin_capture(self, mode):
+        LOG.append(("begin", mode))
+        self.capturing = True
+
+    def end_capture(self):
+        self.capturing = False
+        return SimpleNamespace(launch=lambda stream: LOG.append(("launch", stream.ptr)))
 
     def is_capturing(self):
         return self.capturing
@@ -167,6 +178,9 @@ class Pool:
     def total_bytes(self):
         return self.held
 
+    def free_all_blocks(self):
+        self.held = self.used
+
 
 def make(count=2):
     """A module like CuPy for a machine with `count` GPUs."""
@@ -183,11 +197,29 @@ def make(count=2):
     memory = SimpleNamespace(
         OutOfMemoryError=OutOfMemoryError, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory
     )
+    runtime.streamCaptureModeRelaxed, runtime.deviceSynchronize = 2, lambda: None
+
+    def stream(non_blocking=False, priority=None):
+        made = _Stream(current())
+        made.ptr = 64
+        return made
+
+    @contextmanager
+    def using_allocator(allocator):
+        before, cupy.allocator = cupy.allocator, allocator
+        try:
+            yield
+        finally:
+            cupy.allocator = before
+
     cupy.cuda = SimpleNamespace(
+        Stream=stream,
         Device=Device,
         runtime=runtime,
         memory=memory,
-        get_current_stream=lambda: streams[current()],
+        get_current_stream=lambda: getattr(_state, "stream", None) or streams[current()],
+        MemoryPool=Pool,
+        using_allocator=using_allocator,
         set_allocator=lambda allocator: setattr(cupy, "allocator", allocator),
     )
 
@@ -235,4 +267,4 @@ def installed(monkeypatch, count=2):
         arrays.REMOTE.pop(ndarray, None)
         arrays._cuda[:] = before
         arrays.several_gpus = False
-        _state.index = 0
+        _state.index, _state.stream = 0, None

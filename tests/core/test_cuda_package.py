@@ -209,3 +209,30 @@ def test_what_a_capture_cannot_record_is_left_out_or_refused(library):
         adam.step()
     sgd.step()
     assert p.tolist() == [0.5, 0.5]
+
+
+def test_a_capture_takes_memory_of_its_own_on_a_stream_of_its_own(library):
+    cupy, graph = library.cupy, dptrain.cuda.CUDAGraph()
+    outside = cupy.allocator
+    with pytest.raises(RuntimeError, match="must be captured on a non-default stream"):
+        graph.capture_begin()
+    with dptrain.cuda.graph(graph):
+        assert dptrain.cuda.is_current_stream_capturing()
+        assert cupy.allocator is not outside
+        held = cupy.allocator(3000)
+    assert cupy.allocator is outside
+    assert dptrain.cuda.memory_allocated() == 3072
+    assert graph.pool().total_bytes() == 3072
+    assert cupy.get_default_memory_pool().total_bytes() == 0
+    assert not dptrain.cuda.is_current_stream_capturing()
+    graph.replay()
+    assert fake_cupy.LOG[-1] == ("launch", 0)
+    with pytest.raises(RuntimeError, match=r"call reset\(\) first"), dptrain.cuda.graph(graph):
+        pass
+    assert cupy.allocator is outside
+    graph.reset()
+    with pytest.raises(ZeroDivisionError), dptrain.cuda.graph(graph):
+        _ = 1 / 0
+    assert cupy.allocator is outside
+    assert cupy.cuda.get_current_stream().ptr == 0
+    del held
