@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import move, to_host
+from dptrain.core.arrays import move, namespace_on, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
     FROM_NUMPY,
@@ -241,8 +241,15 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
 
 
 def from_dlpack(ext_tensor: Any) -> Tensor:
-    """A tensor over the memory of another library's CPU array (DLPack protocol)."""
+    """A tensor over the memory of another library's array, on the CPU or a GPU (DLPack protocol)."""
+    kind, index = ext_tensor.__dlpack_device__()
+    if kind == _DLPACK_CUDA:
+        return wrap(namespace_on(as_device(f"cuda:{index}")).from_dlpack(ext_tensor))
     return from_numpy(np.from_dlpack(ext_tensor))
+
+
+#: DLPack's number for CUDA's devices.
+_DLPACK_CUDA = 2
 
 
 def _shape(size: tuple[Any, ...], op: str) -> tuple[int, ...]:

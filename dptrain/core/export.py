@@ -6,13 +6,14 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import MethodType
 from typing import Any
 
 import numpy as np
 
+from dptrain.core import arrays
 from dptrain.core.arguments import Signature
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
@@ -133,6 +134,11 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
     listed = cast is not run
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if arrays.several_gpus:
+            guard = arrays.elsewhere(_arrays_of((*args, *kwargs.values())))
+            if guard is not None:
+                with guard:
+                    return call(*args, **kwargs)
         if kwargs or len(args) > strict_from:
             signature.check(args, kwargs)
         try:
@@ -147,6 +153,15 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def _arrays_of(values: Iterable[Any]) -> Iterator[Any]:
+    """The arrays of the tensors among arguments, those in lists too."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _arrays_of(value)
+        elif isinstance(value, Tensor):
+            yield value._array
 
 
 #: What a wrong argument leads to somewhere inside.

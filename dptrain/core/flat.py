@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, device_of, namespace_of
+from dptrain.core.arrays import address, beside, device_of, namespace_of
 from dptrain.core.tensor import Tensor, wrap
 
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
@@ -167,6 +167,11 @@ class FlatStorage:
         return True
 
 
+def _settled(place: Place) -> bool:
+    with beside(place.storage.data):
+        return place.storage.settle(place.position)
+
+
 def _forget(p: Tensor) -> None:
     """The parameter lives on its own from here on."""
     p._slot = None
@@ -252,11 +257,14 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     loose: dict[Any, list[Tensor]] = {}
     for p in reversed(unique):
         place = place_of(p)
-        if place is not None and place.storage.settle(place.position):
+        if place is not None and _settled(place):
             storages[id(place.storage)] = place.storage
         else:
             loose.setdefault((p._array.dtype, device_of(p._array)), []).append(p)
     for group in loose.values():
         _refuse_shared_memory(group)
-    made = [FlatStorage(group) for group in loose.values()]
+    made = []
+    for group in loose.values():
+        with beside(group[0]._array):
+            made.append(FlatStorage(group))
     return [*storages.values(), *made]

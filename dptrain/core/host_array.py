@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from dptrain.core.transfers import report
+
 
 class DeviceMismatchError(RuntimeError):
     """Arrays of two devices met in one computation."""
@@ -94,6 +96,8 @@ class HostArray(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # no array interface, no buffer: they would be implicit ways out
             raise AttributeError(name)
+        if name in ("item", "tolist"):
+            report("read", self)
         value = getattr(self.host, name)
         if callable(value):
             return lambda *args, **kwargs: run_on_host(value, self.index, args, kwargs)
@@ -112,15 +116,19 @@ class HostArray(NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        report("read", self)
         return bool(self.host)
 
     def __int__(self) -> int:
+        report("read", self)
         return int(self.host)
 
     def __float__(self) -> float:
+        report("read", self)
         return float(self.host)
 
     def __index__(self) -> int:
+        report("read", self)
         return self.host.__index__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HostArray:

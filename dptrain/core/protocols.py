@@ -86,7 +86,7 @@ class ArrayProtocols:
 
     def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
         """The tensor on a GPU."""
-        return self.to("cuda" if device is None else device)
+        return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     # ---- Python's protocols ----------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.device import device, host_device
+from dptrain.core.arrays import device_of, is_array, span
+from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.layout import layout, strided
 from dptrain.core.tensor import Tensor, wrap
@@ -25,7 +26,7 @@ def _owner(tensor: Tensor) -> np.ndarray:
         part: np.ndarray = place.storage.data[place.start : place.stop]
         return part
     owner: Any = tensor._array
-    while isinstance(owner.base, np.ndarray):
+    while is_array(owner.base):
         owner = owner.base
     found: np.ndarray = owner
     return found
@@ -36,18 +37,18 @@ class UntypedStorage:
 
     def __init__(self, owner: np.ndarray) -> None:
         self._owner = owner
-        low, high = np.lib.array_utils.byte_bounds(owner)
-        self._start, self._nbytes = low, high - low if owner.size else 0
+        self._start, end = span(owner)
+        self._nbytes = end - self._start
 
     @property
     def device(self) -> device:
         """Where the bytes are."""
-        return host_device(0)
+        return device_of(self._owner)
 
     @property
     def is_cuda(self) -> bool:
         """Whether they are on a GPU."""
-        return False
+        return self.device.type == "cuda"
 
     def data_ptr(self) -> int:
         """Address of the first byte."""

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import beside
 from dptrain.core.creation import tensor
+from dptrain.core.cuda import is_capturing
 from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.tensor import Tensor
@@ -213,11 +215,18 @@ class Optimizer(Hooks):
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        if is_capturing() and any(STEP in self._state_names(g) for g in self.param_groups):
+            raise RuntimeError(
+                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__}, whose update depends "
+                "on the number of the step: a replayed graph would repeat this one. Capture forward and backward "
+                "only, or use SGD"
+            )
         plan = self._current_plan()
         with np.errstate(all="ignore"):  # inf and nan are values here, as in PyTorch
             for run in plan.runs:
                 run.advance()
-                self._update(run)
+                with beside(run.param):
+                    self._update(run)
                 for p in run.params:
                     p._bump_version()
         if plan.has_first:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import beside
 from dptrain.core.flat import FlatStorage, Place, aligned_empty
 from dptrain.core.tensor import Tensor, wrap
 
@@ -47,8 +48,9 @@ class StateBuffers:
         found = self._buffers.get(name)
         if found is None:
             kind = self.storage.data.dtype
-            found = aligned_empty(self.storage.size * kind.itemsize, self.storage.xp).view(kind)
-            found.fill(0)
+            with beside(self.storage.data):
+                found = aligned_empty(self.storage.size * kind.itemsize, self.storage.xp).view(kind)
+                found.fill(0)
             self._buffers[name] = found
         return found
 
@@ -243,7 +245,8 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
                     )
                 moves.append((entry, name, view, values))
     for entry, name, view, values in moves:
-        np.copyto(view._array, values, casting="unsafe")
+        with beside(view._array):
+            np.copyto(view._array, values, casting="unsafe")
         entry[name] = view
 
 
