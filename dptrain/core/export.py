@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arguments import Signature
+from dptrain.core.arrays import is_array
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.node_names import named
 from dptrain.core.op import Op, OpName
@@ -150,7 +151,8 @@ def _method(
     if name in _BINARY_DUNDERS:
 
         def operator(self: Tensor, other: Any) -> Any:
-            return run(self, other) if isinstance(other, _OPERANDS) else NotImplemented
+            known = isinstance(other, _OPERANDS) or is_array(other)
+            return run(self, other) if known else NotImplemented
 
         operator.__name__ = name
         return operator
@@ -193,7 +195,8 @@ _BINARY_DUNDERS = frozenset(
 
 def _reflected(run: Any, name: str) -> Callable[..., Any]:
     def operator(self: Tensor, other: Any) -> Any:
-        return run(other, self) if isinstance(other, _OPERANDS) else NotImplemented
+        known = isinstance(other, _OPERANDS) or is_array(other)
+        return run(other, self) if known else NotImplemented
 
     operator.__name__ = name
     return operator

@@ -23,7 +23,7 @@ def _times(value: Any, alpha: Any) -> Any:
                 f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
             )
         # A negative alpha for unsigned integers counts modulo their range, as in PyTorch.
-        return value * np.asarray(alpha).astype(value.dtype)
+        return value * np.asarray(alpha).astype(value.dtype)[()]
     return value * alpha
 
 
@@ -130,7 +130,7 @@ class Div(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         if not is_array(other) and other == 0:
-            other = np.asarray(other, dtype=input.dtype)
+            other = self.xp.asarray(other, dtype=input.dtype)
         if input.dtype.kind in "biu":
             kind = get_default_dtype().numpy
             return input.astype(kind) / self.xp.asarray(other).astype(kind)

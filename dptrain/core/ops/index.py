@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import grid, is_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
@@ -63,7 +63,7 @@ class GetItem(Op):
         self.index, self.shape = index, input.shape
         out = input[index]
         # Of integers alone NumPy makes a scalar; with an ellipsis it stays a view.
-        return out if type(out) is np.ndarray else input[(*index, ...)]
+        return out if type(out) is type(input) else input[(*index, ...)]
 
     def backward(self, grad: Any) -> Any:
         return Embed.call(grad, self.shape, self.index)
@@ -167,9 +167,9 @@ def places_along(
     """
     dim = wrap_dim(dim, len(shape), op)
     shape = shape or (1,)
-    if isinstance(index, np.ndarray) and not index.size:
-        return (np.zeros(index.shape, np.int64),) * len(shape)
-    if not isinstance(index, np.ndarray) or index.dtype not in (np.int64, np.int32):
+    if is_array(index) and not index.size:
+        return (namespace_of(index).zeros(index.shape, np.int64),) * len(shape)
+    if not is_array(index) or index.dtype not in (np.int64, np.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise RuntimeError(f"{op}(): Expected dtype int32/int64 for index, got {kind}")
     if max(index.ndim, 1) != len(shape):
@@ -182,7 +182,7 @@ def places_along(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(shape)} apart from "
                 f"dimension {dim}"
             )
-        if isinstance(source, np.ndarray) and source.ndim and n > source.shape[d]:
+        if is_array(source) and source.ndim and n > source.shape[d]:
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
             )
@@ -191,7 +191,7 @@ def places_along(
         raise RuntimeError(
             f"{op}(): index {wrong} is out of bounds for dimension {dim} with size {shape[dim]}"
         )
-    places: list[Any] = list(np.ogrid[tuple(slice(s) for s in index.shape)]) or [index]
+    places: list[Any] = grid(index.shape, namespace_of(index)) or [index]
     places[dim] = index
     return tuple(places)
 
