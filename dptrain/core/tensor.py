@@ -16,7 +16,7 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import address, as_array, device_of
+from dptrain.core.arrays import address, as_array, device_of, namespace_of
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
@@ -341,7 +341,7 @@ class Tensor(ArrayProtocols):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (
             type(self),
-            np.ascontiguousarray(self._array).reshape(self._array.shape),
+            namespace_of(self._array).ascontiguousarray(self._array).reshape(self._array.shape),
             self._requires_grad,
         )
 

@@ -254,7 +254,7 @@ class IndexFill(Op):
 
 def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """A copy with `values` stored (or added, if `accumulate`) at the places of an index tuple."""
-    raw, _ = _raw_index(tuple(indices))
+    raw, _ = _raw_index(tuple(indices), input._array)
     if values.dtype is not input.dtype:
         raise RuntimeError(
             f"index_put requires the source and destination dtypes match, got {input.dtype} for the destination and "
