@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.ops.activation import Dropout
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor, wrap
@@ -100,7 +101,8 @@ def dropout3d(
 def _alpha(input: Tensor, p: float, mask_shape: tuple[int, ...]) -> Tensor:
     if p == 1:
         return input * 0
-    kept = default_generator().stream(DROPOUT).random(mask_shape, dtype=np.float32) >= p
+    draws = default_generator().stream(DROPOUT).random(mask_shape, dtype=np.float32)
+    kept = namespace_of(input._array).asarray(draws >= p)
     # Factor and shift that keep mean and variance; Klambauer et al., "Self-normalizing neural
     # networks", 2017, section 3.
     scale = ((1 - p) * (1 + p * _SATURATED**2)) ** -0.5
