@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import product
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -176,7 +178,7 @@ def _weighted(
 
 def _corner(input: Tensor, where: list[np.ndarray], sizes: list[int]) -> Tensor:
     """The values at whole positions, 0 outside: (N, *outs, C)."""
-    inside = np.logical_and.reduce([(w >= 0) & (w < s) for w, s in zip(where, sizes, strict=True)])
+    inside = reduce(and_, ((w >= 0) & (w < s) for w, s in zip(where, sizes, strict=True)))
     index = [np.where(inside, w, 0).astype(np.int64) for w in where]
     batch = namespace_of(inside).arange(len(inside)).reshape(-1, *(1,) * (inside.ndim - 1))
     found = Index.apply(input, (batch, slice(None), *index))

@@ -48,8 +48,12 @@ class PackedSequence(_Packed):
         return super().__new__(cls, data, batch_sizes, sorted_indices, unsorted_indices)
 
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
-        """With the data converted as by `Tensor.to`."""
-        return self._replace(data=self.data.to(*args, **kwargs))
+        """With the data converted as by `Tensor.to`, and the order of the sequences beside them."""
+        return self._beside(self.data.to(*args, **kwargs))
+
+    def _beside(self, data: Tensor) -> PackedSequence:
+        order = (i if i is None else i.to(data.device) for i in self[2:])
+        return PackedSequence(data, self.batch_sizes, *order)
 
     def double(self) -> PackedSequence:
         """With float64 data."""
@@ -85,11 +89,11 @@ class PackedSequence(_Packed):
 
     def cpu(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data on the CPU, converted further as by `Tensor.to`."""
-        return self._replace(data=self.data.cpu()).to(*args, **kwargs)
+        return self._beside(self.data.cpu()).to(*args, **kwargs)
 
     def cuda(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data on a GPU."""
-        return self._replace(data=self.data.cuda(*args, **kwargs))
+        return self._beside(self.data.cuda(*args, **kwargs))
 
     @property
     def is_cuda(self) -> bool:
