@@ -84,7 +84,7 @@ def _plain(data: Any) -> Any:
 def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     """A new array from Python data: floats become the default dtype, as in PyTorch."""
     if isinstance(data, (Tensor, np.ndarray, np.generic)):
-        source = data._array if isinstance(data, Tensor) else np.asarray(data)
+        source = to_host(data._array) if isinstance(data, Tensor) else np.asarray(data)
         return source.astype((kind or from_numpy_dtype(source.dtype)).numpy)
     tensors = _holds_tensors(data)
     try:
@@ -117,6 +117,8 @@ def tensor(
         ValueError: ragged sequences.
         RuntimeError: integers that should require gradients.
     """
+    if device is None and isinstance(data, Tensor):
+        device = data.device
     return _finish(
         _from_data(data, None if dtype is None else as_dtype(dtype)), device, requires_grad
     )

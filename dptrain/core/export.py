@@ -176,7 +176,7 @@ def _method(
         listed = cast is not run
 
         def operator(self: Tensor, other: Any) -> Any:
-            if not isinstance(other, _OPERANDS):
+            if not (isinstance(other, _OPERANDS) or arrays.is_array(other)):
                 return NotImplemented
             return (cast if listed and lower_types() else run)(self, other)
 
@@ -221,7 +221,8 @@ _BINARY_DUNDERS = frozenset(
 
 def _reflected(run: Any, name: str) -> Callable[..., Any]:
     def operator(self: Tensor, other: Any) -> Any:
-        return run(other, self) if isinstance(other, _OPERANDS) else NotImplemented
+        known = isinstance(other, _OPERANDS) or arrays.is_array(other)
+        return run(other, self) if known else NotImplemented
 
     operator.__name__ = name
     return operator

@@ -68,7 +68,27 @@ def run_on_host(function: Callable[..., Any], index: int, args: Any, kwargs: Any
     return _close(function(*opened, **{k: _open(v, index) for k, v in kwargs.items()}), index)
 
 
-class HostArray(NDArrayOperatorsMixin):
+def _giving_way(method: Any) -> Any:
+    def operator(self: Any, other: Any) -> Any:
+        return (
+            NotImplemented if getattr(other, "__array_priority__", 0) > 0 else method(self, other)
+        )
+
+    return operator
+
+
+class _Operators(NDArrayOperatorsMixin):
+    """The operators, which leave it to a Tensor on the right to answer, as those of NumPy and CuPy do."""
+
+
+for _name in (
+    *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift"),
+    *("rshift", "and", "xor", "or", "lt", "le", "eq", "ne", "gt", "ge"),
+):
+    setattr(_Operators, f"__{_name}__", _giving_way(getattr(NDArrayOperatorsMixin, f"__{_name}__")))
+
+
+class HostArray(_Operators):
     """An array on virtual device `index`; `host` is its memory, for explicit copies only."""
 
     __slots__ = ("host", "index")
@@ -104,7 +124,11 @@ class HostArray(NDArrayOperatorsMixin):
         return _close(value, self.index)
 
     def __getitem__(self, place: Any) -> Any:
-        return _close(self.host[_open(place, self.index)], self.index)
+        place = _open(place, self.index)
+        found = self.host[place]
+        if isinstance(found, np.generic):  # stays a view, as of an array of CuPy
+            found = self.host[(*place, ...) if type(place) is tuple else (place, ...)]
+        return _close(found, self.index)
 
     def __setitem__(self, place: Any, value: Any) -> None:
         self.host[_open(place, self.index)] = _open(value, self.index)
@@ -166,6 +190,8 @@ class HostNamespace:
         """The value on this device; host arrays are moved there (copied)."""
         if type(value) is HostArray:
             return run_on_host(np.asarray, self._index, (value, dtype), {})
+        if not isinstance(value, np.ndarray):
+            value = _open(value, self._index)
         return HostArray(np.array(value, dtype=dtype), self._index)
 
     array = asarray

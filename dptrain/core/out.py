@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import address
 from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.tensor import Tensor
 
@@ -71,7 +72,7 @@ def _check_memory(target: Tensor, given: list[Tensor], name: str) -> None:
     for tensor in given:
         other = tensor._array
         same = (
-            other.ctypes.data == array.ctypes.data
+            address(other) == address(array)
             and other.strides == array.strides
             and other.shape == array.shape
         )

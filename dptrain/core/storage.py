@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import device_of, is_array, span
+from dptrain.core.arrays import device_of, is_array, namespace_of, span
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.layout import layout, strided
@@ -149,7 +149,7 @@ def _storage_offset(self: Tensor) -> int:
 
 def _is_shared(owner: np.ndarray) -> bool:
     held: Any = owner
-    while isinstance(held, np.ndarray):
+    while is_array(held):
         held = held.base
     return isinstance(held.obj if isinstance(held, memoryview) else held, mmap.mmap)
 
@@ -163,7 +163,11 @@ def _share_memory(self: Tensor) -> Tensor:
     """Move the values, in place, to memory that processes forked from this one share."""
     if not _tensor_is_shared(self) and self._array.size:
         memory = mmap.mmap(-1, self._array.nbytes)
-        shared = np.frombuffer(memory, self._array.dtype).reshape(self._array.shape)
+        shared = (
+            namespace_of(self._array)
+            .frombuffer(memory, self._array.dtype)
+            .reshape(self._array.shape)
+        )
         np.copyto(shared, self._array)
         self.data = wrap(shared)
     return self
@@ -198,7 +202,7 @@ def _set(
     """
     kind = self._array.dtype
     if source is None:
-        found = wrap(np.empty(0, kind))
+        found = wrap(namespace_of(self._array).empty(0, kind))
     elif isinstance(source, Tensor):
         found = source if size is None else source.as_strided(size, stride, storage_offset)
     elif isinstance(source, UntypedStorage):

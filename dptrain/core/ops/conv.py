@@ -58,7 +58,9 @@ def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
     flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
     if groups == 1:
         return flat[None]
-    return np.ascontiguousarray(flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2))
+    return namespace_of(flat).ascontiguousarray(
+        flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2)
+    )
 
 
 class _Convolution(Op):

@@ -131,8 +131,8 @@ for _name, _target in {
 
 
 def _type_as(self: Tensor, other: Tensor) -> Tensor:
-    """The tensor with the dtype of `other`."""
-    return _cast(self, other.dtype)
+    """The tensor with the dtype of `other`, on its device."""
+    return _cast(self, other.dtype, place=other.device)
 
 
 export(methods=("type_as",), function=_type_as)(Cast)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.index import IndexPut
 from dptrain.core.ops.reshape import AsStrided
@@ -68,7 +69,7 @@ def _as_strided_scatter(
             f"as_strided_scatter: expected src to have a size equal to the slice of self. src size = {list(shape)}, "
             f"slice size = {list(size)}"
         )
-    numbers = wrap(np.arange(input.numel()).reshape(tuple(input.shape)))
+    numbers = wrap(namespace_of(input._array).arange(input.numel()).reshape(tuple(input.shape)))
     places = AsStrided.apply(numbers, size, tuple(stride), storage_offset)._array
     return IndexPut.apply(input, src, np.unravel_index(places, tuple(input.shape)))
 
@@ -83,7 +84,7 @@ def _nonzero_static(input: Any, *, size: int, fill_value: int = -1) -> Any:
     if size < 0:
         raise RuntimeError(f"nonzero_static: 'size' must be an non-negative integer, got {size}")
     found = np.stack(np.nonzero(np.atleast_1d(input._array)), axis=1)[:size, : input.ndim]
-    out = np.full((size, input.ndim), fill_value, np.int64)
+    out = namespace_of(found).full((size, input.ndim), fill_value, np.int64)
     out[: len(found)] = found
     return wrap(out)
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.index import Index
 from dptrain.core.ops.matmul import Matmul, matmul
@@ -151,7 +150,7 @@ def _unique(x: Tensor, names: list[str], sizes: dict[str, int]) -> tuple[Tensor,
         others = [i for i in range(len(names)) if i not in places]
         x = Permute.apply(x, (*places, *others))
         x = Expand.apply(x, (*[sizes[n]] * len(places), *x.shape[len(places) :]))
-        x = Index.apply(x, (np.arange(sizes[n]),) * len(places))
+        x = Index.apply(x, (namespace_of(x._array).arange(sizes[n]),) * len(places))
         names = [n, *(names[i] for i in others)]
     return x, names
 

@@ -130,7 +130,7 @@ class Div(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         if not is_array(other) and other == 0:
-            other = np.asarray(other, dtype=input.dtype)
+            other = self.xp.asarray(other, dtype=input.dtype)
         if input.dtype.kind in "biu":
             kind = get_default_dtype().numpy
             return input.astype(kind) / self.xp.asarray(other).astype(kind)

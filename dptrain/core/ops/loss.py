@@ -72,7 +72,7 @@ class NllLoss(Op):
         check_classes("nll_loss", target, input.shape[1], ignore_index)
         counts = target != ignore_index
         classes = np.where(counts, target, 0)
-        self.counts, self.zero = counts, np.zeros((), input.dtype)
+        self.counts, self.zero = counts, self.xp.zeros((), input.dtype)
         self.factor = -counts.astype(input.dtype)
         if weight is not None:
             self.factor = self.factor * weight[classes]

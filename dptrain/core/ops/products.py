@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -209,7 +208,7 @@ def _matrix_power(A: Any, n: int) -> Any:
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         check_matrix("linalg.matrix_power", A, square=True)
     if n == 0:
-        return A * 0 + wrap(np.eye(A.shape[-1], dtype=A._array.dtype))
+        return A * 0 + wrap(namespace_of(A._array).eye(A.shape[-1], dtype=A._array.dtype))
     result: Any = None
     square, power = (_inverse(A) if n < 0 else A), abs(n)
     while True:

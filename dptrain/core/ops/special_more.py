@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, is_array, run_beside
 from dptrain.core.dtypes import get_default_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -76,7 +77,7 @@ class Entr(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = np.asarray(input, get_default_dtype().numpy) if input.dtype.kind in "biu" else input
+        x = input.astype(get_default_dtype().numpy) if input.dtype.kind in "biu" else input
         product = -x * self.xp.log(x)
         kind = product.dtype.type
         return self.xp.where(x > 0, product, self.xp.where(x == 0, kind(0), x * kind(np.inf)))
@@ -139,7 +140,7 @@ class Xlog1py(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         kind = input.dtype if input.dtype.kind not in "biu" else get_default_dtype().numpy
-        x, y = np.asarray(input, kind), np.asarray(other, kind)
+        x, y = self.xp.asarray(input, kind), self.xp.asarray(other, kind)
         product = x * self.xp.log1p(y)
         return self.xp.where((x == 0) & ~self.xp.isnan(y), kind.type(0), product)
 
@@ -160,7 +161,8 @@ class _TwoParameters(Op):
         kind = input.dtype if hasattr(input, "dtype") else other.dtype
         if kind.kind in "biu":
             kind = get_default_dtype().numpy
-        return np.asarray(function(input, other)).astype(kind)
+        array = input if is_array(input) else other
+        return as_array(run_beside(array, function, input, other)).astype(kind)
 
 
 @export("special.zeta")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.ops.matmul import Linear
 from dptrain.core.tensor import Tensor, wrap
 
@@ -52,4 +53,4 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
             f"Class values must be smaller than num_classes: got class {int(indices.max())} and "
             f"num_classes={num_classes}"
         )
-    return wrap((indices[..., None] == np.arange(num_classes)).astype(np.int64))
+    return wrap((indices[..., None] == namespace_of(indices).arange(num_classes)).astype(np.int64))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
@@ -83,7 +84,7 @@ def _counted(target: np.ndarray, weight: Any, ignore_index: int, kind: np.dtype[
     """The weight of all positions that count: the divisor of the mean."""
     counts = target != ignore_index
     if weight is None:
-        return kind.type(counts.sum())
+        return as_array(counts.sum()).astype(kind)
     return (weight[np.where(counts, target, 0)] * counts).sum(dtype=kind)
 
 
@@ -95,7 +96,7 @@ def _nll(logp: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target._array, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+    return _reduce(loss, reduction, wrap(as_array(divisor)))
 
 
 def nll_loss(
@@ -234,12 +235,12 @@ def _smooth_part(
 ) -> Tensor:
     """-sum over the classes of weight * logp, for the positions that count."""
     weighted = logp if weight is None else logp * _along_classes(weight, logp.ndim, dim)
-    zero = wrap(np.zeros((), logp._array.dtype))
+    zero = wrap(namespace_of(logp._array).zeros((), logp._array.dtype))
     loss = FUNCTIONS["where"](wrap(target != ignore_index), -weighted.sum(dim), zero)
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+    return _reduce(loss, reduction, wrap(as_array(divisor)))
 
 
 def _soft_cross_entropy(

@@ -108,7 +108,9 @@ def multi_head_attention_forward(
     )
     if add_zero_attn:
         k, v = (
-            FUNCTIONS["cat"]([t, zeros(n, num_heads, 1, head_dim, dtype=t.dtype)], -2)
+            FUNCTIONS["cat"](
+                [t, zeros(n, num_heads, 1, head_dim, dtype=t.dtype, device=t.device)], -2
+            )
             for t in (k, v)
         )
     sizes = (n, num_heads, length, source)
