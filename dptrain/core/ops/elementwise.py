@@ -23,7 +23,7 @@ def _times(value: Any, alpha: Any) -> Any:
                 f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
             )
         # A negative alpha for unsigned integers counts modulo their range, as in PyTorch.
-        return value * np.asarray(alpha).astype(value.dtype)
+        return value * np.asarray(alpha).astype(value.dtype)[()]
     return value * alpha
 
 

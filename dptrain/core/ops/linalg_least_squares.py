@@ -179,7 +179,7 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
     solution = LinalgLstsq.apply(A, right, rcond)
     s = np.linalg.svd(A._array, compute_uv=False)
     bound = np.asarray(_cutoff(s.max(-1, initial=0), A.shape, s.dtype, None, rcond))
-    rank = (s > bound[..., None]).sum(-1, dtype=np.int64)
+    rank = np.asarray((s > bound[..., None]).sum(-1, dtype=np.int64))
     m, n = A.shape[-2:]
     values, ranks = empty_like_type(A), rank
     if m > n and driver not in (None, "gelsy") and (rank == n).all():
