@@ -30,7 +30,6 @@ from dptrain.core.autocast_older import (
     set_autocast_cpu_enabled,
     set_autocast_gpu_dtype,
 )
-from dptrain.core.copies import COPIES as _COPIES
 from dptrain.core.creation import (
     as_tensor,
     asarray,
@@ -186,7 +185,6 @@ newaxis = None
 # The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
 _OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
 _OPERATIONS.update(_in_place_functions())
-_OPERATIONS.update(_COPIES)
 globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
@@ -212,30 +210,6 @@ _ROOMS = frozenset(
         "utils",
         "version",
         "vision",
-    ]
-)
-
-# Functions that PyTorch has in both places; the layers' room is loaded when one is asked for.
-_FUNCTIONAL = frozenset(
-    [
-        "adaptive_max_pool1d",
-        "alpha_dropout",
-        "bilinear",
-        "celu_",
-        "channel_shuffle",
-        "cosine_similarity",
-        "dropout",
-        "feature_alpha_dropout",
-        "group_norm",
-        "layer_norm",
-        "pairwise_distance",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "rms_norm",
-        "rrelu",
-        "rrelu_",
-        "selu_",
-        "threshold_",
     ]
 )
 
@@ -407,6 +381,4 @@ def __getattr__(name: str) -> Any:
         found = import_module("dptrain.nn.functional.native").NATIVE.get(name)
         if found is not None:
             return found
-    if name in _FUNCTIONAL:
-        return getattr(import_module("dptrain.nn.functional"), name)
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

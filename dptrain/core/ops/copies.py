@@ -23,9 +23,15 @@ class Copied(Reshape):
 
 
 def _copied(name: str, method: str) -> Callable[..., Any]:
+    def copy(view: Tensor) -> Tensor:
+        out = view.clone()
+        if out._node is not None and view._node is not None:  # as PyTorch prints it
+            out._node.backward_name = f"{view._node.grad_name}_copy"
+        return out
+
     def function(input: Any, *args: Any, **kwargs: Any) -> Any:
         out = getattr(input, method)(*args, **kwargs)
-        return out.clone() if isinstance(out, Tensor) else tuple(part.clone() for part in out)
+        return copy(out) if isinstance(out, Tensor) else tuple(copy(part) for part in out)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"`Tensor.{method}` as a copy."
@@ -34,9 +40,9 @@ def _copied(name: str, method: str) -> Callable[..., Any]:
 
 for _method in (
     "as_strided",
+    "detach",
     "diagonal",
     "expand",
-    "narrow",
     "permute",
     "select",
     "split",
@@ -57,6 +63,18 @@ for _method in ("chunk", "split", "split_with_sizes"):
         methods=(f"unsafe_{_method}",),
         function=_copied(f"unsafe_{_method}", _method),
     )(Copied)
+
+
+def _narrow_copy(input: Any, dim: int, start: int, length: int) -> Any:
+    """`Tensor.narrow` as a copy."""
+    if input.ndim and dim >= input.ndim:  # another kind than `narrow`'s, as PyTorch's
+        raise RuntimeError(
+            f"narrow_copy: expected dim < {input.ndim}, the number of dimensions, but got {dim}"
+        )
+    return input.narrow(dim, start, length).clone()
+
+
+export("narrow_copy", methods=("narrow_copy",), function=_narrow_copy)(Copied)
 
 
 def _as_strided_scatter(

@@ -210,7 +210,9 @@ def _normal(
     *,
     generator: Generator | None = None,
     dtype: Any = None,
+    layout: Any = None,
     device: Any = None,
+    pin_memory: bool = False,
     requires_grad: bool = False,
 ) -> Any:
     """Draws from normal distributions: numbers with `size`, or a tensor of means and/or deviations."""
@@ -223,7 +225,14 @@ def _normal(
         if size is None:
             raise TypeError("normal() needs size= where mean and std are numbers")
         shape = tuple(size) if not isinstance(size, int) else (size,)
-        drawn = randn(shape, generator=generator, dtype=dtype, device=device)
+        drawn = randn(
+            shape,
+            generator=generator,
+            dtype=dtype,
+            layout=layout,
+            device=device,
+            pin_memory=pin_memory,
+        )
         return (drawn * std + mean).requires_grad_(requires_grad)
     if size is not None:
         raise TypeError("normal() takes size= only where mean and std are numbers")

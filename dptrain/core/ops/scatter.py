@@ -216,6 +216,10 @@ class IndexCopy(Op):
     num_tensors = 3
 
     def forward(self, input: Any, source: Any, index: Any, dim: int) -> Any:
+        if is_array(index) and index.dtype != np.int64:
+            raise RuntimeError(
+                f"index_copy(): Expected a long tensor for index, but got {index.dtype}"
+            )
         self.places = _lines_source("index_copy", input, source, dim, index)
         out = input.copy()
         out[self.places] = source
@@ -240,6 +244,8 @@ class IndexFill(Op):
     """A copy of the input with slices set to a value."""
 
     def forward(self, input: Any, value: Any, index: Any, dim: int) -> Any:
+        if is_array(index) and index.dtype != np.int64:
+            raise IndexError(f"index_fill(): Expected dtype int64 for index, but got {index.dtype}")
         # Each place once: it has one value to derive, however often it was named.
         unique = self.xp.unique(index) if is_array(index) and index.size else index
         self.places = _lines(input, dim, unique, "index_fill")

@@ -288,6 +288,8 @@ class Narrow(Op):
             if start.ndim or start.dtype.kind not in "iu":
                 raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
             start = int(start)
+        if length < 0:
+            raise RuntimeError("narrow(): length must be non-negative.")
         dim = wrap_dim(dim, input.ndim, "narrow")
         size = input.shape[dim]
         if not -size <= start <= size:
@@ -296,7 +298,7 @@ class Narrow(Op):
             )
         if start < 0:
             start += size
-        if length < 0 or start + length > size:
+        if start + length > size:
             raise RuntimeError(
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )

@@ -26,18 +26,18 @@ class I0(Op):
         return _in_float64(lambda x: values.bessel_i(0, x), input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        return grad * I1.call(input)
+        return grad * SpecialI1.call(input)
 
 
 @export("special.i0e")
-class I0E(Op):
+class SpecialI0E(Op):
     """exp(-|input|) i0(input)."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(lambda x: values.scaled_bessel_i(0, x), input)
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
-        return grad * (I1E.call(input) - Sign.call(input) * out)
+        return grad * (SpecialI1E.call(input) - Sign.call(input) * out)
 
 
 def _over_input(out: Any, input: Any, limit: float) -> Any:
@@ -48,7 +48,7 @@ def _over_input(out: Any, input: Any, limit: float) -> Any:
 
 
 @export("special.i1")
-class I1(Op):
+class SpecialI1(Op):
     """The modified Bessel function of the first kind, of order 1."""
 
     def forward(self, input: Any) -> Any:
@@ -59,19 +59,19 @@ class I1(Op):
 
 
 @export("special.i1e")
-class I1E(Op):
+class SpecialI1E(Op):
     """exp(-|input|) i1(input)."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(lambda x: values.scaled_bessel_i(1, x), input)
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
-        slope = I0E.call(input) - _over_input(out, input, 0.5) - out * Sign.call(input)
+        slope = SpecialI0E.call(input) - _over_input(out, input, 0.5) - out * Sign.call(input)
         return grad * slope
 
 
 @export("special.entr")
-class Entr(Op):
+class SpecialEntr(Op):
     """-input * log(input): 0 at 0, -inf below."""
 
     in_float32 = True
@@ -87,7 +87,7 @@ class Entr(Op):
 
 
 @export("special.erfcx")
-class Erfcx(Op):
+class SpecialErfcx(Op):
     """exp(input^2) erfc(input)."""
 
     def forward(self, input: Any) -> Any:
@@ -109,18 +109,18 @@ class Ndtr(Op):
 
 
 @export("special.log_ndtr")
-class LogNdtr(Op):
+class SpecialLogNdtr(Op):
     """The logarithm of `ndtr`."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(values.log_ndtr, input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        return grad / Erfcx.call(input * -math.sqrt(0.5)) * math.sqrt(2 / math.pi)
+        return grad / SpecialErfcx.call(input * -math.sqrt(0.5)) * math.sqrt(2 / math.pi)
 
 
 @export("special.ndtri")
-class Ndtri(Op):
+class SpecialNdtri(Op):
     """The inverse of `ndtr`."""
 
     def forward(self, input: Any) -> Any:
@@ -131,7 +131,7 @@ class Ndtri(Op):
 
 
 @export("special.xlog1py")
-class Xlog1py(Op):
+class SpecialXlog1Py(Op):
     """input * log1p(other), and 0 where input is 0 (unless other is NaN)."""
 
     in_float32 = True
@@ -166,7 +166,7 @@ class _TwoParameters(Op):
 
 
 @export("special.zeta")
-class Zeta(_TwoParameters):
+class SpecialZeta(_TwoParameters):
     """Hurwitz's zeta function; differentiable by `other`."""
 
     num_tensors = 0
@@ -177,7 +177,7 @@ class Zeta(_TwoParameters):
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         if self.needs[0]:
             raise RuntimeError("the derivative for 'zeta' is not implemented.")
-        return None, grad * -input * Zeta.call(input + 1, other)
+        return None, grad * -input * SpecialZeta.call(input + 1, other)
 
 
 class _Igamma(_TwoParameters):

@@ -158,12 +158,16 @@ def linear_cross_entropy(
 
     Raises:
         NotImplementedError: options.
+        RuntimeError: shapes do not fit, or `ignore_index` with class probabilities.
     """
     if options is not None:
         raise NotImplementedError(
             "linear_cross_entropy: chunks are not supported; use options=None"
         )
     *classes, depth = linear_weight.shape
+    _check_linear(input, linear_weight, linear_bias)
+    if ignore_index is not None and target.shape == (*input.shape[:-1], *classes):
+        raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     logits = linear(input, linear_weight.reshape(-1, depth), bias)
     logits = logits.reshape(*input.shape[:-1], *classes)
@@ -176,6 +180,31 @@ def linear_cross_entropy(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
+
+
+def _check_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if input.ndim not in (1, 2):
+        raise RuntimeError(
+            f"linear_cross_entropy: expected input with dimensionality 1 or 2, got {input.ndim}"
+        )
+    if weight.ndim < 2:
+        raise RuntimeError(
+            f"linear_cross_entropy: expected linear_weight with dimensionality at least 2, got {weight.ndim}"
+        )
+    if input.shape[-1] != weight.shape[-1]:
+        raise RuntimeError(
+            "linear_cross_entropy: expected equal input and linear_weight last dimensions (in_features), got "
+            f"{input.shape[-1]} and {weight.shape[-1]}"
+        )
+    if bias is not None and bias.shape != weight.shape[:-1]:
+        raise RuntimeError(
+            f"linear_cross_entropy: expected linear_bias shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}"
+        )
+    if weight.ndim > 2 and input.ndim == 1:
+        raise RuntimeError(
+            f"linear_cross_entropy: linear_weight of shape {tuple(weight.shape)} requires batched input (N, "
+            f"{input.shape[-1]}), got {tuple(input.shape)}"
+        )
 
 
 def cross_entropy(
