@@ -116,6 +116,10 @@ _EXACT = frozenset(
 )
 #: Functions whose result is stored as bool or uint8 only.
 _LOGICAL = frozenset(["all", "any"])
+#: Functions of which an argument may not be `out` either: where one is read, another is written.
+_DISTINCT = frozenset(
+    ["cross", "gather", "index_select", "kthvalue", "linalg.cross", "masked_select", "take"]
+)
 
 
 def store_in(run: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -178,7 +182,11 @@ def _check_memory(target: Tensor, given: list[Tensor], name: str) -> None:
             and other.strides == array.strides
             and other.shape == array.shape
         )
-        if not same and np.may_share_memory(other, array) and np.shares_memory(other, array):
+        if (
+            (not same or name in _DISTINCT)
+            and np.may_share_memory(other, array)
+            and np.shares_memory(other, array)
+        ):
             raise RuntimeError(
                 f"{name}(): unsupported operation: some elements of the input tensor and the written-to tensor refer "
                 "to a single memory location. Please clone() the tensor before performing the operation."

@@ -40,6 +40,8 @@ REFUSED = {
         x[None], x[:, None], out=m.empty(1, 1, dtype=m.float64)
     ),
     "numbers for a truth value": lambda m, x: m.any(x, out=m.empty((), dtype=m.int64)),
+    "what gather reads": lambda m, x: m.gather(x, 0, m.tensor([2, 1, 0]), out=x),
+    "what take reads": lambda m, x: m.take(x, m.tensor([2, 1, 0]), out=x),
     "a view": lambda m, x: m.reshape(x, (3, 1), out=m.empty(3, 1)),
     "a method": lambda m, x: x.add(x, out=m.empty(3)),
 }
