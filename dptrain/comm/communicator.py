@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.comm.reduction import ReduceOp
 from dptrain.comm.work import Work
 
@@ -42,9 +43,9 @@ class Communicator(ABC):
 
     The contract, which the tests hold every backend to:
 
-    - Arrays are C-contiguous NumPy arrays of bool, uint8, int8 to int64, float16, bfloat16
-      (`ml_dtypes`), float32 or float64, of any shape: 0-d and empty ones too. Anything else is an
-      error before any rank is asked.
+    - Arrays are C-contiguous NumPy arrays of bool, uint8 to uint64, int8 to int64, float16,
+      bfloat16 (`ml_dtypes`), float32 or float64, of any shape and length: 0-d and empty ones too.
+      Anything else is an error before any rank is asked.
     - Every rank makes the same collective calls in the same order, with equal op, dtype, shape,
       root and name. The ranks compare this before any data moves; a difference raises
       `CollectiveMismatchError` on every rank and names both sides.
@@ -197,13 +198,108 @@ class Communicator(ABC):
         """
 
     @abstractmethod
+    def all_gather_uneven(
+        self,
+        outs: Sequence[Array],
+        array: Array,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the array of rank r into `outs[r]`, for every r; the sizes may differ by rank.
+
+        Args:
+            outs: one array for each rank, of the size of that rank's `array`.
+            array: this rank's contribution; equal dtype on all ranks.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def reduce_scatter_uneven(
+        self,
+        out: Array,
+        arrays: Sequence[Array],
+        op: ReduceOp | str = ReduceOp.SUM,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the reduction of all ranks' `arrays[rank]` into `out`; sizes may differ by place.
+
+        Args:
+            out: of the size of `arrays[rank]`.
+            arrays: one array for each rank; equal sizes and dtype on all ranks.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def all_to_all_uneven(
+        self,
+        outs: Sequence[Array],
+        arrays: Sequence[Array],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Send `arrays[i]` to rank i; `outs[j]` is what rank j sent. All sizes may differ.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def gather(
+        self,
+        out: Array | None,
+        array: Array,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the array of rank r into `out[r]`, for every r, on rank `root`.
+
+        Args:
+            out: on the root (world_size, *array.shape), of the dtype of `array`; else ignored.
+            array: this rank's contribution; equal shape and dtype on all ranks.
+        """
+
+    @abstractmethod
+    def scatter(
+        self,
+        out: Array,
+        array: Array | None,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write `array[rank]` of rank `root` into `out`.
+
+        Args:
+            out: equal shape and dtype on all ranks.
+            array: on the root (world_size, *out.shape), of the dtype of `out`; else ignored.
+        """
+
+    @abstractmethod
     def barrier(self, *, name: str | None = None, timeout: float | None = None) -> None:
         """Return when every rank has come here. Earlier calls of this rank are over then."""
 
     # -- point to point ----------------------------------------------------------------------------
 
     @abstractmethod
-    def send(self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def send(
+        self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         """Send `array` to rank `dst`; starts at once, in no order with the collectives.
 
         Args:
@@ -214,8 +310,14 @@ class Communicator(ABC):
         """
 
     @abstractmethod
-    def recv(self, array: Array, src: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def recv(
+        self, array: Array, src: int | None = None, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         """Receive from rank `src` into `array`, which has to have the size of the message.
+
+        Args:
+            src: the source; None takes the first message with the tag, whoever sent it, and the
+                work's `peer` says who.
 
         Raises:
             ValueError: from `wait()`: the message has another size than the array.
@@ -312,25 +414,73 @@ class Communicator(ABC):
 
     def all_gather_object(self, obj: Any, *, name: str | None = None) -> list[Any]:
         """The objects of all ranks, by rank, on every rank (pickled)."""
-        return [pickle.loads(data.data) for data in self._gather_pickled(obj, name)]
+        data = _pickled(obj)
+        lengths = np.empty((self.world_size, 1), np.int64)
+        self.all_gather(lengths, np.array([data.size], np.int64), name=name, async_op=False)
+        outs = [np.empty(int(length), np.uint8) for length in lengths[:, 0]]
+        self.all_gather_uneven(outs, data, name=name, async_op=False)
+        return [pickle.loads(out.data) for out in outs]
 
     def gather_object(
         self, obj: Any, root: int = 0, *, name: str | None = None
     ) -> list[Any] | None:
         """The objects of all ranks, by rank, on rank `root`; None on the others (pickled)."""
-        parts = self._gather_pickled(obj, name)
-        return [pickle.loads(data.data) for data in parts] if self.rank == root else None
+        mine, nothing = _pickled(obj), np.empty(0, np.uint8)
+        sent = [mine if rank == root else nothing for rank in range(self.world_size)]
+        found = self._exchange_pickled(sent, name)
+        return [pickle.loads(data.data) for data in found] if self.rank == root else None
 
-    def _gather_pickled(self, obj: Any, name: str | None) -> list[Array]:
+    def scatter_object(
+        self, objects: Sequence[Any] | None, root: int = 0, *, name: str | None = None
+    ) -> Any:
+        """`objects[rank]` of rank `root` (pickled; `objects` is ignored elsewhere)."""
+        sent = [np.empty(0, np.uint8)] * self.world_size
+        if self.rank == root:
+            given = [] if objects is None else list(objects)
+            if len(given) != self.world_size:
+                raise ValueError(
+                    f"scatter_object needs one object for each of {self.world_size} ranks on the "
+                    f"root, got {len(given)}"
+                )
+            sent = [_pickled(obj) for obj in given]
+        return pickle.loads(self._exchange_pickled(sent, name)[root].data)
+
+    def all_to_all_object(self, objects: Sequence[Any], *, name: str | None = None) -> list[Any]:
+        """What each rank has for this one in its `objects`, by rank (pickled)."""
+        if len(objects) != self.world_size:
+            raise ValueError(
+                f"all_to_all_object needs one object for each of {self.world_size} ranks, got "
+                f"{len(objects)}"
+            )
+        found = self._exchange_pickled([_pickled(obj) for obj in objects], name)
+        return [pickle.loads(data.data) for data in found]
+
+    def _exchange_pickled(self, sent: Sequence[Array], name: str | None) -> list[Array]:
+        """What each rank has for this one in its `sent`, by rank."""
+        out_sizes = np.array([data.size for data in sent], np.int64)
+        in_sizes = np.empty_like(out_sizes)
+        self.all_to_all(in_sizes, out_sizes, name=name, async_op=False)
+        found = [np.empty(int(size), np.uint8) for size in in_sizes]
+        self.all_to_all_uneven(found, sent, name=name, async_op=False)
+        return found
+
+    def send_object(self, obj: Any, dst: int, tag: int = 0) -> None:
+        """Send a picklable object to rank `dst`, which calls `recv_object`."""
         data = _pickled(obj)
-        lengths = np.empty((self.world_size, 1), np.int64)
-        self.all_gather(lengths, np.array([data.size], np.int64), name=name, async_op=False)
-        longest = int(lengths.max())
-        padded = np.zeros(longest, np.uint8)
-        padded[: data.size] = data
-        out = np.empty((self.world_size, longest), np.uint8)
-        self.all_gather(out, padded, name=name, async_op=False)
-        return [out[rank, : int(lengths[rank, 0])] for rank in range(self.world_size)]
+        works = [self.send(np.array([data.size], np.int64), dst, tag), self.send(data, dst, tag)]
+        for work in works:
+            work.wait()
+
+    def recv_object(self, src: int | None = None, tag: int = 0) -> tuple[Any, int]:
+        """The next object that rank `src` (None: any rank) has sent with `tag`, and who sent it."""
+        length = np.empty(1, np.int64)
+        work = self.recv(length, src, tag)
+        work.wait()
+        source = work.peer
+        assert source is not None
+        data = np.empty(int(length[0]), np.uint8)
+        self.recv(data, source, tag).wait()
+        return pickle.loads(data.data), source
 
     def __repr__(self) -> str:
         return (

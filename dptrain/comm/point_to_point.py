@@ -23,7 +23,7 @@ _LONGEST_PAUSE_S = 1e-3
 class PointToPointWork(Work):
     """A send or receive under way; whoever waits for it or asks for it drives it on."""
 
-    __slots__ = ("_has_left", "_peer", "_pending", "_prefix", "_timeout_s")
+    __slots__ = ("_has_left", "_pending", "_prefix", "_timeout_s")
 
     def __init__(
         self,
@@ -33,7 +33,6 @@ class PointToPointWork(Work):
         nbytes: int,
         result: np.ndarray[Any, Any] | None,
         kept: tuple[Any, ...],
-        peer: int,
         prefix: str,
         timeout_s: float,
         has_left: Callable[[int], str | None],
@@ -42,10 +41,14 @@ class PointToPointWork(Work):
         super().__init__(kind, nbytes=nbytes, result=result, kept=kept, observe=observe)
         self.started_ns = self.queued_ns
         self._pending = pending
-        self._peer = peer
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._has_left = has_left
+
+    @property
+    def peer(self) -> int | None:
+        """The other rank; of a receive from any rank None until the message has come."""
+        return self._pending.peer
 
     def is_completed(self) -> bool:
         self._drive()
@@ -61,7 +64,7 @@ class PointToPointWork(Work):
             if waited_s >= self._timeout_s:
                 self._finish(
                     CollectiveTimeoutError(
-                        f"{self._prefix} {self.kind} of {self.nbytes} bytes with rank {self._peer} "
+                        f"{self._prefix} {self.kind} of {self.nbytes} bytes with {self._whom()} "
                         f"timed out after {self._timeout_s:g} s"
                     )
                 )
@@ -69,19 +72,23 @@ class PointToPointWork(Work):
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
+    def _whom(self) -> str:
+        return "any rank" if self.peer is None else f"rank {self.peer}"
+
     def _drive(self) -> bool:
         """Whether the work is over, having tried to bring it on."""
         if self.finished_ns:
             return True
         # Asked before the test: what a peer sent before it left is still delivered.
-        reason = self._has_left(self._peer)
+        peer = self.peer
+        reason = None if peer is None else self._has_left(peer)
         try:
             if self._pending.test():
                 self._finish(None)
             elif reason is not None:
                 self._finish(
                     RankLeftError(
-                        f"{self._prefix} rank {self._peer} {reason} before a {self.kind} of "
+                        f"{self._prefix} rank {peer} {reason} before a {self.kind} of "
                         f"{self.nbytes} bytes with it was over"
                     )
                 )
