@@ -28,7 +28,7 @@ _TEXT_NBYTES = 2048
 _NOTE_TAG = 1
 _PART_TAG = 2
 # Up to here every rank gets all arrays and reduces them itself: one message less to wait for.
-_SMALL_NBYTES = 64 * 1024
+SMALL_NBYTES = 64 * 1024
 # Bytes of one rank's array that move at a time.
 _CHUNK_NBYTES = 32 << 20
 # How long to poll without a pause: before the others have come, and while data is moving.
@@ -185,7 +185,7 @@ class NetworkTransport(MpiLink):
         # What a rank in join() sends is received by the others and left out.
         source = call.source
         mine = np.zeros(length, call.dtype) if source is None else source[0, piece]
-        if mine.nbytes <= _SMALL_NBYTES:
+        if mine.nbytes <= SMALL_NBYTES:
             arrays = self._gather(mine, watch)
             result = np.empty(length, call.dtype)
             reduce_arrays([arrays[rank] for rank in roster.participants], [result], call.op)

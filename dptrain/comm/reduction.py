@@ -117,6 +117,11 @@ def check_reducible(op: ReduceOp, dtype: np.dtype[Any]) -> None:
         )
 
 
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The element type in which sums of `dtype` are accumulated."""
+    return np.dtype(np.float32) if dtype_name(dtype) in _ACCUMULATE_FLOAT32 else dtype
+
+
 def reduce_arrays(
     sources: Sequence[np.ndarray[Any, Any]],
     targets: Sequence[np.ndarray[Any, Any]],
@@ -157,7 +162,7 @@ def _reduce_blocks(
         for source in sources[2:]:
             combine(total, source[block], out=total)
         if op is ReduceOp.AVG and len(sources) > 1:
-            _divide(total, len(sources))
+            divide(total, len(sources))
         for target in targets if scratch is not None else targets[1:]:
             np.copyto(target[block], total)
 
@@ -177,12 +182,12 @@ def _reduce_16_bit(
             np.copyto(operand, source[block], casting="unsafe")
             combine(total, operand, out=total)
         if op is ReduceOp.AVG:
-            _divide(total, len(sources))
+            divide(total, len(sources))
         for target in targets:
             np.copyto(target[block], total, casting="unsafe")
 
 
-def _divide(total: np.ndarray[Any, Any], count: int) -> None:
+def divide(total: np.ndarray[Any, Any], count: int) -> None:
     """Divide in place by the number of ranks."""
     if count & (count - 1) == 0:
         # The inverse of a power of two is exact, and so is the product: same bits, half the time.
