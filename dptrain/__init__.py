@@ -122,6 +122,7 @@ _ROOMS = frozenset(
         "data",
         "distributed",
         "linalg",
+        "multiprocessing",
         "nn",
         "optim",
         "parallel",

@@ -73,6 +73,7 @@ class Communicator(ABC):
         local_world_size: number of ranks of the group on this host.
         backend: "serial", "thread" or "mpi".
         name: for messages; "world", and a name derived from it for the result of `split`.
+        timeout_s: of calls that give none, in seconds.
     """
 
     rank: int
@@ -81,6 +82,7 @@ class Communicator(ABC):
     local_world_size: int
     backend: str
     name: str
+    timeout_s: float
 
     # -- collectives over arrays -------------------------------------------------------------------
 
