@@ -16,9 +16,8 @@ import contract_collectives
 import contract_errors
 import contract_groups
 import contract_memory
-from contract_errors import MISMATCHES, a_mismatch_is_an_error_on_every_rank
 
-__all__ = ["BREAKING", "CONTRACT", "MISMATCHES", "a_mismatch_is_an_error_on_every_rank"]
+__all__ = ["BREAKING", "CONTRACT"]
 
 
 def _checks(module: ModuleType) -> list[Callable]:

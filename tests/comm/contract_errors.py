@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import numpy as np
@@ -74,49 +73,6 @@ def bad_arguments_are_refused_before_anybody_is_asked(comm: Communicator) -> Non
     with pytest.raises(ValueError, match="0 bytes or more"):
         comm.allocate(-1)
     comm.barrier()  # Still in step.
-
-
-MISMATCHES = {
-    "op": (("all_reduce", "f4", 3, "sum", None), ("all_reduce", "f4", 3, "max", None)),
-    "dtype": (("all_reduce", "f4", 3, "sum", None), ("all_reduce", "i4", 3, "sum", None)),
-    "shape": (("all_reduce", "f4", 3, "sum", None), ("all_reduce", "f4", 4, "sum", None)),
-    "name": (("all_reduce", "f4", 3, "sum", "a"), ("all_reduce", "f4", 3, "sum", "b")),
-    "kind": (("all_reduce", "f4", 3, "sum", None), ("broadcast", "f4", 3, 0, None)),
-    "root": (("broadcast", "f4", 3, 0, None), ("broadcast", "f4", 3, 1, None)),
-    "barrier": (("barrier", None, None, None, None), ("all_reduce", "f4", 3, "sum", None)),
-    "join": (("join", None, None, None, None), ("all_reduce", "f4", 3, "sum", None)),
-    "large": (("all_reduce", "f4", 10**6, "sum", None), ("all_reduce", "f4", 10, "sum", None)),
-}
-
-
-def _call(comm: Communicator, kind, dtype, size, argument, name) -> None:
-    if kind == "barrier":
-        comm.barrier()
-    elif kind == "join":
-        comm.join()
-    else:
-        getattr(comm, kind)(np.zeros(size, dtype), argument, name=name).wait()
-
-
-def a_mismatch_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
-    if comm.world_size == 1:
-        pytest.skip("one rank cannot disagree")
-    usual, odd = MISMATCHES[case]
-    last = comm.world_size - 1
-    with pytest.raises(CollectiveMismatchError) as caught:
-        _call(comm, *(odd if comm.rank == last else usual))
-    message = str(caught.value)
-    assert message.startswith(f"[rank {comm.rank}/{comm.world_size}] ")
-    mine, others = message.split("\n")[1:3]
-    assert mine.startswith("  this rank")
-    assert (odd if comm.rank == last else usual)[0] in mine
-    assert (usual if comm.rank == last else odd)[0] in others
-    assert ("rank 0" if comm.rank == last else f"rank {last} called") in others
-    for line in (mine, others):  # Both call sites.
-        assert f"{os.path.basename(__file__)}:" in line
-    with pytest.raises(CommunicatorError, match="can no longer be used") as broken:
-        comm.all_reduce(np.zeros(3))
-    assert "different collectives" in str(broken.value)
 
 
 def a_missing_rank_is_a_timeout_that_names_it(comm: Communicator) -> None:

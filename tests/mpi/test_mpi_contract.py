@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import contract_values
 import pytest
-from comm_contract import BREAKING, CONTRACT, MISMATCHES, a_mismatch_is_an_error_on_every_rank
+from comm_contract import BREAKING, CONTRACT
+from contract_misuse import (
+    CALLS,
+    CASES,
+    check_case,
+    gaps_in_memory,
+    one_call_more_than_the_others,
+    two_threads_in_another_order,
+    use_after_close,
+)
 
 pytestmark = pytest.mark.mpi
 # Which host each rank counts as being on.
@@ -16,9 +25,35 @@ def test_contract(comm, check):
     check(comm)
 
 
-@pytest.mark.parametrize("case", MISMATCHES)
-def test_mismatch(comm, case):
-    a_mismatch_is_an_error_on_every_rank(comm, case)
+@pytest.fixture(params=[True, False], ids=["shared memory", "messages"])
+def fresh(request):
+    """Runs checks that break a communicator, each with a new one; needs several ranks."""
+    from dptrain.comm.mpi import connect
+
+    def run(check, *arguments):
+        with connect(timeout_s=20.0, shared_memory=request.param) as found:
+            if found.world_size == 1:
+                pytest.skip("one rank cannot disagree")
+            check(found, *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_rank_that_differs_is_an_error_on_every_rank(fresh, call):
+    for name, case in CASES.items():
+        if case[0] == call:
+            fresh(check_case, name)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_bad_use(fresh, call):
+    for check in (one_call_more_than_the_others, use_after_close, gaps_in_memory):
+        fresh(check, call)
+
+
+def test_two_threads_of_a_rank(fresh):
+    fresh(two_threads_in_another_order)
 
 
 @pytest.fixture
