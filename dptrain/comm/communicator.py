@@ -74,6 +74,7 @@ class Communicator(ABC):
         backend: "serial", "thread" or "mpi".
         name: for messages; "world", and a name derived from it for the result of `split`.
         timeout_s: of calls that give none, in seconds.
+        owner: free for whoever uses it, to find its own object for a communicator.
     """
 
     rank: int
@@ -83,6 +84,7 @@ class Communicator(ABC):
     backend: str
     name: str
     timeout_s: float
+    owner: Any = None
 
     # -- collectives over arrays -------------------------------------------------------------------
 

@@ -42,7 +42,16 @@ def checked(op: str, tensor: Any, name: str = "tensor") -> Tensor:
             f"{op}: Invalid function argument. Expected parameter `{name}` of type Tensor but got "
             f"{type(tensor)} instead."
         )
+    _check_device(op, tensor)
     return tensor
+
+
+def _check_device(op: str, tensor: Tensor) -> None:
+    if not isinstance(tensor._array, np.ndarray):
+        raise RuntimeError(
+            f"{op}: No backend type associated with device {tensor.device}; the ranks exchange tensors "
+            "on 'cpu': pass tensor.cpu()"
+        )
 
 
 def checked_list(op: str, tensors: Any, name: str) -> list[Tensor]:
@@ -56,6 +65,8 @@ def checked_list(op: str, tensors: Any, name: str) -> list[Tensor]:
             f"{op}: Invalid function argument. Expected parameter `{name}` of type list of Tensor but "
             f"got {type(tensors)} instead."
         )
+    for tensor in tensors:
+        _check_device(op, tensor)
     return list(tensors)
 
 

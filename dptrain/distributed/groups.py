@@ -36,7 +36,8 @@ class ProcessGroup:
         self.group_name = communicator.name
         self.group_desc = desc
         self.backend = backend
-        _groups[communicator] = self
+        communicator.owner = self
+        _groups.add(self)
 
     def rank(self) -> int:
         """This process's rank in the group."""
@@ -54,21 +55,21 @@ class ProcessGroup:
         return f"<ProcessGroup {self.group_name!r} of ranks {self.ranks}>"
 
 
-# By communicator, and only as long as that is in use.
-_groups: weakref.WeakKeyDictionary[Communicator, ProcessGroup] = weakref.WeakKeyDictionary()
+# Those that can still be used; each lives as long as its communicator.
+_groups: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
 
 
 def group_of(communicator: Communicator) -> ProcessGroup:
     """The group of a communicator; of one that belongs to no group yet, a group of its own."""
-    found = _groups.get(communicator)
-    if found is None:
-        found = ProcessGroup(communicator, range(communicator.world_size), "default_pg")
-    return found
+    found = communicator.owner
+    if isinstance(found, ProcessGroup):
+        return found
+    return ProcessGroup(communicator, range(communicator.world_size), "default_pg")
 
 
 def forget(group: ProcessGroup) -> None:
     """Count a group no longer among those that exist."""
-    _groups.pop(group.communicator, None)
+    _groups.discard(group)
 
 
 def num_groups() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import gc
+import weakref
 
 import pytest
 
@@ -164,3 +166,25 @@ def test_lists_of_different_sizes(sizes):
         assert [g.tolist() for g in got] == [[float(r)] * sizes[me] for r in range(3)]
 
     run_ranks(3, rank)
+
+
+def test_tensors_of_other_devices_are_refused_by_name(alone, host_devices):
+    host_devices(2)
+    away = dptrain.ones(2).to("cpu:1")
+    for call in (
+        lambda: dist.all_reduce(away),
+        lambda: dist.all_gather([away], dptrain.ones(2)),
+        lambda: dist.scatter(dptrain.ones(2), [away]),
+    ):
+        with pytest.raises(RuntimeError, match=r"No backend type associated with device cpu:1"):
+            call()
+
+
+def test_a_group_lives_no_longer_than_its_communicator():
+    def rank(comm):
+        dist.barrier()
+        return weakref.ref(dist.group.WORLD), dist.group.WORLD is dist.GroupMember.WORLD
+
+    found = run_ranks(2, rank)
+    gc.collect()
+    assert [(ref(), same) for ref, same in found] == [(None, True)] * 2

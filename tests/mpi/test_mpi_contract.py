@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contract_values
+import numpy as np
 import pytest
 from comm_contract import BREAKING, CONTRACT
 from contract_misuse import (
@@ -84,3 +85,27 @@ ACROSS_HOSTS = [
 @pytest.mark.parametrize(("grouped", "check"), ACROSS_HOSTS, indirect=["grouped"])
 def test_contract_across_hosts(grouped, check):
     check(grouped)
+
+
+@pytest.mark.parametrize("grouped", GROUPINGS, indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sums_across_hosts_are_those_of_the_hosts_in_order(grouped, dtype, request):
+    hosts = GROUPINGS[request.node.callspec.params["grouped"]]
+    shape, dtype = (200_001,), np.dtype(dtype)
+    parts = [
+        contract_values.values(rank, shape, dtype, contract_values.NOT_EXACT)
+        for rank in range(grouped.world_size)
+    ]
+    wide = [part.astype(np.float32) for part in parts]
+    by_host = []
+    for host in (0, 1):
+        members = [part for part, on in zip(wide, hosts, strict=True) if on == host]
+        total = members[0]
+        for part in members[1:]:
+            total = total + part
+        by_host.append(total)
+    expected = (by_host[0] + by_host[1]).astype(dtype)
+    for _ in range(3):  # The same bits on every rank and in every run.
+        array = parts[grouped.rank].copy()
+        grouped.all_reduce(array).wait()
+        assert array.tobytes() == expected.tobytes()
