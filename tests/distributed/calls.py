@@ -52,7 +52,9 @@ def all_reduce_asynchronously(lib, dist, rank):
     x = _t(lib, rank, 3)
     work = dist.all_reduce(x, async_op=True)
     waited = work.wait()
-    return [waited, work.is_completed(), out(x), out(work.result())]
+    future = dist.all_reduce(x.clone(), async_op=True).get_future()
+    halved = future.then(lambda done: done.value()[0] / 2).then(lambda done: done.value() + rank)
+    return [waited, work.is_completed(), out(x), out(work.result()), out(halved.wait())]
 
 
 def all_reduce_coalesced(lib, dist, rank):

@@ -188,3 +188,15 @@ def test_a_group_lives_no_longer_than_its_communicator():
     found = run_ranks(2, rank)
     gc.collect()
     assert [(ref(), same) for ref, same in found] == [(None, True)] * 2
+
+
+def test_a_future_raises_where_its_value_is_asked_for():
+    def rank(comm):
+        future = dist.all_reduce(dptrain.ones(2 + comm.rank), async_op=True).get_future()
+        after = future.then(lambda done: done.value()[0])
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="different collectives"):
+                after.wait()
+        assert after.done()
+
+    run_ranks(2, rank)
