@@ -1,12 +1,11 @@
 """The communicator: the contract that every backend keeps.
 
-Owns: `Communicator`, its documentation, and the object calls, which are derived from array calls.
+Owns: `Communicator` and its documentation.
 Must not know: tensors, models, gradients, or how any backend moves bytes.
 """
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dptrain.comm import objects
 from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.comm.reduction import ReduceOp
 from dptrain.comm.work import Work
@@ -402,96 +402,18 @@ class Communicator(ABC):
             A function that removes the listener.
         """
 
-    # -- objects, derived --------------------------------------------------------------------------
+    # -- objects, derived from the array calls: see `objects` -----------------------------------------
 
-    def broadcast_object(self, obj: Any, root: int = 0, *, name: str | None = None) -> Any:
-        """The object of rank `root`, on every rank (pickled; `obj` is ignored elsewhere)."""
-        data = _pickled(obj) if self.rank == root else np.empty(0, np.uint8)
-        length = np.array([data.size], np.int64)
-        self.broadcast(length, root, name=name, async_op=False)
-        if self.rank == root:
-            self.broadcast(data, root, name=name, async_op=False)
-            return obj
-        data = np.empty(int(length[0]), np.uint8)
-        self.broadcast(data, root, name=name, async_op=False)
-        return pickle.loads(data.data)
-
-    def all_gather_object(self, obj: Any, *, name: str | None = None) -> list[Any]:
-        """The objects of all ranks, by rank, on every rank (pickled)."""
-        data = _pickled(obj)
-        lengths = np.empty((self.world_size, 1), np.int64)
-        self.all_gather(lengths, np.array([data.size], np.int64), name=name, async_op=False)
-        outs = [np.empty(int(length), np.uint8) for length in lengths[:, 0]]
-        self.all_gather_uneven(outs, data, name=name, async_op=False)
-        return [pickle.loads(out.data) for out in outs]
-
-    def gather_object(
-        self, obj: Any, root: int = 0, *, name: str | None = None
-    ) -> list[Any] | None:
-        """The objects of all ranks, by rank, on rank `root`; None on the others (pickled)."""
-        mine, nothing = _pickled(obj), np.empty(0, np.uint8)
-        sent = [mine if rank == root else nothing for rank in range(self.world_size)]
-        found = self._exchange_pickled(sent, name)
-        return [pickle.loads(data.data) for data in found] if self.rank == root else None
-
-    def scatter_object(
-        self, objects: Sequence[Any] | None, root: int = 0, *, name: str | None = None
-    ) -> Any:
-        """`objects[rank]` of rank `root` (pickled; `objects` is ignored elsewhere)."""
-        sent = [np.empty(0, np.uint8)] * self.world_size
-        if self.rank == root:
-            given = [] if objects is None else list(objects)
-            if len(given) != self.world_size:
-                raise ValueError(
-                    f"scatter_object needs one object for each of {self.world_size} ranks on the "
-                    f"root, got {len(given)}"
-                )
-            sent = [_pickled(obj) for obj in given]
-        return pickle.loads(self._exchange_pickled(sent, name)[root].data)
-
-    def all_to_all_object(self, objects: Sequence[Any], *, name: str | None = None) -> list[Any]:
-        """What each rank has for this one in its `objects`, by rank (pickled)."""
-        if len(objects) != self.world_size:
-            raise ValueError(
-                f"all_to_all_object needs one object for each of {self.world_size} ranks, got "
-                f"{len(objects)}"
-            )
-        found = self._exchange_pickled([_pickled(obj) for obj in objects], name)
-        return [pickle.loads(data.data) for data in found]
-
-    def _exchange_pickled(self, sent: Sequence[Array], name: str | None) -> list[Array]:
-        """What each rank has for this one in its `sent`, by rank."""
-        out_sizes = np.array([data.size for data in sent], np.int64)
-        in_sizes = np.empty_like(out_sizes)
-        self.all_to_all(in_sizes, out_sizes, name=name, async_op=False)
-        found = [np.empty(int(size), np.uint8) for size in in_sizes]
-        self.all_to_all_uneven(found, sent, name=name, async_op=False)
-        return found
-
-    def send_object(self, obj: Any, dst: int, tag: int = 0) -> None:
-        """Send a picklable object to rank `dst`, which calls `recv_object`."""
-        data = _pickled(obj)
-        works = [self.send(np.array([data.size], np.int64), dst, tag), self.send(data, dst, tag)]
-        for work in works:
-            work.wait()
-
-    def recv_object(self, src: int | None = None, tag: int = 0) -> tuple[Any, int]:
-        """The next object that rank `src` (None: any rank) has sent with `tag`, and who sent it."""
-        length = np.empty(1, np.int64)
-        work = self.recv(length, src, tag)
-        work.wait()
-        source = work.peer
-        assert source is not None
-        data = np.empty(int(length[0]), np.uint8)
-        self.recv(data, source, tag).wait()
-        return pickle.loads(data.data), source
+    broadcast_object = objects.broadcast_object
+    all_gather_object = objects.all_gather_object
+    gather_object = objects.gather_object
+    scatter_object = objects.scatter_object
+    all_to_all_object = objects.all_to_all_object
+    send_object = objects.send_object
+    recv_object = objects.recv_object
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name={self.name!r}, backend={self.backend!r}, "
             f"rank={self.rank}, world_size={self.world_size})"
         )
-
-
-def _pickled(obj: Any) -> Array:
-    return np.frombuffer(bytearray(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL)), np.uint8)
