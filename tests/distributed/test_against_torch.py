@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent / "run_calls.py"
 def theirs():
     pytest.importorskip("torch", reason="PyTorch is not installed (extra `oracle`)")
     found = subprocess.run(
-        [sys.executable, SCRIPT, "torch"], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, SCRIPT, "torch"], capture_output=True, text=True, timeout=220, check=False
     )
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
@@ -27,6 +27,7 @@ def theirs():
 
 @pytest.mark.oracle
 @pytest.mark.launch
+@pytest.mark.timeout(300)  # PyTorch's ranks take a minute to start on a busy machine.
 def test_two_ranks_get_what_pytorch_gives_over_gloo(theirs, dprun):
     done = dprun(2, SCRIPT, "dptrain", timeout_s=60)
     assert done.returncode == 0, done.stderr
