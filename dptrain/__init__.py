@@ -200,6 +200,7 @@ _ROOMS = frozenset(
         "distributed",
         "func",
         "linalg",
+        "multiprocessing",
         "nn",
         "optim",
         "parallel",
