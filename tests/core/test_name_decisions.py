@@ -18,7 +18,7 @@ OUT_OF_SCOPE = {
     r"\w*Storage\w*|storage|storage_type|from_file": "storages are seen through tensors",
     # Other machines than the host.
     r".*cudnn.*|.*miopen.*|.*mkldnn.*|mps|xpu|ipu|mtia|.*cuda.*|cpu|accelerator|record_stream|Stream|Event"
-    r"|get_device_module|is_vulkan_available|OutOfMemoryError|AcceleratorError|__cuda_array_interface__": "accelerators",
+    r"|get_device_module|is_vulkan_available|(get|set|is)_autocast_(ipu|xla)\w*|OutOfMemoryError|AcceleratorError|__cuda_array_interface__": "accelerators",
     # Other ways to run a program.
     r"jit|onnx|compile|compiler|export|fx|package|fork|wait|futures|Future|vmap|func|functional|cond|while_loop|library"
     r"|ops|classes|_?[a-z_]*ir_module.*|parse_(ir|schema|type_comment)|merge_type_from_type_comment|unify_type_list"
@@ -28,13 +28,12 @@ OUT_OF_SCOPE = {
     r"multiprocessing|prepare_multiprocessing_environment|ao|hub|thread_safe_generator|cpp|classproperty": "PyTorch's build and tools",
     r"has_\w+|compiled_with_cxx11_abi|init_num_threads|torch_version|types|USE_\w+|is_distributed": "PyTorch's build and tools",
     r"builtins|ctypes|functools|glob|importlib|inspect|math|os|platform|sys|textwrap|threading|torch|warnings": "modules that PyTorch imports",
-    r"autocast.*|(get|set|is)_autocast.*|clear_autocast_cache|amp|autocast": "mixed precision lives in its own room",
     r"distributions|fft|stft|istft|signal|windows|quasirandom": "distributions and signals",
     r"testing|serialization|save|load|is_anomaly_check_nan_enabled|set_anomaly_enabled": "found in their own rooms, or internal",
     # Functions that PyTorch's layers call and does not document, under signatures of their own.
     r"batch_norm_.*|native_(batch|group|layer)_norm|native_norm|native_dropout|embedding_.*|miopen_ctc_loss|gru(_cell)?"
     r"|lstm(_cell)?|rnn_\w+|norm_except_dim|frobenius_norm|nuclear_norm|segment_reduce"
-    r"|choose_\w*|legacy_contiguous_format|slice_(copy|inverse)|alias_copy|resize_as_sparse_|is_autocast.*": "internal twins of nn.functional",
+    r"|choose_\w*|legacy_contiguous_format|slice_(copy|inverse)|alias_copy|resize_as_sparse_": "internal twins of nn.functional",
     # Old names that raise or are deprecated in PyTorch itself.
     r"eig|lstsq|matrix_rank|solve|symeig|index|reinforce|to_dlpack": "deprecated for torch.linalg",
     # Mathematics beyond what training asks for.

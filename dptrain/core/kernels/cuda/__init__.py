@@ -15,6 +15,9 @@ from dptrain.core.kernels.cuda.images import (
 from dptrain.core.kernels.cuda.rows import cross_entropy, erf
 from dptrain.core.kernels.cuda.updates import adam, sgd
 
+# Written over arrays of any library.
+from dptrain.core.kernels.reference import unscale
+
 __all__ = [
     "FAMILIES",
     "adam",
@@ -26,6 +29,7 @@ __all__ = [
     "max_pool_gather",
     "max_pool_scatter",
     "sgd",
+    "unscale",
 ]
 
 FAMILIES = (images.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)
