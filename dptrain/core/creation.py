@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import move, namespace_on, to_host
+from dptrain.core.arrays import as_array, move, namespace_on, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
     FROM_NUMPY,
@@ -433,7 +433,7 @@ def rand(
     kind = _kind(dtype)
     # Rounding to fewer digits may reach 1, which the half-open range excludes.
     below_one = np.nextafter(kind.type(1), kind.type(0)) if kind.itemsize > 2 else kind.type(0.99)
-    return _finish(np.minimum(values.astype(kind), below_one), device, requires_grad)
+    return _finish(as_array(np.minimum(values.astype(kind), below_one)), device, requires_grad)
 
 
 @factory

@@ -379,3 +379,8 @@ def test_derivatives_are_checked_on_the_device():
     assert autograd.gradgradcheck(lambda v: (v * v * v).sum(), a)
     with pytest.raises(GradcheckError):
         autograd.gradcheck(wrong, a)
+
+
+def test_one_drawn_number_is_an_array():
+    for made in (dptrain.rand(()), dptrain.rand_like(dptrain.tensor(1.0))):
+        assert isinstance(made.numpy(), np.ndarray)
