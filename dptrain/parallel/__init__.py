@@ -4,11 +4,13 @@ from dptrain.parallel.data_parallel import DataParallel, data_parallel
 from dptrain.parallel.ddp import DistributedDataParallel
 from dptrain.parallel.scatter_gather import gather, scatter
 from dptrain.parallel.statistics import StepTimes
+from dptrain.parallel.sync_batchnorm import SyncBatchNorm
 
 __all__ = [
     "DataParallel",
     "DistributedDataParallel",
     "StepTimes",
+    "SyncBatchNorm",
     "data_parallel",
     "gather",
     "scatter",
