@@ -64,7 +64,9 @@ class SampleWeights:
         Raises:
             RuntimeError: the parameter holds one.
         """
-        if id(p) in self._averaged and p._grad is not None and np.any(p._grad._array):
+        if p._grad is None:
+            self._averaged.discard(id(p))
+        elif id(p) in self._averaged and np.any(p._grad._array):
             raise RuntimeError(
                 f"weighted=True: parameter {name!r} still holds the average of an earlier backward; call "
                 "zero_grad() after each step"
