@@ -5,12 +5,14 @@ from dptrain.parallel.ddp import DistributedDataParallel
 from dptrain.parallel.scatter_gather import gather, scatter
 from dptrain.parallel.statistics import StepTimes
 from dptrain.parallel.sync_batchnorm import SyncBatchNorm
+from dptrain.parallel.zero import ZeroRedundancyOptimizer
 
 __all__ = [
     "DataParallel",
     "DistributedDataParallel",
     "StepTimes",
     "SyncBatchNorm",
+    "ZeroRedundancyOptimizer",
     "data_parallel",
     "gather",
     "scatter",

@@ -6,7 +6,7 @@ communicators' calls, when a bucket is launched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from dptrain.comm.communicator import Communicator, Work
 from dptrain.core.flat import FlatStorage, placed
 from dptrain.core.tensor import Tensor
-from dptrain.parallel.buckets import plan_buckets
+from dptrain.parallel.buckets import consecutive, plan_buckets
 from dptrain.parallel.grad_bucket import GradBucket
 from dptrain.parallel.statistics import BucketTimes
 
@@ -56,23 +56,12 @@ class Section:
     ) -> list[BucketState]:
         """Cut the section into buckets, numbered from `first`."""
         made: list[BucketState] = []
-        for run in _consecutive(self.positions):
+        for run in consecutive(self.positions):
             bounds = [(self.storage.places[i].start, self.storage.places[i].stop) for i in run]
             for bucket in plan_buckets(bounds, self.storage.data.itemsize, bucket_cap_mb):
                 index = first + len(made)
                 made.append(BucketState(self, run[bucket.first : bucket.last], index, name))
         return made
-
-
-def _consecutive(positions: Sequence[int]) -> Iterator[list[int]]:
-    run: list[int] = []
-    for i in positions:
-        if run and i != run[-1] + 1:
-            yield run
-            run = []
-        run.append(i)
-    if run:
-        yield run
 
 
 class BucketState:

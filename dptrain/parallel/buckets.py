@@ -1,12 +1,12 @@
 """Which gradients travel together: a pure function of the parameters' sizes.
 
-Owns: `plan_buckets`. Must not know: tensors, communicators, timings. A layout that depended on
+Owns: `plan_buckets`, `consecutive`. Must not know: tensors, communicators, timings. A layout that depended on
 measured arrival order would differ from run to run, and sums with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
@@ -88,3 +88,15 @@ def _with_small_tail(
         last.extend(tail)
         return groups
     return [*groups, tail]
+
+
+def consecutive(positions: Sequence[int]) -> Iterator[list[int]]:
+    """Ascending numbers, cut where one is not the successor of the one before."""
+    run: list[int] = []
+    for i in positions:
+        if run and i != run[-1] + 1:
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
