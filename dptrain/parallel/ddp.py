@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from dptrain.comm.default import default_communicator, is_initialized
-from dptrain.core.device import device
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.tensor import Tensor
 from dptrain.data.events import register_pass_end
 from dptrain.nn.module import Module
 from dptrain.parallel.agreement import (
     average_buffers,
-    broadcast_arrays,
     check_models_agree,
 )
 from dptrain.parallel.agreement import (
@@ -33,17 +31,19 @@ from dptrain.parallel.ddp_arguments import (
     check_trained,
 )
 from dptrain.parallel.ddp_report import logging_data
+from dptrain.parallel.ends import EqualEnds, weakly
 from dptrain.parallel.grad_bucket import CommHook, check_hook
-from dptrain.parallel.join import Join, Joinable, JoinHook
+from dptrain.parallel.join import Join
 from dptrain.parallel.process_group import communicator_of
 from dptrain.parallel.reducer import Reducer
+from dptrain.parallel.reproducible import ShardedStep, shard_count
 from dptrain.parallel.statistics import StepTimes
 from dptrain.parallel.weights import SampleWeights
 
 _PREFIX = "module."
 
 
-class DistributedDataParallel(Module, Joinable):
+class DistributedDataParallel(EqualEnds, Module):
     """Trains `module` on every rank with its own share of the data, as one model.
 
     Construction compares the ranks' models, sends parameters and buffers of rank 0 to all, and moves
@@ -89,6 +89,8 @@ class DistributedDataParallel(Module, Joinable):
             batch's size (or `weigh`) travels with the gradients, and the result is the gradient of the
             mean over the whole global batch, however it is split over ranks and micro-batches. Until
             it is averaged (`no_sync`), `grad` holds sums of gradients times counts.
+        reproducible: the number of virtual shards of a global batch (True: 8), or False. Steps are made
+            with `shard_backward`, and have the same bits on any number of ranks.
 
     Raises:
         RuntimeError: no process group; models that differ; no parameter requires gradients.
@@ -119,6 +121,7 @@ class DistributedDataParallel(Module, Joinable):
         forward_sync_buffers: bool | str | None = None,
         *,
         weighted: bool = False,
+        reproducible: bool | int = False,
     ) -> None:
         super().__init__()
         cap = list(bucket_cap_mb_list) if bucket_cap_mb_list else bucket_cap_mb
@@ -141,7 +144,7 @@ class DistributedDataParallel(Module, Joinable):
         self.forward_sync_buffers, init_buffers = buffer_policy(
             broadcast_buffers, forward_sync_buffers
         )
-        self.weighted = weighted
+        self.weighted, self.reproducible = weighted, shard_count(reproducible)
         self._bucket_cap = cap
         self._name = f"DDP({type(module).__name__})"
         if init_sync:
@@ -162,8 +165,9 @@ class DistributedDataParallel(Module, Joinable):
             SampleWeights() if self.weighted else None,
         )
         self._frozen = [(n, p) for n, p in named if not p.requires_grad]
+        self._sharded = ShardedStep(self.module, self._connected, self.reproducible, self._name)
         weakref.finalize(self, self._connected.detach)
-        weakref.finalize(self, register_pass_end(_weakly(self)).remove)
+        weakref.finalize(self, register_pass_end(weakly(self)).remove)
 
     @property
     def _reducer(self) -> Reducer:
@@ -185,10 +189,13 @@ class DistributedDataParallel(Module, Joinable):
         if not is_grad_enabled():
             return self.module(*inputs, **kwargs)
         reducer, begun_ns = self._reducer, time.perf_counter_ns()
+        if self.reproducible and self.training:
+            raise RuntimeError(
+                f"this module was made with reproducible={self.reproducible}; train it with "
+                "loss = model.shard_backward(criterion, inputs, targets) over the global batch"
+            )
         Join.notify_join_context(self)
-        if self._frozen and any(p.requires_grad for _, p in self._frozen):
-            reducer.add([(n, p) for n, p in self._frozen if p.requires_grad])
-            self._frozen = [(n, p) for n, p in self._frozen if not p.requires_grad]
+        self._take_unfrozen()
         if self.training and reducer.enabled and self.forward_sync_buffers:
             self._sync_buffers()
         if reducer.weights is not None:
@@ -196,6 +203,52 @@ class DistributedDataParallel(Module, Joinable):
         output = self.module(*inputs, **kwargs)
         reducer.forward_ns = (begun_ns, time.perf_counter_ns())
         return output
+
+    def _take_unfrozen(self) -> None:
+        """Average the gradients of parameters that were frozen until now, too."""
+        if self._frozen and any(p.requires_grad for _, p in self._frozen):
+            self._reducer.add([(n, p) for n, p in self._frozen if p.requires_grad])
+            self._frozen = [(n, p) for n, p in self._frozen if not p.requires_grad]
+
+    def shard_backward(self, loss_fn: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """Forward and backward of a global batch, with the same bits on any number of ranks.
+
+        The batch is cut into the number of shards that `reproducible` says; each rank computes some of
+        them, one after another. Afterwards every `param.grad` is the exact mean over the shards, plus
+        what was there before, and buffers are the mean of what the shards made of them. Random numbers
+        (dropout) depend on the seed, the step and the shard. Seeds and batches have to be the same on
+        all ranks. Memory: this rank's shards' gradients at once; nothing overlaps.
+
+        Args:
+            loss_fn: `loss_fn(output, *rest)`, the mean over its shard.
+            batch: the whole global batch: the input of the module, then the rest; the first dimension
+                is a multiple of the number of shards.
+
+        Returns:
+            The loss of the global batch, a float64 scalar without history.
+
+        Raises:
+            RuntimeError: made without `reproducible`.
+            TypeError, ValueError: a batch that cannot be cut.
+        """
+        if not self.reproducible:
+            raise RuntimeError(
+                "shard_backward() needs DistributedDataParallel(..., reproducible=number_of_shards)"
+            )
+        self._reducer  # noqa: B018 - connects a copy
+        self._take_unfrozen()
+        return self._sharded.run(loss_fn, batch)
+
+    @property
+    def shard_steps(self) -> int:
+        """How many times `shard_backward` ran; set it when a run is resumed, as dropout follows it."""
+        self._reducer  # noqa: B018 - connects a copy
+        return self._sharded.steps
+
+    @shard_steps.setter
+    def shard_steps(self, steps: int) -> None:
+        self._reducer  # noqa: B018 - connects a copy
+        self._sharded.steps = steps
 
     def _sync_buffers(self) -> None:
         buffers = list(self.module.buffers())
@@ -321,117 +374,8 @@ class DistributedDataParallel(Module, Joinable):
                 "DDP Pickling/Unpickling are only supported when using DDP with the default process group; copy or save "
                 "model.module instead"
             )
-        left = ("communicator", "process_group", "_frozen")
+        left = ("communicator", "process_group", "_frozen", "_sharded")
         return {k: v for k, v in self.__dict__.items() if k not in left} | {"_connected": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-    # ---- ranks that run out of data ----------------------------------------------------------------
-
-    def join(
-        self,
-        divide_by_initial_world_size: bool = True,
-        enable: bool = True,
-        throw_on_early_termination: bool = False,
-    ) -> Join:
-        """A context for a loop with a different number of steps on each rank, without a hang.
-
-        Args:
-            divide_by_initial_world_size: divide by all ranks; else by those that still have data, as
-                happens at the end of a DataLoader's pass without this context.
-            enable: False does nothing.
-            throw_on_early_termination: raise on all ranks as soon as one has run out of data.
-        """
-        return Join(
-            [self],
-            enable,
-            throw_on_early_termination,
-            divide_by_initial_world_size=divide_by_initial_world_size,
-        )
-
-    def join_hook(self, **kwargs: Any) -> JoinHook:
-        """What to do when all ranks have run out of data; see `join` for the arguments."""
-        return _EqualAfterwards(self, kwargs.get("divide_by_initial_world_size", True))
-
-    @property
-    def join_device(self) -> device:
-        """Where the module computes."""
-        found: Tensor = next(self.module.parameters())
-        return found.device
-
-    @property
-    def join_process_group(self) -> Any:
-        """Whose ranks train together."""
-        return self.process_group
-
-    def _on_pass_end(self, loader: Any, first_batch_time_ns: int) -> None:
-        """Wait for the ranks that still have batches, if this pass trained the module.
-
-        A pass without a single batch counts if the module is in training: the others train.
-        """
-        if self._connected is None:
-            return
-        empty = loader.last_pass_length == 0 and self.training and is_grad_enabled()
-        if self._connected.last_backward_ns < first_batch_time_ns and not empty:
-            return
-        answered = self.communicator.join().shadowed_by_rank
-        if any(answered):
-            # Who answered made fewer steps; a rank that answered nothing made them all.
-            self._make_equal(root=answered.index(0))
-
-    def _make_equal(self, root: int) -> None:
-        """Take over parameters, buffers and the state of optimizers from rank `root`. Collective."""
-        self._broadcast_module(root, buffers=True)
-        owners = {id(o): o for s in self._reducer.sections for o in s.storage.owners()}
-        for owner in owners.values():
-            state = owner.state_dict() if self.communicator.rank == root else None
-            state = self.communicator.broadcast_object(state, root, name=f"{self._name} optimizer")
-            if self.communicator.rank != root:
-                owner.load_state_dict(state)
-
-    def _broadcast_module(self, root: int, buffers: bool) -> None:
-        sections = self._reducer.sections
-        broadcast_arrays(
-            [s.storage.data for s in sections if s.whole],
-            self.communicator,
-            root,
-            f"{self._name} parameters",
-        )
-        held = {id(p) for s in sections if s.whole for p in s.storage.params}
-        others = [p for p in self.module.parameters() if id(p) not in held]
-        send_buffers(
-            [*others, *(self.module.buffers() if buffers else ())],
-            self.communicator,
-            root,
-            f"{self._name} buffers",
-        )
-
-
-class _EqualAfterwards(JoinHook):
-    """Divides as the context says, and makes the ranks equal when all have left it."""
-
-    def __init__(self, ddp: DistributedDataParallel, by_initial_world_size: bool) -> None:
-        self._ddp = ddp
-        self._ddp._reducer.divide_by = (
-            ddp.communicator.world_size if by_initial_world_size else None
-        )
-
-    def post_hook(self, is_last_joiner: bool) -> None:
-        """Collective."""
-        self._ddp._reducer.divide_by = None
-        last = self._ddp.communicator.all_gather_object(is_last_joiner, name="Join last joiner")
-        if not all(last):
-            self._ddp._make_equal(root=last.index(True))
-
-
-def _weakly(ddp: DistributedDataParallel) -> Callable[[Any, int], None]:
-    """The module's pass-end callback, which does not keep the module alive."""
-    reference = weakref.ref(ddp)
-
-    def on_pass_end(loader: Any, first_batch_time_ns: int) -> None:
-        module = reference()
-        if module is not None:
-            module._on_pass_end(loader, first_batch_time_ns)
-
-    return on_pass_end

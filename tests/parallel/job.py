@@ -3,6 +3,7 @@
 The checks are made here, on every rank, so that a difference anywhere ends the job with an error.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -148,15 +149,29 @@ def timeline():
             ]
             begun = max(e["ts"] for e in firsts)
             assert all(e["ts"] + e["dur"] >= begun - 1000 for e in firsts)
-    return model.get_ddp_logging_data()["backend_name"]
 
 
-FEATURES = [weighted, uneven, joined, sync_batchnorm, hooks, zero, timeline]
-done = []
-for feature in FEATURES:
-    if not sys.argv[1:] or feature.__name__ in sys.argv[1:]:
-        feature()
-        done.append(feature.__name__)
+def reproducible():
+    """A digest that has to be the same on any number of ranks."""
+    layers = (nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(0.2), nn.Linear(9, 3))
+    dptrain.manual_seed(3)
+    model = DistributedDataParallel(nn.Sequential(*layers), reproducible=6)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(4):
+        stream = np.random.default_rng(step)
+        x = dptrain.tensor(stream.standard_normal((24, 6)).astype(np.float32))
+        y = dptrain.tensor(stream.integers(0, 3, 24))
+        optimizer.zero_grad()
+        model.shard_backward(nn.functional.cross_entropy, x, y)
+        optimizer.step()
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+FEATURES = [weighted, uneven, joined, sync_batchnorm, hooks, zero, timeline, reproducible]
+done = {f.__name__: f() for f in FEATURES if not sys.argv[1:] or f.__name__ in sys.argv[1:]}
 if RANK == 0:
     print(json.dumps(done))
 dist.destroy_process_group()
