@@ -13,7 +13,8 @@ each shard alone. It is finer than that of a sum in float32, and about that of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,13 @@ import numpy as np
 from dptrain.comm.communicator import Communicator
 from dptrain.core.creation import tensor
 from dptrain.core.dtypes import float64
-from dptrain.core.random import Generator, default_generator, use_generator
+from dptrain.core.random import (
+    Generator,
+    current_shard,
+    default_generator,
+    set_shard,
+    use_generator,
+)
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.module import Module
 from dptrain.parallel.reducer import Reducer
@@ -156,7 +163,7 @@ class ShardedStep:
             for p in params:
                 p._grad = None
             part = [t[shard * size : (shard + 1) * size] for t in batch]
-            with use_generator(self._generator(shard)):
+            with self._random_numbers(shard):
                 loss = loss_fn(self._module(part[0]), *part[1:])
                 loss.backward()
             losses[shard] = loss.item()
@@ -181,11 +188,20 @@ class ShardedStep:
             )
         return int(total) // self.shards
 
-    def _generator(self, shard: int) -> Generator:
+    @contextmanager
+    def _random_numbers(self, shard: int) -> Iterator[None]:
         """Random numbers that depend on seed, step and shard, and not on who computes it."""
-        seed = default_generator().initial_seed()
+        seed, before = default_generator().initial_seed(), current_shard()
         key = np.random.SeedSequence((seed % 2**32, seed >> 32, self.steps, shard))
-        return Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        generator = Generator().manual_seed(
+            int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        )
+        set_shard(shard)
+        try:
+            with use_generator(generator):
+                yield
+        finally:
+            set_shard(before)
 
     def _settle_grads(self, params: Sequence[Tensor], grads: Sequence[Sequence[Array]]) -> None:
         communicator = self._reducer.communicator

@@ -153,8 +153,8 @@ def timeline():
 
 def reproducible():
     """A digest that has to be the same on any number of ranks."""
-    layers = (nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(0.2), nn.Linear(9, 3))
     dptrain.manual_seed(3)
+    layers = (nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(0.2), nn.Linear(9, 3))
     model = DistributedDataParallel(nn.Sequential(*layers), reproducible=6)
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for step in range(4):

@@ -2,7 +2,7 @@
 
 from dptrain.comm.default import set_default
 from dptrain.comm.thread import run_ranks
-from dptrain.core.random import Generator, use_generator
+from dptrain.core.random import Generator, set_shard, use_generator
 
 
 def on_ranks(world_size, function, *args):
@@ -10,6 +10,7 @@ def on_ranks(world_size, function, *args):
 
     def rank(comm, *rest):
         set_default(comm)
+        set_shard(comm.rank)  # as init_process_group does
         with use_generator(Generator().manual_seed(0)):
             return function(comm, *rest)
 
