@@ -26,7 +26,7 @@ def layers(nn, model):
     ]  # fmt: skip
 
 
-def build(library, model, batch, optimizer):
+def build(library, model, batch, optimizer, device="cpu"):
     """The same weights and data in either library; returns a function that makes one step."""
     nn, optim = library.nn, library.optim
     net = nn.Sequential(*layers(nn, model))
@@ -37,9 +37,10 @@ def build(library, model, batch, optimizer):
             p.copy_(
                 library.from_numpy(stream.uniform(-bound, bound, tuple(p.shape)).astype(np.float32))
             )
+    net.to(device)
     shape = (batch, 784) if model == "mlp" else (batch, 1, 28, 28)
-    x = library.from_numpy(stream.standard_normal(shape).astype(np.float32))
-    y = library.from_numpy(stream.integers(0, 10, batch))
+    x = library.from_numpy(stream.standard_normal(shape).astype(np.float32)).to(device)
+    y = library.from_numpy(stream.integers(0, 10, batch)).to(device)
     make = {
         "sgd": lambda: optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
         "adam": lambda: optim.Adam(net.parameters(), lr=1e-3),

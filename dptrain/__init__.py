@@ -10,7 +10,26 @@ from typing import Any
 
 from dptrain.core import ops as _ops  # binds the operations to Tensor  # noqa: F401
 from dptrain.core.anomaly import is_anomaly_enabled
-from dptrain.core.copies import COPIES as _COPIES
+from dptrain.core.autocast import (
+    autocast,
+    autocast_decrement_nesting,
+    autocast_increment_nesting,
+    clear_autocast_cache,
+    get_autocast_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_enabled,
+    set_autocast_cache_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
+from dptrain.core.autocast_older import (
+    get_autocast_cpu_dtype,
+    get_autocast_gpu_dtype,
+    is_autocast_cpu_enabled,
+    set_autocast_cpu_dtype,
+    set_autocast_cpu_enabled,
+    set_autocast_gpu_dtype,
+)
 from dptrain.core.creation import (
     as_tensor,
     asarray,
@@ -166,20 +185,23 @@ newaxis = None
 # The operations export themselves (see dptrain/core/op.py); dotted names belong to other rooms.
 _OPERATIONS = {name: run for name, run in _FUNCTIONS.items() if "." not in name}
 _OPERATIONS.update(_in_place_functions())
-_OPERATIONS.update(_COPIES)
 globals().update(_OPERATIONS)
 
 _ROOMS = frozenset(
     [
+        "amp",
         "autograd",
         "backends",
         "checkpoint",
         "comm",
+        "cpu",
         "cuda",
         "data",
         "distributed",
         "func",
+        "futures",
         "linalg",
+        "multiprocessing",
         "nn",
         "optim",
         "parallel",
@@ -190,30 +212,6 @@ _ROOMS = frozenset(
         "utils",
         "version",
         "vision",
-    ]
-)
-
-# Functions that PyTorch has in both places; the layers' room is loaded when one is asked for.
-_FUNCTIONAL = frozenset(
-    [
-        "adaptive_max_pool1d",
-        "alpha_dropout",
-        "bilinear",
-        "celu_",
-        "channel_shuffle",
-        "cosine_similarity",
-        "dropout",
-        "feature_alpha_dropout",
-        "group_norm",
-        "layer_norm",
-        "pairwise_distance",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "rms_norm",
-        "rrelu",
-        "rrelu_",
-        "selu_",
-        "threshold_",
     ]
 )
 
@@ -283,6 +281,22 @@ __all__ = [
     "bartlett_window",
     "bfloat16",
     "blackman_window",
+    "autocast",
+    "autocast_decrement_nesting",
+    "autocast_increment_nesting",
+    "clear_autocast_cache",
+    "get_autocast_cpu_dtype",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "is_autocast_cache_enabled",
+    "is_autocast_cpu_enabled",
+    "is_autocast_enabled",
+    "set_autocast_cache_enabled",
+    "set_autocast_cpu_dtype",
+    "set_autocast_cpu_enabled",
+    "set_autocast_dtype",
+    "set_autocast_enabled",
+    "set_autocast_gpu_dtype",
     "bool",
     "can_cast",
     "device",
@@ -369,6 +383,4 @@ def __getattr__(name: str) -> Any:
         found = import_module("dptrain.nn.functional.native").NATIVE.get(name)
         if found is not None:
             return found
-    if name in _FUNCTIONAL:
-        return getattr(import_module("dptrain.nn.functional"), name)
     raise AttributeError(f"module 'dptrain' has no attribute {name!r}")

@@ -26,6 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from dptrain.comm.default import default_communicator
+from dptrain.core.arrays import to_host
 from dptrain.core.dtypes import ALL_DTYPES
 from dptrain.core.tensor import Tensor, wrap
 
@@ -125,7 +126,7 @@ def _flush_folder(folder: Path) -> None:
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         name = f"{len(arrays)}:{path}"
-        array = value._array if isinstance(value, Tensor) else value
+        array = to_host(value._array) if isinstance(value, Tensor) else value
         arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
         return {"tensor" if isinstance(value, Tensor) else "array": name}
     if isinstance(value, Mapping):

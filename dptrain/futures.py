@@ -33,11 +33,21 @@ class Future(Generic[T]):
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Future[T]], Any]] = []
         self._drive: Callable[[], Any] | None = None
+        self._is_ready: Callable[[], bool] = lambda: False
 
     @classmethod
-    def driven(cls, compute: Callable[[], T]) -> Future[T]:
-        """A future whose first `wait()` runs `compute` and takes what it returns or raises."""
+    def driven(
+        cls, compute: Callable[[], T], is_ready: Callable[[], bool] | None = None
+    ) -> Future[T]:
+        """A future whose first `wait()` runs `compute` and takes what it returns or raises.
+
+        Args:
+            compute: blocks until the value is there.
+            is_ready: whether `compute` would not block; it never is if None.
+        """
         future = cls()
+        if is_ready is not None:
+            future._is_ready = is_ready
 
         def drive() -> None:
             try:
@@ -51,8 +61,8 @@ class Future(Generic[T]):
         return future
 
     def done(self) -> bool:
-        """Whether there is a result or an error. Never blocks."""
-        return self._done
+        """Whether `wait()` would not block: there is a result or an error. Never blocks."""
+        return self._done or self._is_ready()
 
     def wait(self) -> T:
         """Return the value as soon as it is there.
@@ -76,6 +86,8 @@ class Future(Generic[T]):
             RuntimeError: it is not.
             BaseException: what the computation raised.
         """
+        if not self._done and self._is_ready():
+            return self.wait()
         if not self._done:
             raise RuntimeError(
                 "Future.value() was called before there was a value; call wait() instead"
@@ -100,7 +112,7 @@ class Future(Generic[T]):
         def drive() -> None:
             self._finish_quietly()
 
-        following._drive = drive
+        following._drive, following._is_ready = drive, self.done
         self.add_done_callback(run)
         return following
 

@@ -90,6 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", metavar="S", help="stop the job after S seconds, showing every rank's stacks")
     add("--threads", metavar="T", help="threads per rank (default: cores / ranks of a host)")
     add("--mpi", metavar="PATH", help="the mpirun to use")
+    add("--report", metavar="FILE", help=argparse.SUPPRESS)
     add("--verbose", action="store_true", help="print the command, and all that mpirun says")
     add("--dry-run", action="store_true", help="print command and environment, start nothing")
     add("--version", action="store_true", help="print the version")
@@ -197,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             timeout_s=options.timeout,
             verbose=options.verbose,
             multi_host=multi_host,
+            report=options.report,
         )
         return supervise(settings, line, env)
     except LaunchError as exception:

@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .hub import RankState
 from .mpirun import RankEnd
@@ -136,6 +137,36 @@ def block(first: Failure, others: Sequence[Failure], world_size: int) -> str:
     if first.detail:
         lines.append(first.detail)
     return "\n".join(lines) + "\n"
+
+
+class Block(NamedTuple):
+    """What a final block says of the first failure.
+
+    Attributes:
+        detail: the traceback, or what else there is.
+        signal_name: of the signal that killed it, or None.
+    """
+
+    rank: int
+    pid: int
+    how: str
+    detail: str
+    signal_name: str | None
+
+
+def parse_block(text: str) -> Block | None:
+    """Reads what ``block`` has written; None if the text is something else."""
+    head = re.search(
+        r"^dprun: rank (\d+) of \d+ failed first \(.*?, pid (\d+).*?\): (.*)$", text, re.M
+    )
+    if head is None:
+        return None
+    lines = text[head.end() :].split("\n")[1:]
+    while lines and lines[0].startswith("dprun: "):
+        del lines[0]
+    killed = re.fullmatch(r"killed by signal \d+ \((SIG\w+)\)", head[3])
+    name = killed[1] if killed else None
+    return Block(int(head[1]), int(head[2]), head[3], "\n".join(lines), name)
 
 
 def stacks_block(texts: Mapping[int, str], silent: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 from . import processes, protocol
@@ -55,6 +56,7 @@ class Settings:
         timeout_s: time limit of the whole job, or None.
         verbose: show mpirun's own words after a failure, too.
         multi_host: ranks may run on other hosts.
+        report: a file that takes the last words instead of stderr, or None.
         may_restart: raise `StartRaceLost` instead of reporting that mpirun lost its start race.
     """
 
@@ -63,6 +65,7 @@ class Settings:
     timeout_s: float | None = None
     verbose: bool = False
     multi_host: bool = False
+    report: str | None = None
     may_restart: bool = False
 
 
@@ -348,7 +351,10 @@ class Supervisor:
             return 128 + self._signals[0]
         code, text = conclude(outcome)
         with contextlib.suppress(OSError):
-            self._output.message(text)
+            if self._settings.report is None:
+                self._output.message(text)
+            else:
+                Path(self._settings.report).write_text(text, errors="replace")
         return code
 
 

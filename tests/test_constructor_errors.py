@@ -33,6 +33,7 @@ def parameter(m):
 
 
 @pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:`NLLLoss2d` has been deprecated")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_refuse_unknown_arguments(name):
     torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")

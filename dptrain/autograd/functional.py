@@ -159,7 +159,7 @@ def _rows(
 ) -> tuple[Tensor, ...]:
     rows = []
     for k in range(output.numel()):
-        unit = zeros(output.numel(), dtype=output.dtype)
+        unit = zeros(output.numel(), dtype=output.dtype, device=output.device)
         unit[k] = 1
         rows.append(
             _grad([output], points, [unit.reshape(output.shape)], create_graph, strict, "jacobian")
@@ -167,7 +167,7 @@ def _rows(
     return tuple(
         stack([r[i] for r in rows]).reshape((*output.shape, *p.shape))
         if rows
-        else zeros((*output.shape, *p.shape), dtype=p.dtype)
+        else zeros((*output.shape, *p.shape), dtype=p.dtype, device=p.device)
         for i, p in enumerate(points)
     )
 

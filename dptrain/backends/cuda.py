@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from dptrain.core.cuda import probe
+
 matmul = SimpleNamespace(
     allow_tf32=False,
     allow_fp16_reduced_precision_reduction=True,
@@ -10,5 +12,5 @@ matmul = SimpleNamespace(
 
 
 def is_built() -> bool:
-    """False: this version computes on the CPU only."""
-    return False
+    """Whether CuPy is there to compute with."""
+    return probe().cupy is not None

@@ -16,10 +16,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import dptrain
+from dptrain.core import cuda
 from dptrain.core.kernels import fingerprint
+from dptrain.cuda.devices import get_device_properties
 
-_PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", "cupy-cuda12x", "cupy-cuda13x")
-_OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x")
+_OPTIONAL = (
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+    "nvidia-cudnn-frontend",
+)
+_PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", *_OPTIONAL)
 
 
 class Finding(NamedTuple):
@@ -47,6 +55,25 @@ def _machine() -> Iterator[Finding]:
     yield Finding(True, "dptrain", f"{dptrain.__version__}, Python {platform.python_version()}")
     yield Finding(True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     yield Finding(True, "kernels", fingerprint())
+
+
+def _gpus() -> Iterator[Finding]:
+    found = cuda.probe()
+    reason = cuda.trouble(found)
+    if reason is not None:
+        # Nobody who has no driver, or did not install CuPy, asked for a GPU.
+        wanted = found.cupy is not None and found.driver > 0
+        yield Finding(not wanted, "GPUs", f"none: {reason}")
+        return
+    yield Finding(
+        True,
+        "CUDA",
+        f"CuPy {found.cupy} for CUDA {cuda.release(found.toolkit)}, driver up to {cuda.release(found.driver)}",
+    )
+    for index in range(found.count):
+        gpu = get_device_properties(index)
+        size = f"{gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
+        yield Finding(True, f"cuda:{index}", f"{gpu.name}, {size}")
 
 
 def _mpi_library() -> Iterator[Finding]:
@@ -101,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 1 if something that is needed does not work."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _packages, _mpi_library]
+    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _packages, _gpus, _mpi_library]
     if args.ranks > 0:
         checks.append(lambda: _ranks(args.ranks))
     healthy = True

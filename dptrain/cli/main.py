@@ -1,4 +1,4 @@
-"""The `dptrain` command: `dptrain doctor`.
+"""The `dptrain` command: `dptrain doctor`, `dptrain bench`.
 
 Owns: the list of subcommands. Each is a module beside this one with `add_arguments` and `run`.
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 import dptrain
-from dptrain.cli import doctor
+from dptrain.cli import bench, doctor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,5 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_arguments(
         commands.add_parser("doctor", help="what is installed here, and does it work")
     )
+    bench.add_arguments(commands.add_parser("bench", help="how fast this machine is"))
     args = parser.parse_args(argv)
     return int(args.run(args))

@@ -6,13 +6,20 @@ arguments. Must not know: ranks' states, queues or backends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dptrain.comm.call import Call, Kind
+from dptrain.comm.call import Call, Kind, Parts
 from dptrain.comm.errors import rank_prefix
-from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, check_reducible, dtype_name
+from dptrain.comm.reduction import (
+    DTYPE_NAMES,
+    ReduceOp,
+    check_reducible,
+    dtype_name,
+    reduce_arrays,
+)
 
 Array = np.ndarray[Any, Any]
 MAX_TAG = 32767  # The largest tag that every MPI library has to accept.
@@ -54,13 +61,14 @@ def check_rank(label: str, value: int, rank: int, world_size: int) -> None:
         )
 
 
-def check_peer(label: str, peer: int, tag: int, rank: int, world_size: int) -> None:
+def check_peer(label: str, peer: int | None, tag: int, rank: int, world_size: int) -> None:
     """Refuse a peer of a send or receive that is no other rank, and a tag out of range.
 
     Raises:
         ValueError: see above.
     """
-    check_rank(label, peer, rank, world_size)
+    if peer is not None:
+        check_rank(label, peer, rank, world_size)
     if peer == rank:
         raise ValueError(
             f"{rank_prefix(rank, world_size)} {label}={peer} is this rank itself; "
@@ -150,6 +158,115 @@ def all_to_all(out: Array, array: Array, world_size: int) -> Call:
         source=array.reshape(world_size, columns),
         target=out.reshape(world_size, columns),
     )
+
+
+def all_gather_uneven(outs: Sequence[Array], array: Array) -> Call:
+    """The call of an `all_gather_uneven`; `outs` has one array for each rank."""
+    check_array("array", array)
+    _check_parts("outs", outs, array.dtype, writeable=True)
+    sent = flat_bytes(array)
+    parts = Parts([sent] * len(outs), [flat_bytes(out) for out in outs], same_to_all=True)
+    return _in_parts(Call(Kind.ALL_GATHER), parts, array.dtype, array.size)
+
+
+def reduce_scatter_uneven(out: Array, arrays: Sequence[Array], op: ReduceOp | str) -> Call:
+    """The call of a `reduce_scatter_uneven`; `arrays` has one array for each rank."""
+    check_array("out", out, writeable=True)
+    _check_parts("arrays", arrays, out.dtype)
+    chosen = ReduceOp.of(op)
+    check_reducible(chosen, out.dtype)
+    come = np.empty((len(arrays), out.size), out.dtype)
+    target = out.reshape(-1)
+    parts = Parts(
+        [flat_bytes(array) for array in arrays],
+        [flat_bytes(row) for row in come],
+        finish=lambda: reduce_arrays(list(come), [target], chosen),
+    )
+    size = sum(array.size for array in arrays)
+    return _in_parts(Call(Kind.REDUCE_SCATTER, op=chosen), parts, out.dtype, size)
+
+
+def all_to_all_uneven(outs: Sequence[Array], arrays: Sequence[Array]) -> Call:
+    """The call of an `all_to_all_uneven`; both lists have one array for each rank."""
+    dtype = arrays[0].dtype if len(arrays) and isinstance(arrays[0], np.ndarray) else None
+    _check_parts("arrays", arrays, dtype)
+    _check_parts("outs", outs, dtype, writeable=True)
+    if any(np.may_share_memory(out, array) for out in outs for array in arrays if array.size):
+        raise ValueError("all_to_all_uneven needs outs and arrays to be different memory")
+    parts = Parts([flat_bytes(array) for array in arrays], [flat_bytes(out) for out in outs])
+    size = sum(array.size for array in arrays)
+    return _in_parts(Call(Kind.ALL_TO_ALL), parts, arrays[0].dtype, size)
+
+
+def gather(out: Array | None, array: Array, root: int, rank: int, world_size: int) -> Call:
+    """The call of a `gather`; `out` is looked at on the root only."""
+    check_array("array", array)
+    lengths = np.zeros((world_size, world_size), np.int64)
+    lengths[:, root] = array.nbytes
+    outgoing = [_NOTHING] * world_size
+    outgoing[root] = flat_bytes(array)
+    incoming = [_NOTHING] * world_size
+    if rank == root:
+        if out is None:
+            raise ValueError("gather needs out on the root rank, got None")
+        check_array("out", out, writeable=True)
+        expected = (world_size, *array.shape)
+        _check_like("out", out, expected, array.dtype, "(world_size, *array.shape)")
+        incoming = [flat_bytes(row) for row in out.reshape(world_size, array.size)]
+    call = Call(Kind.GATHER, root=root, shape=array.shape)
+    return _in_parts(call, Parts(outgoing, incoming, lengths), array.dtype, array.size)
+
+
+def scatter(out: Array, array: Array | None, root: int, rank: int, world_size: int) -> Call:
+    """The call of a `scatter`; `array` is looked at on the root only."""
+    check_array("out", out, writeable=True)
+    lengths = np.zeros((world_size, world_size), np.int64)
+    lengths[root] = out.nbytes
+    incoming = [_NOTHING] * world_size
+    incoming[root] = flat_bytes(out)
+    outgoing = [_NOTHING] * world_size
+    if rank == root:
+        if array is None:
+            raise ValueError("scatter needs array on the root rank, got None")
+        check_array("array", array)
+        _check_like("array", array, (world_size, *out.shape), out.dtype, "(world_size, *out.shape)")
+        outgoing = [flat_bytes(row) for row in array.reshape(world_size, out.size)]
+    call = Call(Kind.SCATTER, root=root, shape=out.shape)
+    return _in_parts(call, Parts(outgoing, incoming, lengths), out.dtype, out.size)
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _in_parts(call: Call, parts: Parts, dtype: np.dtype[Any], size: int) -> Call:
+    call.dtype, call.columns, call.parts = dtype, size, parts
+    if call.is_uneven:
+        call.source = parts.sizes()
+    return call
+
+
+def check_count(label: str, arrays: Sequence[Array], world_size: int) -> None:
+    """Refuse a list that has not one array for each rank.
+
+    Raises:
+        ValueError: see above.
+    """
+    if len(arrays) != world_size:
+        raise ValueError(
+            f"{label} has to have one array for each of {world_size} ranks, got {len(arrays)}"
+        )
+
+
+def _check_parts(
+    label: str, arrays: Sequence[Array], dtype: np.dtype[Any] | None, *, writeable: bool = False
+) -> None:
+    for rank, array in enumerate(arrays):
+        check_array(f"{label}[{rank}]", array, writeable=writeable)
+        if array.dtype != dtype:
+            raise ValueError(
+                f"{label}[{rank}] has dtype {array.dtype}; expected {dtype}, as the other arrays "
+                "of the call have"
+            )
 
 
 def _part_length(call: str, array: Array, world_size: int) -> int:

@@ -13,7 +13,7 @@ import enum
 import hashlib
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,8 @@ class Kind(enum.IntEnum):
     RELEASE = 9
     JOIN = 10
     CLOSE = 11
+    GATHER = 12
+    SCATTER = 13
 
 
 _OPS = tuple(ReduceOp)
@@ -68,6 +70,7 @@ def _signature(
     root: int,
     name: str | None,
     joinable: bool,
+    uneven: bool,
 ) -> tuple[int, int, int, bytes]:
     """Digest, codes of op and dtype, and text of a call.
 
@@ -86,12 +89,39 @@ def _signature(
         parts.append(f"name={name!r}")
     if joinable:
         parts.append("joinable")
+    if uneven:
+        parts.append("sizes by rank")
     text = f"{kind.name.lower()}({', '.join(parts)})"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     short = text.encode()[:_TEXT_LIMIT].decode(errors="ignore").encode()
     op_code = 0 if op is None else _OPS.index(op)
     dtype_code = 0 if dtype is None else DTYPE_NAMES.index(dtype)
     return int.from_bytes(digest, "little"), op_code, dtype_code, short
+
+
+@dataclass(slots=True)
+class Parts:
+    """What goes from this rank to each rank and back, where that is not one equal row for each.
+
+    Attributes:
+        outgoing: for every rank the bytes to send to it, (nbytes,) uint8.
+        incoming: for every rank the room for what it sends, (nbytes,) uint8.
+        lengths: (ranks, ranks) int64, bytes from rank i to rank j; None if ranks have to tell each
+            other first.
+        same_to_all: whether every rank sends one and the same array to all ranks.
+        finish: what to do once everything has come.
+    """
+
+    outgoing: Sequence[np.ndarray[Any, Any]]
+    incoming: Sequence[np.ndarray[Any, Any]]
+    lengths: np.ndarray[Any, Any] | None = None
+    same_to_all: bool = False
+    finish: Callable[[], None] | None = None
+
+    def sizes(self) -> np.ndarray[Any, Any]:
+        """(1, 2 * ranks) int64: the bytes that this rank sends to each, then those it expects."""
+        own = [part.size for part in (*self.outgoing, *self.incoming)]
+        return np.array([own], np.int64)
 
 
 @dataclass(slots=True)
@@ -124,6 +154,8 @@ class Call:
     number: int = 0
     # For JOIN: how many collectives of the others this rank has answered. For ALLOCATE: the size.
     count: int = 0
+    # For the calls that move other things than one equal row per rank.
+    parts: Parts | None = None
 
     @property
     def nbytes(self) -> int:
@@ -152,9 +184,23 @@ class Call:
         text = self._signature()[3].decode()
         return f"{text} (number {self.number}) at {self.site[0]}:{self.site[1]}"
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether ranks give arrays of different sizes and have to tell each other which."""
+        return self.parts is not None and self.parts.lengths is None
+
     def _signature(self) -> tuple[int, int, int, bytes]:
         name = None if self.dtype is None else dtype_name(self.dtype)
-        return _signature(self.kind, self.op, name, self.shape, self.root, self.name, self.joinable)
+        return _signature(
+            self.kind,
+            self.op,
+            name,
+            self.shape,
+            self.root,
+            self.name,
+            self.joinable,
+            self.is_uneven,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,14 +282,18 @@ def call_site() -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
-def mismatch_error(rank: int, descriptions: Sequence[str]) -> CollectiveMismatchError:
-    """The error of a mismatch: what this rank called, then what others did."""
+def mismatch_error(
+    rank: int,
+    descriptions: Sequence[str],
+    what: str = "the ranks called different collectives",
+) -> CollectiveMismatchError:
+    """The error of a mismatch: what is wrong, what this rank called, then what others did."""
     groups: dict[str, list[int]] = {descriptions[rank]: []}
     for other, text in enumerate(descriptions):
         groups.setdefault(text, [])
         if other != rank:
             groups[text].append(other)
-    lines = [f"{rank_prefix(rank, len(descriptions))} the ranks called different collectives"]
+    lines = [f"{rank_prefix(rank, len(descriptions))} {what}"]
     for text, ranks in groups.items():
         who = ["this rank"] if text == descriptions[rank] else []
         who += [f"rank {other}" for other in ranks]

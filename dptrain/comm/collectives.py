@@ -6,7 +6,7 @@ Must not know: whether ranks are threads, processes of one host or of several.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -153,24 +153,97 @@ class TransportCommunicator(Communicator):
         call = arguments.all_to_all(out, array, self.world_size)
         return self._submit(call, name, timeout, async_op, out, (out, array))
 
+    def all_gather_uneven(
+        self,
+        outs: Sequence[Array],
+        array: Array,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        arguments.check_count("outs", outs, self.world_size)
+        call = arguments.all_gather_uneven(outs, array)
+        return self._submit(call, name, timeout, async_op, None, (*outs, array))
+
+    def reduce_scatter_uneven(
+        self,
+        out: Array,
+        arrays: Sequence[Array],
+        op: ReduceOp | str = ReduceOp.SUM,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        arguments.check_count("arrays", arrays, self.world_size)
+        call = arguments.reduce_scatter_uneven(out, arrays, op)
+        return self._submit(call, name, timeout, async_op, out, (out, *arrays))
+
+    def all_to_all_uneven(
+        self,
+        outs: Sequence[Array],
+        arrays: Sequence[Array],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        arguments.check_count("outs", outs, self.world_size)
+        arguments.check_count("arrays", arrays, self.world_size)
+        call = arguments.all_to_all_uneven(outs, arrays)
+        return self._submit(call, name, timeout, async_op, None, (*outs, *arrays))
+
+    def gather(
+        self,
+        out: Array | None,
+        array: Array,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        arguments.check_rank("root", root, self.rank, self.world_size)
+        call = arguments.gather(out, array, root, self.rank, self.world_size)
+        return self._submit(call, name, timeout, async_op, out, (out, array))
+
+    def scatter(
+        self,
+        out: Array,
+        array: Array | None,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        arguments.check_rank("root", root, self.rank, self.world_size)
+        call = arguments.scatter(out, array, root, self.rank, self.world_size)
+        return self._submit(call, name, timeout, async_op, out, (out, array))
+
     def barrier(self, *, name: str | None = None, timeout: float | None = None) -> None:
         self._submit(Call(Kind.BARRIER), name, timeout, False, None, ())
 
     # -- point to point ----------------------------------------------------------------------------
 
-    def send(self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def send(
+        self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         arguments.check_peer("dst", dst, tag, self.rank, self.world_size)
         arguments.check_array("array", array)
         self._meetings.check_usable()
         pending = self._transport.post_send(arguments.flat_bytes(array), dst, tag)
-        return self._started("send", array, None, pending, dst, timeout)
+        return self._started("send", array, None, pending, timeout)
 
-    def recv(self, array: Array, src: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def recv(
+        self, array: Array, src: int | None = None, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         arguments.check_peer("src", src, tag, self.rank, self.world_size)
         arguments.check_array("array", array, writeable=True)
         self._meetings.check_usable()
         pending = self._transport.post_recv(arguments.flat_bytes(array), src, tag)
-        return self._started("recv", array, array, pending, src, timeout)
+        return self._started("recv", array, array, pending, timeout)
 
     def _started(
         self,
@@ -178,16 +251,14 @@ class TransportCommunicator(Communicator):
         array: Array,
         result: Array | None,
         pending: Pending,
-        peer: int,
         timeout: float | None,
-    ) -> Work:
+    ) -> PointToPointWork:
         return PointToPointWork(
             kind,
             pending,
             nbytes=array.nbytes,
             result=result,
             kept=(array,),
-            peer=peer,
             prefix=rank_prefix(self.rank, self.world_size),
             timeout_s=self.timeout_s if timeout is None else timeout,
             has_left=self._transport.has_left,
@@ -299,7 +370,7 @@ class TransportCommunicator(Communicator):
         timeout: float | None,
         async_op: bool,
         result: Array | None,
-        kept: tuple[Array, ...],
+        kept: tuple[Array | None, ...],
     ) -> Work:
         """Queue a collective; a world of one has nobody to overlap with and runs it at once."""
         self._prepare(call, name, timeout)

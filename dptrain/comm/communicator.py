@@ -1,20 +1,21 @@
 """The communicator: the contract that every backend keeps.
 
-Owns: `Communicator`, its documentation, and the object calls, which are derived from array calls.
+Owns: `Communicator` and its documentation.
 Must not know: tensors, models, gradients, or how any backend moves bytes.
 """
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from dptrain.comm import objects
+from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.comm.reduction import ReduceOp
 from dptrain.comm.work import Work
 
@@ -42,9 +43,9 @@ class Communicator(ABC):
 
     The contract, which the tests hold every backend to:
 
-    - Arrays are C-contiguous NumPy arrays of bool, uint8, int8 to int64, float16, bfloat16
-      (`ml_dtypes`), float32 or float64, of any shape: 0-d and empty ones too. Anything else is an
-      error before any rank is asked.
+    - Arrays are C-contiguous NumPy arrays of bool, uint8 to uint64, int8 to int64, float16,
+      bfloat16 (`ml_dtypes`), float32 or float64, of any shape and length: 0-d and empty ones too.
+      Anything else is an error before any rank is asked.
     - Every rank makes the same collective calls in the same order, with equal op, dtype, shape,
       root and name. The ranks compare this before any data moves; a difference raises
       `CollectiveMismatchError` on every rank and names both sides.
@@ -72,6 +73,8 @@ class Communicator(ABC):
         local_world_size: number of ranks of the group on this host.
         backend: "serial", "thread" or "mpi".
         name: for messages; "world", and a name derived from it for the result of `split`.
+        timeout_s: of calls that give none, in seconds.
+        owner: free for whoever uses it, to find its own object for a communicator.
     """
 
     rank: int
@@ -80,6 +83,8 @@ class Communicator(ABC):
     local_world_size: int
     backend: str
     name: str
+    timeout_s: float
+    owner: Any = None
 
     # -- collectives over arrays -------------------------------------------------------------------
 
@@ -197,13 +202,108 @@ class Communicator(ABC):
         """
 
     @abstractmethod
+    def all_gather_uneven(
+        self,
+        outs: Sequence[Array],
+        array: Array,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the array of rank r into `outs[r]`, for every r; the sizes may differ by rank.
+
+        Args:
+            outs: one array for each rank, of the size of that rank's `array`.
+            array: this rank's contribution; equal dtype on all ranks.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def reduce_scatter_uneven(
+        self,
+        out: Array,
+        arrays: Sequence[Array],
+        op: ReduceOp | str = ReduceOp.SUM,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the reduction of all ranks' `arrays[rank]` into `out`; sizes may differ by place.
+
+        Args:
+            out: of the size of `arrays[rank]`.
+            arrays: one array for each rank; equal sizes and dtype on all ranks.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def all_to_all_uneven(
+        self,
+        outs: Sequence[Array],
+        arrays: Sequence[Array],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Send `arrays[i]` to rank i; `outs[j]` is what rank j sent. All sizes may differ.
+
+        Raises:
+            CollectiveMismatchError: a rank expects another size than is sent. Raised on every rank.
+        """
+
+    @abstractmethod
+    def gather(
+        self,
+        out: Array | None,
+        array: Array,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write the array of rank r into `out[r]`, for every r, on rank `root`.
+
+        Args:
+            out: on the root (world_size, *array.shape), of the dtype of `array`; else ignored.
+            array: this rank's contribution; equal shape and dtype on all ranks.
+        """
+
+    @abstractmethod
+    def scatter(
+        self,
+        out: Array,
+        array: Array | None,
+        root: int = 0,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = True,
+    ) -> Work:
+        """Write `array[rank]` of rank `root` into `out`.
+
+        Args:
+            out: equal shape and dtype on all ranks.
+            array: on the root (world_size, *out.shape), of the dtype of `out`; else ignored.
+        """
+
+    @abstractmethod
     def barrier(self, *, name: str | None = None, timeout: float | None = None) -> None:
         """Return when every rank has come here. Earlier calls of this rank are over then."""
 
     # -- point to point ----------------------------------------------------------------------------
 
     @abstractmethod
-    def send(self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def send(
+        self, array: Array, dst: int, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         """Send `array` to rank `dst`; starts at once, in no order with the collectives.
 
         Args:
@@ -214,8 +314,14 @@ class Communicator(ABC):
         """
 
     @abstractmethod
-    def recv(self, array: Array, src: int, tag: int = 0, *, timeout: float | None = None) -> Work:
+    def recv(
+        self, array: Array, src: int | None = None, tag: int = 0, *, timeout: float | None = None
+    ) -> PointToPointWork:
         """Receive from rank `src` into `array`, which has to have the size of the message.
+
+        Args:
+            src: the source; None takes the first message with the tag, whoever sent it, and the
+                work's `peer` says who.
 
         Raises:
             ValueError: from `wait()`: the message has another size than the array.
@@ -296,48 +402,18 @@ class Communicator(ABC):
             A function that removes the listener.
         """
 
-    # -- objects, derived --------------------------------------------------------------------------
+    # -- objects, derived from the array calls: see `objects` -----------------------------------------
 
-    def broadcast_object(self, obj: Any, root: int = 0, *, name: str | None = None) -> Any:
-        """The object of rank `root`, on every rank (pickled; `obj` is ignored elsewhere)."""
-        data = _pickled(obj) if self.rank == root else np.empty(0, np.uint8)
-        length = np.array([data.size], np.int64)
-        self.broadcast(length, root, name=name, async_op=False)
-        if self.rank == root:
-            self.broadcast(data, root, name=name, async_op=False)
-            return obj
-        data = np.empty(int(length[0]), np.uint8)
-        self.broadcast(data, root, name=name, async_op=False)
-        return pickle.loads(data.data)
-
-    def all_gather_object(self, obj: Any, *, name: str | None = None) -> list[Any]:
-        """The objects of all ranks, by rank, on every rank (pickled)."""
-        return [pickle.loads(data.data) for data in self._gather_pickled(obj, name)]
-
-    def gather_object(
-        self, obj: Any, root: int = 0, *, name: str | None = None
-    ) -> list[Any] | None:
-        """The objects of all ranks, by rank, on rank `root`; None on the others (pickled)."""
-        parts = self._gather_pickled(obj, name)
-        return [pickle.loads(data.data) for data in parts] if self.rank == root else None
-
-    def _gather_pickled(self, obj: Any, name: str | None) -> list[Array]:
-        data = _pickled(obj)
-        lengths = np.empty((self.world_size, 1), np.int64)
-        self.all_gather(lengths, np.array([data.size], np.int64), name=name, async_op=False)
-        longest = int(lengths.max())
-        padded = np.zeros(longest, np.uint8)
-        padded[: data.size] = data
-        out = np.empty((self.world_size, longest), np.uint8)
-        self.all_gather(out, padded, name=name, async_op=False)
-        return [out[rank, : int(lengths[rank, 0])] for rank in range(self.world_size)]
+    broadcast_object = objects.broadcast_object
+    all_gather_object = objects.all_gather_object
+    gather_object = objects.gather_object
+    scatter_object = objects.scatter_object
+    all_to_all_object = objects.all_to_all_object
+    send_object = objects.send_object
+    recv_object = objects.recv_object
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name={self.name!r}, backend={self.backend!r}, "
             f"rank={self.rank}, world_size={self.world_size})"
         )
-
-
-def _pickled(obj: Any) -> Array:
-    return np.frombuffer(bytearray(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL)), np.uint8)

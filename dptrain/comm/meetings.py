@@ -83,9 +83,47 @@ class Meetings:
     def execute(self, call: Call, work: Work) -> None:
         """Meet, then move the data of `call`."""
         roster, _, watch = self.meet(call, work)
-        if call.dtype is not None:
-            with _Breaking(self):
+        with _Breaking(self):
+            if call.parts is not None:
+                lengths = call.parts.lengths
+                if lengths is None:
+                    lengths = self._tell_sizes(call, roster, watch)
+                self._transport.move_parts(call.parts, lengths, watch)
+                if call.parts.finish is not None:
+                    call.parts.finish()
+            elif call.dtype is not None:
                 self._transport.move(call, roster, watch)
+
+    def _tell_sizes(self, call: Call, roster: Roster, watch: Watch) -> np.ndarray[Any, Any]:
+        """(ranks, ranks) bytes from rank i to rank j, having compared both sides' views of it.
+
+        The meeting of `call` has just shown every rank's sizes.
+
+        Raises:
+            CollectiveMismatchError: a rank sends another size than its receiver has room for.
+        """
+        size = self._transport.world_size
+        both = np.empty((size, 2 * size), np.int64)
+        sizes = Call(
+            Kind.ALL_GATHER,
+            dtype=both.dtype,
+            columns=2 * size,
+            source=call.source,
+            target=both,
+            timeout_s=call.timeout_s,
+        )
+        self._transport.move(sizes, roster, watch)
+        sent, expected = both[:, :size], both[:, size:].T
+        wrong = np.argwhere(sent != expected)
+        if wrong.size:
+            src, dst = map(int, wrong[0])
+            raise mismatch_error(
+                self._transport.rank,
+                self._transport.exchange(call.describe(), watch),
+                f"the ranks disagree about sizes: rank {src} sends {sent[src, dst]} bytes to rank "
+                f"{dst}, which has room for {expected[src, dst]}",
+            )
+        return sent
 
     def meet(self, call: Call, work: Work) -> tuple[Roster, list[bytes], Watch]:
         """Come together with all ranks over `call`.

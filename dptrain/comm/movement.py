@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.comm.call import PRIVATE, Call, Kind, Roster
+from dptrain.comm.call import PRIVATE, Call, Kind, Parts, Roster
 from dptrain.comm.reduction import reduce_arrays
 from dptrain.comm.transport import Transport, Watch
 
@@ -82,6 +82,27 @@ class SharedTransport(Transport):
                 self._finish_piece(call, roster, views, begin, end)
         # No closing fence: what is shown stays untouched until every rank has come to the next
         # meeting, whatever that will be.
+
+    def move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
+        """Show this rank's parts behind one another, as much at a time as a meeting can show."""
+        if parts.same_to_all:
+            stream, offsets, totals = parts.outgoing[0], np.zeros_like(lengths), lengths.max(axis=1)
+        else:
+            stream = np.concatenate(parts.outgoing)
+            offsets, totals = np.cumsum(lengths, axis=1) - lengths, lengths.sum(axis=1)
+        longest = int(totals.max())
+        step = longest if self.chunk_nbytes is None else self.chunk_nbytes
+        for begin in range(0, longest, max(step, 1)):
+            self.meet(_FENCE, stream[begin : begin + step].reshape(1, -1), watch)
+            views = self.views(1, step, stream.dtype)
+            for rank, room in enumerate(parts.incoming):
+                offset, length = int(offsets[rank, self.rank]), int(lengths[rank, self.rank])
+                first, last = max(offset, begin), min(offset + length, begin + step)
+                if first < last:
+                    shown = views[rank][0][first - begin : last - begin]
+                    np.copyto(room[first - offset : last - offset], shown)
+        if self.chunk_nbytes is None and longest:
+            self.meet(_FENCE, None, watch)  # What was shown is the memory itself.
 
     def _finish_piece(
         self, call: Call, roster: Roster, views: list[Array], begin: int, end: int

@@ -20,6 +20,7 @@ from dptrain.comm.collectives import TransportCommunicator
 from dptrain.comm.communicator import DEFAULT_TIMEOUT_S
 from dptrain.comm.env import ProcessEnv, discover
 from dptrain.comm.errors import rank_prefix
+from dptrain.comm.mpi_hierarchy import HierarchicalTransport
 from dptrain.comm.mpi_host import HostTransport, control_nbytes, share
 from dptrain.comm.mpi_network import NetworkTransport
 from dptrain.comm.transport import Transport
@@ -30,6 +31,7 @@ def connect(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     warn_after_s: float | None = 30.0,
     shared_memory: bool = True,
+    host: int | None = None,
 ) -> TransportCommunicator:
     """Connect the ranks of the MPI job. Collective; may be called several times.
 
@@ -37,6 +39,8 @@ def connect(
         timeout_s: default timeout of every call, in seconds.
         warn_after_s: when to warn about missing ranks, in seconds; None never does.
         shared_memory: whether ranks of one host meet in shared memory; False always uses messages.
+        host: which host this rank counts as being on, to try a grouping on one machine; None: the
+            one it runs on.
 
     Raises:
         RuntimeError: the launcher says another rank or number of ranks than MPI.
@@ -45,7 +49,7 @@ def connect(
     check_launch(found, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size, MPI.Get_library_version())
     if not found.side_channel:
         _report_failures()
-    transport = _transport(MPI.COMM_WORLD.Dup(), shared_memory)
+    transport = _transport(MPI.COMM_WORLD.Dup(), shared_memory, host)
     communicator = TransportCommunicator(transport, timeout_s=timeout_s, warn_after_s=warn_after_s)
     _connected.add(communicator)
     return communicator
@@ -84,21 +88,38 @@ def check_launch(found: ProcessEnv, rank: int, world_size: int, library: str) ->
     )
 
 
-def _transport(comm: MPI.Intracomm, shared_memory: bool) -> Transport:
+def _transport(comm: MPI.Intracomm, shared_memory: bool, host: int | None) -> Transport:
     """Connect the ranks of `comm`, a communicator of their own, in the fastest way there is."""
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank, local_world_size = host.rank, host.size
-    host.Free()
+    if host is None:
+        local = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
+    else:
+        local = MPI.Intracomm(comm.Split(host))
+    local_rank, local_world_size = local.rank, local.size
 
     def reconnect(part: MPI.Intracomm) -> Transport:
-        return _transport(part, shared_memory)
+        return _transport(part, shared_memory, host)
 
+    members = comm.allgather(local.allgather(comm.rank))
+    hosts = sorted({tuple(ranks) for ranks in members})
     # Every rank has to decide alike; the one on a host of its own does not see the others'.
-    one_host = all(comm.allgather(shared_memory and local_world_size == comm.size))
-    control = share(comm, control_nbytes(comm.size)) if one_host else None
-    if control is not None:
+    willing = shared_memory and len(hosts) < comm.size
+    if not all(comm.allgather(willing)) and comm.size > 1:
+        local.Free()
+        return NetworkTransport(comm, local_rank, local_world_size, reconnect)
+    inside = comm if len(hosts) == 1 else local
+    control = share(inside, control_nbytes(inside.size))
+    if not all(comm.allgather(control is not None)):
+        return NetworkTransport(comm, local_rank, local_world_size, reconnect)
+    assert control is not None
+    if len(hosts) == 1:
+        local.Free()
         return HostTransport(comm, control, reconnect)
-    return NetworkTransport(comm, local_rank, local_world_size, reconnect)
+    inner = HostTransport(local, control, reconnect)
+    leading = MPI.Intracomm(comm.Split(0 if local_rank == 0 else MPI.UNDEFINED))
+    leaders = None
+    if local_rank == 0:
+        leaders = NetworkTransport(leading, 0, 1, reconnect)
+    return HierarchicalTransport(comm, inner, leaders, hosts, reconnect)
 
 
 _reporting = False

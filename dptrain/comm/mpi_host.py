@@ -254,4 +254,6 @@ def _memory_barrier() -> Callable[[], None] | None:
     """Makes writes visible in their order; None where the processor does so by itself."""
     if platform.machine() in ("x86_64", "AMD64"):
         return None
-    return MPI.Win.Create(None, comm=MPI.COMM_SELF).Sync
+    window = MPI.Win.Create(None, comm=MPI.COMM_SELF)
+    window.Lock_all()  # Synchronising is defined inside an epoch only; MPICH insists.
+    return window.Sync

@@ -22,7 +22,8 @@ MESSAGE_NBYTES = 1 << 30
 class _Requests(Pending):
     """The pieces of one message under way."""
 
-    def __init__(self, requests: list[MPI.Request]) -> None:
+    def __init__(self, requests: list[MPI.Request], dst: int) -> None:
+        super().__init__(dst)
         self._requests = requests
 
     def test(self) -> bool:
@@ -32,27 +33,38 @@ class _Requests(Pending):
 class _Receives(Pending):
     """The pieces of one message to come, checked for their sizes."""
 
-    def __init__(self, link: MpiLink, array: Array, src: int, tag: int) -> None:
-        self._nbytes, self._src = array.size, src
-        self._pieces = _pieces(array)
+    def __init__(self, link: MpiLink, array: Array, src: int | None, tag: int) -> None:
+        super().__init__(src)
+        self._nbytes = array.size
+        self._pieces = pieces(array)
+        if src is None and len(self._pieces) > 1:
+            raise ValueError(
+                f"recv from any rank takes messages of up to {MESSAGE_NBYTES} bytes, got room for "
+                f"{array.size}; name the source"
+            )
         self._requests = [
-            link.messages.Irecv([piece, MPI.BYTE], source=src, tag=tag) for piece in self._pieces
+            link.messages.Irecv(
+                [piece, MPI.BYTE], source=MPI.ANY_SOURCE if src is None else src, tag=tag
+            )
+            for piece in self._pieces
         ]
 
     def test(self) -> bool:
         statuses = [MPI.Status() for _ in self._requests]
+        whose = "" if self.peer is None else f" of rank {self.peer}"
         try:
             if not MPI.Request.Testall(self._requests, statuses):
                 return False
         except MPI.Exception as error:
             raise ValueError(
-                f"recv has room for {self._nbytes} bytes, but the message of rank {self._src} is "
+                f"recv has room for {self._nbytes} bytes, but the message{whose} is "
                 f"longer ({error})"
             ) from None
         received = sum(status.Get_count(MPI.BYTE) for status in statuses)
+        self.peer = statuses[0].Get_source()
         if received != self._nbytes:
             raise ValueError(
-                f"recv has room for {self._nbytes} bytes, but rank {self._src} sent {received}"
+                f"recv has room for {self._nbytes} bytes, but rank {self.peer} sent {received}"
             )
         return True
 
@@ -79,11 +91,12 @@ class MpiLink(Transport, ABC):
         self.local_world_size = local_world_size
 
     def post_send(self, array: Array, dst: int, tag: int) -> Pending:
-        return _Requests(
-            [self.messages.Isend([piece, MPI.BYTE], dest=dst, tag=tag) for piece in _pieces(array)]
-        )
+        requests = [
+            self.messages.Isend([piece, MPI.BYTE], dest=dst, tag=tag) for piece in pieces(array)
+        ]
+        return _Requests(requests, dst)
 
-    def post_recv(self, array: Array, src: int, tag: int) -> Pending:
+    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
         return _Receives(self, array, src, tag)
 
     def abort(self, code: int) -> None:
@@ -92,6 +105,7 @@ class MpiLink(Transport, ABC):
         MPI.COMM_WORLD.Abort(code)
 
 
-def _pieces(array: Array) -> list[Array]:
+def pieces(array: Array) -> list[Array]:
+    """A (nbytes,) array cut into what one message of MPI can carry; at least one piece."""
     count = max(-(-array.size // MESSAGE_NBYTES), 1)
     return [array[i * MESSAGE_NBYTES : (i + 1) * MESSAGE_NBYTES] for i in range(count)]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Roster, kind_of
-from dptrain.comm.mpi_link import MpiLink
+from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Parts, Roster, kind_of
+from dptrain.comm.mpi_link import MpiLink, pieces
 from dptrain.comm.reduction import reduce_arrays
 from dptrain.comm.transport import Transport, Watch, private_memory
 
@@ -26,8 +26,9 @@ Array = np.ndarray[Any, Any]
 
 _TEXT_NBYTES = 2048
 _NOTE_TAG = 1
+_PART_TAG = 2
 # Up to here every rank gets all arrays and reduces them itself: one message less to wait for.
-_SMALL_NBYTES = 64 * 1024
+SMALL_NBYTES = 64 * 1024
 # Bytes of one rank's array that move at a time.
 _CHUNK_NBYTES = 32 << 20
 # How long to poll without a pause: before the others have come, and while data is moving.
@@ -184,7 +185,7 @@ class NetworkTransport(MpiLink):
         # What a rank in join() sends is received by the others and left out.
         source = call.source
         mine = np.zeros(length, call.dtype) if source is None else source[0, piece]
-        if mine.nbytes <= _SMALL_NBYTES:
+        if mine.nbytes <= SMALL_NBYTES:
             arrays = self._gather(mine, watch)
             result = np.empty(length, call.dtype)
             reduce_arrays([arrays[rank] for rank in roster.participants], [result], call.op)
@@ -200,6 +201,24 @@ class NetworkTransport(MpiLink):
             result = self._gather(reduced, watch).reshape(-1)[:length]
         if call.target is not None and (call.kind is Kind.ALL_REDUCE or self.rank == roster.root):
             call.target[piece] = result
+
+    def move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
+        requests = []
+        for rank, room in enumerate(parts.incoming):
+            if rank == self.rank:
+                np.copyto(room, parts.outgoing[rank])
+            elif lengths[rank, self.rank]:
+                requests += [
+                    self.comm.Irecv([piece, MPI.BYTE], source=rank, tag=_PART_TAG)
+                    for piece in pieces(room)
+                ]
+        for rank in self._peers:
+            if lengths[self.rank, rank]:
+                requests += [
+                    self.comm.Isend([piece, MPI.BYTE], dest=rank, tag=_PART_TAG)
+                    for piece in pieces(parts.outgoing[rank])
+                ]
+        self._poll(lambda: MPI.Request.Testall(requests), lambda: [], watch, _MOVING_S)
 
     def _gather(self, array: Array, watch: Watch) -> Array:
         """(world_size, len(array)): the flat arrays of all ranks."""

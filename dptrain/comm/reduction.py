@@ -21,7 +21,8 @@ class ReduceOp(enum.Enum):
     """How the values of the ranks are combined.
 
     `AVG` is the sum divided by the number of ranks that took part, for floating point types only.
-    On `bool`, `SUM` and `MAX` are the logical or, `PRODUCT` and `MIN` the logical and.
+    `BAND`, `BOR` and `BXOR` combine the bits of integers and bools. On `bool`, `SUM` and `MAX` are
+    the logical or, `PRODUCT` and `MIN` the logical and.
     """
 
     SUM = "sum"
@@ -29,6 +30,9 @@ class ReduceOp(enum.Enum):
     MAX = "max"
     MIN = "min"
     PRODUCT = "product"
+    BAND = "band"
+    BOR = "bor"
+    BXOR = "bxor"
 
     @classmethod
     def of(cls, value: ReduceOp | str) -> ReduceOp:
@@ -50,6 +54,9 @@ class ReduceOp(enum.Enum):
 DTYPE_NAMES = (
     "bool",
     "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
     "int8",
     "int16",
     "int32",
@@ -68,7 +75,11 @@ _BINARY: dict[ReduceOp, np.ufunc] = {
     ReduceOp.MAX: np.maximum,
     ReduceOp.MIN: np.minimum,
     ReduceOp.PRODUCT: np.multiply,
+    ReduceOp.BAND: np.bitwise_and,
+    ReduceOp.BOR: np.bitwise_or,
+    ReduceOp.BXOR: np.bitwise_xor,
 }
+_BITWISE = frozenset({ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR})
 # Elements per pass: a block of every operand stays in the core's own cache between the passes.
 BLOCK_ELEMENTS = 64 * 1024
 
@@ -92,13 +103,23 @@ def check_reducible(op: ReduceOp, dtype: np.dtype[Any]) -> None:
     """Refuse an operator that has no meaning for `dtype`.
 
     Raises:
-        TypeError: `AVG` of integers or bools.
+        TypeError: `AVG` of integers or bools, or the bits of floating point values.
     """
+    if op in _BITWISE and dtype_name(dtype) in _FLOATS:
+        raise TypeError(
+            f"ReduceOp.{op.name} was asked for {dtype_name(dtype)} values; it combines the bits of "
+            "integers and bools only"
+        )
     if op is ReduceOp.AVG and dtype_name(dtype) not in _FLOATS:
         raise TypeError(
             f"ReduceOp.AVG was asked for {dtype_name(dtype)} values, which cannot hold an average; "
             "reduce with ReduceOp.SUM and divide, or convert to a floating point type"
         )
+
+
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The element type in which sums of `dtype` are accumulated."""
+    return np.dtype(np.float32) if dtype_name(dtype) in _ACCUMULATE_FLOAT32 else dtype
 
 
 def reduce_arrays(
@@ -141,7 +162,7 @@ def _reduce_blocks(
         for source in sources[2:]:
             combine(total, source[block], out=total)
         if op is ReduceOp.AVG and len(sources) > 1:
-            _divide(total, len(sources))
+            divide(total, len(sources))
         for target in targets if scratch is not None else targets[1:]:
             np.copyto(target[block], total)
 
@@ -161,12 +182,12 @@ def _reduce_16_bit(
             np.copyto(operand, source[block], casting="unsafe")
             combine(total, operand, out=total)
         if op is ReduceOp.AVG:
-            _divide(total, len(sources))
+            divide(total, len(sources))
         for target in targets:
             np.copyto(target[block], total, casting="unsafe")
 
 
-def _divide(total: np.ndarray[Any, Any], count: int) -> None:
+def divide(total: np.ndarray[Any, Any], count: int) -> None:
     """Divide in place by the number of ranks."""
     if count & (count - 1) == 0:
         # The inverse of a power of two is exact, and so is the product: same bits, half the time.

@@ -60,7 +60,7 @@ class SerialTransport(SharedTransport):
     def post_send(self, array: Array, dst: int, tag: int) -> Pending:
         raise AssertionError("a world of one has nobody to send to")
 
-    def post_recv(self, array: Array, src: int, tag: int) -> Pending:
+    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
         raise AssertionError("a world of one has nobody to receive from")
 
     def abort(self, code: int) -> NoReturn:

@@ -51,19 +51,25 @@ class _Sent(Pending):
 
 
 class _Receiving(Pending):
-    def __init__(self, board: _Board, array: Array, src: int, dst: int, tag: int) -> None:
-        self._board, self._array, self._address = board, array, (src, dst, tag)
+    def __init__(self, board: _Board, array: Array, src: int | None, dst: int, tag: int) -> None:
+        super().__init__(src)
+        self._board, self._array, self._dst, self._tag = board, array, dst, tag
 
     def test(self) -> bool:
+        sources = range(len(self._board.turns)) if self.peer is None else (self.peer,)
         with self._board.changed:
-            letters = self._board.mail[self._address]
-            if not letters:
+            for src in sources:
+                letters = self._board.mail[src, self._dst, self._tag]
+                if letters:
+                    letter = letters.popleft()
+                    break
+            else:
                 return False
-            letter = letters.popleft()
+        self.peer = src
         if letter.size != self._array.size:
             raise ValueError(
-                f"recv has room for {self._array.size} bytes, but rank {self._address[0]} sent "
-                f"{letter.size} with tag {self._address[2]}"
+                f"recv has room for {self._array.size} bytes, but rank {src} sent "
+                f"{letter.size} with tag {self._tag}"
             )
         np.copyto(self._array, letter)
         return True
@@ -144,9 +150,9 @@ class ThreadTransport(SharedTransport):
     def post_send(self, array: Array, dst: int, tag: int) -> Pending:
         with self._board.changed:
             self._board.mail[self.rank, dst, tag].append(array.copy())
-        return _Sent()
+        return _Sent(dst)
 
-    def post_recv(self, array: Array, src: int, tag: int) -> Pending:
+    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
         return _Receiving(self._board, array, src, self.rank, tag)
 
     def has_left(self, rank: int) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.comm.call import PRIVATE, Call, Roster
+from dptrain.comm.call import PRIVATE, Call, Parts, Roster
 from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError, rank_prefix
 
 # How often somebody who waits looks whether a peer has left.
@@ -22,7 +22,14 @@ POLL_S = 0.25
 
 
 class Pending(ABC):
-    """A send or a receive that has been started."""
+    """A send or a receive that has been started.
+
+    Attributes:
+        peer: the other rank; of a receive from any rank None until the message has come.
+    """
+
+    def __init__(self, peer: int | None) -> None:
+        self.peer = peer
 
     @abstractmethod
     def test(self) -> bool:
@@ -139,6 +146,14 @@ class Transport(ABC):
         """Move the data of a call that all ranks agreed on in the `meet` just before."""
 
     @abstractmethod
+    def move_parts(self, parts: Parts, lengths: np.ndarray[Any, Any], watch: Watch) -> None:
+        """Move every rank's outgoing parts into the incoming ones of the others.
+
+        Args:
+            lengths: (ranks, ranks) int64, bytes from rank i to rank j, as all ranks agreed.
+        """
+
+    @abstractmethod
     def exchange(self, text: str, watch: Watch) -> list[str]:
         """Every rank's text, by rank; each cut to about 2,000 characters."""
 
@@ -163,8 +178,8 @@ class Transport(ABC):
         """Start sending the bytes of `array`."""
 
     @abstractmethod
-    def post_recv(self, array: np.ndarray[Any, Any], src: int, tag: int) -> Pending:
-        """Start receiving into `array`."""
+    def post_recv(self, array: np.ndarray[Any, Any], src: int | None, tag: int) -> Pending:
+        """Start receiving into `array`, from whoever sends first if `src` is None."""
 
     def has_left(self, rank: int) -> str | None:
         """Why `rank` takes part in nothing any more, or None if it does as far as is known."""

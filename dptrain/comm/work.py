@@ -101,6 +101,10 @@ class Work:
             raise self._error
         return True
 
+    def exception(self) -> BaseException | None:
+        """What the call failed with; None if it is not over or went well. Never blocks."""
+        return self._error if self.is_completed() else None
+
     def _block(self, timeout: float | None) -> None:
         if timeout is None and self._help is not None:
             self._help(self)  # Runs the call on this thread if nobody has begun to.

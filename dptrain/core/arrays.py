@@ -1,20 +1,101 @@
 """What the core asks of an array, whichever library made it: is it one, where does it live, who computes with it.
 
-Owns: the list of array types and the three questions. Must not know: tensors.
+Owns: the list of array types and the questions, which the library of each type answers. Must not know: tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.device import device, host_device
 from dptrain.core.host_array import HostArray, host_namespace, mismatch, run_on_host
+from dptrain.core.transfers import report
 
-#: Types of arrays that live elsewhere than in NumPy's memory, the `cpu:0` of all devices.
-REMOTE = {HostArray}
+
+class Library:
+    """What is asked about the arrays of one library that live elsewhere than in NumPy's memory."""
+
+    def device_of(self, array: Any) -> device:
+        """Where an array lives."""
+        raise NotImplementedError
+
+    def namespace_of(self, array: Any) -> Any:
+        """What makes arrays beside this one."""
+        raise NotImplementedError
+
+    def functions_beside(self, array: Any, module: Any) -> Any:
+        """The functions of a module over NumPy arrays, for arrays that live where this one does."""
+        raise NotImplementedError
+
+    def run_beside(self, array: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function over NumPy arrays with arrays that live where `array` does."""
+        raise NotImplementedError
+
+    def elsewhere(self, array: Any) -> AbstractContextManager[Any] | None:
+        """A guard under which work on the array has to run, if it has to."""
+        return None
+
+    def to_host(self, array: Any, non_blocking: bool = False) -> np.ndarray:
+        """A copy in NumPy's memory."""
+        raise NotImplementedError
+
+    def receive(self, array: Any, place: device, non_blocking: bool = False) -> Any:
+        """A copy of an array that lives anywhere else, on `place`."""
+        raise NotImplementedError
+
+    def address(self, array: Any) -> int:
+        """Where the first element lies in memory."""
+        raise NotImplementedError
+
+
+class _HostLibrary(Library):
+    """The virtual host devices but the first."""
+
+    def device_of(self, array: Any) -> device:
+        return host_device(array.index)
+
+    def namespace_of(self, array: Any) -> Any:
+        return host_namespace(array.index)
+
+    def functions_beside(self, array: Any, module: Any) -> Any:
+        return host_namespace(array.index, module)
+
+    def run_beside(self, array: Any, function: Callable[..., Any], *args: Any) -> Any:
+        return run_on_host(function, array.index, args, {})
+
+    def to_host(self, array: Any, non_blocking: bool = False) -> np.ndarray:
+        copy: np.ndarray = array.host.copy(order="K")
+        return copy
+
+    def receive(self, array: Any, place: device, non_blocking: bool = False) -> Any:
+        host = to_host(array)
+        return HostArray(host.copy(order="K") if host is array else host, place.index or 0)
+
+    def address(self, array: Any) -> int:
+        return address(array.host)
+
+
+_HOST = _HostLibrary()
+
+#: Types of arrays that live elsewhere than in NumPy's memory, the `cpu:0` of all devices. CuPy's joins
+#: when a CUDA device is used for the first time; see `core/cuda.py`.
+REMOTE: dict[type, Library] = {HostArray: _HOST}
+
+_cuda: list[Any] = []
+
+#: Whether work has to mind which GPU is the current one.
+several_gpus = False
+
+
+def register_cuda(library: Any, several: bool) -> None:
+    """Name the library whose arrays live on CUDA devices, and whether there are several of these."""
+    global several_gpus
+    _cuda[:] = [library]
+    several_gpus = several
 
 
 def is_array(value: Any) -> bool:
@@ -24,30 +105,49 @@ def is_array(value: Any) -> bool:
 
 def device_of(array: Any) -> device:
     """Where an array lives."""
-    return host_device(array.index if type(array) is HostArray else 0)
+    library = REMOTE.get(type(array))
+    return host_device(0) if library is None else library.device_of(array)
 
 
 def namespace_of(array: Any) -> Any:
     """What makes arrays beside this one and computes with them: `numpy` on `cpu:0`."""
-    return host_namespace(array.index) if type(array) is HostArray else np
+    library = REMOTE.get(type(array))
+    return np if library is None else library.namespace_of(array)
 
 
 def functions_beside(array: Any, module: Any) -> Any:
     """The functions of a module over NumPy arrays, for arrays that live where this one does."""
-    return host_namespace(array.index, module) if type(array) is HostArray else module
+    library = REMOTE.get(type(array))
+    return module if library is None else library.functions_beside(array, module)
 
 
 def run_beside(array: Any, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function over NumPy arrays with arrays that live where `array` does."""
-    return (
-        run_on_host(function, array.index, args, {})
-        if type(array) is HostArray
-        else function(*args)
-    )
+    library = REMOTE.get(type(array))
+    return function(*args) if library is None else library.run_beside(array, function, *args)
+
+
+def elsewhere(values: Any) -> AbstractContextManager[Any] | None:
+    """The guard under which work on the arrays among `values` has to run; None if it can run now.
+
+    Work on a GPU's arrays has to run while that GPU is the current one.
+    """
+    for value in values:
+        library = REMOTE.get(type(value))
+        if library is not None:
+            return library.elsewhere(value)
+    return None
+
+
+def beside(array: Any) -> AbstractContextManager[Any]:
+    """Inside this `with` block work on arrays that live where `array` does can run."""
+    return elsewhere((array,)) or nullcontext()
 
 
 def namespace_on(place: device) -> Any:
     """What makes arrays on a device."""
+    if place.type == "cuda":
+        return _cuda[0].namespace(place.index)
     return host_namespace(place.index) if place.index else np
 
 
@@ -80,24 +180,42 @@ def as_array(value: Any) -> Any:
     return value if is_array(value) else np.asarray(value)
 
 
-def to_host(array: Any) -> np.ndarray:
-    """The values in NumPy's memory: the array itself if it is there, else a copy."""
-    return array.host.copy(order="K") if type(array) is HostArray else array
+def to_host(array: Any, non_blocking: bool = False) -> np.ndarray:
+    """The values in NumPy's memory: the array itself if it is there, else a copy.
+
+    With `non_blocking` a copy from a GPU may not be complete before its stream is.
+    """
+    library = REMOTE.get(type(array))
+    if library is None:
+        host: np.ndarray = array
+        return host
+    report("copy", array)
+    return library.to_host(array, non_blocking)
 
 
-def move(array: Any, place: device) -> Any:
+def move(array: Any, place: device, non_blocking: bool = False) -> Any:
     """The values on another device: the array itself if it lives there, else a copy."""
     if device_of(array) == place:
         return array
-    host = to_host(array)
-    return (
-        HostArray(host.copy(order="K") if host is array else host, place.index)
-        if place.index
-        else host
-    )
+    if place.type == "cuda":
+        return _cuda[0].receive(array, place, non_blocking)
+    return _HOST.receive(array, place) if place.index else to_host(array, non_blocking)
 
 
 def address(array: Any) -> int:
     """Where the first element lies in memory."""
-    host = array.host if type(array) is HostArray else array
-    return int(host.__array_interface__["data"][0])
+    library = REMOTE.get(type(array))
+    if library is None:
+        return int(array.__array_interface__["data"][0])
+    return library.address(array)
+
+
+def span(array: Any) -> tuple[int, int]:
+    """Address of the first byte that an array looks at, and of that after the last."""
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    start = address(array)
+    if not array.size:
+        return start, start
+    return start + sum(min(r, 0) for r in reach), start + sum(
+        max(r, 0) for r in reach
+    ) + array.itemsize

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import move, to_host
+from dptrain.core.arrays import move, namespace_on, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
     FROM_NUMPY,
@@ -84,7 +84,7 @@ def _plain(data: Any) -> Any:
 def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     """A new array from Python data: floats become the default dtype, as in PyTorch."""
     if isinstance(data, (Tensor, np.ndarray, np.generic)):
-        source = data._array if isinstance(data, Tensor) else np.asarray(data)
+        source = to_host(data._array) if isinstance(data, Tensor) else np.asarray(data)
         return source.astype((kind or from_numpy_dtype(source.dtype)).numpy)
     tensors = _holds_tensors(data)
     try:
@@ -117,6 +117,8 @@ def tensor(
         ValueError: ragged sequences.
         RuntimeError: integers that should require gradients.
     """
+    if device is None and isinstance(data, Tensor):
+        device = data.device
     return _finish(
         _from_data(data, None if dtype is None else as_dtype(dtype)), device, requires_grad
     )
@@ -241,8 +243,15 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
 
 
 def from_dlpack(ext_tensor: Any) -> Tensor:
-    """A tensor over the memory of another library's CPU array (DLPack protocol)."""
+    """A tensor over the memory of another library's array, on the CPU or a GPU (DLPack protocol)."""
+    kind, index = ext_tensor.__dlpack_device__()
+    if kind == _DLPACK_CUDA:
+        return wrap(namespace_on(as_device(f"cuda:{index}")).from_dlpack(ext_tensor))
     return from_numpy(np.from_dlpack(ext_tensor))
+
+
+#: DLPack's number for CUDA's devices.
+_DLPACK_CUDA = 2
 
 
 def _shape(size: tuple[Any, ...], op: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Devices: where values can live, and which of these places this machine can compute on.
 
-Owns: `device` values and their check, the host devices. Must not know: arrays, tensors, derivatives.
+Owns: `device` values and their check, the host devices; the GPUs are in `core/cuda.py`. Must not know: arrays, tensors, derivatives.
 
 `DPTRAIN_HOST_DEVICES=4` splits the host into `cpu:0` ... `cpu:3`, so that programs for several
 devices run on any machine; "cpu" then means `cpu:0`.
@@ -115,10 +115,14 @@ def as_device(value: str | int | device | None) -> device:
     if isinstance(value, int):  # as in PyTorch: an accelerator's index
         value = device("cuda", value)
     found = value if isinstance(value, device) else device(value)
+    if found.type == "cuda":
+        # Not above: it looks for a driver, which a program on the CPU never needs.
+        from dptrain.core.cuda import usable
+
+        return usable(found.index)
     if found.type != "cpu":
         raise RuntimeError(
-            f"device '{found}' was asked for, but this version of dptrain computes on 'cpu' only; "
-            "use device='cpu'"
+            f"device '{found}' was asked for, but dptrain has no such devices; use device='cpu'"
         )
     index, count = found.index or 0, host_device_count()
     if index >= count:

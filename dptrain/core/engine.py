@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
-from dptrain.core.arrays import as_array
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.op import edge_of
@@ -48,7 +46,7 @@ def _root_gradient(tensor: Tensor, grad: Any, create_graph: bool) -> Any:
                 f"grad can be implicitly created only for scalar outputs; this one has shape {list(tensor.shape)}: "
                 "pass gradient=, or reduce it to a scalar first"
             )
-        grad = wrap(np.ones_like(tensor._array))
+        grad = wrap(namespace_of(tensor._array).ones_like(tensor._array))
     if not isinstance(grad, Tensor):
         raise TypeError(f"gradients can be either Tensors or None, but got {type(grad).__name__}")
     if grad._array.shape != tensor._array.shape:
@@ -193,7 +191,8 @@ def grad(
     found = _walk(roots, given, retain, create_graph, targets)
     if materialize_grads:
         found = [
-            np.zeros_like(t._array) if g is None else g for t, g in zip(targets, found, strict=True)
+            namespace_of(t._array).zeros_like(t._array) if g is None else g
+            for t, g in zip(targets, found, strict=True)
         ]
     for i, g in enumerate(found):
         if g is None and not allow_unused:

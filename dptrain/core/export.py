@@ -6,14 +6,17 @@ Owns: `export`, the registry, and the making of methods. Must not know: what an 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import MethodType
 from typing import Any
 
 import numpy as np
 
+from dptrain.core import arrays
 from dptrain.core.arguments import Signature
+from dptrain.core.autocast import lower_types
+from dptrain.core.autocast_policy import casting
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.node_names import named
 from dptrain.core.op import Op, OpName
@@ -37,7 +40,8 @@ def export(
     """Say once under which public names an operation is found.
 
     Args:
-        names: functions of the package `dptrain`; they take `out=` unless the operation gives views.
+        names: functions of the package `dptrain`; they take `out=` unless the operation gives views. Under
+            autocast they and the methods follow its table; what stores in a given tensor does not.
         methods: methods of `Tensor` with the tensor as first argument.
         inplace: methods of `Tensor` that store the result in the tensor (`add_`).
         function: the public function where the signature differs from `forward`'s (e.g. a list of
@@ -67,7 +71,7 @@ def export(
             if not names:
                 REGISTRY[f"Tensor.{method}"] = cls
         for method in reflected:
-            setattr(Tensor, method, _reflected(run, method))
+            setattr(Tensor, method, _reflected(casting(method, run), method))
         for method in inplace:
             setattr(Tensor, method, _inplace(run, method, signature))
         return cls
@@ -112,6 +116,9 @@ def _public(
 ) -> Callable[..., Any]:
     stores = not (cls.is_view or name.startswith("nn."))
     public = _guarded(run, signature, name, stores)
+    # Where it is found, so that it can be pickled: the activation of a layer, say.
+    public.__module__, _, public.__qualname__ = f"dptrain.{name}".rpartition(".")
+    public.__name__ = public.__qualname__
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
     # `inspect.signature` and `help` follow this; a bound method drops `self`.
     public.__wrapped__ = function or MethodType(cls.forward, cls)  # type: ignore[attr-defined]
@@ -122,14 +129,22 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
     """`run` with `out=`, and errors that name the argument at fault."""
     strict_from = signature.strict_from
     run = named(name, run)
+    cast = casting(name, run)
+    # Asked here rather than by one more call: most of the time no region of autocast is entered.
+    listed = cast is not run
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if arrays.several_gpus:
+            guard = arrays.elsewhere(_arrays_of((*args, *kwargs.values())))
+            if guard is not None:
+                with guard:
+                    return call(*args, **kwargs)
         if kwargs or len(args) > strict_from:
             signature.check(args, kwargs)
         try:
             if stores and "out" in kwargs:
                 return store_in(run, name, args, kwargs)
-            return run(*args, **kwargs)
+            return (cast if listed and lower_types() else run)(*args, **kwargs)
         except _FAILURES as error:
             found = signature.blame(args, kwargs, error)
             if found is error:
@@ -140,6 +155,15 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
     return call
 
 
+def _arrays_of(values: Iterable[Any]) -> Iterator[Any]:
+    """The arrays of the tensors among arguments, those in lists too."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _arrays_of(value)
+        elif isinstance(value, Tensor):
+            yield value._array
+
+
 #: What a wrong argument leads to somewhere inside.
 _FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
 
@@ -148,9 +172,13 @@ def _method(
     run: Any, name: str, public: Callable[..., Any], signature: Signature
 ) -> Callable[..., Any]:
     if name in _BINARY_DUNDERS:
+        cast = casting(name, run)
+        listed = cast is not run
 
         def operator(self: Tensor, other: Any) -> Any:
-            return run(self, other) if isinstance(other, _OPERANDS) else NotImplemented
+            if not (isinstance(other, _OPERANDS) or arrays.is_array(other)):
+                return NotImplemented
+            return (cast if listed and lower_types() else run)(self, other)
 
         operator.__name__ = name
         return operator
@@ -193,7 +221,8 @@ _BINARY_DUNDERS = frozenset(
 
 def _reflected(run: Any, name: str) -> Callable[..., Any]:
     def operator(self: Tensor, other: Any) -> Any:
-        return run(other, self) if isinstance(other, _OPERANDS) else NotImplemented
+        known = isinstance(other, _OPERANDS) or arrays.is_array(other)
+        return run(other, self) if known else NotImplemented
 
     operator.__name__ = name
     return operator

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.history import check_writeable
 from dptrain.core.tensor import Tensor
 from dptrain.core.typed import check_tensor
@@ -144,7 +145,7 @@ def _map_many(self: Tensor, name: str, callable: Any, *others: Tensor) -> Tensor
     values = [
         callable(*(v.item() for v in row)) for row in zip(*(a.flat for a in arrays), strict=True)
     ]
-    self._array[...] = np.array(values).reshape(self._array.shape)
+    self._array[...] = namespace_of(self._array).array(values).reshape(self._array.shape)
     self._bump_version()
     return self
 
@@ -185,7 +186,8 @@ def _resize(self: Tensor, *sizes: Any) -> Tensor:
 def _new(self: Tensor, *data: Any, device: Any = None) -> Tensor:
     """A tensor of this one's dtype: uninitialised of the given sizes, or of the given values."""
     if len(data) == 1 and not isinstance(data[0], int) and not isinstance(data[0], tuple):
-        return self.new_tensor(data[0].tolist() if isinstance(data[0], Tensor) else data[0])
+        values = data[0].tolist() if isinstance(data[0], Tensor) else data[0]
+        return self.new_tensor(values, device=device)
     return self.new_empty(*data or (0,), device=device)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, device_of, namespace_of
+from dptrain.core.arrays import address, beside, device_of, namespace_of
 from dptrain.core.tensor import Tensor, wrap
 
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
@@ -167,6 +167,11 @@ class FlatStorage:
         return True
 
 
+def _settled(place: Place) -> bool:
+    with beside(place.storage.data):
+        return place.storage.settle(place.position)
+
+
 def _forget(p: Tensor) -> None:
     """The parameter lives on its own from here on."""
     p._slot = None
@@ -208,6 +213,33 @@ def placed(p: Tensor) -> Place:
     return place
 
 
+def gradients(params: Iterable[Tensor]) -> list[Any]:
+    """The arrays of all gradients, in as few pieces as possible.
+
+    Returns:
+        One-dimensional stretches of flat storages, gaps (zeros) included, and the gradients that lie
+        in none, as they are.
+    """
+    placed_at: dict[int, list[Place]] = {}
+    pieces: list[Any] = []
+    for p in {id(p): p for p in params}.values():
+        if p._grad is None:
+            continue
+        place = place_of(p)
+        if place is not None and place.storage.settle(place.position) and p._grad is p._slot:
+            placed_at.setdefault(id(place.storage), []).append(place)
+        else:
+            pieces.append(p._grad._array)
+    for places in placed_at.values():
+        places.sort(key=lambda place: place.position)
+        start = places[0].start
+        for place, following in zip(places, [*places[1:], None], strict=True):
+            if following is None or following.position != place.position + 1:
+                pieces.append(place.storage.grad[start : place.stop])
+                start = 0 if following is None else following.start
+    return pieces
+
+
 def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     """The flat storages that hold `params`, made or taken over as needed.
 
@@ -225,11 +257,14 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
     loose: dict[Any, list[Tensor]] = {}
     for p in reversed(unique):
         place = place_of(p)
-        if place is not None and place.storage.settle(place.position):
+        if place is not None and _settled(place):
             storages[id(place.storage)] = place.storage
         else:
             loose.setdefault((p._array.dtype, device_of(p._array)), []).append(p)
     for group in loose.values():
         _refuse_shared_memory(group)
-    made = [FlatStorage(group) for group in loose.values()]
+    made = []
+    for group in loose.values():
+        with beside(group[0]._array):
+            made.append(FlatStorage(group))
     return [*storages.values(), *made]

@@ -13,6 +13,7 @@ from weakref import ref
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.history import set_history
 from dptrain.core.op import Op, SavedTensorError, edge_of
@@ -123,6 +124,8 @@ class FunctionNode(Op):
     function: type[Function]
     ctx: FunctionCtx
     shapes: list[tuple[int, ...]]
+    #: What makes arrays where each output lives.
+    spaces: tuple[Any, ...]
     #: Its context comes from a second run (core/recompute.py) and is connected to that one's graph.
     recomputed: bool = False
 
@@ -151,8 +154,8 @@ class FunctionNode(Op):
     def _incoming(self, index: int, grad: Any) -> Tensor | None:
         if grad is None:
             shape, kind = self.outs[index]
-            return wrap(np.zeros(shape, kind)) if self.ctx._materialize else None
-        return grad if isinstance(grad, Tensor) else wrap(np.asarray(grad))
+            return wrap(self.spaces[index].zeros(shape, kind)) if self.ctx._materialize else None
+        return grad if isinstance(grad, Tensor) else wrap(as_array(grad))
 
     def _outgoing(self, index: int, grad: Any, recording: bool) -> Any:
         if grad is None:
@@ -260,6 +263,7 @@ def _record(node: FunctionNode, ctx: FunctionCtx, results: tuple[Any, ...]) -> N
     empty = np.empty(0, np.float32)  # in the place of outputs that are no tensors
     arrays = tuple(r._array if isinstance(r, Tensor) else empty for r in results)
     node.outs = tuple((array.shape, array.dtype) for array in arrays)
+    node.spaces = tuple(namespace_of(array) for array in arrays)
     node._record((), [], None, None)
     for i, r in enumerate(results):
         if not isinstance(r, Tensor) or _among(r, ctx._constant) or not r.dtype.is_floating_point:

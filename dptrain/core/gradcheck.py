@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.engine import grad
 from dptrain.core.random import numpy_stream
 from dptrain.core.tensor import Tensor, wrap
@@ -106,7 +107,9 @@ def _check(
         )
     stream = numpy_stream(0x67726164)
     outputs = _outputs(func, args)
-    weights = [wrap(np.asarray(stream.standard_normal(o.shape))) for o in outputs]
+    weights = [
+        wrap(namespace_of(o._array).asarray(stream.standard_normal(o.shape))) for o in outputs
+    ]
 
     def gradients(retain_graph: bool) -> Sequence[Tensor | None]:
         if not outputs:
@@ -117,16 +120,16 @@ def _check(
     grads, again = gradients(True), gradients(False)
     for i, analytical, repeated in zip(checked, grads, again, strict=True):
         if analytical is not None and repeated is not None:
-            spread = np.abs(analytical._array - repeated._array).max(initial=0.0)
+            spread = float(np.abs(analytical._array - repeated._array).max(initial=0.0))
             if spread > nondet_tol:
                 raise GradcheckError(
                     f"backward is not reentrant: two passes differ by {spread:.3g} for input {i} (nondet_tol {nondet_tol})"
                 )
-        direction = stream.standard_normal(args[i].shape)
+        direction = namespace_of(args[i]._array).asarray(stream.standard_normal(args[i].shape))
         ends = []
         for sign in (1, -1):
             moved = list(args)
-            moved[i] = wrap(np.asarray(args[i]._array + sign * eps * direction)).requires_grad_()
+            moved[i] = wrap(as_array(args[i]._array + sign * eps * direction)).requires_grad_()
             ends.append(
                 sum(
                     float((o._array * w._array).sum())
@@ -172,8 +175,11 @@ def gradgradcheck(
     stream = numpy_stream(0x67726132)
     step = 2 if gen_non_contig_grad_outputs else 1
     if grad_outputs is None:
-        shapes = [o._array.shape for o in _outputs(func, args)]
-        weights = [wrap(stream.standard_normal((*s, step))[..., 0]) for s in shapes]
+        outputs = [o._array for o in _outputs(func, args)]
+        drawn = [stream.standard_normal((*o.shape, step)) for o in outputs]
+        weights = [
+            wrap(namespace_of(o).asarray(d)[..., 0]) for o, d in zip(outputs, drawn, strict=True)
+        ]
     else:
         weights = [grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import address
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import RetainGrad, Tensor, wrap
@@ -92,7 +93,7 @@ def _check_place(view: Tensor, found: Any) -> None:
     if (
         found.shape != array.shape
         or found.strides != array.strides
-        or found.__array_interface__["data"] != array.__array_interface__["data"]
+        or address(found) != address(array)
     ):
         raise RuntimeError(
             f"a view of shape {list(array.shape)} has lost its base: the base was given another shape or other memory "

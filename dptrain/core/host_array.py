@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from dptrain.core.transfers import report
+
 
 class DeviceMismatchError(RuntimeError):
     """Arrays of two devices met in one computation."""
@@ -66,7 +68,27 @@ def run_on_host(function: Callable[..., Any], index: int, args: Any, kwargs: Any
     return _close(function(*opened, **{k: _open(v, index) for k, v in kwargs.items()}), index)
 
 
-class HostArray(NDArrayOperatorsMixin):
+def _giving_way(method: Any) -> Any:
+    def operator(self: Any, other: Any) -> Any:
+        return (
+            NotImplemented if getattr(other, "__array_priority__", 0) > 0 else method(self, other)
+        )
+
+    return operator
+
+
+class _Operators(NDArrayOperatorsMixin):
+    """The operators, which leave it to a Tensor on the right to answer, as those of NumPy and CuPy do."""
+
+
+for _name in (
+    *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift"),
+    *("rshift", "and", "xor", "or", "lt", "le", "eq", "ne", "gt", "ge"),
+):
+    setattr(_Operators, f"__{_name}__", _giving_way(getattr(NDArrayOperatorsMixin, f"__{_name}__")))
+
+
+class HostArray(_Operators):
     """An array on virtual device `index`; `host` is its memory, for explicit copies only."""
 
     __slots__ = ("host", "index")
@@ -94,13 +116,19 @@ class HostArray(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # no array interface, no buffer: they would be implicit ways out
             raise AttributeError(name)
+        if name in ("item", "tolist"):
+            report("read", self)
         value = getattr(self.host, name)
         if callable(value):
             return lambda *args, **kwargs: run_on_host(value, self.index, args, kwargs)
         return _close(value, self.index)
 
     def __getitem__(self, place: Any) -> Any:
-        return _close(self.host[_open(place, self.index)], self.index)
+        place = _open(place, self.index)
+        found = self.host[place]
+        if isinstance(found, np.generic):  # stays a view, as of an array of CuPy
+            found = self.host[(*place, ...) if type(place) is tuple else (place, ...)]
+        return _close(found, self.index)
 
     def __setitem__(self, place: Any, value: Any) -> None:
         self.host[_open(place, self.index)] = _open(value, self.index)
@@ -112,15 +140,19 @@ class HostArray(NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        report("read", self)
         return bool(self.host)
 
     def __int__(self) -> int:
+        report("read", self)
         return int(self.host)
 
     def __float__(self) -> float:
+        report("read", self)
         return float(self.host)
 
     def __index__(self) -> int:
+        report("read", self)
         return self.host.__index__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HostArray:
@@ -158,6 +190,8 @@ class HostNamespace:
         """The value on this device; host arrays are moved there (copied)."""
         if type(value) is HostArray:
             return run_on_host(np.asarray, self._index, (value, dtype), {})
+        if not isinstance(value, np.ndarray):
+            value = _open(value, self._index)
         return HostArray(np.array(value, dtype=dtype), self._index)
 
     array = asarray

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import REMOTE, as_array, is_array, namespace_of
+from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
@@ -215,6 +215,10 @@ class Op:
                     **kwargs,
                 )
             if type(a) in REMOTE:
+                guard = REMOTE[type(a)].elsewhere(a)
+                if guard is not None:
+                    with guard:
+                        return cls.call(*args, **kwargs)
                 op.xp = namespace_of(a)
         return op.forward(*args, **kwargs)
 
@@ -271,6 +275,10 @@ class Op:
                 refuse_argument(cls, args, i)
         op = cls()
         if remote:
+            guard = elsewhere(raw)
+            if guard is not None:  # the arrays' GPU is not the current one
+                with guard:
+                    return cls.apply(*args, **kwargs)
             op.xp = one_device(cls, raw)
         if recording and not (cls.differentiable and is_grad_enabled()):
             recording = False

@@ -26,6 +26,8 @@ class ArrayProtocols:
         @property
         def requires_grad(self) -> bool: ...
         @property
+        def device(self) -> Any: ...
+        @property
         def dtype(self) -> dtypes.dtype: ...
         @property
         def shape(self) -> tuple[int, ...]: ...
@@ -75,10 +77,18 @@ class ArrayProtocols:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.detach()._array.__dlpack__(**kwargs)
+        return self._lender().__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
+        return self._lender().__dlpack_device__()
+
+    def _lender(self) -> Any:
+        """The array that lends its memory to other libraries."""
+        if not hasattr(self._array, "__dlpack__"):
+            raise BufferError(
+                f"can't lend the memory of a tensor on {self.device} through DLPack; use Tensor.cpu() to copy it first"
+            )
+        return self._array
 
     def cpu(self) -> Self:
         """The tensor in host memory, on the first CPU device (itself when it is there)."""
@@ -86,7 +96,7 @@ class ArrayProtocols:
 
     def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
         """The tensor on a GPU."""
-        return self.to("cuda" if device is None else device)
+        return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     # ---- Python's protocols ----------------------------------------------------------------------
 

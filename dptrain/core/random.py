@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.device import device, host_device
+from dptrain.core.arrays import device_of, namespace_of, namespace_on
+from dptrain.core.cuda import device_count
+from dptrain.core.device import as_device
 from dptrain.core.tensor import Tensor, wrap
 
 #: Purposes: what a stream is for. Part of its key, so that streams never overlap.
@@ -58,24 +60,31 @@ class Generator:
     """A source of random numbers with PyTorch's interface.
 
     Args:
-        device: where the numbers are made; "cpu".
+        device: where the numbers are made. On a GPU the uniform numbers are those that the host would
+            make with the same seed.
     """
 
     def __init__(self, device: Any = "cpu") -> None:
+        self.device = as_device(device)
         self._seed = 0
-        self._streams: dict[tuple[int, int], np.random.Generator] = {}
+        #: NumPy's generators, or on a GPU `kernels.cuda.philox.DeviceStream`s.
+        self._streams: dict[tuple[int, int], Any] = {}
+        self._on_gpus: dict[int, Generator] = {}
         self.manual_seed(67280421310721)
-
-    @property
-    def device(self) -> device:
-        """Where the numbers are made."""
-        return host_device(0)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start every stream anew from `seed`."""
         self._seed = int(seed)
         self._streams.clear()
+        self._on_gpus.clear()  # they start from this seed again
         return self
+
+    def on(self, index: int) -> Generator:
+        """The generator that goes with this one on a GPU; it starts from the same seed."""
+        found = self._on_gpus.get(index)
+        if found is None:
+            found = self._on_gpus[index] = Generator(f"cuda:{index}").manual_seed(self._seed)
+        return found
 
     def initial_seed(self) -> int:
         """The seed that the streams started from."""
@@ -86,21 +95,41 @@ class Generator:
         self.manual_seed(secrets.randbits(63))
         return self._seed
 
-    def stream(self, purpose: int = DRAWS) -> np.random.Generator:
-        """The stream for a purpose; dropout has one for each shard."""
+    def stream(self, purpose: int = DRAWS) -> Any:
+        """The stream for a purpose, as NumPy's `Generator`; dropout has one for each shard."""
         key = (purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0)
         found = self._streams.get(key)
         if found is None:
-            found = self._streams[key] = numpy_stream(self._seed, *key)
+            found = self._streams[key] = self._start(self._seed, *key)
         return found
 
+    def _start(self, seed: int, *key: int) -> Any:
+        stream = numpy_stream(seed, *key)
+        if self.device.type == "cpu":
+            return stream
+        from dptrain.core.kernels.cuda.philox import DeviceStream
+
+        return DeviceStream(namespace_on(self.device), stream)
+
+    def uniform_beside(
+        self, array: Any, shape: tuple[int, ...], purpose: int, dtype: Any = np.float32
+    ) -> Any:
+        """Uniform numbers in [0, 1) for computing with `array`: where it lives, the same everywhere."""
+        place = device_of(array)
+        if place.type == "cuda" and self.device.type == "cpu":
+            assert place.index is not None
+            return self.on(place.index).uniform_beside(array, shape, purpose, dtype)
+        drawn = self.stream(purpose).random(shape, dtype=dtype)
+        return drawn if place == self.device else namespace_of(array).asarray(drawn)
+
     def get_state(self) -> Tensor:
-        """Everything needed to go on from here, as a uint8 tensor."""
-        streams = [
-            [*key, _plain(s.bit_generator.state)] for key, s in sorted(self._streams.items())
-        ]
-        text = json.dumps({"seed": self._seed, "streams": streams}).encode()
-        return wrap(np.frombuffer(text, dtype=np.uint8).copy())
+        """Everything needed to go on from here (on the GPUs too), as a uint8 tensor."""
+        return wrap(np.frombuffer(json.dumps(self._state()).encode(), dtype=np.uint8).copy())
+
+    def _state(self) -> dict[str, Any]:
+        streams = [[*key, _plain(_state_of(s))] for key, s in sorted(self._streams.items())]
+        gpus = {str(index): g._state() for index, g in sorted(self._on_gpus.items())}
+        return {"seed": self._seed, "streams": streams, **({"gpus": gpus} if gpus else {})}
 
     def set_state(self, new_state: Tensor) -> None:
         """Go on from a state of `get_state`.
@@ -109,18 +138,39 @@ class Generator:
             RuntimeError: it is none.
         """
         try:
-            state = json.loads(new_state.numpy().tobytes())
-            streams = {}
-            for purpose, shard, saved in state["streams"]:
-                stream = numpy_stream(state["seed"], purpose, shard)
-                stream.bit_generator.state = _arrays(saved)
-                streams[purpose, shard] = stream
-            self._seed = int(state["seed"])
+            self._restore(json.loads(new_state.numpy().tobytes()))
         except (ValueError, KeyError, TypeError) as error:
             raise RuntimeError(
                 f"set_state expected a state made by get_state, got something else ({error})"
             ) from None
-        self._streams = streams
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        seed, streams = int(state["seed"]), {}
+        for purpose, shard, saved in state["streams"]:
+            stream = self._start(seed, purpose, shard)
+            _put_state(stream, _arrays(saved))
+            streams[purpose, shard] = stream
+        gpus = {}
+        for index, saved in state.get("gpus", {}).items():
+            if int(index) < device_count():  # a run may go on with fewer of them
+                gpus[int(index)] = Generator(f"cuda:{index}")
+                gpus[int(index)]._restore(saved)
+        self._seed, self._streams, self._on_gpus = seed, streams, gpus
+
+
+def _state_of(stream: Any) -> Any:
+    return (
+        stream.bit_generator.state
+        if isinstance(stream, np.random.Generator)
+        else stream.host_state()
+    )
+
+
+def _put_state(stream: Any, state: Any) -> None:
+    if isinstance(stream, np.random.Generator):
+        stream.bit_generator.state = state
+    else:
+        stream.restore(state)
 
 
 def _plain(state: Any) -> Any:

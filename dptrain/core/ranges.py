@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_on
 from dptrain.core.creation import (
     _finish,
     _from_data,
@@ -19,10 +20,11 @@ from dptrain.core.creation import (
     randint,
     zeros,
 )
+from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype, int64
 from dptrain.core.layout import preserve_format
 from dptrain.core.random import Generator
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, wrap
 
 
 def _triangle(op: str, row: int, col: int, dtype: Any, device: Any, find: Any) -> Tensor:
@@ -78,8 +80,9 @@ def randint_like(
     if high is None:
         low, high = 0, low
     kind = input.dtype if dtype is None else as_dtype(dtype)
-    drawn = randint(low, high, input._array.shape, generator=generator, dtype=kind, device=device)
-    result = empty_like(input, dtype=kind, memory_format=memory_format).copy_(drawn)
+    place = input.device if device is None else device
+    drawn = randint(low, high, input._array.shape, generator=generator, dtype=kind, device=place)
+    result = empty_like(input, dtype=kind, device=place, memory_format=memory_format).copy_(drawn)
     return result.requires_grad_() if requires_grad else result
 
 
@@ -97,9 +100,10 @@ def empty_strided(
         raise RuntimeError(f"empty_strided: negative strides are not supported: {list(steps)}")
     kind = _kind(dtype)
     count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
-    memory = np.empty(count, kind)
+    xp = namespace_on(as_device(device))
     nbytes = tuple(s * kind.itemsize for s in steps)
-    return _finish(np.lib.stride_tricks.as_strided(memory, shape, nbytes), device, requires_grad)
+    array = xp.lib.stride_tricks.as_strided(xp.empty(count, kind), shape, nbytes)
+    return wrap(array).requires_grad_(requires_grad)
 
 
 @factory
@@ -163,10 +167,13 @@ def _new(make: Any) -> Any:
         sizes = kwargs.pop("size", None)
         shape = size if sizes is None else (sizes,)
         kind = self.dtype if dtype is None else dtype
-        return make(*shape, dtype=kind, device=device, requires_grad=requires_grad, **kwargs)
+        place = self.device if device is None else device
+        return make(*shape, dtype=kind, device=place, requires_grad=requires_grad, **kwargs)
 
     method.__name__ = f"new_{make.__name__}"
-    method.__doc__ = f"As `dptrain.{make.__name__}`, with the dtype of this tensor unless given."
+    method.__doc__ = (
+        f"As `dptrain.{make.__name__}`, with this tensor's dtype and device unless given."
+    )
     return method
 
 
@@ -180,10 +187,11 @@ def _new_empty_strided(
     requires_grad: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    """As `dptrain.empty_strided`, with the dtype of this tensor unless given."""
+    """As `dptrain.empty_strided`, with this tensor's dtype and device unless given."""
     kind = self.dtype if dtype is None else dtype
+    place = self.device if device is None else device
     return empty_strided(
-        size, stride, dtype=kind, device=device, requires_grad=requires_grad, **kwargs
+        size, stride, dtype=kind, device=place, requires_grad=requires_grad, **kwargs
     )
 
 
@@ -197,9 +205,10 @@ def _new_full(
     requires_grad: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    """One value everywhere, with the dtype of this tensor unless given."""
+    """One value everywhere, with this tensor's dtype and device unless given."""
     kind = self.dtype if dtype is None else dtype
-    return full(size, fill_value, dtype=kind, device=device, requires_grad=requires_grad, **kwargs)
+    place = self.device if device is None else device
+    return full(size, fill_value, dtype=kind, device=place, requires_grad=requires_grad, **kwargs)
 
 
 def _new_tensor(
@@ -210,9 +219,10 @@ def _new_tensor(
     device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """A copy of `data`, with the dtype of this tensor unless given."""
+    """A copy of `data`, with this tensor's dtype and device unless given."""
     kind = self.dtype if dtype is None else as_dtype(dtype)
-    return _finish(_from_data(data, kind), device, requires_grad)
+    place = self.device if device is None else device
+    return _finish(_from_data(data, kind), place, requires_grad)
 
 
 for _make in (zeros, ones, empty):

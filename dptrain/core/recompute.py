@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from dptrain.core.autocast import as_now
 from dptrain.core.function import FunctionNode
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled, observe_recording
 from dptrain.core.op import Deferred, Op
@@ -40,9 +41,11 @@ class _Segment(Deferred):
         tensors: list[Tensor],
         context: AbstractContextManager[Any],
         preserve_rng_state: bool,
+        same_types: Callable[[], AbstractContextManager[None]],
         check: bool,
     ) -> None:
         self._run, self._context, self._check = run, context, check
+        self._same_types = same_types
         self._guards = [(t, t._version_counter()[0]) for t in tensors]
         self._random_state = default_generator().get_state() if preserve_rng_state else None
         self.nodes: list[Op] = []
@@ -72,7 +75,7 @@ class _Segment(Deferred):
         if self._random_state is not None:
             generator.set_state(self._random_state)
         try:
-            with enable_grad(), self._context, observe_recording(twins.append):
+            with enable_grad(), self._same_types(), self._context, observe_recording(twins.append):
                 self._run()
         finally:
             if self._random_state is not None:
@@ -154,15 +157,17 @@ def checkpoint(
     if not is_grad_enabled():
         return function(*args, **kwargs)
     first, second = context_fn()
-    segment = _Segment(
-        lambda: function(*args, **kwargs),
-        _tensors(args) + _tensors(kwargs),
-        second,
-        preserve_rng_state,
-        determinism_check == "default",
-    )
-    with first, observe_recording(segment.drop):
-        return function(*args, **kwargs)
+    with as_now() as same_types:
+        segment = _Segment(
+            lambda: function(*args, **kwargs),
+            _tensors(args) + _tensors(kwargs),
+            second,
+            preserve_rng_state,
+            same_types,
+            determinism_check == "default",
+        )
+        with first, observe_recording(segment.drop):
+            return function(*args, **kwargs)
 
 
 def checkpoint_sequential(

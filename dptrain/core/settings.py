@@ -1,6 +1,6 @@
 """Settings of the core room: the one place below it that reads the process environment.
 
-Owns: the names, defaults and checks of the `DPTRAIN_*` variables that concern computing.
+Owns: the names, defaults and checks of the variables that concern computing.
 Must not know: ranks and launchers (those variables belong to `dptrain.comm.env`).
 """
 
@@ -20,10 +20,12 @@ class Settings:
     Attributes:
         kernels: provider of the hot CPU kernels: "auto" (numba where it is installed), "numba", "numpy".
         host_devices: into how many virtual devices the host is split (`cpu:0`, `cpu:1`, ...).
+        cuda_visible_devices: CUDA_VISIBLE_DEVICES, which CUDA itself obeys; here for error messages.
     """
 
     kernels: str = "auto"
     host_devices: int = 1
+    cuda_visible_devices: str | None = None
 
 
 @cache
@@ -39,7 +41,11 @@ def settings() -> Settings:
             f"DPTRAIN_KERNELS={kernels!r} is not a kernel provider; "
             f"expected one of {', '.join(KERNEL_PROVIDERS)}"
         )
-    return Settings(kernels=kernels, host_devices=_count("DPTRAIN_HOST_DEVICES", 1, 64))
+    return Settings(
+        kernels=kernels,
+        host_devices=_count("DPTRAIN_HOST_DEVICES", 1, 64),
+        cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
 
 
 def _count(name: str, default: int, most: int) -> int:

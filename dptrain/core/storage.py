@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.device import device, host_device
+from dptrain.core.arrays import device_of, is_array, namespace_of, span
+from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.layout import layout, strided
 from dptrain.core.tensor import Tensor, wrap
@@ -25,7 +26,7 @@ def _owner(tensor: Tensor) -> np.ndarray:
         part: np.ndarray = place.storage.data[place.start : place.stop]
         return part
     owner: Any = tensor._array
-    while isinstance(owner.base, np.ndarray):
+    while is_array(owner.base):
         owner = owner.base
     found: np.ndarray = owner
     return found
@@ -36,18 +37,18 @@ class UntypedStorage:
 
     def __init__(self, owner: np.ndarray) -> None:
         self._owner = owner
-        low, high = np.lib.array_utils.byte_bounds(owner)
-        self._start, self._nbytes = low, high - low if owner.size else 0
+        self._start, end = span(owner)
+        self._nbytes = end - self._start
 
     @property
     def device(self) -> device:
         """Where the bytes are."""
-        return host_device(0)
+        return device_of(self._owner)
 
     @property
     def is_cuda(self) -> bool:
         """Whether they are on a GPU."""
-        return False
+        return self.device.type == "cuda"
 
     def data_ptr(self) -> int:
         """Address of the first byte."""
@@ -148,7 +149,7 @@ def _storage_offset(self: Tensor) -> int:
 
 def _is_shared(owner: np.ndarray) -> bool:
     held: Any = owner
-    while isinstance(held, np.ndarray):
+    while is_array(held):
         held = held.base
     return isinstance(held.obj if isinstance(held, memoryview) else held, mmap.mmap)
 
@@ -162,7 +163,11 @@ def _share_memory(self: Tensor) -> Tensor:
     """Move the values, in place, to memory that processes forked from this one share."""
     if not _tensor_is_shared(self) and self._array.size:
         memory = mmap.mmap(-1, self._array.nbytes)
-        shared = np.frombuffer(memory, self._array.dtype).reshape(self._array.shape)
+        shared = (
+            namespace_of(self._array)
+            .frombuffer(memory, self._array.dtype)
+            .reshape(self._array.shape)
+        )
         np.copyto(shared, self._array)
         self.data = wrap(shared)
     return self
@@ -197,7 +202,7 @@ def _set(
     """
     kind = self._array.dtype
     if source is None:
-        found = wrap(np.empty(0, kind))
+        found = wrap(namespace_of(self._array).empty(0, kind))
     elif isinstance(source, Tensor):
         found = source if size is None else source.as_strided(size, stride, storage_offset)
     elif isinstance(source, UntypedStorage):

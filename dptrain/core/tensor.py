@@ -16,8 +16,8 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import address, as_array, device_of
-from dptrain.core.device import device
+from dptrain.core.arrays import address, as_array, beside, device_of, move, to_host
+from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.core.layout import contiguous_format, lies_in, memory_format
@@ -333,17 +333,16 @@ class Tensor(ArrayProtocols):
             )
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        result._array = self._array.copy(order="K")
+        with beside(self._array):
+            result._array = self._array.copy(order="K")
         result._requires_grad = self._requires_grad
         result._grad = copy.deepcopy(self._grad, memo)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            type(self),
-            np.ascontiguousarray(self._array).reshape(self._array.shape),
-            self._requires_grad,
-        )
+        values = np.ascontiguousarray(to_host(self._array)).reshape(self._array.shape)
+        place = () if type(self._array) is np.ndarray else (str(self.device),)
+        return _rebuild, (type(self), values, self._requires_grad, *place)
 
     if TYPE_CHECKING:  # methods that operations bind; see dptrain/core/ops
         backward: Callable[..., None]
@@ -415,8 +414,8 @@ def wrap(array: np.ndarray) -> Tensor:
 _new = object.__new__  # the look-up would be a fifth of the cost of `wrap`
 
 
-def _rebuild(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+def _rebuild(cls: type[Tensor], array: np.ndarray, requires_grad: bool, place: str = "") -> Tensor:
     result = cls.__new__(cls)
-    result._array = array
+    result._array = move(array, as_device(place)) if place else array
     result._requires_grad = requires_grad
     return result

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
-from dptrain.core.arrays import as_array
+from dptrain.core.arrays import as_array, elsewhere
 from dptrain.core.half import lift
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
@@ -55,9 +55,9 @@ class Pass:
         """Start at `tensor` with its gradient."""
         if tensor._node is None:
             self._count_leaf(tensor)
-            self._arrive_at_leaf(tensor, grad)
+            self._arrive(tensor, None, grad)
         else:
-            self._arrive_at_node(tensor._node, tensor._index, grad)
+            self._arrive(tensor._node, tensor._index, grad)
 
     def order(self) -> list[Op]:
         """All nodes behind the roots, latest first; counts the consumers of each leaf."""
@@ -113,8 +113,13 @@ class Pass:
                 self._capture(node, incoming)
                 if node not in needed:
                     continue
+            guard = None if type(incoming[0]) is np.ndarray else elsewhere(incoming)
             try:
-                grads = self._node_gradients(node, incoming)
+                if guard is None:
+                    grads = self._node_gradients(node, incoming)
+                else:
+                    with guard:
+                        grads = self._node_gradients(node, incoming)
             except Exception as error:
                 if self.check_nan is not None:
                     add_origin(error, node)
@@ -124,10 +129,7 @@ class Pass:
                     continue
                 source, place = edge
                 grad = grads[position] if position < len(grads) else None
-                if place is None:
-                    self._arrive_at_leaf(source, grad)
-                elif grad is not None:
-                    self._arrive_at_node(source, place, grad)
+                self._arrive(source, place, grad)
 
     def _capture(self, node: Op, incoming: list[Any]) -> None:
         captured: Any = self.captured
@@ -167,6 +169,16 @@ class Pass:
             if replaced is not None:
                 as_tensor = _checked_replacement(hook, replaced, as_tensor)
         return as_tensor if isinstance(grad, Tensor) else as_tensor._array
+
+    def _arrive(self, source: Any, place: int | None, grad: Any) -> None:
+        guard = None if type(grad) is np.ndarray else elsewhere((grad,))
+        if guard is not None:  # it left the GPU of the node that sent it
+            with guard:
+                self._arrive(source, place, grad)
+        elif place is None:
+            self._arrive_at_leaf(source, grad)
+        elif grad is not None:
+            self._arrive_at_node(source, place, grad)
 
     def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
         shape, kind = node.outs[index]

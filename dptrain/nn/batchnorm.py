@@ -53,7 +53,7 @@ class _NormBase(Module):
             "running_mean", zeros(self.num_features, **options) if tracked else None
         )
         self.register_buffer("running_var", ones(self.num_features, **options) if tracked else None)
-        count = tensor(0, dtype=int64) if tracked else None
+        count = tensor(0, dtype=int64, device=device) if tracked else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 

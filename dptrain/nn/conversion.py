@@ -9,8 +9,7 @@ import mmap
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.creation import empty_like
 from dptrain.core.device import device as device_type
 from dptrain.core.dtypes import as_dtype
@@ -122,6 +121,7 @@ class ModuleConversions(ModuleState):
 def _shared(tensor: Tensor) -> Tensor:
     values = tensor._array
     memory = mmap.mmap(-1, max(values.nbytes, 1))  # anonymous and shared with forked processes
-    copy = np.frombuffer(memory, values.dtype, values.size).reshape(values.shape)
+    flat = namespace_of(values).frombuffer(memory, values.dtype, values.size)
+    copy = flat.reshape(values.shape)
     copy[...] = values
     return wrap(copy)

@@ -17,7 +17,7 @@ def _by_input(rank: int, size: Any, weight: Tensor, grad_output: Tensor, *option
     if len(size) != rank + 2:
         raise ValueError(f"conv{rank}d_input: input_size must have {rank + 2} elements, got {size}")
     # The derivative is linear in the rest, so that the values of the input do not matter.
-    input = zeros(tuple(size), dtype=weight.dtype).requires_grad_()
+    input = zeros(tuple(size), dtype=weight.dtype, device=weight.device).requires_grad_()
     return _gradient(rank, input, weight, input, grad_output, options)
 
 
@@ -26,7 +26,7 @@ def _by_weight(rank: int, input: Tensor, size: Any, grad_output: Tensor, *option
         raise ValueError(
             f"conv{rank}d_weight: weight_size must have {rank + 2} elements, got {size}"
         )
-    weight = zeros(tuple(size), dtype=input.dtype).requires_grad_()
+    weight = zeros(tuple(size), dtype=input.dtype, device=input.device).requires_grad_()
     return _gradient(rank, input, weight, weight, grad_output, options)
 
 

@@ -14,13 +14,15 @@ import warnings
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.creation import randperm
+from dptrain.core.device import host_device
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor, wrap
 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> Tensor:
-    np.copyto(tensor._array, values, casting="unsafe")
+    np.copyto(tensor._array, namespace_of(tensor._array).asarray(values), casting="unsafe")
     tensor._bump_version()
     return tensor
 
@@ -163,6 +165,6 @@ def sparse_(
     rows, columns = tensor.shape
     values = wrap(np.empty((rows, columns))).normal_(0, std, generator=generator)._array
     for column in range(columns):
-        order = randperm(rows, generator=generator)._array
+        order = randperm(rows, generator=generator, device=host_device(0))._array
         values[order[: math.ceil(sparsity * rows)], column] = 0
     return _fill(tensor, values)

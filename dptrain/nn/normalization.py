@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.creation import empty
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn import functional as F
@@ -224,7 +223,7 @@ class CrossMapLRN2d(LocalResponseNorm):
         """
         if input.ndim != 4:
             raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.ndim}D instead.")
-        channels = np.arange(input.shape[1])
+        channels = namespace_of(input._array).arange(input.shape[1])
         reach = int((self.size - 1) / 2 + 1)
         ahead = channels[None, :] - channels[:, None]
         window = (ahead < reach) & ((ahead > -reach) | (channels[None, :] == 0))

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from dptrain.core.arrays import device_of
 from dptrain.core.creation import empty
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.tensor import Tensor, wrap
@@ -88,7 +89,8 @@ class UninitializedTensorMixin(Tensor):
             device: its own by default.
             dtype: its own by default.
         """
-        made = empty(shape, device=device, dtype=self.dtype if dtype is None else dtype)
+        place = self.device if device is None else device
+        made = empty(shape, device=place, dtype=self.dtype if dtype is None else dtype)
         del self.__dict__["_held"]
         self.__class__ = self.cls_to_become
         self.__dict__["_array"] = made._array
@@ -115,6 +117,11 @@ class UninitializedTensorMixin(Tensor):
         )
 
     @property
+    def device(self) -> Any:
+        """Where it will live."""
+        return device_of(self._held)
+
+    @property
     def dtype(self) -> dtype:
         """The element type that it will have."""
         return FROM_NUMPY[self._held.dtype]
@@ -132,10 +139,10 @@ class UninitializedTensorMixin(Tensor):
         return f"<{type(self).__name__}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._requires_grad, None, self.dtype)
+        return type(self), (self._requires_grad, self.device, self.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        memo[id(self)] = copy = type(self)(self._requires_grad, None, self.dtype)
+        memo[id(self)] = copy = type(self)(self._requires_grad, self.device, self.dtype)
         return copy
 
 

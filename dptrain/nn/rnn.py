@@ -12,6 +12,8 @@ import math
 import warnings
 from typing import Any
 
+from dptrain.core.autocast import lower_types
+from dptrain.core.autocast_policy import casting
 from dptrain.core.creation import empty, zeros
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
@@ -23,6 +25,10 @@ from dptrain.nn.rnn_cells import GATES, step
 from dptrain.nn.utils.rnn import PackedSequence
 
 State = tuple[Tensor, ...]
+
+
+#: What PyTorch computes as one operation on the CPU, autocast casts as one: the states too.
+_in_one = casting("mkldnn_rnn_layer", lambda *operands: operands)
 
 
 class RNNBase(Module):
@@ -252,8 +258,10 @@ class RNNBase(Module):
         length, n = (int(s) for s in x.shape[:2])
         if length == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        flat = x.reshape(length * n, self.input_size)
-        out, last = self._run(flat, [n] * length, self._initial(hx, n, x))
+        state = self._initial(hx, n, x)
+        if self.mode == "LSTM" and not self.proj_size:
+            x, state = _in_one(x, state)
+        out, last = self._run(x.reshape(length * n, self.input_size), [n] * length, state)
         out = out.reshape(length, n, -1) if n else out.reshape(length, n, self._out_features())
         if not batched:
             return out.squeeze(1), tuple(part.squeeze(1) for part in last)
@@ -263,7 +271,7 @@ class RNNBase(Module):
         return self._widths()[0] * (2 if self.bidirectional else 1)
 
     def _check_features(self, input: Tensor) -> None:
-        if input.dtype is not self.all_weights[0][0].dtype:
+        if lower_types() is None and input.dtype is not self.all_weights[0][0].dtype:
             raise ValueError(
                 f"input must have the type {self.all_weights[0][0].dtype}, got type {input.dtype}"
             )

@@ -100,7 +100,7 @@ class RNNCellBase(Module):
         x = input if input.ndim == 2 else input.unsqueeze(0)
         shape = (int(x.shape[0]), self.hidden_size)
         if state is None:
-            state = (zeros(shape, dtype=x.dtype),) * (2 if mode == "LSTM" else 1)
+            state = (zeros(shape, dtype=x.dtype, device=x.device),) * (2 if mode == "LSTM" else 1)
         else:
             for part in state:
                 if part.ndim not in (1, 2):

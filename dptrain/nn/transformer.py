@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import to_host
+from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn import functional as F
@@ -29,7 +31,7 @@ def _is_causal(mask: Tensor | None, given: bool | None, size: int) -> bool:
     if given is not None or mask is None:
         return bool(given)
     expected = _causal(size, mask._array.dtype) if mask.is_floating_point() else None
-    return expected is not None and bool(np.array_equal(mask._array, expected._array))
+    return expected is not None and bool(np.array_equal(to_host(mask._array), expected._array))
 
 
 def _length(value: Tensor, layers: ModuleList) -> int:
@@ -227,4 +229,5 @@ class Transformer(Module):
     @staticmethod
     def generate_square_subsequent_mask(sz: int, device: Any = None, dtype: Any = None) -> Tensor:
         """The causal mask: (sz, sz), minus infinity above the diagonal and 0 elsewhere."""
-        return _causal(sz, (get_default_dtype() if dtype is None else as_dtype(dtype)).numpy)
+        kind = get_default_dtype() if dtype is None else as_dtype(dtype)
+        return _causal(sz, kind.numpy).to(as_device(device))

@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import optim_kernels_for
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.optim.checks import check_rate
@@ -88,12 +89,12 @@ class Adafactor(Optimizer):
 
     def _means(self, p: Tensor, *names: str) -> list[np.ndarray]:
         """Running means of squares of that name, of the type of the parameter."""
-        entry = self.state[p]
+        entry, xp = self.state[p], namespace_of(p._array)
         for name in names:
             held = entry.get(name)
-            array = np.zeros(self._state_shape(name, p)) if held is None else values_of(held)
+            array = xp.zeros(self._state_shape(name, p)) if held is None else values_of(held)
             if array.dtype != p._array.dtype or not array.flags.c_contiguous:
-                array = np.array(array, dtype=p._array.dtype, order="C")
+                array = array.astype(p._array.dtype, order="C")
                 held = None
             if held is None:
                 entry[name] = wrap(array)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.grad_mode import enable_grad
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.optim.checks import check_rate
@@ -169,7 +170,7 @@ class LBFGS(Optimizer):
     def _gradient(self) -> np.ndarray:
         return np.concatenate(
             [
-                np.zeros(p._array.size, p._array.dtype)
+                namespace_of(p._array).zeros(p._array.size, p._array.dtype)
                 if p._grad is None
                 else p._grad._array.reshape(-1)
                 for p in self._params
@@ -266,4 +267,4 @@ class _History:
 
 
 def _tensor(value: Any) -> Any:
-    return value if value is None else wrap(np.asarray(value))
+    return value if value is None else wrap(as_array(value))

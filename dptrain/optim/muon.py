@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.kernels import optim_kernels_for
 from dptrain.optim.checks import check_rate
 from dptrain.optim.optimizer import Optimizer, number
@@ -114,7 +115,7 @@ class Muon(Optimizer):
             )
             kernels.scaled_step(
                 x.reshape(-1),
-                np.ascontiguousarray(step, dtype=x.dtype).reshape(-1),
+                namespace_of(x).ascontiguousarray(step, dtype=x.dtype).reshape(-1),
                 1 - lr * group["weight_decay"],
                 lr * _ratio(group["adjust_lr_fn"], *x.shape),
             )
@@ -128,7 +129,8 @@ def _ratio(rate: str | None, rows: int, columns: int) -> float:
 
 def _rounded(values: Any) -> np.ndarray:
     """float32 values, rounded to what bfloat16 can hold."""
-    return np.asarray(values, dtype=np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    wide = as_array(values).astype(np.float32, copy=False)
+    return wide.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def _orthogonalised(
@@ -138,7 +140,7 @@ def _orthogonalised(
     a, b, c = (np.float32(v) for v in coefficients)
     tall = matrix.shape[0] > matrix.shape[1]
     x = _rounded(matrix.T if tall else matrix)
-    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)))
+    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)[()]))
     for _ in range(steps):
         gram = _rounded(x @ x.T)
         x = _rounded(a * x + _rounded(b * gram + c * (gram @ gram)) @ x)

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, beside, to_host
 from dptrain.core.creation import tensor
+from dptrain.core.cuda import is_capturing
 from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.tensor import Tensor
@@ -215,11 +217,18 @@ class Optimizer(Hooks):
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        if is_capturing() and any(STEP in self._state_names(g) for g in self.param_groups):
+            raise RuntimeError(
+                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__}, whose update depends "
+                "on the number of the step: a replayed graph would repeat this one. Capture forward and backward "
+                "only, or use SGD"
+            )
         plan = self._current_plan()
         with np.errstate(all="ignore"):  # inf and nan are values here, as in PyTorch
             for run in plan.runs:
                 run.advance()
-                self._update(run)
+                with beside(run.param):
+                    self._update(run)
                 for p in run.params:
                     p._bump_version()
         if plan.has_first:
@@ -321,17 +330,17 @@ class Optimizer(Hooks):
         if isinstance(value, (list, tuple)):
             return type(value)(self._copied(v, p, name, where) for v in value)
         if name in self._scalar_names:
-            return tensor(np.asarray(values_of(value)).astype(np.float32))
+            return tensor(_host_values(value).astype(np.float32))
         if not (isinstance(value, Tensor) or hasattr(value, "__array__")):
             return deepcopy(value)
-        array = np.asarray(values_of(value))
+        array = _host_values(value)
         shape = self._state_shape(name, p)
         if shape is not None and array.shape != shape:
             raise ValueError(
                 f"loaded state dict: {where} has shape {list(array.shape)}, but its parameter has shape "
                 f"{list(p.shape)}; was it saved from another model?"
             )
-        return tensor(array.astype(p._array.dtype))
+        return tensor(array.astype(p._array.dtype), device=p.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
@@ -349,6 +358,10 @@ class Optimizer(Hooks):
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
             lines.append("")
         return "\n".join(lines[:-1]) + "\n)"
+
+
+def _host_values(value: Any) -> np.ndarray:
+    return to_host(as_array(values_of(value)))
 
 
 def _check_supported(group: dict[str, Any]) -> None:

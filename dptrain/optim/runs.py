@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, beside, move
 from dptrain.core.flat import FlatStorage, Place, aligned_empty
 from dptrain.core.tensor import Tensor, wrap
 
@@ -53,8 +54,9 @@ class StateBuffers:
         found = self._buffers.get(name)
         if found is None:
             kind, size = self.storage.data.dtype, self.span[1] - self.span[0]
-            found = aligned_empty(size * kind.itemsize, self.storage.xp).view(kind)
-            found.fill(0)
+            with beside(self.storage.data):
+                found = aligned_empty(size * kind.itemsize, self.storage.xp).view(kind)
+                found.fill(0)
             self._buffers[name] = found
         return found
 
@@ -257,9 +259,7 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
             view, held = item.buffers.view(name, item.p, item.place), entry.get(name)
             if held is not view:
                 # Copied before anything is written: it may look into the buffers itself.
-                values: Any = (
-                    initial(name, item.group) if held is None else np.array(values_of(held))
-                )
+                values: Any = initial(name, item.group) if held is None else _copy_for(view, held)
                 if held is not None and values.shape != view._array.shape:
                     raise RuntimeError(
                         f"the state {name!r} of a parameter has shape {list(values.shape)}, but the parameter has "
@@ -268,8 +268,14 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
                     )
                 moves.append((entry, name, view, values))
     for entry, name, view, values in moves:
-        np.copyto(view._array, values, casting="unsafe")
+        with beside(view._array):
+            np.copyto(view._array, values, casting="unsafe")
         entry[name] = view
+
+
+def _copy_for(view: Tensor, held: Any) -> Any:
+    """A copy of a piece of state where its view lives."""
+    return move(as_array(values_of(held)), view.device).copy(order="K")
 
 
 def _views(entry: dict[str, Any], names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:

@@ -1,6 +1,7 @@
 """`dptrain doctor` reports what it found out on this machine, and fails where something needed fails."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -8,6 +9,8 @@ import pytest
 import dptrain
 from dptrain.cli import doctor
 from dptrain.cli.main import main
+from dptrain.core import cuda
+from dptrain.core.cuda import Probe
 
 
 def test_a_healthy_machine_passes_and_ranks_meet(job):
@@ -40,3 +43,24 @@ def test_a_subcommand_is_required(capsys):
         main([])
     assert ended.value.code == 2
     assert "required" in capsys.readouterr().err
+
+
+def gpu_lines(monkeypatch, probe):
+    monkeypatch.setattr(cuda, "probe", lambda: probe)
+    return list(doctor._gpus())
+
+
+def test_gpus_are_one_line_each_or_one_line_why_there_is_none(monkeypatch):
+    none = Probe("14.2.0", 13020, driver=0, status=35)
+    (line,) = gpu_lines(monkeypatch, none)
+    assert line.ok  # nobody who has no driver asked for a GPU
+    assert "no NVIDIA driver" in line.details
+    (line,) = gpu_lines(monkeypatch, Probe("14.2.0", 13020, driver=12040, status=35))
+    assert not line.ok
+    assert "built for CUDA 13" in line.details
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(doctor, "get_device_properties", lambda index: properties)
+    lines = gpu_lines(monkeypatch, Probe("14.2.0", 13020, 13000, count=2))
+    assert [line.what for line in lines] == ["CUDA", "cuda:0", "cuda:1"]
+    assert "CUDA 13.2, driver up to 13.0" in lines[0].details
+    assert lines[1].details == "NVIDIA H100, 80 GiB, sm_90"

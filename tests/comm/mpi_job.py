@@ -20,9 +20,9 @@ class Result:
     stderr: str
 
 
-def find_mpirun() -> str:
+def find_mpirun(python: str) -> str:
     """The launcher beside the interpreter, else on the path; the test is skipped without one."""
-    beside = Path(sys.executable).parent / "mpirun"
+    beside = Path(python).parent / "mpirun"
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
         pytest.skip("no mpirun: MPI is not installed")
@@ -45,24 +45,32 @@ def job_environment() -> dict[str, str]:
     }
 
 
-def run_job(world_size: int, *arguments: str, limit_s: float, script: str | None = None) -> Result:
-    """Run `python arguments` (or the text of a script) as an MPI job.
+def run_job(
+    world_size: int,
+    *arguments: str,
+    limit_s: float,
+    script: str | None = None,
+    python: str = sys.executable,
+) -> Result:
+    """Run `python arguments` (or the text of a script) as an MPI job of that interpreter's library.
 
     A job that takes longer than `limit_s` is killed and fails the test, with what it has printed.
     """
     # mpirun sometimes fails to start its own server on a loaded machine, before it starts a rank.
     for _ in range(2):
-        result = _run_once(world_size, *arguments, limit_s=limit_s, script=script)
+        result = _run_once(world_size, *arguments, limit_s=limit_s, script=script, python=python)
         if result.code == 0 or "listener thread failed to start" not in result.stderr:
             return result
-    return _run_once(world_size, *arguments, limit_s=limit_s, script=script)
+    return _run_once(world_size, *arguments, limit_s=limit_s, script=script, python=python)
 
 
-def _run_once(world_size: int, *arguments: str, limit_s: float, script: str | None) -> Result:
+def _run_once(
+    world_size: int, *arguments: str, limit_s: float, script: str | None, python: str
+) -> Result:
     if script is not None:
         arguments = ("-c", script, *arguments)
     process = subprocess.Popen(
-        [find_mpirun(), "-n", str(world_size), sys.executable, *arguments],
+        [find_mpirun(python), "-n", str(world_size), python, *arguments],
         env=job_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -19,12 +19,37 @@ comm = comm_room.init(timeout=30.0, warn_after_s=0.3)
 """
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_contract_on_real_ranks(world_size):
-    arguments = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--color=no"]
-    result = run_job(world_size, *arguments, str(TESTS), limit_s=100)
+PYTEST = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--color=no", str(TESTS)]
+JOBS = [
+    *((ranks, "not across_hosts and not gigabytes") for ranks in (1, 2, 3, 4)),
+    (4, "across_hosts"),
+]
+
+
+def _passes(result):
     assert result.code == 0, f"{result.stdout}\n{result.stderr}"
     assert " passed" in result.stdout
+
+
+@pytest.mark.parametrize(("world_size", "which"), JOBS)
+def test_contract_on_real_ranks(world_size, which):
+    _passes(run_job(world_size, *PYTEST, "-k", which, limit_s=110))
+
+
+@pytest.mark.slow
+def test_more_bytes_than_a_32_bit_number_counts():
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 10 << 30:
+        pytest.skip(f"needs 10 GiB of memory, {free >> 30} are free")
+    _passes(run_job(2, *PYTEST, "-k", "gigabytes", limit_s=110))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_contract_under_mpich(world_size):
+    python = os.environ.get("DPTRAIN_MPICH_PYTHON")
+    if not python:
+        pytest.skip("DPTRAIN_MPICH_PYTHON names no interpreter with mpich, mpi4py and dptrain")
+    _passes(run_job(world_size, *PYTEST, "-k", "not gigabytes", limit_s=110, python=python))
 
 
 def test_a_script_that_ends_leaves_nothing_behind():

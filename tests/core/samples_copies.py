@@ -6,6 +6,7 @@ SAMPLES: dict[str, list[Call]] = {
     "as_strided_copy": [call(x(3, 4), (2, 2), (1, 5), 1)],
     # PyTorch's own gradient at the input keeps the wrong places: see test_index_types.py.
     "as_strided_scatter": [call(c(3, 4), x(2, 2), (2, 2), (1, 5), 1), call(c(3), x(), (), (), 2)],
+    "detach_copy": [call(c(3, 4))],  # no derivative in PyTorch either
     "diagonal_copy": [call(x(3, 4), 1)],
     "expand_copy": [call(x(3, 1), (2, 3, 4))],
     "narrow_copy": [call(x(3, 4), 1, 1, 2)],

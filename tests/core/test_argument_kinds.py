@@ -20,7 +20,7 @@ FOREIGN = re.compile(r"numpy|ndarray|ufunc|has no attribute '_|forward\(\)|<lamb
 WRITTEN_IN_PYTHON = re.compile(
     r"nn\.functional\..*|adaptive_.*|unravel_index|tensordot|split|norm|broadcast_shapes"
 )
-NAMES = sorted(n for n in SAMPLES if n in FUNCTIONS)
+NAMES = sorted(n for n, calls in SAMPLES.items() if n in FUNCTIONS and calls)
 
 
 def made(name, m):

@@ -99,3 +99,23 @@ def test_as_strided_scatter_has_the_gradient_of_what_is_kept():
     assert dptrain.autograd.gradcheck(
         lambda a, b: dptrain.as_strided_scatter(a, b, (2, 2), (1, 5), 1), (kept, src)
     )
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, x, i: x.index_copy(0, i, x[:1]),
+        lambda m, x, i: x.index_fill(0, i, 2.0),
+        lambda m, x, i: x.clone().index_fill_(0, i, 2.0),
+    ],
+    ids=["index_copy", "index_fill", "index_fill_"],
+)
+def test_short_indices_are_refused_where_pytorch_refuses_them(use):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    kinds = []
+    for m in (dptrain, torch):
+        with pytest.raises((RuntimeError, IndexError), match=r"long|int64") as caught:
+            use(m, m.ones(2, 3), m.zeros(1, dtype=m.int32))
+        kinds.append(caught.type)
+    assert issubclass(kinds[0], kinds[1])

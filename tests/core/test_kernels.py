@@ -214,3 +214,15 @@ def test_provider_follows_the_element_type_alone():
         assert fingerprint() == native.describe()
     else:  # DPTRAIN_KERNELS=numpy
         assert fingerprint() == "numpy"
+
+
+@relaxed
+@given(st.integers(0, 40), dtypes, st.sampled_from([1.0, 0.25, 1 / 3]), st.booleans())
+def test_unscale_twins_give_the_same_bits_and_find_what_is_not_finite(n, dtype, inverse, nan):
+    inverse = float(np.float32(inverse))
+    grad = image((n,), dtype, nan=nan)
+    copies = [grad.copy(), grad.copy()]
+    found = [k.unscale(c, inverse) for k, c in zip((native, reference), copies, strict=True)]
+    assert found == [not np.isfinite(grad).all()] * 2
+    np.testing.assert_array_equal(copies[0], copies[1])
+    np.testing.assert_array_equal(copies[0], grad * dtype(inverse))

@@ -36,6 +36,17 @@ EXCEPTIONS = {
     "topk": "which of equal elements is found is free",
     "kthvalue": "which of equal elements is found is free",
     "mode": "which of equal elements is found is free",
+    "as_strided_scatter:gradient": "PyTorch's reaches the overwritten elements, not the kept ones",
+    "grid_sampler_2d:bfloat16": "PyTorch rounds the coordinates; here the result",
+    "grid_sampler_3d:bfloat16": "PyTorch rounds the coordinates; here the result",
+    "nn.functional.conv_transpose2d:bfloat16": "PyTorch rounds the sum before the bias; here once",
+    "nn.functional.conv_transpose3d:bfloat16": "PyTorch rounds the sum before the bias; here once",
+    "nn.functional.grid_sample:bfloat16": "PyTorch rounds the coordinates; here the result",
+    "nn.functional.interpolate.trilinear:bfloat16": "PyTorch rounds the weights; here the result",
+    "matrix_exp:bfloat16": "PyTorch's is NaN for large elements",
+    "matrix_exp:float32": "PyTorch's error is 1e-3 where elements cancel; here it is 1e-7",
+    "nn.functional.linear_cross_entropy.chunked": "logits are not computed in chunks",
+    "nn.functional.linear_cross_entropy.chunked_none": "logits are not computed in chunks",
     "addbmm:bfloat16": "PyTorch rounds after every batch; here once",
     "addr:bfloat16": "PyTorch rounds the scaled vectors; here once",
     "__radd__:error": "an unbound method called with a number",
@@ -45,50 +56,12 @@ EXCEPTIONS = {
     "__ror__:error": "an unbound method called with a number",
     "__rxor__:error": "an unbound method called with a number",
     "arange:error": "creation functions take no out=",
-    "kthvalue:error": "results are computed before they are stored: an input may be out=",
-    "masked_select:error": "results are computed before they are stored: an input may be out=",
-    "take:error": "results are computed before they are stored: an input may be out=",
+    "gather:error": "an argument that is also out= is converted twice; see test_out.py",
+    "kthvalue:error": "an argument that is also out= is converted twice; see test_out.py",
+    "masked_select:error": "an argument that is also out= is converted twice; see test_out.py",
+    "take:error": "an argument that is also out= is converted twice; see test_out.py",
     "cat:error": "memory that cannot be resized does not exist here",
-    "gather:error": "out= of a wider type is accepted by every operation",
-    "multinomial:error": "out= of a wider type is accepted by every operation",
 }
-
-#: Still to be done, in the families of layers, indexing and linear algebra; to be emptied.
-PENDING: tuple[str, ...] = (
-    "gather",
-    "index_add",
-    "index_reduce.amax",
-    "index_reduce.amin",
-    "linalg.pinv.singular",
-    "nn.functional.adaptive_avg_pool2d:error",
-    "nn.functional.adaptive_avg_pool3d",
-    "nn.functional.adaptive_avg_pool3d:error",
-    "nn.functional.adaptive_max_pool2d:error",
-    "nn.functional.adaptive_max_pool3d:error",
-    "nn.functional.avg_pool1d",
-    "nn.functional.avg_pool2d",
-    "nn.functional.avg_pool3d",
-    "nn.functional.batch_norm",
-    "nn.functional.conv_transpose2d",
-    "nn.functional.conv_transpose3d",
-    "nn.functional.embedding_bag",
-    "nn.functional.feature_alpha_dropout.without_train",
-    "nn.functional.grid_sample",
-    "nn.functional.instance_norm",
-    "nn.functional.interpolate.bicubic",
-    "nn.functional.interpolate.bilinear",
-    "nn.functional.interpolate.trilinear",
-    "nn.functional.local_response_norm",
-    "nn.functional.max_pool1d:error",
-    "nn.functional.max_pool3d:error",
-    "nn.functional.multi_margin_loss",
-    "nn.functional.multilabel_margin_loss",
-    "nn.functional.scaled_dot_product_attention",
-    "nn.functional.smooth_l1_loss",
-    "nn.functional.upsample_bilinear",
-    "scatter",
-    "tensordot",
-)
 
 TOLERANCE = {"float32": 2e-4, "float64": 1e-8, "bfloat16": 2e-2}
 
@@ -119,8 +92,6 @@ def skip_if_listed(op, aspect):
     """Why this aspect is not compared, or None; an entry without an aspect is about all but errors."""
     for name in (op.name, full_name(op)):
         for key in (f"{name}:{aspect}", *([name] if aspect != "error" else [])):
-            if key in PENDING:
-                return "still to be done"
             if key in EXCEPTIONS:
                 return EXCEPTIONS[key]
     return None
@@ -216,15 +187,10 @@ def difference(found, expected, name, dtype):
 
 
 def is_random(call):
-    """Whether PyTorch's results depend on its random state."""
-    results = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        results.append([t.detach() for t in tensors([call()], torch.Tensor)])
-    return any(
-        a.shape != b.shape or not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
-        for a, b in zip(*results, strict=True)
-    )
+    """Whether PyTorch draws from its random state."""
+    before = torch.get_rng_state()
+    call()
+    return not torch.equal(before, torch.get_rng_state())
 
 
 def samples(op, dtype, gradients=False):
@@ -369,5 +335,5 @@ def raised(function, args, kwargs):
 
 def test_the_tables_name_operations():
     known = {n for p in OPS for n in (p.values[0].name, full_name(p.values[0]))}
-    assert {key.partition(":")[0] for key in (*EXCEPTIONS, *PENDING)} <= known
+    assert {key.partition(":")[0] for key in EXCEPTIONS} <= known
     assert len(OPS) > 400

@@ -31,6 +31,17 @@ REFUSED = {
     "an output that requires grad": lambda m, x: m.exp(x, out=m.empty(3, requires_grad=True)),
     "an expanded output": lambda m, x: m.exp(x, out=m.empty(1).expand(3)),
     "an output shifted against the input": lambda m, x: m.exp(x[1:], out=x[:-1]),
+    "another type than gather's": lambda m, x: m.gather(
+        x, 0, m.tensor([1]), out=m.empty(1, dtype=m.float64)
+    ),
+    "another type than argmax's": lambda m, x: m.argmax(x, out=m.empty((), dtype=m.int32)),
+    "another type than amax's": lambda m, x: m.amax(x, 0, out=m.empty((), dtype=m.float64)),
+    "another type than the product's": lambda m, x: m.mm(
+        x[None], x[:, None], out=m.empty(1, 1, dtype=m.float64)
+    ),
+    "numbers for a truth value": lambda m, x: m.any(x, out=m.empty((), dtype=m.int64)),
+    "what gather reads": lambda m, x: m.gather(x, 0, m.tensor([2, 1, 0]), out=x),
+    "what take reads": lambda m, x: m.take(x, m.tensor([2, 1, 0]), out=x),
     "a view": lambda m, x: m.reshape(x, (3, 1), out=m.empty(3, 1)),
     "a method": lambda m, x: x.add(x, out=m.empty(3)),
 }

@@ -65,7 +65,7 @@ def test_there_is_no_gpu_and_scripts_can_ask():
     dptrain.backends.cudnn.benchmark = False
     dptrain.backends.cuda.matmul.allow_tf32 = False
     for name in ("current_device", "synchronize", "get_device_name", "init"):
-        with pytest.raises(RuntimeError, match=rf"cuda\.{name}.*'cpu' only"):
+        with pytest.raises(RuntimeError, match=rf"cuda\.{name}: no CUDA device is available: \S"):
             getattr(dptrain.cuda, name)()
     with pytest.raises(RuntimeError, match="cpu"):
         dptrain.ones(1).cuda()

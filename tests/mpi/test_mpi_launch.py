@@ -103,6 +103,9 @@ def test_what_is_too_long_for_one_piece_moves_in_several(comm, monkeypatch):
     assert (part == n * comm.rank).all()
     comm.broadcast(part, n - 1).wait()
     assert (part == n * (n - 1)).all()
+    outs = [np.zeros(size + rank, np.int16) for rank in range(n)]
+    comm.all_gather_uneven(outs, np.full(size + comm.rank, comm.rank, np.int16)).wait()
+    assert all((out == rank).all() for rank, out in enumerate(outs))
     if n > 1:
         work = comm.send(np.full(5001, comm.rank, np.int16), (comm.rank + 1) % n)
         received = np.zeros(5001, np.int16)
@@ -122,3 +125,22 @@ def test_processors_that_reorder_writes_get_a_memory_barrier(comm, monkeypatch):
             array = np.full(40_000, step)
             other.all_reduce(array).wait()
             assert (array == step * comm.world_size).all()
+
+
+def test_gigabytes_that_32_bits_do_not_count(comm):
+    size = 2**31 + 3
+    if comm.world_size != 2:
+        pytest.skip("for two ranks, which need 8 GiB together")
+    array = np.full(size, comm.rank + 1, np.uint8)
+    comm.broadcast(array, 1).wait()
+    array[-1] += comm.rank
+    comm.all_reduce(array, "max").wait()
+    assert array[-1] == 3
+    assert array[0] == array[-2] == 2
+    if comm.rank == 0:
+        comm.send(array, 1).wait()
+    else:
+        array[:] = 0
+        comm.recv(array, 0).wait()
+        assert array[-1] == 3
+        assert array[2**31] == 2

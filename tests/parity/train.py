@@ -53,7 +53,7 @@ for step in range(STEPS):
         else:
             backward()
     optimizer.step()
-    dist.all_reduce(total, "avg")
+    dist.all_reduce(total, dist.ReduceOp.AVG)
     losses.append(total.item())
 
 digest = hashlib.sha256()

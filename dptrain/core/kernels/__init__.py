@@ -1,10 +1,10 @@
-"""The hot CPU kernels behind one small interface, with a plain NumPy twin.
+"""The hot kernels behind one small interface, with a plain NumPy twin.
 
 Owns: which provider serves a call. The choice is a pure function of the element type and of what is
 installed (and `DPTRAIN_KERNELS`), never of a timing, so that all ranks choose alike.
 
 A provider is a module with the functions of `reference` (or `reference_optim`); the compiled ones
-(`native`, `native_optim`, numba) are imported on first use.
+(`native`, `native_optim`, numba; on GPUs `cuda` and `cuda.updates`) are imported on first use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from dptrain.core.arrays import functions_beside
+from dptrain.core.arrays import device_of, functions_beside
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
 
@@ -44,13 +44,22 @@ def _optim_kernels(dtype: Any) -> ModuleType:
     return reference_optim
 
 
+@cache
+def _cuda(name: str) -> ModuleType:
+    return import_module(f"dptrain.core.kernels.{name}")
+
+
 def kernels_for(array: Any) -> Any:
     """The provider that serves arrays of the element type and device of this one."""
+    if device_of(array).type == "cuda":
+        return functions_beside(array, _cuda("cuda"))
     return functions_beside(array, _kernels(array.dtype))
 
 
 def optim_kernels_for(array: Any) -> Any:
     """Likewise for the optimizer updates of `reference_optim`."""
+    if device_of(array).type == "cuda":
+        return functions_beside(array, _cuda("cuda.updates"))
     return functions_beside(array, _optim_kernels(array.dtype))
 
 

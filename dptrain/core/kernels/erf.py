@@ -6,6 +6,9 @@ Source: W. J. Cody, "Rational Chebyshev approximations for the error function", 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 _NEAR = (
@@ -68,8 +71,16 @@ _FAR = (
 )
 
 
+def polynomial(coefficients: Iterable[float], x: Any) -> Any:
+    """The value at `x`, highest power first, for arrays of any device."""
+    value = x * 0
+    for c in coefficients:
+        value = value * x + c
+    return value
+
+
 def _ratio(tables: tuple[tuple[float, ...], tuple[float, ...]], x: np.ndarray) -> np.ndarray:
-    return np.polyval(tables[0], x) / np.polyval(tables[1], x)
+    return polynomial(tables[0], x) / polynomial(tables[1], x)
 
 
 def scaled_erfc(y: np.ndarray) -> np.ndarray:
@@ -83,7 +94,7 @@ def scaled_erfc(y: np.ndarray) -> np.ndarray:
 
 def erf(x: np.ndarray) -> np.ndarray:
     """erf(x) element by element, in the type of `x` (float32 or float64)."""
-    wide = np.asarray(x, dtype=np.float64)
+    wide = x.astype(np.float64, copy=False)
     size = np.abs(wide)
     near = wide * _ratio(_NEAR, np.minimum(size, 0.46875) ** 2)
     bounded = np.clip(size, 0.46875, 6.0)  # erf(6) is 1 to the last bit

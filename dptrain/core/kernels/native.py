@@ -29,6 +29,7 @@ __all__ = [
     "max_pool_gather",
     "max_pool_scatter",
     "sgd",
+    "unscale",
 ]
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -326,6 +327,21 @@ def adam(
         t(root_correction),
     )
     _adam(param, grad, exp_avg, exp_avg_sq, vmax, *scalars, max_exp_avg_sq is not None, maximize)
+
+
+@_jit
+def _unscale(grad, inverse):
+    # x - x is zero for finite numbers only. Without a branch, so that the loop becomes vector instructions.
+    bad = 0
+    for i in range(grad.size):
+        bad |= int(grad[i] - grad[i] != 0)
+        grad[i] = grad[i] * inverse
+    return bad
+
+
+def unscale(grad: np.ndarray, inverse: float) -> bool:
+    """See `reference.unscale`."""
+    return bool(_unscale(grad, grad.dtype.type(inverse)))
 
 
 @_jit

@@ -188,3 +188,20 @@ def adam(
         np.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
         second = max_exp_avg_sq
     param -= step_size * (exp_avg / (np.sqrt(second) / root_correction + eps))
+
+
+def unscale(grad: np.ndarray, inverse: float) -> bool:
+    """Multiply gradients by a float32 number, in place.
+
+    Args:
+        grad: one-dimensional; 16-bit types are computed in float32.
+        inverse: one over the scale.
+
+    Returns:
+        Whether one of them was infinite or no number before.
+    """
+    found = not np.isfinite(grad).all()
+    if inverse != 1:
+        wide = np.result_type(grad.dtype, np.float32)
+        np.multiply(grad.astype(wide, copy=False), wide.type(inverse), out=grad, casting="unsafe")
+    return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -100,11 +98,9 @@ class Dropout(Op):
         if p == 1:
             self.mask = self.xp.zeros(shape, dtype=input.dtype)
         else:
-            stream = default_generator().stream(DROPOUT)
             # 32-bit draws whatever the dtype, so that float32 and float64 runs drop the same elements.
-            kept = stream.random(shape, dtype=np.float32) >= p
-            mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
-            self.mask = self.xp.asarray(mask)
+            kept = default_generator().uniform_beside(input, shape, DROPOUT) >= p
+            self.mask = kept.astype(input.dtype) * input.dtype.type(1 / (1 - p))
         return input * self.mask
 
     def backward(self, grad: Any) -> Any:

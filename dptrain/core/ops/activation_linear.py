@@ -132,7 +132,7 @@ class RreluWithNoise(_Sloped):
 
     def forward(self, input: Any, lower: float, upper: float) -> Any:
         check_floating(_name(self), input)
-        draws = default_generator().stream(DROPOUT).random(input.shape, dtype=np.float32)
+        draws = default_generator().uniform_beside(input, input.shape, DROPOUT)
         slopes = lower + (upper - lower) * draws
         self.slope = self.xp.where(input <= 0, slopes, 1).astype(input.dtype)
         return input * self.slope

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.index import Index
@@ -213,7 +214,8 @@ def _combinations(input: Any, r: int = 2, with_replacement: bool = False) -> Any
         return Reshape.apply(Narrow.apply(input, 0, 0, 0), (0,))
     choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
     rows = list(choose(range(input._array.shape[0]), r))
-    return Index.apply(input, (np.array(rows, np.int64).reshape(len(rows), r),))
+    places = namespace_of(input._array).array(rows, np.int64).reshape(len(rows), r)
+    return Index.apply(input, (places,))
 
 
 export("cartesian_prod", function=_cartesian_prod)(Stack)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.arrays import as_array
 from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
@@ -37,7 +35,8 @@ class ClampTensor(Op):
         kind = result_dtype(given).numpy
         input = input.astype(kind, copy=False)
         low, high = (None if v is None else self.xp.asarray(v, dtype=kind) for v in (min, max))
-        out, self.below, self.above = input, np.False_, np.False_
+        out = input
+        self.below = self.above = self.xp.asarray(False)
         if low is not None:
             out, self.below = self.xp.maximum(out, low), self.xp.asarray(input < low)
         if high is not None:

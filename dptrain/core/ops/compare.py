@@ -218,7 +218,7 @@ class Where(Op):
             )
         target = result_dtype((input, other)).numpy
         self.condition = condition
-        self.zero = np.zeros((), target)
+        self.zero = self.xp.zeros((), target)
         return self.xp.where(
             condition, self.xp.asarray(input, target), self.xp.asarray(other, target)
         )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import device_of, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Narrow
@@ -58,7 +58,9 @@ def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
     flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
     if groups == 1:
         return flat[None]
-    return np.ascontiguousarray(flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2))
+    return namespace_of(flat).ascontiguousarray(
+        flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2)
+    )
 
 
 class _Convolution(Op):
@@ -79,6 +81,19 @@ class _Convolution(Op):
         self.x_shape, self.w_shape = x_shape, w_shape
         return self.window.outputs(tuple(x_shape[2:]))
 
+    def _by_cudnn(self, graph: str, first: Any, second: Any, result: Sizes, shape: Sizes) -> Any:
+        """The result of that shape by cuDNN; None on the host, or where cuDNN is not to be used."""
+        if device_of(first).type != "cuda" or not math.prod(shape) or not first.size:
+            return None
+        from dptrain.core.kernels.cuda import cudnn
+
+        if cudnn.available(first) is None:
+            return None
+        if self.window.outputs(tuple(self.x_shape[2:])) != tuple(result[2:]):
+            return None  # a transposed convolution that leaves out windows that would fit
+        c = cudnn.describe(self.x_shape, self.w_shape, result, self.window, first.dtype.name)
+        return cudnn.convolve(getattr(cudnn, graph), c, first, second, shape)
+
 
 class Convolution(_Convolution):
     """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
@@ -88,6 +103,10 @@ class Convolution(_Convolution):
     def forward(self, input: Any, weight: Any, bias: Any, options: tuple[Any, ...]) -> Any:
         outs = self._setup(input.shape, weight.shape, options)
         self._check(input, weight, bias, outs)
+        shape = (input.shape[0], weight.shape[0], *outs)
+        fast = self._by_cudnn("forward_graph", input, weight, shape, shape)
+        if fast is not None:
+            return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
         cols = _columns(input, outs, self.window, self.groups)
         out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
         n, o = input.shape[0], weight.shape[0]
@@ -168,6 +187,9 @@ class ConvolutionInputGrad(_Convolution):
         # A transposed convolution may leave out windows that would fit (output_padding >= stride).
         self._setup(x_shape, weight.shape, options)
         outs = self.outs_shape = grad.shape[2:]
+        fast = self._by_cudnn("input_graph", grad, weight, grad.shape, x_shape)
+        if fast is not None:
+            return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
         n, c, *_ = x_shape
         cols = np.matmul(
             _rows(grad, self.groups), _weight_matrix(weight, self.groups).transpose(0, 2, 1)
@@ -199,6 +221,9 @@ class ConvolutionWeightGrad(_Convolution):
     def forward(self, input: Any, grad: Any, w_shape: Sizes, options: tuple[Any, ...]) -> Any:
         self._setup(input.shape, w_shape, options)
         outs = self.outs_shape = grad.shape[2:]
+        fast = self._by_cudnn("weight_graph", input, grad, grad.shape, w_shape)
+        if fast is not None:
+            return fast
         o, c, *_ = w_shape
         cols = _columns(input, outs, self.window, self.groups)
         out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)

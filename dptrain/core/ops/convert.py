@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import device_of, move
+from dptrain.core.arrays import beside, device_of, move
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
@@ -27,16 +27,26 @@ class Cast(Op):
         target: np.dtype[Any],
         memory_format: Any = preserve_format,
         place: Any = None,
+        non_blocking: bool = False,
     ) -> Any:
         self.source, self.origin = input.dtype, None if place is None else device_of(input)
-        if place is not None:
-            input = move(input, place)
-        if memory_format is preserve_format and input.flags.c_contiguous:
-            return input.astype(target, copy=place is None)
-        return copy_in(input, memory_format, target)
+        if place is None:
+            return _converted(input, target, memory_format, copy=True)
+        moved = move(input, place, non_blocking)
+        with beside(moved):
+            return _converted(moved, target, memory_format, copy=False)
 
     def backward(self, grad: Any) -> Any:
         return Cast.call(grad, self.source, preserve_format, self.origin)
+
+    def release(self) -> None:
+        """Keep what it knows: no values, and autocast lets several graphs share the cast of a weight."""
+
+
+def _converted(input: Any, target: np.dtype[Any], memory_format: Any, copy: bool) -> Any:
+    if memory_format is preserve_format and input.flags.c_contiguous:
+        return input.astype(target, copy=copy)
+    return copy_in(input, memory_format, target)
 
 
 def _cast(
@@ -45,13 +55,14 @@ def _cast(
     copy: bool = False,
     memory_format: Any = preserve_format,
     place: device | None = None,
+    non_blocking: bool = False,
 ) -> Tensor:
     if place is not None and place == self.device:
         place = None
     kept = memory_format is preserve_format or suggested(self._array) is memory_format
     if self._array.dtype == target.numpy and kept and place is None and not copy:
         return self
-    return Cast.apply(self, target.numpy, memory_format, place)
+    return Cast.apply(self, target.numpy, memory_format, place, non_blocking)
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -66,13 +77,13 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """
     copy = kwargs.pop("copy", False)
     memory_format = kwargs.pop("memory_format", None) or preserve_format
-    kwargs.pop("non_blocking", None)
+    non_blocking = bool(kwargs.pop("non_blocking", False))
     kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
     if "tensor" in kwargs:
         args = (kwargs.pop("tensor"), *args)
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-    for a in args:
+    for i, a in enumerate(args):
         if isinstance(a, Tensor):
             kind, place = a.dtype, a.device
         elif isinstance(a, (dtype, np.dtype)) or a in (float, int, bool):
@@ -80,13 +91,17 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         elif isinstance(a, (str, device)):
             place = a
         elif isinstance(a, bool):
-            continue  # non_blocking, then copy, by position: both change nothing on the CPU
+            if i and isinstance(args[i - 1], bool):  # non_blocking, then copy, by position
+                copy = a
+            else:
+                non_blocking = a
         else:
             raise TypeError(
                 f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
             )
     place = None if place is None else as_device(place)
-    return _cast(self, self.dtype if kind is None else as_dtype(kind), copy, memory_format, place)
+    kind = self.dtype if kind is None else as_dtype(kind)
+    return _cast(self, kind, copy, memory_format, place, non_blocking)
 
 
 export(methods=("to",), function=_to)(Cast)
@@ -116,8 +131,8 @@ for _name, _target in {
 
 
 def _type_as(self: Tensor, other: Tensor) -> Tensor:
-    """The tensor with the dtype of `other`."""
-    return _cast(self, other.dtype)
+    """The tensor with the dtype of `other`, on its device."""
+    return _cast(self, other.dtype, place=other.device)
 
 
 export(methods=("type_as",), function=_type_as)(Cast)

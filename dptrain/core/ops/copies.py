@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.index import IndexPut
 from dptrain.core.ops.reshape import AsStrided
@@ -22,9 +23,15 @@ class Copied(Reshape):
 
 
 def _copied(name: str, method: str) -> Callable[..., Any]:
+    def copy(view: Tensor) -> Tensor:
+        out = view.clone()
+        if out._node is not None and view._node is not None:  # as PyTorch prints it
+            out._node.backward_name = f"{view._node.grad_name}_copy"
+        return out
+
     def function(input: Any, *args: Any, **kwargs: Any) -> Any:
         out = getattr(input, method)(*args, **kwargs)
-        return out.clone() if isinstance(out, Tensor) else tuple(part.clone() for part in out)
+        return copy(out) if isinstance(out, Tensor) else tuple(copy(part) for part in out)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"`Tensor.{method}` as a copy."
@@ -33,9 +40,9 @@ def _copied(name: str, method: str) -> Callable[..., Any]:
 
 for _method in (
     "as_strided",
+    "detach",
     "diagonal",
     "expand",
-    "narrow",
     "permute",
     "select",
     "split",
@@ -58,6 +65,18 @@ for _method in ("chunk", "split", "split_with_sizes"):
     )(Copied)
 
 
+def _narrow_copy(input: Any, dim: int, start: int, length: int) -> Any:
+    """`Tensor.narrow` as a copy."""
+    if input.ndim and dim >= input.ndim:  # another kind than `narrow`'s, as PyTorch's
+        raise RuntimeError(
+            f"narrow_copy: expected dim < {input.ndim}, the number of dimensions, but got {dim}"
+        )
+    return input.narrow(dim, start, length).clone()
+
+
+export("narrow_copy", methods=("narrow_copy",), function=_narrow_copy)(Copied)
+
+
 def _as_strided_scatter(
     input: Any, src: Any, size: Any, stride: Any, storage_offset: int | None = None
 ) -> Any:
@@ -68,7 +87,7 @@ def _as_strided_scatter(
             f"as_strided_scatter: expected src to have a size equal to the slice of self. src size = {list(shape)}, "
             f"slice size = {list(size)}"
         )
-    numbers = wrap(np.arange(input.numel()).reshape(tuple(input.shape)))
+    numbers = wrap(namespace_of(input._array).arange(input.numel()).reshape(tuple(input.shape)))
     places = AsStrided.apply(numbers, size, tuple(stride), storage_offset)._array
     return IndexPut.apply(input, src, np.unravel_index(places, tuple(input.shape)))
 
@@ -83,7 +102,7 @@ def _nonzero_static(input: Any, *, size: int, fill_value: int = -1) -> Any:
     if size < 0:
         raise RuntimeError(f"nonzero_static: 'size' must be an non-negative integer, got {size}")
     found = np.stack(np.nonzero(np.atleast_1d(input._array)), axis=1)[:size, : input.ndim]
-    out = np.full((size, input.ndim), fill_value, np.int64)
+    out = namespace_of(found).full((size, input.ndim), fill_value, np.int64)
     out[: len(found)] = found
     return wrap(out)
 

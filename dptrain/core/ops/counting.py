@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.dtypes import scalar_dtype
 from dptrain.core.export import export
 from dptrain.core.ops.order import _Counting
@@ -61,7 +62,7 @@ def _histc(input: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
 def _count_nonzero(input: Any, dim: Any = None) -> Any:
     """How many elements are not zero, over everything or over the dimensions `dim`."""
     axes = _axes(dim, input.ndim, "count_nonzero")
-    return wrap(np.asarray((input._array != 0).sum(axis=axes, dtype=np.int64)))
+    return wrap(as_array((input._array != 0).sum(axis=axes, dtype=np.int64)))
 
 
 def _searchsorted(
@@ -82,8 +83,9 @@ def _searchsorted(
     if right and side == "left":
         raise RuntimeError("searchsorted(): side and right can't be set to opposites")
     line = sorted_sequence._array
+    xp = namespace_of(line)
     given = (
-        input._array if isinstance(input, Tensor) else np.asarray(input, scalar_dtype(input).numpy)
+        input._array if isinstance(input, Tensor) else xp.asarray(input, scalar_dtype(input).numpy)
     )
     if sorter is not None:
         if sorter._array.shape != line.shape:
@@ -105,10 +107,10 @@ def _searchsorted(
                 "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries "
                 f"tensor and input value tensor must match, but we got {list(line.shape)} and {list(given.shape)}"
             )
-        found = np.zeros(given.shape, np.int64)
+        found = xp.zeros(given.shape, np.int64)
         for place in np.ndindex(*line.shape[:-1]):
             found[place] = np.searchsorted(line[place], given[place], where)
-    return wrap(np.asarray(found).astype(np.int32 if out_int32 else np.int64))
+    return wrap(as_array(found).astype(np.int32 if out_int32 else np.int64))
 
 
 def _bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:

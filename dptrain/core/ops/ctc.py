@@ -29,18 +29,20 @@ class CtcLoss(Op):
         zero_infinity: bool,
     ) -> Any:
         n, s = targets.shape
-        states = np.full((n, 2 * s + 1), blank, np.int64)
-        inside = np.arange(s) < target_lengths[:, None]
+        states = self.xp.full((n, 2 * s + 1), blank, np.int64)
+        inside = self.xp.arange(s) < target_lengths[:, None]
         states[:, 1::2] = np.where(inside, targets, blank)
-        self.emitted = log_probs[:, np.arange(n)[:, None], states]  # (T, N, 2 S + 1)
+        self.emitted = log_probs[:, self.xp.arange(n)[:, None], states]  # (T, N, 2 S + 1)
         # A state may be reached from two before it unless that is a blank or repeats a label.
-        skips = np.zeros(states.shape, bool)
+        skips = self.xp.zeros(states.shape, bool)
         skips[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
         self.states, self.skips = states, skips
         self.ends, self.last = 2 * target_lengths, input_lengths - 1
         self.alpha = self._forward_variables()
-        rows = np.arange(n)
-        at_end = self.alpha[self.last, rows] if len(log_probs) else np.full(states.shape, -np.inf)
+        rows = self.xp.arange(n)
+        at_end = (
+            self.alpha[self.last, rows] if len(log_probs) else self.xp.full(states.shape, -np.inf)
+        )
         total = np.logaddexp(
             at_end[rows, self.ends],
             np.where(self.ends > 0, at_end[rows, np.maximum(self.ends - 1, 0)], -np.inf),
@@ -70,7 +72,7 @@ class CtcLoss(Op):
     def _backward_variables(self) -> np.ndarray:
         """log of the probability to come from each state to the end, its own emission included."""
         beta = np.full_like(self.emitted, -np.inf)
-        rows = np.arange(len(self.ends))
+        rows = self.xp.arange(len(self.ends))
         for t in range(len(beta) - 1, -1, -1):
             if t + 1 < len(beta):
                 after, now = beta[t + 1], beta[t + 1].copy()
@@ -94,12 +96,12 @@ class CtcLoss(Op):
         # An impossible state is -inf - -inf somewhere: it is never visited.
         visits = np.exp(np.where(np.isnan(path), -np.inf, path))
         out = np.exp(log_probs)
-        rows = np.arange(len(self.loss))
+        rows = self.xp.arange(len(self.loss))
         for state in range(visits.shape[2]):
             out[:, rows, self.states[:, state]] -= visits[:, :, state]
         impossible = np.isinf(self.loss)
         out[:, impossible] = 0 if self.zero_infinity else np.nan
-        out[np.arange(self.count)[:, None] > self.last] = 0
+        out[self.xp.arange(self.count)[:, None] > self.last] = 0
         return out
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.index import Index
-from dptrain.core.ops.matmul import Matmul
+from dptrain.core.ops.matmul import Matmul, matmul
 from dptrain.core.ops.reduce import Sum
 from dptrain.core.ops.shape import Expand, Permute, Reshape
 from dptrain.core.tensor import Tensor
@@ -151,7 +150,7 @@ def _unique(x: Tensor, names: list[str], sizes: dict[str, int]) -> tuple[Tensor,
         others = [i for i in range(len(names)) if i not in places]
         x = Permute.apply(x, (*places, *others))
         x = Expand.apply(x, (*[sizes[n]] * len(places), *x.shape[len(places) :]))
-        x = Index.apply(x, (np.arange(sizes[n]),) * len(places))
+        x = Index.apply(x, (namespace_of(x._array).arange(sizes[n]),) * len(places))
         names = [n, *(names[i] for i in others)]
     return x, names
 
@@ -170,6 +169,10 @@ def _contract(
     return Permute.apply(x, tuple(names.index(n) for n in out))
 
 
+def _size(x: Tensor, names: list[str], name: str) -> int:
+    return x.shape[names.index(name)]
+
+
 def _pair(
     x: Tensor,
     x_names: list[str],
@@ -179,8 +182,13 @@ def _pair(
     sizes: dict[str, int],
 ) -> tuple[Tensor, list[str]]:
     """One product: sum over the labels of both that nothing later needs, as a batched matmul."""
-    x, x_names = _sum_alone(x, x_names, later.union(y_names))
-    y, y_names = _sum_alone(y, y_names, later.union(x_names))
+    # A label of size 1 on either side is summed before: what is left to sum is a matrix product.
+    ones = {
+        n for t, names in ((x, x_names), (y, y_names)) for n in names if _size(t, names, n) == 1
+    }
+    meeting = (set(x_names) & set(y_names)) - ones
+    x, x_names = _sum_alone(x, x_names, later | meeting)
+    y, y_names = _sum_alone(y, y_names, later | meeting)
     both = [n for n in x_names if n in y_names]
     summed = [n for n in both if n not in later]
     batch = [n for n in both if n in later]
@@ -189,7 +197,7 @@ def _pair(
     a = _arranged(x, x_names, [batch, rows, summed], sizes, both)
     b = _arranged(y, y_names, [batch, summed, columns], sizes, both)
     names = [*batch, *rows, *columns]
-    product = Matmul.apply(a, b)
+    product = matmul(a, b) if summed else a * b
     # Sizes come from the operands: a label of size 1 here may be stretched by a later one.
     found = {
         n: s for t, ns in ((x, x_names), (y, y_names)) for n, s in zip(ns, t.shape, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 from dptrain.core.arrays import as_array, is_array
 from dptrain.core.dtypes import float64, get_default_dtype, result_dtype
 from dptrain.core.export import export
+from dptrain.core.half import rounded_once
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 
@@ -23,23 +24,33 @@ def _times(value: Any, alpha: Any) -> Any:
                 f"for integral input tensors, argument alpha must not be a floating point number, got {alpha}"
             )
         # A negative alpha for unsigned integers counts modulo their range, as in PyTorch.
-        return value * np.asarray(alpha).astype(value.dtype)
+        return value * np.asarray(alpha).astype(value.dtype)[()]
     return value * alpha
+
+
+@rounded_once
+def _add_scaled(op: Op, input: Any, other: Any, alpha: Any) -> Any:
+    return input + _times(other, alpha)
+
+
+@rounded_once
+def _subtract_scaled(op: Op, input: Any, other: Any, alpha: Any) -> Any:
+    return input - _times(other, alpha)
 
 
 @export("add", methods=("add", "__add__", "__radd__"), inplace=("add_", "__iadd__"))
 class Add(Op):
     """input + alpha * other."""
 
-    in_float32 = True
     promotes = 2
     num_tensors = 0
     alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
-        if alpha != 1:
-            self.alpha, other = alpha, _times(other, alpha)
-        return input + other
+        if alpha == 1 and type(input) is type(other):  # rounded once in any type
+            return input + other
+        self.alpha = alpha
+        return _add_scaled(self, input, other, alpha)
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, self.alpha)
@@ -62,16 +73,16 @@ def _refuse_bool(op: str, input: Any, other: Any) -> None:
 class Sub(Op):
     """input - alpha * other."""
 
-    in_float32 = True
     promotes = 2
     num_tensors = 0
     alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
-        if alpha != 1:
-            self.alpha, other = alpha, _times(other, alpha)
-        return input - other
+        if alpha == 1 and type(input) is type(other):
+            return input - other
+        self.alpha = alpha
+        return _subtract_scaled(self, input, other, alpha)
 
     def backward(self, grad: Any) -> Any:
         return grad, _times(grad, -self.alpha)
@@ -130,7 +141,7 @@ class Div(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         if not is_array(other) and other == 0:
-            other = np.asarray(other, dtype=input.dtype)
+            other = self.xp.asarray(other, dtype=input.dtype)
         if input.dtype.kind in "biu":
             kind = get_default_dtype().numpy
             return input.astype(kind) / self.xp.asarray(other).astype(kind)

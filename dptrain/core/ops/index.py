@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import common_namespace, grid, is_array, move, namespace_of
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
@@ -15,21 +15,23 @@ from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor
 
 
-def _raw_index(index: Any) -> tuple[Any, bool]:
-    """The index with tensors as arrays, and whether it is basic (gives a view)."""
+def _raw_index(index: Any, array: Any) -> tuple[Any, bool]:
+    """The index into `array` with tensors as arrays, and whether it is basic (gives a view)."""
     parts = index if isinstance(index, tuple) else (index,)
     raw, basic = [], True
     for part in parts:
         if isinstance(part, Tensor):
             part = part._array
         elif isinstance(part, list):
-            part = np.asarray(part, dtype=np.int64 if not part else None)
+            part = namespace_of(array).asarray(part, dtype=np.int64 if not part else None)
         if is_array(part):
             if part.dtype.kind not in "biu":
                 raise IndexError(
                     f"tensors used as indices must be long, int, byte or bool tensors, got {part.dtype}"
                 )
             part = part.astype(bool) if part.dtype == np.uint8 else part
+            if type(part) is not type(array):
+                common_namespace((array, part))
             basic = False
         elif isinstance(part, (bool, np.bool_)):
             basic = False
@@ -63,7 +65,7 @@ class GetItem(Op):
         self.index, self.shape = index, input.shape
         out = input[index]
         # Of integers alone NumPy makes a scalar; with an ellipsis it stays a view.
-        return out if type(out) is np.ndarray else input[(*index, ...)]
+        return out if type(out) is type(input) else input[(*index, ...)]
 
     def backward(self, grad: Any) -> Any:
         return Embed.call(grad, self.shape, self.index)
@@ -113,7 +115,7 @@ class IndexPut(Op):
 
 
 def _getitem(self: Tensor, index: Any) -> Tensor:
-    raw, basic = _raw_index(index)
+    raw, basic = _raw_index(index, self._array)
     try:
         return (GetItem if basic else Index).apply(self, raw)
     except IndexError as error:
@@ -122,8 +124,19 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
         ) from None
 
 
+def _stored(self: Tensor, value: Tensor, basic: bool) -> Any:
+    """The array to store: to a part that is a view values may come from another device, as by `copy_`."""
+    array = value._array
+    if type(array) is type(self._array) is np.ndarray:
+        return array
+    if basic:
+        return move(array, self.device)
+    common_namespace((self._array, array))
+    return array
+
+
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
-    raw, basic = _raw_index(index)
+    raw, basic = _raw_index(index, self._array)
     self._check_inplace("__setitem__")
     check_writeable(self, "__setitem__")
     try:
@@ -136,7 +149,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
                 return
             self._assign_result(IndexPut.apply(self, value, raw), "__setitem__")
         else:
-            self._array[raw] = value._array if isinstance(value, Tensor) else value
+            self._array[raw] = _stored(self, value, basic) if isinstance(value, Tensor) else value
             self._bump_version()
     except ValueError as error:
         shape = list(value.shape) if isinstance(value, Tensor) else list(np.shape(value))
@@ -167,9 +180,9 @@ def places_along(
     """
     dim = wrap_dim(dim, len(shape), op)
     shape = shape or (1,)
-    if isinstance(index, np.ndarray) and not index.size:
-        return (np.zeros(index.shape, np.int64),) * len(shape)
-    if not isinstance(index, np.ndarray) or index.dtype not in (np.int64, np.int32):
+    if is_array(index) and not index.size:
+        return (namespace_of(index).zeros(index.shape, np.int64),) * len(shape)
+    if not is_array(index) or index.dtype not in (np.int64, np.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise RuntimeError(f"{op}(): Expected dtype int32/int64 for index, got {kind}")
     if max(index.ndim, 1) != len(shape):
@@ -182,7 +195,7 @@ def places_along(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(shape)} apart from "
                 f"dimension {dim}"
             )
-        if isinstance(source, np.ndarray) and source.ndim and n > source.shape[d]:
+        if is_array(source) and source.ndim and n > source.shape[d]:
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
             )
@@ -191,7 +204,7 @@ def places_along(
         raise RuntimeError(
             f"{op}(): index {wrong} is out of bounds for dimension {dim} with size {shape[dim]}"
         )
-    places: list[Any] = list(np.ogrid[tuple(slice(s) for s in index.shape)]) or [index]
+    places: list[Any] = grid(index.shape, namespace_of(index)) or [index]
     places[dim] = index
     return tuple(places)
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.history import Overwrite, check_writeable, record_overwrite
+from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor
@@ -80,13 +82,17 @@ def _overwrite(self: Tensor, name: str, values: Any) -> Tensor:
 def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     """Take over the values of `src`, broadcast and converted to this tensor's type."""
     self._check_inplace("copy_")
-    self._assign_result(CopyInto.apply(self, src).to(self._array.dtype), "copy_")
+    try:
+        copied = CopyInto.apply(self, src)
+    except DeviceMismatchError:  # a copy is a move as well
+        copied = CopyInto.apply(self, src.to(self.device))
+    self._assign_result(copied.to(self._array.dtype), "copy_")
     return self
 
 
-def _random(self: Tensor, name: str, values: np.ndarray) -> Tensor:
+def _random(self: Tensor, name: str, values: Any) -> Tensor:
     self._check_inplace(name)
-    return _overwrite(self, name, values)
+    return _overwrite(self, name, namespace_of(self._array).asarray(values))
 
 
 def _uniform(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.scatter import IndexSelect
 from dptrain.core.ops.shape import Reshape, wrap_dim
@@ -24,12 +25,15 @@ def _repeat_interleave(
             raise RuntimeError(
                 f"repeat_interleave only accepts 1D integer tensors as repeat, got {input.dtype} {list(input.shape)}"
             )
-        return wrap(np.repeat(np.arange(input._array.size), _counts(input._array)))
+        return wrap(
+            np.repeat(namespace_of(input._array).arange(input._array.size), _counts(input._array))
+        )
     if dim is None:
         input, dim = Reshape.apply(input, (-1,)), 0
     dim = wrap_dim(dim, input.ndim, "repeat_interleave")
     size = input._array.shape[dim] if input.ndim else 1
-    counts = repeats._array if isinstance(repeats, Tensor) else np.asarray(repeats)
+    xp = namespace_of(input._array)
+    counts = repeats._array if isinstance(repeats, Tensor) else xp.asarray(repeats)
     if counts.dtype.kind not in "iu":
         raise RuntimeError(
             f"repeat_interleave: repeats must be integers (int32 or int64), got {counts.dtype}"
@@ -39,7 +43,7 @@ def _repeat_interleave(
             f"repeat_interleave: repeats must have the same size as input along dim, but got repeats.size(0) = "
             f"{counts.size} and input.size({dim}) = {size}"
         )
-    index = np.repeat(np.arange(size), _counts(counts))
+    index = np.repeat(xp.arange(size), _counts(counts))
     if output_size is not None and output_size != index.size:
         raise RuntimeError(
             f"repeat_interleave: allocated size does not match required size ({output_size} and {index.size})"

@@ -146,6 +146,8 @@ class UnbindPart(Select):
 
 def _unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
     """All entries of a dimension, as views without it."""
+    if not input.ndim:
+        raise IndexError(f"unbind: Dimension specified as {dim} but tensor has no dimensions")
     dim = wrap_dim(dim, input.ndim, "unbind")
     return tuple(UnbindPart.apply(input, dim, i) for i in range(input._array.shape[dim]))
 

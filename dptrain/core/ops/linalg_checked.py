@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.linalg_decompose import LinalgSvd
@@ -22,6 +23,7 @@ from dptrain.core.ops.linalg_solve import (
     _solve,
     _solve_triangular,
     check_matrix,
+    eye_like,
     mT,
 )
 from dptrain.core.results import results
@@ -37,13 +39,13 @@ def _with_info(
 ) -> tuple[Any, Tensor]:
     """`run(A)` and 0 for each matrix; where that fails NaN, and the step at which it did."""
     try:
-        return run(A), wrap(np.zeros(A.shape[:-2], np.int32))
+        return run(A), wrap(namespace_of(A._array).zeros(A.shape[:-2], np.int32))
     except LinAlgError:
         if check:
             raise
     info = locate(A._array)
-    good = np.asarray(info == 0)
-    eye = wrap(np.eye(A.shape[-1], dtype=A._array.dtype))
+    good = as_array(info == 0)
+    eye = wrap(eye_like(A, A.shape[-1]))
     out = run(Where.apply(wrap(good[..., None, None]), A, eye))
     trailing = 1 if out.ndim == A.ndim - 1 else 2
     shown = good.reshape(*good.shape, *(1,) * trailing)
@@ -53,7 +55,7 @@ def _with_info(
 def _not_definite(A: np.ndarray) -> np.ndarray:
     """The order of the first leading minor that is not positive-definite, 0 where all are."""
     flat = A.reshape(math.prod(A.shape[:-2]), *A.shape[-2:])
-    info = np.zeros(len(flat), np.int32)
+    info = namespace_of(A).zeros(len(flat), np.int32)
     for i, matrix in enumerate(flat):
         for order in range(1, len(matrix) + 1):
             try:
@@ -111,7 +113,7 @@ def _cond(A: Any, p: Any = None) -> Any:
         return ends[1] / ends[0] if p == -2 else ends[0] / ends[1]
     inverse, info = _inv_ex(A)
     out = _linalg_norm(A, p, (-2, -1)) * _linalg_norm(inverse, p, (-2, -1))
-    return Where.apply(wrap(np.asarray(info._array == 0)), out, float("inf"))
+    return Where.apply(wrap(as_array(info._array == 0)), out, float("inf"))
 
 
 export("linalg.cond", function=_cond)(LinalgSvd)
@@ -129,7 +131,7 @@ def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:
 def _cholesky_inverse(L: Any, upper: bool = False) -> Any:
     """The inverse of A = L L^T (U^T U with `upper`), L given: (*, n, n) -> (*, n, n)."""
     check_matrix("cholesky_inverse", L, square=True)
-    return _cholesky_solve(wrap(np.eye(L.shape[-1], dtype=L._array.dtype)), L, upper)
+    return _cholesky_solve(wrap(eye_like(L, L.shape[-1])), L, upper)
 
 
 export("cholesky_solve", methods=("cholesky_solve",), function=_cholesky_solve)(LinalgSolveEx)

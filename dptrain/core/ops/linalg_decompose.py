@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.join import Cat
@@ -22,9 +23,9 @@ from dptrain.core.ops.linalg_solve import (
     LinAlgError,
     LinalgSolveEx,
     check_matrix,
+    eye_like,
     mT,
     triangle,
-    value_type,
 )
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Narrow, Unsqueeze
@@ -43,7 +44,7 @@ class _Factors(Op):
 
 def empty_like_type(A: Tensor) -> Tensor:
     """A tensor of no elements, of the type of `A`: what is not computed."""
-    return wrap(np.empty(0, A._array.dtype))
+    return wrap(namespace_of(A._array).empty(0, A._array.dtype))
 
 
 #: `linalg.qr`.
@@ -163,7 +164,7 @@ class LinalgSvd(_Factors):
                 term = column * ((mT(x) - x) / gaps)
                 inner = term if inner is None else inner + term
         if d_s is not None:
-            diagonal = Unsqueeze.call(d_s, -2) * np.eye(k, dtype=value_type(s))
+            diagonal = Unsqueeze.call(d_s, -2) * eye_like(s, k)
             inner = diagonal if inner is None else inner + diagonal
         out = Matmul.call(Matmul.call(u, inner), vh)
         m, n = A.shape[-2:]
@@ -178,7 +179,7 @@ class LinalgSvd(_Factors):
 
 def _off_diagonal(gaps: Any) -> Any:
     """Differences to divide by, with ones where a value meets itself."""
-    return gaps + np.eye(gaps.shape[-1], dtype=value_type(gaps))
+    return gaps + eye_like(gaps, gaps.shape[-1])
 
 
 def _svd(A: Any, full_matrices: bool = True, *, driver: str | None = None) -> Any:
@@ -236,10 +237,10 @@ class LinalgEigh(_Factors):
         inner: Any = None
         if d_v is not None:
             gaps = _off_diagonal(Unsqueeze.call(values, -2) - Unsqueeze.call(values, -1))
-            off = (1 - np.eye(n)).astype(value_type(v))
+            off = 1 - eye_like(v, n)
             inner = Matmul.call(mT(v), d_v) / gaps * off
         if d_values is not None:
-            diagonal = Unsqueeze.call(d_values, -2) * np.eye(n, dtype=value_type(v))
+            diagonal = Unsqueeze.call(d_values, -2) * eye_like(v, n)
             inner = diagonal if inner is None else inner + diagonal
         return Matmul.call(Matmul.call(v, inner), mT(v))
 

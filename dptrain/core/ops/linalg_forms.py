@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.linalg_decompose import LinalgQr, LinalgSvd, _qr, _svd
-from dptrain.core.ops.linalg_solve import LinalgInvEx, LinalgSolveEx, check_matrix, mT
+from dptrain.core.ops.linalg_solve import LinalgInvEx, LinalgSolveEx, check_matrix, eye_like, mT
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Narrow, Permute, Reshape, wrap_dim
 from dptrain.core.random import default_generator
@@ -41,7 +42,7 @@ def _exponential(A: np.ndarray) -> np.ndarray:
         steps = np.maximum(np.ceil(np.log2(norm / _PADE_REACH)), 0)
     steps = np.where(np.isfinite(steps), steps, 0).astype(np.int64)
     x = x / np.exp2(steps)[..., None, None]
-    square, eye = x @ x, np.broadcast_to(np.eye(x.shape[-1]), x.shape)
+    square, eye = x @ x, np.broadcast_to(namespace_of(x).eye(x.shape[-1]), x.shape)
     scale = float(_PADE[0])
     odd, even = eye * (_PADE[13] / scale), eye * (_PADE[12] / scale)
     for j in range(11, 0, -2):
@@ -79,10 +80,8 @@ class LinalgMatrixExp(Op):
 def _reflected(input: Any, tau: Any, other: Any, transposed: bool) -> Any:
     """H_1 ... H_k times `other`, H_i = 1 - tau_i v_i v_i^T; in the opposite order if `transposed`."""
     m, k = input.shape[-2], tau.shape[-1]
-    below = np.tril(np.ones((m, k), input._array.dtype), -1)
-    vectors = Narrow.apply(input, -1, 0, k) * wrap(below) + wrap(
-        np.eye(m, k, dtype=input._array.dtype)
-    )
+    below = np.tril(namespace_of(input._array).ones((m, k), input._array.dtype), -1)
+    vectors = Narrow.apply(input, -1, 0, k) * wrap(below) + wrap(eye_like(input, m, k))
     for i in range(k) if transposed else range(k - 1, -1, -1):
         v = Narrow.apply(vectors, -1, i, 1)
         factor = Reshape.apply(tau.select(-1, i), (*tau.shape[:-1], 1, 1))
@@ -104,7 +103,7 @@ def _householder_product(input: Any, tau: Any) -> Any:
             f"{op}: expected input (*, m, n) with m >= n and tau (*, k) with k <= n, got {list(input.shape)} and "
             f"{list(tau.shape)}"
         )
-    start = np.broadcast_to(np.eye(m, n, dtype=input._array.dtype), input._array.shape)
+    start = np.broadcast_to(eye_like(input, m, n), input._array.shape)
     return _reflected(input, tau, wrap(start.copy()), False)
 
 
@@ -142,7 +141,7 @@ class Geqrf(Op):
     def forward(self, input: Any) -> Any:
         check_matrix("geqrf", input)
         raw, tau = np.linalg.qr(input, mode="raw")
-        return np.ascontiguousarray(np.swapaxes(raw, -1, -2)), tau
+        return self.xp.ascontiguousarray(np.swapaxes(raw, -1, -2)), tau
 
 
 def _geqrf(input: Any) -> Any:
@@ -252,7 +251,8 @@ def _old_svd(input: Any, some: bool = True, compute_uv: bool = True) -> Any:
     if not compute_uv:
         s = LinalgSvd.apply(input, False)[1]
         m, n = input.shape[-2:]
-        none = [np.zeros((*input.shape[:-2], d, d), input._array.dtype) for d in (m, n)]
+        xp = namespace_of(input._array)
+        none = [xp.zeros((*input.shape[:-2], d, d), input._array.dtype) for d in (m, n)]
         return svd_result((wrap(none[0]), s, wrap(none[1])))
     u, s, vh = _svd(input, not some)
     return svd_result((u, s, mT(vh)))
@@ -283,7 +283,7 @@ def _svd_lowrank(A: Any, q: int | None = 6, niter: int | None = 2, M: Any = None
         u, s, v = _svd_lowrank(mT(A), q, niter)
         return v, s, u
     drawn = default_generator().stream().standard_normal((n, q)).astype(A._array.dtype)
-    basis = _qr(Matmul.apply(A, wrap(drawn)))[0]
+    basis = _qr(Matmul.apply(A, wrap(namespace_of(A._array).asarray(drawn))))[0]
     for _ in range(niter):
         basis = _qr(Matmul.apply(mT(A), basis))[0]
         basis = _qr(Matmul.apply(A, basis))[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import run_beside
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_solve import LinAlgError, check_matrix, check_same_type
@@ -90,18 +91,32 @@ def _substitute(ld: np.ndarray, pivots: np.ndarray, b: np.ndarray) -> None:
             b[[last, other]] = b[[other, last]]
 
 
+def _factorise_all(A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    out = np.tril(A)
+    lead = A.shape[:-2]
+    pivots, info = np.zeros(A.shape[:-1], np.int32), np.zeros(lead, np.int32)
+    for place in np.ndindex(*lead):
+        pivots[place], info[place] = _factorise(out[place])
+    return np.tril(out), pivots, info
+
+
+def _substitute_all(ld: np.ndarray, pivots: np.ndarray, b: np.ndarray) -> np.ndarray:
+    lead = np.broadcast_shapes(b.shape[:-2], ld.shape[:-2])
+    out = np.broadcast_to(b, (*lead, *b.shape[-2:])).copy()
+    ld = np.broadcast_to(ld, (*lead, *ld.shape[-2:]))
+    exchanges = np.broadcast_to(pivots, (*lead, pivots.shape[-1]))
+    for place in np.ndindex(*lead):
+        _substitute(ld[place], exchanges[place], out[place])
+    return out
+
+
 class LinalgLdlFactorEx(Op):
     """(*, n, n) -> L and D in one lower triangle, pivots, infos. Has no derivative."""
 
     name = "linalg.ldl_factor_ex"
 
     def forward(self, A: Any) -> Any:
-        out = np.tril(A)
-        lead = A.shape[:-2]
-        pivots, info = np.zeros(A.shape[:-1], np.int32), np.zeros(lead, np.int32)
-        for place in np.ndindex(*lead):
-            pivots[place], info[place] = _factorise(out[place])
-        return np.tril(out), pivots, info
+        return run_beside(A, _factorise_all, A)
 
 
 class LinalgLdlSolve(Op):
@@ -112,13 +127,7 @@ class LinalgLdlSolve(Op):
 
     def forward(self, B: Any, LD: Any, pivots: Any) -> Any:
         self.factors = (LD, pivots)
-        lead = np.broadcast_shapes(B.shape[:-2], LD.shape[:-2])
-        out = np.broadcast_to(B, (*lead, *B.shape[-2:])).copy()
-        ld = np.broadcast_to(LD, (*lead, *LD.shape[-2:]))
-        exchanges = np.broadcast_to(pivots, (*lead, pivots.shape[-1]))
-        for place in np.ndindex(*lead):
-            _substitute(ld[place], exchanges[place], out[place])
-        return out
+        return run_beside(B, _substitute_all, LD, pivots, B)
 
     def backward(self, grad: Any) -> Any:
         return LinalgLdlSolve.call(grad, *self.factors)

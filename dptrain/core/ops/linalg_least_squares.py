@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_decompose import empty_like_type
@@ -45,10 +46,11 @@ def pinv_gradient(A: Any, p: Any, grad: Any) -> Any:
 def _cutoff(largest: Any, shape: Any, kind: Any, atol: Any, rtol: Any) -> Any:
     """max(atol, rtol * largest) per matrix; rtol defaults to eps * max(m, n), or 0 beside an atol."""
     atol, rtol = (getattr(t, "_array", t) for t in (atol, rtol))
+    xp = namespace_of(largest)
     if rtol is None:
         default = np.finfo(kind).eps * max(shape[-2:])
-        rtol = default if atol is None else np.where(np.asarray(atol) > 0, 0.0, default)
-    return np.maximum(0.0 if atol is None else atol, np.asarray(rtol) * largest)
+        rtol = default if atol is None else np.where(xp.asarray(atol) > 0, 0.0, default)
+    return np.maximum(0.0 if atol is None else atol, xp.asarray(rtol) * largest)
 
 
 class LinalgPinv(Op):
@@ -60,7 +62,7 @@ class LinalgPinv(Op):
         self.options = (atol, rtol, hermitian)
         u, s, vh = np.linalg.svd(A, full_matrices=False, hermitian=hermitian)
         largest = s.max(-1, initial=0)
-        cutoff = np.asarray(_cutoff(largest, A.shape, A.dtype, atol, rtol))
+        cutoff = as_array(_cutoff(largest, A.shape, A.dtype, atol, rtol))
         inverse = np.where(s > cutoff[..., None], 1 / np.where(s == 0, 1, s), 0).astype(A.dtype)
         return np.swapaxes(vh, -1, -2) @ (inverse[..., None] * np.swapaxes(u, -1, -2))
 
@@ -103,7 +105,7 @@ class MatrixRank(Op):
 
     def forward(self, A: Any, atol: Any, rtol: Any, hermitian: bool) -> Any:
         s = np.linalg.svd(A, compute_uv=False, hermitian=hermitian)
-        cutoff = np.asarray(_cutoff(s.max(-1, initial=0), A.shape, A.dtype, atol, rtol))
+        cutoff = as_array(_cutoff(s.max(-1, initial=0), A.shape, A.dtype, atol, rtol))
         return (s > cutoff[..., None]).sum(-1, dtype=np.int64)
 
 
@@ -178,10 +180,10 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
         )
     solution = LinalgLstsq.apply(A, right, rcond)
     s = np.linalg.svd(A._array, compute_uv=False)
-    bound = np.asarray(_cutoff(s.max(-1, initial=0), A.shape, s.dtype, None, rcond))
+    bound = as_array(_cutoff(s.max(-1, initial=0), A.shape, s.dtype, None, rcond))
     rank = (s > bound[..., None]).sum(-1, dtype=np.int64)
     m, n = A.shape[-2:]
-    values, ranks = empty_like_type(A), rank
+    values, ranks = empty_like_type(A), as_array(rank)
     if m > n and driver not in (None, "gelsy") and (rank == n).all():
         residuals = (Matmul.apply(A, solution) - right).square().sum(-2)
     else:
@@ -189,7 +191,7 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
     if driver in ("gelsd", "gelss"):
         values = wrap(s)
     if driver == "gels":
-        ranks = np.empty(0, np.int64)
+        ranks = namespace_of(s).empty(0, np.int64)
     if vector:
         solution = solution.squeeze(-1)
     return lstsq_result((solution, residuals, wrap(ranks), values))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.linalg_decompose import _Factors, empty_like_type
@@ -20,6 +21,7 @@ from dptrain.core.ops.linalg_solve import (
     LinalgSolveEx,
     check_matrix,
     check_same_type,
+    eye_like,
     mT,
     triangle,
 )
@@ -48,9 +50,10 @@ def factorise(A: np.ndarray, pivot: bool = True) -> tuple[np.ndarray, np.ndarray
     m, n = A.shape[-2:]
     k = min(m, n)
     lu = A.reshape(math.prod(A.shape[:-2]), m, n).copy()
-    batch = np.arange(len(lu))
-    pivots = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(lu), 1))
-    info = np.zeros(len(lu), np.int32)
+    xp = namespace_of(lu)
+    batch = xp.arange(len(lu))
+    pivots = np.tile(xp.arange(1, k + 1, dtype=np.int32), (len(lu), 1))
+    info = xp.zeros(len(lu), np.int32)
     for j in range(k):
         if pivot:
             row = np.abs(lu[:, j:, j]).argmax(axis=1) + j
@@ -67,8 +70,9 @@ def factorise(A: np.ndarray, pivot: bool = True) -> tuple[np.ndarray, np.ndarray
 def permutation(pivots: np.ndarray, rows: int) -> np.ndarray:
     """The rows of A in the order of P^T A, from LAPACK's exchanges: (*, k) -> (*, rows)."""
     flat = pivots.reshape(math.prod(pivots.shape[:-1]), pivots.shape[-1])
-    order = np.tile(np.arange(rows), (len(flat), 1))
-    batch = np.arange(len(flat))
+    xp = namespace_of(flat)
+    order = np.tile(xp.arange(rows), (len(flat), 1))
+    batch = xp.arange(len(flat))
     for j in range(flat.shape[1]):
         other = flat[:, j].astype(np.int64) - 1
         order[batch, other], order[:, j] = order[:, j].copy(), order[batch, other]
@@ -160,7 +164,7 @@ def _unpacked(lu: Any, pivots: Any) -> tuple[Tensor, Any, Any]:
     m, n = lu.shape[-2:]
     k = min(m, n)
     order = permutation(pivots._array, m)
-    p = np.swapaxes(np.eye(m, dtype=lu._array.dtype)[order], -1, -2)
+    p = np.swapaxes(eye_like(lu, m)[order], -1, -2)
     lower = triangle(Narrow.apply(lu, -1, 0, k), upper=False, unit=True)
     return wrap(p), lower, triangle(Narrow.apply(lu, -2, 0, k), upper=True)
 

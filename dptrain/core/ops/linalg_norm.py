@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -167,7 +168,8 @@ def _pdist(input: Any, p: float = 2.0) -> Any:
     _check_points("pdist", input, "input", p)
     if input.ndim != 2:
         raise RuntimeError(f"pdist only supports 2D tensors, got: {input.ndim}D")
-    first, second = np.triu_indices(input.shape[0], 1)
+    xp = namespace_of(input._array)
+    first, second = map(xp.asarray, np.triu_indices(input.shape[0], 1))
     return VectorNorm.apply(Index.apply(input, first) - Index.apply(input, second), p, -1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -146,10 +147,20 @@ def triangle(value: Any, upper: bool, unit: bool = False, strict: bool = False) 
     """The upper or lower triangle; with a unit diagonal if asked. Raw arrays and Tensors."""
     n, m = value.shape[-2:]
     mask = (np.triu if upper else np.tril)(
-        np.ones((n, m)), (1 if upper else -1) if unit or strict else 0
+        namespace_beside(value).ones((n, m)), (1 if upper else -1) if unit or strict else 0
     )
     kept = Where.call(mask.astype(bool), value, value * 0)
-    return kept + np.eye(n, m, dtype=value_type(value)) if unit else kept
+    return kept + eye_like(value, n, m) if unit else kept
+
+
+def namespace_beside(value: Any) -> Any:
+    """What makes arrays where a raw array or a Tensor lives."""
+    return namespace_of(getattr(value, "_array", value))
+
+
+def eye_like(value: Any, n: int, m: int | None = None) -> Any:
+    """The identity as a raw array, of the type of a raw array or a Tensor and beside it."""
+    return namespace_beside(value).eye(n, m, dtype=value_type(value))
 
 
 def value_type(value: Any) -> np.dtype[Any]:
@@ -186,7 +197,7 @@ def _cofactors(A: Any) -> Any:
     """The gradient of det at a singular matrix: det(U) det(V) U diag(products of the others) V^T."""
     u, s, vh = np.linalg.svd(A)
     n = s.shape[-1]
-    others = np.where(np.eye(n, dtype=bool), s.dtype.type(1), s[..., None, :]).prod(-1)
+    others = np.where(namespace_of(s).eye(n, dtype=bool), s.dtype.type(1), s[..., None, :]).prod(-1)
     sign = np.linalg.det(u) * np.linalg.det(vh)
     return (u * others[..., None, :]) @ vh * sign[..., None, None]
 
@@ -220,7 +231,7 @@ class LinalgSlogdet(Op):
     def forward(self, A: Any) -> Any:
         check_matrix("linalg.slogdet", A, square=True)
         sign, logabsdet = self.xp.linalg.slogdet(A)
-        return np.asarray(sign, A.dtype), np.asarray(logabsdet, A.dtype)
+        return self.xp.asarray(sign, A.dtype), self.xp.asarray(logabsdet, A.dtype)
 
     def backward(self, grads: Any, A: Any) -> Any:
         grad = grads[1]
@@ -274,7 +285,7 @@ class LinalgCholeskyEx(Op):
     def backward(self, grad: Any, out: Any) -> Any:
         # A-bar = sym(L^-T Phi(L^T L-bar) L^-1), Phi: lower triangle with halved diagonal.
         n = out.shape[-1]
-        halved = np.tril(np.ones((n, n))) - 0.5 * np.eye(n)
+        halved = np.tril(self.xp.ones((n, n))) - 0.5 * self.xp.eye(n)
         phi = Matmul.call(mT(out), grad) * halved.astype(value_type(out))
         t = mT(out)
         half = LinalgSolveEx.call(t, phi)  # L^-T Phi

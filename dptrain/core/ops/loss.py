@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import grid
+from dptrain.core.cuda import is_capturing
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation import Softmax
@@ -21,6 +22,8 @@ def check_classes(op: str, target: Any, num_classes: int, ignore_index: int) -> 
     Raises:
         IndexError: one does not.
     """
+    if is_capturing():  # the host cannot look at values while work is recorded
+        return
     bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if bad.any():
         raise IndexError(
@@ -69,7 +72,7 @@ class NllLoss(Op):
         check_classes("nll_loss", target, input.shape[1], ignore_index)
         counts = target != ignore_index
         classes = np.where(counts, target, 0)
-        self.counts, self.zero = counts, np.zeros((), input.dtype)
+        self.counts, self.zero = counts, self.xp.zeros((), input.dtype)
         self.factor = -counts.astype(input.dtype)
         if weight is not None:
             self.factor = self.factor * weight[classes]

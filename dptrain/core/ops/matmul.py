@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
@@ -113,6 +114,9 @@ def _dot(input: Any, other: Any) -> Any:
         )
     return Matmul.apply(input, other)
 
+
+#: The product of which other public functions are made: cast by autocast, as in PyTorch.
+matmul = casting("matmul", Matmul.apply)
 
 export("mm", methods=("mm",), function=_mm)(Matmul)
 export("bmm", methods=("bmm",), function=_bmm)(Matmul)

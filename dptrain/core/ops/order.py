@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.reduce import PutAlong, TakeAlong
@@ -24,6 +25,11 @@ def _orderable(input: Any) -> Any:
     """Values that NumPy sorts in place of `input`'s, NaN last."""
     array = input._array if isinstance(input, Tensor) else input
     return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _first(input: Tensor) -> Tensor:
+    """The place of the only element of a tensor of no dimension."""
+    return wrap(namespace_of(input._array).zeros((), np.int64))
 
 
 def _order(input: Any, dim: int, descending: bool) -> np.ndarray:
@@ -65,7 +71,7 @@ def _sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Fa
     """The elements in order along `dim`, and where they stood; equal ones keep their order."""
     dim = wrap_dim(dim, input.ndim, "sort")
     if input.ndim == 0:
-        return sort_result((input.clone(), wrap(np.zeros((), np.int64))))
+        return sort_result((input.clone(), _first(input)))
     indices = _order(input, dim, descending)
     return sort_result((Sort.apply(input, indices, dim), wrap(indices)))
 
@@ -74,7 +80,7 @@ def _argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool =
     """Where the elements stand that come in order along `dim`."""
     dim = wrap_dim(dim, input.ndim, "argsort")
     if input.ndim == 0:
-        return wrap(np.zeros((), np.int64))
+        return _first(input)
     return wrap(_order(input, dim, descending))
 
 
@@ -99,8 +105,8 @@ def _topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool 
     if input.ndim == 0:
         if k == 0:
             raise RuntimeError("topk: k must be 1 for a 0-dimensional tensor, got 0")
-        return topk_result((input.clone(), wrap(np.zeros((), np.int64))))
-    indices = np.take(_order(input, dim, largest), np.arange(k), axis=dim)
+        return topk_result((input.clone(), _first(input)))
+    indices = _order(input, dim, largest)[(slice(None),) * dim + (slice(k),)].copy()
     return topk_result((Topk.apply(input, indices, dim), wrap(indices)))
 
 
@@ -113,13 +119,14 @@ def _kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
             f"kthvalue(): selected number k out of range for dimension {dim}: k is {k}, size is {size}"
         )
     if input.ndim == 0:
-        return kthvalue_result((input.clone(), wrap(np.zeros((), np.int64))))
+        return kthvalue_result((input.clone(), _first(input)))
     return kthvalue_result(_one_place(input, _order(input, dim, False), k - 1, dim, keepdim))
 
 
 def _one_place(input: Any, order: np.ndarray, place: Any, dim: int, keepdim: bool) -> Any:
     """The elements at one place (a number, or one for each line) of an order along `dim`."""
-    places = np.broadcast_to(np.asarray(place), (*order.shape[:dim], 1, *order.shape[dim + 1 :]))
+    place = namespace_of(order).asarray(place)
+    places = np.broadcast_to(place, (*order.shape[:dim], 1, *order.shape[dim + 1 :]))
     indices = np.take_along_axis(order, places, axis=dim)
     values = TakeAlong.apply(input, indices, dim)
     return (
@@ -140,7 +147,7 @@ def _middle(input: Any, dim: int, ignore_nan: bool) -> tuple[np.ndarray, Any]:
     nans = (
         np.isnan(values).sum(axis=dim, keepdims=True)
         if values.dtype.kind == "f"
-        else np.zeros((), np.int64)
+        else namespace_of(values).zeros((), np.int64)
     )
     size = values.shape[dim]
     if ignore_nan:
@@ -157,7 +164,7 @@ def _median_of(name: str, result: Any, ignore_nan: bool) -> Any:
             return _one_place(flat, *_middle(flat, 0, ignore_nan), 0, False)[0]
         dim = wrap_dim(dim, input.ndim, name)
         if input.ndim == 0:
-            return result((input.clone(), wrap(np.zeros((), np.int64))))
+            return result((input.clone(), _first(input)))
         if input._array.shape[dim] == 0:
             raise IndexError(
                 f"{name}(): Expected reduction dim {dim} to have non-zero size; the input has shape {list(input.shape)}"
@@ -179,7 +186,7 @@ def _mode(input: Any, dim: int = -1, keepdim: bool = False) -> Any:
     """The most frequent element along `dim` (the smallest of equals), and its last index."""
     dim = wrap_dim(dim, input.ndim, "mode")
     if input.ndim == 0:
-        return mode_result((input.clone(), wrap(np.zeros((), np.int64))))
+        return mode_result((input.clone(), _first(input)))
     values = _orderable(input)
     if values.shape[dim] == 0:
         raise IndexError(
@@ -188,7 +195,7 @@ def _mode(input: Any, dim: int = -1, keepdim: bool = False) -> Any:
     order = np.moveaxis(_order(input, dim, False), dim, -1)
     lines = np.take_along_axis(np.moveaxis(values, dim, -1), order, axis=-1)
     # The run in which each sorted element stands, by its length so far; the longest run's end wins.
-    run = np.ones(lines.shape, np.int64)
+    run = namespace_of(lines).ones(lines.shape, np.int64)
     for k in range(1, lines.shape[-1]):
         run[..., k] = np.where(lines[..., k] == lines[..., k - 1], run[..., k - 1] + 1, 1)
     place = np.moveaxis(run.argmax(axis=-1)[..., None], -1, dim)
@@ -215,9 +222,9 @@ def _unique(
     shape = array.shape if dim is None else (array.shape[dim],) if array.ndim else ()
     parts = [wrap(values)]
     if return_inverse:
-        parts.append(wrap(np.asarray(inverse, np.int64).reshape(shape)))
+        parts.append(wrap(inverse.astype(np.int64).reshape(shape)))
     if return_counts:
-        parts.append(wrap(np.asarray(counts, np.int64)))
+        parts.append(wrap(counts.astype(np.int64)))
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
@@ -231,7 +238,7 @@ def _unique_consecutive(
     else:
         dim = wrap_dim(dim, input.ndim, "unique_consecutive")
         lines, shape = np.moveaxis(array, dim, 0), (array.shape[dim],)
-    new = np.ones(len(lines), bool)
+    new = namespace_of(lines).ones(len(lines), bool)
     different = lines[1:] != lines[:-1]
     new[1:] = different.reshape(len(lines) - 1, -1).any(axis=1) if len(lines) > 1 else []
     values = lines[new]

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.op import Op
 
 
 def _flat(index: np.ndarray, size: int) -> np.ndarray:
     """Positions inside each row as positions in all rows: (rows, k) -> (rows * k,)."""
-    return (index + np.arange(len(index))[:, None] * size).ravel()
+    return (index + namespace_of(index).arange(len(index))[:, None] * size).ravel()
 
 
 class Pick(Op):
@@ -24,7 +25,9 @@ class Pick(Op):
 
     def forward(self, input: Any, index: Any) -> Any:
         self.index, self.size = index, input.shape[1]
-        return np.ascontiguousarray(input).ravel()[_flat(index, self.size)].reshape(index.shape)
+        return (
+            self.xp.ascontiguousarray(input).ravel()[_flat(index, self.size)].reshape(index.shape)
+        )
 
     def backward(self, grad: Any) -> Any:
         return Place.call(grad, self.index, self.size)
@@ -37,8 +40,8 @@ class Place(Op):
 
     def forward(self, input: Any, index: Any, size: int) -> Any:
         self.index = index
-        out = np.zeros(len(index) * size, input.dtype)
-        np.add.at(out, _flat(index, size), np.ascontiguousarray(input).ravel())
+        out = self.xp.zeros(len(index) * size, input.dtype)
+        np.add.at(out, _flat(index, size), self.xp.ascontiguousarray(input).ravel())
         return out.reshape(len(index), size)
 
     def backward(self, grad: Any) -> Any:
@@ -47,7 +50,7 @@ class Place(Op):
 
 def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
     """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
-    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
     if len(index):
         order = np.argsort(index, kind="stable")
         found, starts = np.unique(index[order], return_index=True)

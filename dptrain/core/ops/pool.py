@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
@@ -141,10 +142,10 @@ def _divisors(
 
 def divided(sums: np.ndarray, divisors: Any) -> np.ndarray:
     """The sums over their divisors; of integers cut towards zero."""
-    by = np.asarray(divisors).astype(sums.dtype)
+    by = namespace_of(sums).asarray(divisors).astype(sums.dtype)
     if sums.dtype.kind == "f":
         return sums / by
-    return np.asarray(np.sign(sums) * np.sign(by) * (np.abs(sums) // np.abs(by)))
+    return as_array(np.sign(sums) * np.sign(by) * (np.abs(sums) // np.abs(by)))
 
 
 def check_averaged(op: str, input: Any) -> None:
@@ -215,8 +216,8 @@ def _avg_pool2d(
     window, outs = pool_window("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
     geometry = window.geometry()
     oh, ow = outs
-    divisors = _divisors(x._array.shape, oh, ow, geometry, count_include_pad, divisor_override)
-    out = AvgPool2d.apply(x, geometry, oh, ow, divisors)
+    counts = _divisors(x._array.shape, oh, ow, geometry, count_include_pad, divisor_override)
+    out = AvgPool2d.apply(x, geometry, oh, ow, namespace_of(x._array).asarray(counts))
     return out if input.ndim == 4 else out.squeeze(0)
 
 

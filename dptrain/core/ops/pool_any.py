@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.half import lift
 from dptrain.core.op import Op
@@ -43,8 +44,10 @@ def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -
     """
     x = rows.reshape(len(rows), *sizes)
     least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
-    best = np.full((len(rows), *outs), least, x.dtype)
-    where = np.full(best.shape, -1, np.int64)
+    xp = namespace_of(rows)
+    best = xp.full((len(rows), *outs), least, x.dtype)
+    where = xp.full(best.shape, -1, np.int64)
+    every = xp.arange(len(rows))
     for taps in product(*(range(k) for k in window.kernel)):
         places = [
             np.arange(o) * s - p + t * d
@@ -57,9 +60,9 @@ def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -
         if any(not len(i) for i in inside):
             continue
         kept = [p[i] for p, i in zip(places, inside, strict=True)]
-        here = np.ix_(np.arange(len(rows)), *inside)
-        value, held = x[np.ix_(np.arange(len(rows)), *kept)], best[here]
-        number = np.ravel_multi_index(np.ix_(*kept), sizes)
+        here = np.ix_(every, *map(xp.asarray, inside))
+        value, held = x[np.ix_(every, *map(xp.asarray, kept))], best[here]
+        number = xp.asarray(np.ravel_multi_index(np.ix_(*kept), sizes))
         seen = where[here]
         # NaN differs from itself; integers have none.
         better = (value > held) | ((value != value) & (held == held)) | (seen < 0)
@@ -129,7 +132,7 @@ def _avg_pool1d(
     window, outs = pool_window("avg_pool1d", 1, x, kernel_size, stride, padding, 1, ceil_mode)
     (k,), (s,), (p,), _ = window
     counts = _spans(int(x.shape[2]), outs[0], k, s, p, count_include_pad)[2]
-    divisors = counts.astype(np.float64).reshape(1, -1, 1)
+    divisors = namespace_of(x._array).asarray(counts.astype(np.float64).reshape(1, -1, 1))
     out = AvgPool2d.apply(x.unsqueeze(2), window.geometry(), 1, outs[0], divisors).squeeze(2)
     return out if input.ndim == 3 else out.squeeze(0)
 
@@ -240,7 +243,7 @@ class MaxUnpool(Op):
 
     def forward(self, input: Any, index: Any, size: int) -> Any:
         self.index = index
-        out = np.zeros((len(index), size), input.dtype)
+        out = self.xp.zeros((len(index), size), input.dtype)
         np.put_along_axis(out, index, input, axis=1)
         return out
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import common_namespace
 from dptrain.core.dtypes import scalar_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -83,7 +84,9 @@ class IsPosInf(Op):
     differentiable = False
 
     def forward(self, input: Any) -> Any:
-        return input == np.inf if input.dtype.kind not in "biu" else np.zeros(input.shape, bool)
+        return (
+            input == np.inf if input.dtype.kind not in "biu" else self.xp.zeros(input.shape, bool)
+        )
 
 
 @export("isneginf", methods=("isneginf",))
@@ -93,7 +96,9 @@ class IsNegInf(Op):
     differentiable = False
 
     def forward(self, input: Any) -> Any:
-        return input == -np.inf if input.dtype.kind not in "biu" else np.zeros(input.shape, bool)
+        return (
+            input == -np.inf if input.dtype.kind not in "biu" else self.xp.zeros(input.shape, bool)
+        )
 
 
 @export("isreal", methods=("isreal",))
@@ -103,7 +108,7 @@ class IsReal(Op):
     differentiable = False
 
     def forward(self, input: Any) -> Any:
-        return np.ones(input.shape, bool)
+        return self.xp.ones(input.shape, bool)
 
 
 def _isin(
@@ -115,11 +120,12 @@ def _isin(
             "isin(): expected a Tensor for elements or test_elements, got "
             f"{type(elements).__name__} and {type(test_elements).__name__}"
         )
+    both = (elements, test_elements)
+    xp = common_namespace(v._array for v in both if isinstance(v, Tensor))
     a, b = (
-        v._array if isinstance(v, Tensor) else np.asarray(v, scalar_dtype(v).numpy)
-        for v in (elements, test_elements)
+        v._array if isinstance(v, Tensor) else xp.asarray(v, scalar_dtype(v).numpy) for v in both
     )
-    return wrap(np.asarray(np.isin(a, b, assume_unique=assume_unique, invert=invert)))
+    return wrap(xp.asarray(np.isin(a, b, assume_unique=assume_unique, invert=invert)))
 
 
 export("isin", function=_isin)(Eq)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
+from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.elementwise import Mul
 from dptrain.core.ops.linalg_solve import LinalgInvEx, check_matrix
-from dptrain.core.ops.matmul import Matmul
+from dptrain.core.ops.matmul import Matmul, matmul
 from dptrain.core.ops.reduce import Sum
 from dptrain.core.ops.shape import Permute, Reshape, Unsqueeze, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
@@ -118,7 +118,9 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     shape = [a.shape[d] for d in rows] + [b.shape[d] for d in columns]
     x = Reshape.apply(Permute.apply(a, (*rows, *left)), (math.prod(shape[: len(rows)]), summed))
     y = Reshape.apply(Permute.apply(b, (*right, *columns)), (summed, math.prod(shape[len(rows) :])))
-    return Reshape.apply(Matmul.apply(x, y), tuple(shape))
+    # All against all is PyTorch's dot, which autocast leaves alone on the CPU.
+    product = matmul(x, y) if shape else Matmul.apply(x, y)
+    return Reshape.apply(product, tuple(shape))
 
 
 export("tensordot", function=_tensordot, free=("dims",))(Matmul)
@@ -178,7 +180,7 @@ def _multiply(chain: list[Any], best: dict[tuple[int, int], int], i: int, j: int
     if i == j:
         return chain[i]
     k = best[i, j]
-    return Matmul.apply(_multiply(chain, best, i, k), _multiply(chain, best, k + 1, j))
+    return matmul(_multiply(chain, best, i, k), _multiply(chain, best, k + 1, j))
 
 
 def _chain_matmul(*matrices: Any) -> Any:
@@ -194,6 +196,9 @@ export("linalg.multi_dot", function=_multi_dot)(Matmul)
 export("chain_matmul", function=_chain_matmul)(Matmul)
 
 
+_inverse = casting("linalg.inv", LinalgInvEx.apply)
+
+
 def _matrix_power(A: Any, n: int) -> Any:
     """A multiplied by itself n times; n = 0 gives the identity, n < 0 powers of the inverse.
 
@@ -203,16 +208,16 @@ def _matrix_power(A: Any, n: int) -> Any:
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         check_matrix("linalg.matrix_power", A, square=True)
     if n == 0:
-        return A * 0 + wrap(np.eye(A.shape[-1], dtype=A._array.dtype))
+        return A * 0 + wrap(namespace_of(A._array).eye(A.shape[-1], dtype=A._array.dtype))
     result: Any = None
-    square, power = (LinalgInvEx.apply(A) if n < 0 else A), abs(n)
+    square, power = (_inverse(A) if n < 0 else A), abs(n)
     while True:
         if power % 2:
-            result = square if result is None else Matmul.apply(result, square)
+            result = square if result is None else matmul(result, square)
         power //= 2
         if not power:
             break
-        square = Matmul.apply(square, square)
+        square = matmul(square, square)
     return result.clone() if n == 1 else result
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import as_array, common_namespace, is_array, namespace_of, to_host
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.inplace import _random
@@ -94,8 +94,8 @@ def _random_integers(
     return _random(self, "random_", np.asarray(draws))
 
 
-def _probabilities(p: Any, op: str) -> np.ndarray:
-    array = np.asarray(p._array if isinstance(p, Tensor) else p, np.float64)
+def _probabilities(p: Any, op: str, xp: Any = np) -> Any:
+    array = p._array.astype(np.float64) if isinstance(p, Tensor) else xp.asarray(p, np.float64)
     if not ((array >= 0) & (array <= 1)).all():
         raise RuntimeError(f"{op} expects p to be in [0, 1], but got p={array.tolist()}")
     return array
@@ -105,8 +105,10 @@ def _bernoulli_in_place(
     self: Tensor, p: Any = 0.5, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill with 1 with probability p (a number or a tensor that broadcasts), else 0."""
-    chance = _probabilities(p, "bernoulli_")
-    return _random(self, "bernoulli_", _stream(generator).random(self._array.shape) < chance)
+    xp = common_namespace([self._array, p._array] if isinstance(p, Tensor) else [self._array])
+    chance = _probabilities(p, "bernoulli_", xp)
+    draws = xp.asarray(_stream(generator).random(self._array.shape))
+    return _random(self, "bernoulli_", draws < chance)
 
 
 class Bernoulli(Op):
@@ -128,7 +130,8 @@ def _bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None)
     if p is None:
         _check_floating(input, "bernoulli")
     _probabilities(input if p is None else p, "bernoulli")
-    return Bernoulli.apply(input, _stream(generator).random(input._array.shape), p)
+    draws = namespace_of(input._array).asarray(_stream(generator).random(input._array.shape))
+    return Bernoulli.apply(input, draws, p)
 
 
 def _multinomial(
@@ -162,10 +165,10 @@ def _multinomial(
         raise RuntimeError(
             "multinomial: invalid multinomial distribution (sum of probabilities <= 0)"
         )
-    stream = _stream(generator)
+    stream, xp = _stream(generator), namespace_of(rows)
     if replacement:
         ladder = np.cumsum(rows, axis=1)
-        draws = stream.random((len(rows), num_samples)) * ladder[:, -1:]
+        draws = xp.asarray(stream.random((len(rows), num_samples))) * ladder[:, -1:]
         found = (draws[:, :, None] >= ladder[:, None, :]).sum(axis=2)
     else:
         if ((rows > 0).sum(axis=1) < num_samples).any():
@@ -175,7 +178,7 @@ def _multinomial(
             )
         # Exponential race: the k smallest of E_i / w_i are k draws without replacement.
         with np.errstate(divide="ignore"):
-            times = stream.standard_exponential(rows.shape) / rows
+            times = xp.asarray(stream.standard_exponential(rows.shape)) / rows
         found = np.argsort(times, axis=1, kind="stable")[:, :num_samples]
     return wrap(found.astype(np.int64)[0] if weights.ndim == 1 else found.astype(np.int64))
 
@@ -192,9 +195,9 @@ class Normal(Op):
     num_tensors = 0
 
     def forward(self, mean: Any, std: Any, draws: Any, kind: Any) -> Any:
-        tensors = [isinstance(v, np.ndarray) for v in (mean, std)]
+        tensors = [is_array(v) for v in (mean, std)]
         self.backward_name = f"NormalBackward{3 if all(tensors) else 1 if tensors[0] else 2}"
-        return np.asarray(draws * std + mean).astype(kind)
+        return as_array(draws * std + mean).astype(kind)
 
     def backward(self, grad: Any) -> Any:
         return grad * 0, grad * 0
@@ -207,7 +210,9 @@ def _normal(
     *,
     generator: Generator | None = None,
     dtype: Any = None,
+    layout: Any = None,
     device: Any = None,
+    pin_memory: bool = False,
     requires_grad: bool = False,
 ) -> Any:
     """Draws from normal distributions: numbers with `size`, or a tensor of means and/or deviations."""
@@ -220,7 +225,14 @@ def _normal(
         if size is None:
             raise TypeError("normal() needs size= where mean and std are numbers")
         shape = tuple(size) if not isinstance(size, int) else (size,)
-        drawn = randn(shape, generator=generator, dtype=dtype, device=device)
+        drawn = randn(
+            shape,
+            generator=generator,
+            dtype=dtype,
+            layout=layout,
+            device=device,
+            pin_memory=pin_memory,
+        )
         return (drawn * std + mean).requires_grad_(requires_grad)
     if size is not None:
         raise TypeError("normal() takes size= only where mean and std are numbers")
@@ -234,7 +246,8 @@ def _normal(
         raise RuntimeError(
             f"normal: shapes {list(np.shape(arrays[0]))} and {list(np.shape(arrays[1]))} do not broadcast"
         ) from None
-    return Normal.apply(mean, std, np.asarray(_stream(generator).standard_normal(shape)), kind)
+    draws = common_namespace(arrays).asarray(_stream(generator).standard_normal(shape))
+    return Normal.apply(mean, std, draws, kind)
 
 
 def _poisson(input: Any, generator: Generator | None = None) -> Any:
@@ -242,8 +255,8 @@ def _poisson(input: Any, generator: Generator | None = None) -> Any:
     _check_floating(input, "poisson")
     if (input._array < 0).any():
         raise RuntimeError("poisson: invalid Poisson rate, expected rate to be non-negative")
-    draws = _stream(generator).poisson(input._array.astype(np.float64))
-    return wrap(np.asarray(draws).astype(input._array.dtype))
+    draws = _stream(generator).poisson(to_host(input._array).astype(np.float64))
+    return wrap(namespace_of(input._array).asarray(draws).astype(input._array.dtype))
 
 
 for _name, _function in {

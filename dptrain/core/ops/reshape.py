@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import address, is_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.join import _split
@@ -118,8 +118,7 @@ class AsStrided(Op):
                 f"as_strided: negative sizes or strides are not supported: {list(size)}, {list(stride)}"
             )
         owner = _storage(input)
-        start = lambda a: a.__array_interface__["data"][0]  # noqa: E731
-        here = (start(input) - start(owner)) // input.itemsize
+        here = (address(input) - address(owner)) // input.itemsize
         offset = here if storage_offset is None else storage_offset
         needed = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
         if 0 not in size and (offset < 0 or needed > owner.size or not owner.flags.c_contiguous):
@@ -132,7 +131,7 @@ class AsStrided(Op):
         self.offset = offset - here
         flat = owner.reshape(-1)[offset:] if 0 not in size else owner.reshape(-1)[:0]
         steps = tuple(s * input.itemsize for s in stride)
-        return np.lib.stride_tricks.as_strided(
+        return self.xp.lib.stride_tricks.as_strided(
             flat, size, steps, writeable=bool(input.flags.writeable)
         )
 
@@ -149,9 +148,9 @@ class StridedAdd(Op):
     def forward(self, input: Any, shape: Any, size: Any, stride: Any, offset: int) -> Any:
         self.plan = (size, stride, offset)
         out = self.xp.zeros(shape, input.dtype)
-        places = np.full(size, offset)
+        places = self.xp.full(size, offset)
         for axis, (n, s) in enumerate(zip(size, stride, strict=True)):
-            steps = np.arange(n) * s
+            steps = self.xp.arange(n) * s
             places = places + steps.reshape((-1,) + (1,) * (len(size) - 1 - axis))
         self.xp.add.at(out.reshape(-1), places, input)
         return out
@@ -213,7 +212,7 @@ def _resize(self: Tensor, *sizes: Any) -> Tensor:
     if count <= flat.size:
         self._array = flat[:count].reshape(shape)
     else:
-        grown = np.zeros(count, flat.dtype)
+        grown = namespace_of(flat).zeros(count, flat.dtype)
         grown[: flat.size] = flat
         self._array = grown.reshape(shape)
     self._bump_version()

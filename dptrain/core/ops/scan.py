@@ -61,7 +61,7 @@ class Cumprod(Op):
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
         if grad.ndim == 0:
             return grad
-        if (np.asarray(getattr(input, "_array", input)) != 0).all():
+        if (getattr(input, "_array", input) != 0).all():
             turned = Cumsum.call(Flip.call(grad * out, (self.dim,)), self.dim)
             return Flip.call(turned, (self.dim,)) / input
         # Entry k of the gradient sums, over the places i >= k, grad[i] times the product of all but
@@ -133,15 +133,15 @@ class _RunningExtreme(Op):
     def _scan(self, input: Any, dim: int, better: Any) -> Any:
         self.dim, self.shape = wrap_dim(dim, input.ndim, self.name), input.shape
         if input.ndim == 0:
-            self.indices = np.zeros((), np.int64)
+            self.indices = self.xp.zeros((), np.int64)
             return input.copy(), self.indices
         values = np.moveaxis(input.copy(), self.dim, 0)
-        indices = np.zeros(values.shape, np.int64)
+        indices = self.xp.zeros(values.shape, np.int64)
         for k in range(1, len(values)):
             wins = better(values[k], values[k - 1]) | (values[k] != values[k])
             indices[k] = np.where(wins, k, indices[k - 1])
             values[k] = np.where(wins, values[k], values[k - 1])
-        self.indices = np.ascontiguousarray(np.moveaxis(indices, 0, self.dim))
+        self.indices = self.xp.ascontiguousarray(np.moveaxis(indices, 0, self.dim))
         return np.moveaxis(values, 0, self.dim), self.indices
 
     def backward(self, grads: Any) -> Any:

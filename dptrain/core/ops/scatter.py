@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import is_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -36,7 +36,7 @@ def _places(input: Any, dim: int, index: Any, op: str, source: Any = None) -> tu
     places = places_along(op, input.shape, dim, index, source)
     if input.ndim:
         return places
-    return () if index.size else (np.asarray(False),)
+    return () if index.size else (namespace_of(index).asarray(False),)
 
 
 def _part(source: Any, index: Any) -> Any:
@@ -44,7 +44,7 @@ def _part(source: Any, index: Any) -> Any:
     if not getattr(source, "ndim", 0) or source.shape == index.shape:
         return source
     if not index.size:
-        return np.zeros(index.shape, source.dtype)
+        return namespace_of(source).zeros(index.shape, source.dtype)
     return source[tuple(slice(n) for n in index.shape)]
 
 
@@ -72,7 +72,9 @@ def _scatter(
             f"scatter: reduce argument must be either add or multiply, got {reduce!r}"
         )
     if not isinstance(source, Tensor):
-        source = wrap(np.full(index._array.shape, source, input._array.dtype))
+        source = wrap(
+            namespace_of(index._array).full(index._array.shape, source, input._array.dtype)
+        )
     if reduce == "add":
         return ScatterAdd.apply(input, source, index, dim)
     from dptrain.core.ops.scatter_reduce import _scatter_reduce
@@ -214,6 +216,10 @@ class IndexCopy(Op):
     num_tensors = 3
 
     def forward(self, input: Any, source: Any, index: Any, dim: int) -> Any:
+        if is_array(index) and index.dtype != np.int64:
+            raise RuntimeError(
+                f"index_copy(): Expected a long tensor for index, but got {index.dtype}"
+            )
         self.places = _lines_source("index_copy", input, source, dim, index)
         out = input.copy()
         out[self.places] = source
@@ -238,6 +244,8 @@ class IndexFill(Op):
     """A copy of the input with slices set to a value."""
 
     def forward(self, input: Any, value: Any, index: Any, dim: int) -> Any:
+        if is_array(index) and index.dtype != np.int64:
+            raise IndexError(f"index_fill(): Expected dtype int64 for index, but got {index.dtype}")
         # Each place once: it has one value to derive, however often it was named.
         unique = self.xp.unique(index) if is_array(index) and index.size else index
         self.places = _lines(input, dim, unique, "index_fill")
@@ -252,7 +260,7 @@ class IndexFill(Op):
 
 def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """A copy with `values` stored (or added, if `accumulate`) at the places of an index tuple."""
-    raw, _ = _raw_index(tuple(indices))
+    raw, _ = _raw_index(tuple(indices), input._array)
     if values.dtype is not input.dtype:
         raise RuntimeError(
             f"index_put requires the source and destination dtypes match, got {input.dtype} for the destination and "

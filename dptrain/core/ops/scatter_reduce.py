@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import as_array, is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -60,14 +60,14 @@ class ScatterReduce(Op):
         self.index, self.shape = index, src.shape
         self.reduce, self.include_self = reduce, include_self
         values = self._values(src)
-        touched = np.zeros(input.shape, bool)
+        touched = self.xp.zeros(input.shape, bool)
         touched[self.places] = True
         self.dropped = touched & (not include_self)
         start = {"sum": 0, "mean": 0, "prod": 1, "amax": _lowest(input), "amin": _highest(input)}
-        out = np.where(self.dropped, np.asarray(start[reduce]).astype(input.dtype), input)
+        out = np.where(self.dropped, self.xp.asarray(start[reduce]).astype(input.dtype), input)
         _UFUNCS[reduce].at(out, self.places, values)
         if reduce == "mean":
-            count = np.full(input.shape, int(include_self))
+            count = self.xp.full(input.shape, int(include_self))
             np.add.at(count, self.places, 1)
             self.count = np.maximum(count, 1)
             integers = input.dtype.kind in "iu"
@@ -94,9 +94,9 @@ class ScatterReduce(Op):
             return self._product_gradients(grad, input, values, out)
         picked_out = Index.call(out, self.places)
         mine, theirs = (input == out), (values == picked_out)
-        raw_mine, raw_theirs = (np.asarray(getattr(m, "_array", m)) for m in (mine, theirs))
-        raw_mine = np.asarray(raw_mine & ~self.dropped)
-        ties = np.asarray(raw_mine, np.float64)
+        raw_mine, raw_theirs = (as_array(getattr(m, "_array", m)) for m in (mine, theirs))
+        raw_mine = as_array(raw_mine & ~self.dropped)
+        ties = self.xp.asarray(raw_mine, np.float64)
         np.add.at(ties, self.places, raw_theirs.astype(np.float64))
         share = grad / np.maximum(ties, 1).astype(out.dtype if is_array(out) else out._array.dtype)
         d_input = Where.call(raw_mine, share, share * 0)
@@ -104,7 +104,7 @@ class ScatterReduce(Op):
         return d_input, self._spread(Where.call(raw_theirs, picked, picked * 0))
 
     def _product_gradients(self, grad: Any, input: Any, values: Any, out: Any) -> Any:
-        raw_input, raw_values = (np.asarray(getattr(v, "_array", v)) for v in (input, values))
+        raw_input, raw_values = (as_array(getattr(v, "_array", v)) for v in (input, values))
         mine_zero, theirs_zero = raw_input == 0, raw_values == 0
         if mine_zero.any() or theirs_zero.any():
             if isinstance(grad, Tensor):
@@ -113,11 +113,11 @@ class ScatterReduce(Op):
                     "implemented"
                 )
             # The products of the other factors: nothing where another one is 0.
-            counted = np.asarray(mine_zero & ~self.dropped, np.int64)
-            np.add.at(counted, self.places, np.asarray(theirs_zero, np.int64))
+            counted = self.xp.asarray(mine_zero & ~self.dropped, np.int64)
+            np.add.at(counted, self.places, self.xp.asarray(theirs_zero, np.int64))
             input = np.where(mine_zero, input.dtype.type(1), input)
             values = np.where(theirs_zero, values.dtype.type(1), values)
-            rest = np.asarray(np.where(self.dropped, input.dtype.type(1), input))
+            rest = as_array(np.where(self.dropped, input.dtype.type(1), input))
             np.multiply.at(rest, self.places, values)
             by_input = np.where(counted == mine_zero, rest, 0) * grad
             by_values = np.where(counted[self.places] == theirs_zero, rest[self.places], 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.dtypes import dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -283,10 +284,12 @@ class Narrow(Op):
     def forward(self, input: Any, dim: int, start: Any, length: int) -> Any:
         if input.ndim == 0:
             raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
-        if isinstance(start, np.ndarray):
+        if is_array(start):
             if start.ndim or start.dtype.kind not in "iu":
                 raise RuntimeError("narrow: start must be an 0-dim integral Tensor.")
             start = int(start)
+        if length < 0:
+            raise RuntimeError("narrow(): length must be non-negative.")
         dim = wrap_dim(dim, input.ndim, "narrow")
         size = input.shape[dim]
         if not -size <= start <= size:
@@ -295,7 +298,7 @@ class Narrow(Op):
             )
         if start < 0:
             start += size
-        if length < 0 or start + length > size:
+        if start + length > size:
             raise RuntimeError(
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.kernels.erf import erf, scaled_erfc
+from dptrain.core.kernels.erf import erf, polynomial, scaled_erfc
 from dptrain.core.ops.special_values import BERNOULLI, LARGE, erfc, lgamma
 
 #: From here on the asymptotic series has more digits than float64.
@@ -20,7 +20,6 @@ _FAR = 30.0
 
 def scaled_bessel_i(order: int, x: np.ndarray) -> np.ndarray:
     """exp(-|x|) I_order(x), for order 0 or 1."""
-    x = np.asarray(x, np.float64)
     size = np.abs(x)
     near = np.minimum(size, _FAR)
     quarter = near * near / 4
@@ -42,7 +41,6 @@ def scaled_bessel_i(order: int, x: np.ndarray) -> np.ndarray:
 
 def bessel_i(order: int, x: np.ndarray) -> np.ndarray:
     """I_order(x), for order 0 or 1."""
-    x = np.asarray(x, np.float64)
     scaled = scaled_bessel_i(order, x)
     half = np.exp(np.abs(x) / 2)  # the whole exponential overflows before the product does
     return np.where(np.isinf(x), x if order == 1 else np.inf, scaled * half * half)
@@ -50,7 +48,6 @@ def bessel_i(order: int, x: np.ndarray) -> np.ndarray:
 
 def erfcx(x: np.ndarray) -> np.ndarray:
     """exp(x^2) erfc(x)."""
-    x = np.asarray(x, np.float64)
     tail = scaled_erfc(np.maximum(np.abs(x), 0.46875))
     inner = np.clip(x, -0.46875, 0.46875)
     near = np.exp(inner * inner) * (1 - erf(inner))
@@ -62,12 +59,11 @@ def erfcx(x: np.ndarray) -> np.ndarray:
 
 def ndtr(x: np.ndarray) -> np.ndarray:
     """The probability that a standard normal variable is below x."""
-    return 0.5 * erfc(-np.asarray(x, np.float64) / math.sqrt(2))
+    return 0.5 * erfc(-x / math.sqrt(2))
 
 
 def log_ndtr(x: np.ndarray) -> np.ndarray:
     """log(ndtr(x)), exact in both tails."""
-    x = np.asarray(x, np.float64)
     z = x / math.sqrt(2)
     low = np.log(erfcx(-np.minimum(z, 0.0)) / 2) - z * z
     return np.where(x < -1, low, np.log1p(-erfc(np.maximum(z, -1.0)) / 2))
@@ -75,14 +71,13 @@ def log_ndtr(x: np.ndarray) -> np.ndarray:
 
 def ndtri(p: np.ndarray) -> np.ndarray:
     """The x with ndtr(x) = p: Newton's method on the logarithm, in the lower half."""
-    p = np.asarray(p, np.float64)
     inside = (p > 0) & (p < 1)
     small = np.where(inside, np.minimum(p, 1 - p), 0.5)
     t = np.sqrt(-2 * np.log(small))
     x = -(
         t
-        - np.polyval((0.010328, 0.802853, 2.515517), t)
-        / np.polyval((0.001308, 0.189269, 1.432788, 1.0), t)
+        - polynomial((0.010328, 0.802853, 2.515517), t)
+        / polynomial((0.001308, 0.189269, 1.432788, 1.0), t)
     )
     for _ in range(5):
         log = log_ndtr(x)
@@ -95,7 +90,7 @@ def ndtri(p: np.ndarray) -> np.ndarray:
 
 def zeta(s: Any, q: Any) -> np.ndarray:
     """Hurwitz's zeta, the sum over k >= 0 of (q + k)^-s; infinite at s = 1, NaN below."""
-    s, q = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(q, np.float64))
+    s, q = np.broadcast_arrays(s, q)
     valid = (s > 1) & ~np.isnan(q)
     n = np.where(valid, s, 2.0) - 1
     limit = LARGE + np.minimum(n, 500)
@@ -126,7 +121,7 @@ _TINY = 1e-300
 
 def gamma_ratio(a: Any, x: Any, upper: bool) -> np.ndarray:
     """The regularised incomplete gamma function, Q(a, x) if `upper` else P(a, x) = 1 - Q(a, x)."""
-    a, x = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(x, np.float64))
+    a, x = np.broadcast_arrays(a, x)
     regular = (a > 0) & (x > 0) & np.isfinite(a) & np.isfinite(x)
     b, y = np.where(regular, a, 1.0), np.where(regular, x, 1.0)
     scale = np.exp(b * np.log(y) - y - lgamma(b))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, is_array, run_beside
 from dptrain.core.dtypes import get_default_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -25,18 +26,18 @@ class I0(Op):
         return _in_float64(lambda x: values.bessel_i(0, x), input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        return grad * I1.call(input)
+        return grad * SpecialI1.call(input)
 
 
 @export("special.i0e")
-class I0E(Op):
+class SpecialI0E(Op):
     """exp(-|input|) i0(input)."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(lambda x: values.scaled_bessel_i(0, x), input)
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
-        return grad * (I1E.call(input) - Sign.call(input) * out)
+        return grad * (SpecialI1E.call(input) - Sign.call(input) * out)
 
 
 def _over_input(out: Any, input: Any, limit: float) -> Any:
@@ -47,7 +48,7 @@ def _over_input(out: Any, input: Any, limit: float) -> Any:
 
 
 @export("special.i1")
-class I1(Op):
+class SpecialI1(Op):
     """The modified Bessel function of the first kind, of order 1."""
 
     def forward(self, input: Any) -> Any:
@@ -58,25 +59,25 @@ class I1(Op):
 
 
 @export("special.i1e")
-class I1E(Op):
+class SpecialI1E(Op):
     """exp(-|input|) i1(input)."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(lambda x: values.scaled_bessel_i(1, x), input)
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
-        slope = I0E.call(input) - _over_input(out, input, 0.5) - out * Sign.call(input)
+        slope = SpecialI0E.call(input) - _over_input(out, input, 0.5) - out * Sign.call(input)
         return grad * slope
 
 
 @export("special.entr")
-class Entr(Op):
+class SpecialEntr(Op):
     """-input * log(input): 0 at 0, -inf below."""
 
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = np.asarray(input, get_default_dtype().numpy) if input.dtype.kind in "biu" else input
+        x = input.astype(get_default_dtype().numpy) if input.dtype.kind in "biu" else input
         product = -x * self.xp.log(x)
         kind = product.dtype.type
         return self.xp.where(x > 0, product, self.xp.where(x == 0, kind(0), x * kind(np.inf)))
@@ -86,7 +87,7 @@ class Entr(Op):
 
 
 @export("special.erfcx")
-class Erfcx(Op):
+class SpecialErfcx(Op):
     """exp(input^2) erfc(input)."""
 
     def forward(self, input: Any) -> Any:
@@ -108,18 +109,18 @@ class Ndtr(Op):
 
 
 @export("special.log_ndtr")
-class LogNdtr(Op):
+class SpecialLogNdtr(Op):
     """The logarithm of `ndtr`."""
 
     def forward(self, input: Any) -> Any:
         return _in_float64(values.log_ndtr, input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        return grad / Erfcx.call(input * -math.sqrt(0.5)) * math.sqrt(2 / math.pi)
+        return grad / SpecialErfcx.call(input * -math.sqrt(0.5)) * math.sqrt(2 / math.pi)
 
 
 @export("special.ndtri")
-class Ndtri(Op):
+class SpecialNdtri(Op):
     """The inverse of `ndtr`."""
 
     def forward(self, input: Any) -> Any:
@@ -130,7 +131,7 @@ class Ndtri(Op):
 
 
 @export("special.xlog1py")
-class Xlog1py(Op):
+class SpecialXlog1Py(Op):
     """input * log1p(other), and 0 where input is 0 (unless other is NaN)."""
 
     in_float32 = True
@@ -139,7 +140,7 @@ class Xlog1py(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         kind = input.dtype if input.dtype.kind not in "biu" else get_default_dtype().numpy
-        x, y = np.asarray(input, kind), np.asarray(other, kind)
+        x, y = self.xp.asarray(input, kind), self.xp.asarray(other, kind)
         product = x * self.xp.log1p(y)
         return self.xp.where((x == 0) & ~self.xp.isnan(y), kind.type(0), product)
 
@@ -160,11 +161,12 @@ class _TwoParameters(Op):
         kind = input.dtype if hasattr(input, "dtype") else other.dtype
         if kind.kind in "biu":
             kind = get_default_dtype().numpy
-        return np.asarray(function(input, other)).astype(kind)
+        array = input if is_array(input) else other
+        return as_array(run_beside(array, function, input, other)).astype(kind)
 
 
 @export("special.zeta")
-class Zeta(_TwoParameters):
+class SpecialZeta(_TwoParameters):
     """Hurwitz's zeta function; differentiable by `other`."""
 
     num_tensors = 0
@@ -175,7 +177,7 @@ class Zeta(_TwoParameters):
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         if self.needs[0]:
             raise RuntimeError("the derivative for 'zeta' is not implemented.")
-        return None, grad * -input * Zeta.call(input + 1, other)
+        return None, grad * -input * SpecialZeta.call(input + 1, other)
 
 
 class _Igamma(_TwoParameters):

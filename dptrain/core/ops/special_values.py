@@ -1,4 +1,4 @@
-"""Values of the error function and of the gamma function's family on raw arrays, in float64.
+"""Values of the error function and of the gamma function's family on raw float64 arrays of any device.
 
 Sources: erfc after W. J. Cody, as erf in `dptrain.core.kernels.erf`; erfinv starts from M. Giles,
 "Approximating the erfinv function" (2010), and takes Newton steps; the gamma family uses Stirling's asymptotic series behind recurrence and
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.kernels.erf import erf, scaled_erfc
+from dptrain.core.kernels.erf import erf, polynomial, scaled_erfc
 
 
 def _exp_minus_square(y: Any) -> Any:
@@ -23,7 +23,6 @@ def _exp_minus_square(y: Any) -> Any:
 
 def erfc(x: np.ndarray) -> np.ndarray:
     """1 - erf(x), exact where erf(x) is close to 1."""
-    x = np.asarray(x, np.float64)
     y = np.clip(np.abs(x), 0.46875, 30.0)
     tail = _exp_minus_square(y) * scaled_erfc(y)
     far = np.where(x > 0, tail, 2 - tail)
@@ -56,10 +55,9 @@ _GILES_FAR = (
 
 def erfinv(y: np.ndarray) -> np.ndarray:
     """The inverse of erf; infinite at -1 and 1, NaN beyond."""
-    y = np.asarray(y, np.float64)
     w = -np.log((1 - y) * (1 + y))
     x = y * np.where(
-        w < 5, np.polyval(_GILES_NEAR, w - 2.5), np.polyval(_GILES_FAR, np.sqrt(w) - 3)
+        w < 5, polynomial(_GILES_NEAR, w - 2.5), polynomial(_GILES_FAR, np.sqrt(w) - 3)
     )
     for _ in range(3):
         # The residual by erfc in the tails, where erf has lost its digits.
@@ -76,7 +74,6 @@ BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 
 
 def lgamma(x: np.ndarray) -> np.ndarray:
     """log |Gamma(x)|; infinite at 0 and the negative integers."""
-    x = np.asarray(x, np.float64)
     flipped = x < 0.5
     z = np.where(flipped, 1 - x, x)
     product = np.ones_like(z)
@@ -86,7 +83,7 @@ def lgamma(x: np.ndarray) -> np.ndarray:
         product = np.where(low, product * shifted, product)
         shifted = np.where(low, shifted + 1, shifted)
     inverse = 1 / shifted
-    series = inverse * np.polyval(_STIRLING[::-1], inverse * inverse)
+    series = inverse * polynomial(_STIRLING[::-1], inverse * inverse)
     value = (shifted - 0.5) * np.log(shifted) - shifted + 0.5 * math.log(2 * math.pi) + series
     value = np.where(np.isposinf(z), np.inf, value - np.log(product))
     sine = np.abs(np.sin(np.pi * (x - np.rint(x))))
@@ -96,7 +93,6 @@ def lgamma(x: np.ndarray) -> np.ndarray:
 
 def digamma(x: np.ndarray) -> np.ndarray:
     """The derivative of log Gamma; NaN at the negative integers, -inf at +0, inf at -0."""
-    x = np.asarray(x, np.float64)
     flipped = x < 0
     z = np.where(flipped, 1 - x, x)
     total = np.zeros_like(z)
@@ -106,7 +102,7 @@ def digamma(x: np.ndarray) -> np.ndarray:
         z = np.where(low, z + 1, z)
     inverse = 1 / (z * z)
     terms = [b / (2 * k) for k, b in enumerate(BERNOULLI, 1)]
-    value = total + np.log(z) - 0.5 / z - inverse * np.polyval(terms[::-1], inverse)
+    value = total + np.log(z) - 0.5 / z - inverse * polynomial(terms[::-1], inverse)
     value = np.where(np.isposinf(x), np.inf, value)
     fraction = x - np.rint(x)
     reflected = np.where(fraction == 0, np.nan, value - math.pi / np.tan(np.pi * fraction))

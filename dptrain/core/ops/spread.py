@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.ops.elementwise import Sub
 from dptrain.core.ops.join import _cat
@@ -67,6 +68,7 @@ def _slope(input: Any, dim: int, spacing: Any, edge_order: int) -> Any:
 
     shape = [1] * input.ndim
     shape[dim] = -1
+    xp = namespace_of(value._array)
     if isinstance(spacing, Tensor):
         if spacing.ndim != 1 or spacing.shape[0] != size:
             raise RuntimeError(
@@ -74,10 +76,10 @@ def _slope(input: Any, dim: int, spacing: Any, edge_order: int) -> Any:
             )
         points = spacing._array.astype(np.float64)
     else:
-        points = np.arange(size) * float(spacing)
+        points = xp.arange(size) * float(spacing)
 
     def weight(numbers: Any) -> Any:
-        return wrap(np.asarray(numbers, value._array.dtype).reshape(shape))
+        return wrap(xp.asarray(numbers, value._array.dtype).reshape(shape))
 
     h = np.diff(points)
     a, b = h[:-1], h[1:]
@@ -143,10 +145,10 @@ def _histogram(
             raise RuntimeError(f"histogram: range of [{low}, {high}] is not finite and rising")
         if low == high:
             low, high = low - 0.5, high + 0.5
-        edges = np.linspace(low, high, bins + 1).astype(array.dtype)
+        edges = namespace_of(array).linspace(low, high, bins + 1).astype(array.dtype)
     weights = None if weight is None else weight._array.reshape(-1)
     counts, _ = np.histogram(array.reshape(-1), edges, weights=weights, density=density)
     return histogram_result((wrap(counts.astype(array.dtype)), wrap(edges.copy())))
 
 
-export("histogram", methods=("histogram",), function=_histogram)(_Counting)
+export("histogram", methods=("histogram",), function=_histogram, free=("bins",))(_Counting)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, to_host
 from dptrain.core.export import export
 from dptrain.core.ops.arrange import Diagonal, Flip
 from dptrain.core.ops.compare import Where
@@ -147,7 +148,7 @@ def _quantiles(
         )
     if isinstance(q, Tensor) and q.dtype is not input.dtype:
         raise RuntimeError(f"{op}() q tensor must be same dtype as the input tensor, got {q.dtype}")
-    wanted = np.asarray(q._array if isinstance(q, Tensor) else q, np.float64)
+    wanted = np.asarray(to_host(q._array) if isinstance(q, Tensor) else q, np.float64)
     if wanted.ndim > 1:
         raise RuntimeError(f"{op}() q must be a scalar or 1D tensor, got {wanted.ndim}D")
     if not ((wanted >= 0) & (wanted <= 1)).all():
@@ -193,9 +194,9 @@ def _at_rank(ordered: Any, rank: np.ndarray, place: Any, dim: int, interpolation
     elif interpolation == "nearest":
         rank = np.rint(rank)
     below = np.floor(rank).astype(np.int64)
-    weight = np.asarray(rank - below, ordered._array.dtype)
+    weight = as_array(rank - below).astype(ordered._array.dtype)
     if interpolation == "midpoint":
-        weight = np.where(weight > 0, np.asarray(0.5, weight.dtype), weight)
+        weight = np.where(weight > 0, weight.dtype.type(0.5), weight)
     low = TakeAlong.apply(ordered, below, dim)
     if interpolation in ("lower", "higher", "nearest"):
         return low

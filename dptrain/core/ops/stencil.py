@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import is_array, namespace_of
 from dptrain.core.op import Op
 
 
@@ -29,6 +30,7 @@ class Taps:
         self, rows: np.ndarray, cols: np.ndarray, weights: np.ndarray | None, shape: tuple[int, int]
     ) -> None:
         self.rows, self.cols, self.weights, self.shape = rows, cols, weights, shape
+        self._held: dict[Any, list[tuple[Any, Any, Any]]] = {}
 
     @cached_property
     def transposed(self) -> Taps:
@@ -58,12 +60,22 @@ class Taps:
             )
         return found
 
+    def _layers_in(self, xp: Any) -> list[tuple[Any, Any, Any]]:
+        """The layers where the arrays of that namespace live; moved there once."""
+        held = self._held.get(xp)
+        if held is None:
+            held = self._held[xp] = [
+                tuple(xp.asarray(v) if is_array(v) else v for v in layer) for layer in self.layers
+            ]
+        return held
+
     def run(self, x: np.ndarray, dim: int) -> np.ndarray:
         """The results along `dim`."""
-        out = np.zeros((*x.shape[:dim], self.shape[0], *x.shape[dim + 1 :]), x.dtype)
+        xp = namespace_of(x)
+        out = xp.zeros((*x.shape[:dim], self.shape[0], *x.shape[dim + 1 :]), x.dtype)
         lead = (slice(None),) * dim
         tail = (1,) * (x.ndim - dim - 1)
-        for rows, cols, weights in self.layers:
+        for rows, cols, weights in self._layers_in(xp):
             part = x[(*lead, cols)]
             if weights is not None:
                 part = part * weights.astype(x.dtype).reshape(-1, *tail)
@@ -123,7 +135,7 @@ class ConstantPadNd(Op):
         if not any(p > 0 for ab in pads for p in ab):
             return kept.copy()
         shape = [s + max(0, a) + max(0, b) for s, (a, b) in zip(kept.shape, pads, strict=True)]
-        out = np.full(shape, value, input.dtype)
+        out = self.xp.full(shape, value, input.dtype)
         out[
             tuple(
                 slice(max(0, a), max(0, a) + s) for s, (a, _) in zip(kept.shape, pads, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.arrange import Diagonal
@@ -121,7 +122,7 @@ def _nonzero(input: Any, *, as_tuple: bool = False) -> Any:
     if as_tuple:
         return tuple(wrap(p) for p in places)
     if input.ndim == 0:
-        return wrap(np.zeros((len(places[0]), 0), np.int64))
+        return wrap(namespace_of(places[0]).zeros((len(places[0]), 0), np.int64))
     return wrap(np.stack(places, axis=1).astype(np.int64))
 
 
@@ -175,7 +176,8 @@ def _slice_scatter(
 def _diagonal_scatter(input: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """A copy with a diagonal replaced by `src`."""
     shape = input._array.shape
-    places = Diagonal.apply(wrap(np.arange(input._array.size).reshape(shape)), offset, dim1, dim2)
+    numbers = wrap(namespace_of(input._array).arange(input._array.size).reshape(shape))
+    places = Diagonal.apply(numbers, offset, dim1, dim2)
     return _replace("diagonal_scatter", input, src, tuple(np.unravel_index(places._array, shape)))
 
 
@@ -195,7 +197,7 @@ def _unravel_index(indices: Any, shape: Any) -> Any:
         raise ValueError(f"'shape' cannot have negative values, but got {sizes}")
     raw, places = indices._array.astype(np.int64), []
     for size in sizes[::-1]:
-        places.append(wrap(np.asarray(raw % max(size, 1))))
+        places.append(wrap(as_array(raw % max(size, 1))))
         raw = raw // max(size, 1)
     return tuple(places[::-1])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.op import Op
 from dptrain.core.ops.windows import Sizes, Window, columns, image_of
 
@@ -21,7 +19,7 @@ class Im2Col(Op):
         n, c = input.shape[:2]
         outs, taps = window.outputs(self.sizes), math.prod(window.kernel)
         rows = columns(input, outs, window).reshape(n, math.prod(outs), taps, c)
-        return np.ascontiguousarray(rows.transpose(0, 3, 2, 1)).reshape(
+        return self.xp.ascontiguousarray(rows.transpose(0, 3, 2, 1)).reshape(
             n, c * taps, math.prod(outs)
         )
 

@@ -11,7 +11,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import kernels_for
@@ -96,7 +95,7 @@ def columns(image: np.ndarray, outs: Sizes, window: Window) -> np.ndarray:
     padded = namespace_of(x).zeros((n, *_bordered(x, outs, window), c), x.dtype)
     padded[_inside(x, window)] = x
     first, *steps, last = padded.strides
-    taps = as_strided(
+    taps = namespace_of(x).lib.stride_tricks.as_strided(
         padded,
         (n, *outs, *window.kernel, c),
         (

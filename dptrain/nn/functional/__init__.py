@@ -4,6 +4,7 @@ Owns: argument checks, defaults and compositions, one family per file. The deriv
 `dptrain.core.ops`. Must not know: modules.
 """
 
+from dptrain.core.autocast_policy import casting
 from dptrain.core.export import FUNCTIONS
 from dptrain.nn.functional.activation import log_softmax, relu, relu_, sigmoid, softmax, tanh
 from dptrain.nn.functional.activation_more import (
@@ -274,3 +275,10 @@ __all__ = [
     "upsample_bilinear",
     "upsample_nearest",
 ]
+
+# Under autocast the functions follow its table; those of FUNCTIONS do already.
+_done = {id(function) for function in FUNCTIONS.values()}
+for _name in __all__:
+    if id(globals()[_name]) not in _done:
+        _function = globals()[_name] = casting(_name, globals()[_name])
+        _function.__module__ = __name__  # where it is found, so that it can be pickled

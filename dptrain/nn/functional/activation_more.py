@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.random import default_generator
@@ -79,7 +80,8 @@ def gumbel_softmax(
     draws = default_generator().stream().standard_exponential(logits.shape)
     # standard_exponential may draw 0 with probability 2^-53: keep the logarithm finite.
     noise = -np.log(np.maximum(draws, np.finfo(np.float64).tiny))
-    soft = Softmax.apply((logits + wrap(noise.astype(logits._array.dtype))) / tau, dim)
+    added = namespace_of(logits._array).asarray(noise.astype(logits._array.dtype))
+    soft = Softmax.apply((logits + wrap(added)) / tau, dim)
     if not hard:
         return soft
     values = soft._array

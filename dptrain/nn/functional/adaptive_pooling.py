@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of, to_host
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.conv import batched
 from dptrain.core.ops.pick import Pick
@@ -30,8 +31,9 @@ def _picked(input: Tensor, where: np.ndarray, rank: int, outs: Sizes, both: bool
 
 def _best(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The number of the largest value over the last axis (the first of equals; NaN is largest)."""
+    xp = namespace_of(values)
     at = (
-        values.argmax(axis=-1)[..., None] if values.size else np.zeros((*values.shape[:-1], 1), int)
+        values.argmax(axis=-1)[..., None] if values.size else xp.zeros((*values.shape[:-1], 1), int)
     )
     return np.take_along_axis(np.broadcast_to(numbers, values.shape), at, axis=-1)[..., 0]
 
@@ -48,6 +50,7 @@ def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bo
         places.append(np.minimum(start[:, None] + np.arange(longest), end[:, None] - 1))
     grid = [p.reshape(*_spread(p.shape, i, rank)) for i, p in enumerate(places)]
     numbers = np.ravel_multi_index(np.broadcast_arrays(*grid), sizes).reshape(math.prod(outs), -1)
+    numbers = namespace_of(rows._array).asarray(numbers)
     where = _best(rows._array[:, numbers], numbers)
     return _picked(input, where, rank, outs, return_indices)
 
@@ -130,7 +133,7 @@ def _fractional(
             raise RuntimeError(
                 f"{op}: expected _random_samples of shape ({n}, {channels}, {rank}), got {tuple(samples.shape)}"
             )
-        draws = samples._array[:n].reshape(-1, rank)
+        draws = to_host(samples._array)[:n].reshape(-1, rank)
     # PyTorch's order: the last dimension first in two dimensions, the first one in three.
     order = (1, 0) if rank == 2 else (0, 1, 2)
     starts = [
@@ -148,6 +151,7 @@ def _fractional(
         ],
         axis=-1,
     ).reshape(len(draws), math.prod(outs), math.prod(kernel))
+    numbers = namespace_of(rows._array).asarray(numbers)
     values = np.take_along_axis(
         rows._array[:, :, None],
         numbers.reshape(len(draws), math.prod(outs) * math.prod(kernel), 1),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
@@ -37,9 +38,9 @@ def attention_weights(
 ) -> Tensor:
     """softmax(query key^T * scale + mask): (..., L, E) with (..., S, E) -> (..., L, S)."""
     scores = (query * scale) @ key.transpose(-2, -1)
-    kind = scores._array.dtype
+    kind, xp = scores._array.dtype, namespace_of(scores._array)
     if is_causal:
-        scores = scores + _additive(np.tri(*scores.shape[-2:], dtype=bool), kind)
+        scores = scores + _additive(xp.tri(*scores.shape[-2:], dtype=bool), kind)
     if attn_mask is None:
         return Softmax.apply(scores, -1)
     if attn_mask.dtype.name != "bool":
@@ -50,7 +51,7 @@ def attention_weights(
     if not nowhere.any():
         return weights
     # A query that may attend nowhere gets zeros rather than 0 / 0.
-    return FUNCTIONS["where"](wrap(nowhere), wrap(np.zeros((), kind)), weights)
+    return FUNCTIONS["where"](wrap(nowhere), wrap(xp.zeros((), kind)), weights)
 
 
 def scaled_dot_product_attention(

@@ -100,7 +100,7 @@ def dropout3d(
 def _alpha(input: Tensor, p: float, mask_shape: tuple[int, ...]) -> Tensor:
     if p == 1:
         return input * 0
-    kept = default_generator().stream(DROPOUT).random(mask_shape, dtype=np.float32) >= p
+    kept = default_generator().uniform_beside(input._array, mask_shape, DROPOUT) >= p
     # Factor and shift that keep mean and variance; Klambauer et al., "Self-normalizing neural
     # networks", 2017, section 3.
     scale = ((1 - p) * (1 + p * _SATURATED**2)) ** -0.5

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.half import lift
 from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
@@ -105,7 +106,7 @@ def _bags(
                 "if input is 2D, then offsets has to be None, as input is treated is a mini-batch of fixed length "
                 f"sequences. However, found offsets of type {type(offsets)}"
             )
-        return np.repeat(np.arange(len(indices)), indices.shape[1]), len(indices)
+        return np.repeat(namespace_of(indices).arange(len(indices)), indices.shape[1]), len(indices)
     if indices.ndim != 1:
         raise ValueError(
             f"input has to be 1D or 2D Tensor, but got Tensor of dimension {indices.ndim}"
@@ -127,7 +128,8 @@ def _bags(
         )
     if last:
         starts = starts[:-1]
-    return np.searchsorted(starts, np.arange(len(indices)), side="right") - 1, len(starts)
+    places = namespace_of(indices).arange(len(indices))
+    return np.searchsorted(starts, places, side="right") - 1, len(starts)
 
 
 def embedding_bag(
@@ -184,7 +186,7 @@ def embedding_bag(
     indices = _checked("embedding_bag", input, weight)
     bag_of, bags = _bags(input, indices, offsets, include_last_offset)
     flat = indices.ravel()
-    kept = np.ones(len(flat), bool)
+    kept = namespace_of(flat).ones(len(flat), bool)
     if padding_idx is not None:
         kept = flat != _padding_index(padding_idx, len(weight))
     flat, bag_of = flat[kept], bag_of[kept]
@@ -207,16 +209,16 @@ def embedding_bag(
 
 def _bag_max(rows: Tensor, bag_of: np.ndarray, bags: int) -> Tensor:
     """The largest of each column over each bag; 0 for empty bags."""
-    values = rows._array
+    values, xp = rows._array, namespace_of(rows._array)
     longest = max(int(np.bincount(bag_of, minlength=1).max()), 1) if len(bag_of) else 1
-    place = np.arange(len(bag_of)) - np.searchsorted(bag_of, bag_of)
-    table = np.full((bags, longest, values.shape[1]), -np.inf, values.dtype)
+    place = xp.arange(len(bag_of)) - np.searchsorted(bag_of, bag_of)
+    table = xp.full((bags, longest, values.shape[1]), -np.inf, values.dtype)
     table[bag_of, place] = values
-    starts = np.searchsorted(bag_of, np.arange(bags))
+    starts = np.searchsorted(bag_of, xp.arange(bags))
     where = (table.argmax(axis=1) + starts[:, None]).T  # (D, bags): row of each maximum
     empty = np.bincount(bag_of, minlength=bags) == 0
     where[:, empty] = 0
     if not len(bag_of):
-        return wrap(np.zeros((bags, values.shape[1]), values.dtype))
+        return wrap(xp.zeros((bags, values.shape[1]), values.dtype))
     picked = Pick.apply(rows.transpose(0, 1), where).transpose(0, 1)
     return picked * wrap(~empty[:, None])

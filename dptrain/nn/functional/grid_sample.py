@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import product
+from operator import and_
 from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.half import lift
 from dptrain.core.ops.index import Index
 from dptrain.core.tensor import Tensor, wrap
 
 
-def _axis(size: int, align_corners: bool, kind: Any) -> np.ndarray:
+def _axis(size: int, align_corners: bool, kind: Any, xp: Any) -> Any:
     if size <= 1:
-        return np.zeros(size, kind)
-    line = np.linspace(-1, 1, size, dtype=kind)
+        return xp.zeros(size, kind)
+    line = xp.linspace(-1, 1, size, dtype=kind)
     return line if align_corners else line * kind.type((size - 1) / size)
 
 
@@ -42,9 +45,10 @@ def affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) -> 
     if min(sizes) <= 0:
         raise ValueError(f"Expected non-zero, positive output size. Got {sizes}")
     kind = theta._array.dtype
-    lines = [_axis(s, bool(align_corners), kind) for s in sizes[2:]]
+    xp = namespace_of(theta._array)
+    lines = [_axis(s, bool(align_corners), kind, xp) for s in sizes[2:]]
     grids = np.meshgrid(*lines, indexing="ij")
-    points = np.stack([*grids[::-1], np.ones(sizes[2:], kind)], axis=-1)
+    points = np.stack([*grids[::-1], xp.ones(sizes[2:], kind)], axis=-1)
     flat = wrap(points.reshape(1, -1, rank + 1).astype(kind))
     return (flat @ theta.transpose(1, 2)).reshape(sizes[0], *sizes[2:], rank)
 
@@ -159,7 +163,7 @@ def _weighted(
     """The entries around each position times their weights along every dimension."""
     lows = [np.floor(p._array) for p in places]
     parts = [p - wrap(low) for p, low in zip(places, lows, strict=True)]
-    out = wrap(np.zeros((), image._array.dtype))
+    out = wrap(namespace_of(image._array).zeros((), image._array.dtype))
     for taps in product(steps, repeat=len(sizes)):
         weight: Any = 1
         for part, step in zip(parts, taps, strict=True):
@@ -174,8 +178,8 @@ def _weighted(
 
 def _corner(input: Tensor, where: list[np.ndarray], sizes: list[int]) -> Tensor:
     """The values at whole positions, 0 outside: (N, *outs, C)."""
-    inside = np.logical_and.reduce([(w >= 0) & (w < s) for w, s in zip(where, sizes, strict=True)])
+    inside = reduce(and_, ((w >= 0) & (w < s) for w, s in zip(where, sizes, strict=True)))
     index = [np.where(inside, w, 0).astype(np.int64) for w in where]
-    batch = np.arange(len(inside)).reshape(-1, *(1,) * (inside.ndim - 1))
+    batch = namespace_of(inside).arange(len(inside)).reshape(-1, *(1,) * (inside.ndim - 1))
     found = Index.apply(input, (batch, slice(None), *index))
     return found * wrap(inside[..., None])

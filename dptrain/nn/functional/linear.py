@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.ops.matmul import Linear
 from dptrain.core.tensor import Tensor, wrap
 
@@ -11,10 +12,17 @@ from dptrain.core.tensor import Tensor, wrap
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight.T + bias: (..., in) with (out, in) and (out,) -> (..., out).
 
+    For an input of two dimensions the bias may also be a matrix that broadcasts.
+
     Raises:
         RuntimeError: shapes or dtypes do not fit.
     """
-    return Linear.apply(input, weight) if bias is None else Linear.apply(input, weight, bias)
+    if bias is None:
+        return Linear.apply(input, weight)
+    if isinstance(bias, Tensor) and bias._array.ndim == 2:
+        product = Linear.apply(input, weight)
+        return product + bias.expand(*product.shape)
+    return Linear.apply(input, weight, bias)
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -45,4 +53,4 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
             f"Class values must be smaller than num_classes: got class {int(indices.max())} and "
             f"num_classes={num_classes}"
         )
-    return wrap((indices[..., None] == np.arange(num_classes)).astype(np.int64))
+    return wrap((indices[..., None] == namespace_of(indices).arange(num_classes)).astype(np.int64))

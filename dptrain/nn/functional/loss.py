@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss
@@ -83,7 +84,7 @@ def _counted(target: np.ndarray, weight: Any, ignore_index: int, kind: np.dtype[
     """The weight of all positions that count: the divisor of the mean."""
     counts = target != ignore_index
     if weight is None:
-        return kind.type(counts.sum())
+        return as_array(counts.sum()).astype(kind)
     return (weight[np.where(counts, target, 0)] * counts).sum(dtype=kind)
 
 
@@ -95,7 +96,7 @@ def _nll(logp: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target._array, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+    return _reduce(loss, reduction, wrap(as_array(divisor)))
 
 
 def nll_loss(
@@ -157,12 +158,16 @@ def linear_cross_entropy(
 
     Raises:
         NotImplementedError: options.
+        RuntimeError: shapes do not fit, or `ignore_index` with class probabilities.
     """
     if options is not None:
         raise NotImplementedError(
             "linear_cross_entropy: chunks are not supported; use options=None"
         )
     *classes, depth = linear_weight.shape
+    _check_linear(input, linear_weight, linear_bias)
+    if ignore_index is not None and target.shape == (*input.shape[:-1], *classes):
+        raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     logits = linear(input, linear_weight.reshape(-1, depth), bias)
     logits = logits.reshape(*input.shape[:-1], *classes)
@@ -175,6 +180,31 @@ def linear_cross_entropy(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
+
+
+def _check_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if input.ndim not in (1, 2):
+        raise RuntimeError(
+            f"linear_cross_entropy: expected input with dimensionality 1 or 2, got {input.ndim}"
+        )
+    if weight.ndim < 2:
+        raise RuntimeError(
+            f"linear_cross_entropy: expected linear_weight with dimensionality at least 2, got {weight.ndim}"
+        )
+    if input.shape[-1] != weight.shape[-1]:
+        raise RuntimeError(
+            "linear_cross_entropy: expected equal input and linear_weight last dimensions (in_features), got "
+            f"{input.shape[-1]} and {weight.shape[-1]}"
+        )
+    if bias is not None and bias.shape != weight.shape[:-1]:
+        raise RuntimeError(
+            f"linear_cross_entropy: expected linear_bias shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}"
+        )
+    if weight.ndim > 2 and input.ndim == 1:
+        raise RuntimeError(
+            f"linear_cross_entropy: linear_weight of shape {tuple(weight.shape)} requires batched input (N, "
+            f"{input.shape[-1]}), got {tuple(input.shape)}"
+        )
 
 
 def cross_entropy(
@@ -234,12 +264,12 @@ def _smooth_part(
 ) -> Tensor:
     """-sum over the classes of weight * logp, for the positions that count."""
     weighted = logp if weight is None else logp * _along_classes(weight, logp.ndim, dim)
-    zero = wrap(np.zeros((), logp._array.dtype))
+    zero = wrap(namespace_of(logp._array).zeros((), logp._array.dtype))
     loss = FUNCTIONS["where"](wrap(target != ignore_index), -weighted.sum(dim), zero)
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(np.asarray(divisor)))
+    return _reduce(loss, reduction, wrap(as_array(divisor)))
 
 
 def _soft_cross_entropy(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import move, namespace_of
+from dptrain.core.device import device
 from dptrain.core.ops.ctc import CtcLoss
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.loss_regression import check_tensors
 from dptrain.nn.functional.reduction import check_reduction, reduce_loss
 
 
-def _lengths(name: str, given: Tensor | Sequence[int] | int, n: int) -> np.ndarray:
+def _lengths(name: str, given: Tensor | Sequence[int] | int, n: int, place: device) -> Any:
     raw = given._array if isinstance(given, Tensor) else np.asarray(given)
     if raw.dtype.kind not in "iu":
         raise RuntimeError(f"ctc_loss: {name} must be integral, got {raw.dtype}")
@@ -20,7 +23,7 @@ def _lengths(name: str, given: Tensor | Sequence[int] | int, n: int) -> np.ndarr
         raise RuntimeError(f"ctc_loss: Expected {name} to have size {n}, got {list(raw.shape)}")
     if raw.size and raw.min() < 0:
         raise RuntimeError(f"ctc_loss: Expected {name} to have value at least 0, got {raw.min()}")
-    return raw.astype(np.int64).reshape(n)
+    return move(raw.astype(np.int64).reshape(n), place)
 
 
 def _padded(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -39,7 +42,9 @@ def _padded(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
             f"({int(lengths.sum())}), got shape {list(targets.shape)}"
         )
     starts = np.cumsum(lengths) - lengths
-    places = np.minimum(starts[:, None] + np.arange(longest), max(targets.size - 1, 0))
+    places = np.minimum(
+        starts[:, None] + namespace_of(lengths).arange(longest), max(targets.size - 1, 0)
+    )
     return targets[places]
 
 
@@ -84,14 +89,14 @@ def ctc_loss(
     t, n, c = values.shape
     if not 0 <= blank < c:
         raise RuntimeError(f"ctc_loss: blank must be in label range [0, {c}), got {blank}")
-    frames = _lengths("input_lengths", input_lengths, n)
-    sizes = _lengths("target_lengths", target_lengths, n)
+    frames = _lengths("input_lengths", input_lengths, n, log_probs.device)
+    sizes = _lengths("target_lengths", target_lengths, n, log_probs.device)
     if frames.size and frames.max() > t:
         raise RuntimeError(
             f"ctc_loss: Expected input_lengths to have value at most {t}, but got value {int(frames.max())}"
         )
     labels = _padded(targets._array.astype(np.int64), sizes)
-    used = labels[np.arange(labels.shape[1]) < sizes[:, None]]
+    used = labels[namespace_of(labels).arange(labels.shape[1]) < sizes[:, None]]
     if used.size and not (used.min() >= 0 and used.max() < c):
         raise RuntimeError(
             f"ctc_loss: targets must be in [0, {c}), found [{int(used.min())}, {int(used.max())}]"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Minimum
 from dptrain.core.ops.index import Gather
@@ -269,7 +270,7 @@ def multi_margin_loss(
         )
     scores = input.reshape(n, c)
     kind = input._array.dtype
-    others = np.ones((n, c), kind)
+    others = namespace_of(classes).ones((n, c), kind)
     np.put_along_axis(others, classes, kind.type(0), axis=1)
     loss = clamp_below(margin - Gather.apply(scores, 1, wrap(classes)) + scores, 0)
     loss = (loss if p == 1 else loss.square()) * wrap(others)
@@ -309,7 +310,7 @@ def multilabel_margin_loss(
         raise RuntimeError(f"{op}: target out of range: labels must be in [-1, {c})")
     kind = input._array.dtype
     counts = (labels >= 0) & (np.cumsum(labels < 0, axis=1) == 0)
-    is_target = np.zeros((n, c + 1), bool)
+    is_target = namespace_of(labels).zeros((n, c + 1), bool)
     np.put_along_axis(is_target, np.where(counts, labels, c), True, axis=1)
     pairs = counts[:, :, None] & ~is_target[:, None, :c]
     scores = input.reshape(n, c)

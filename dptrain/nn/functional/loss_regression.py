@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
-import numpy as np
-
+from dptrain.core.arrays import namespace_of
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.linalg_norm import clamp_below
 from dptrain.core.ops.loss_pointwise import HuberLoss, MseLoss, SmoothL1Loss
@@ -227,8 +226,9 @@ def gaussian_nll_loss(
         ValueError: a negative variance, a shape that does not fit, or an unknown reduction.
     """
     check_tensors("gaussian_nll_loss", input=input, target=target)
+    xp = namespace_of(input._array)
     variance = (
-        var if isinstance(var, Tensor) else wrap(np.full(input.shape, var, input._array.dtype))
+        var if isinstance(var, Tensor) else wrap(xp.full(input.shape, var, input._array.dtype))
     )
     if (variance._array < 0).any():
         raise ValueError("var has negative entry/entries")

@@ -16,9 +16,9 @@ from dptrain.core.creation import zeros
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.nn import functional  # its functions follow autocast, unlike those of its modules
 from dptrain.nn.functional.attention import scaled_dot_product_attention
 from dptrain.nn.functional.dropout import dropout
-from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.padding import pad
 
 
@@ -108,7 +108,9 @@ def multi_head_attention_forward(
     )
     if add_zero_attn:
         k, v = (
-            FUNCTIONS["cat"]([t, zeros(n, num_heads, 1, head_dim, dtype=t.dtype)], -2)
+            FUNCTIONS["cat"](
+                [t, zeros(n, num_heads, 1, head_dim, dtype=t.dtype, device=t.device)], -2
+            )
             for t in (k, v)
         )
     sizes = (n, num_heads, length, source)
@@ -124,7 +126,7 @@ def multi_head_attention_forward(
     else:
         out = scaled_dot_product_attention(_heads(q, num_heads), k, v, mask, p, causal)
     joined = out.permute(2, 0, 1, 3).reshape(length, n, embed_dim)
-    result = linear(joined, out_proj_weight, out_proj_bias)
+    result = functional.linear(joined, out_proj_weight, out_proj_bias)
     if shares is not None:
         shares = shares.mean(1) if average_attn_weights else shares
         shares = shares if batched else shares.squeeze(0)
@@ -198,7 +200,7 @@ def _project_packed(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     if query is key and key is value:
-        packed: tuple[Tensor, ...] = linear(query, weight, bias).chunk(3, -1)
+        packed: tuple[Tensor, ...] = functional.linear(query, weight, bias).chunk(3, -1)
         return packed
     return _project(query, key, value, weight.chunk(3), bias)
 
@@ -207,7 +209,9 @@ def _project(
     query: Tensor, key: Tensor, value: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     biases: Any = (None, None, None) if bias is None else bias.chunk(3)
-    return tuple(linear(*part) for part in zip((query, key, value), weights, biases, strict=True))
+    return tuple(
+        functional.linear(*part) for part in zip((query, key, value), weights, biases, strict=True)
+    )
 
 
 def _with_bias(

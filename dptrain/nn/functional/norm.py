@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import float32
 from dptrain.core.op import Op
 from dptrain.core.ops.norm import (
     FusedRmsNorm,
@@ -28,8 +29,10 @@ def _check_input(op: str, input: Any, *affine: Tensor | None) -> None:
         raise RuntimeError(
             f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
         )
+    # Mixed precision: 16-bit activations with float32 parameters, which compute in float32 anyway.
+    allowed = (input.dtype, float32 if input.dtype.itemsize == 2 else input.dtype)
     for value in affine:
-        if value is not None and value.dtype is not input.dtype:
+        if value is not None and value.dtype not in allowed:
             raise RuntimeError(
                 f"{op}: expected scalar type {input.dtype} for weight and bias but found {value.dtype}"
             )

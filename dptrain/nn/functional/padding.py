@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.autocast_policy import casting
 from dptrain.core.ops.stencil import ConstantPadNd, Stencil, selection
 from dptrain.core.tensor import Tensor
 
@@ -48,12 +49,24 @@ def pad(
             "Only 2D, 3D, 4D, 5D padding with non-constant padding are supported for now; got padding "
             f"{sizes} for input of shape {list(input.shape)}"
         )
+    return _INSIDE[mode, rank](input, sizes, mode)
+
+
+def _all_from_inside(input: Tensor, sizes: list[int], mode: str) -> Tensor:
     out = input
-    for i in range(rank):
+    for i in range(len(sizes) // 2):
         before, after = sizes[2 * i : 2 * i + 2]
         if before or after:
             out = _from_inside(out, input.ndim - 1 - i, before, after, mode)
     return out
+
+
+#: By mode and padded dimensions: for autocast they are operations of their own, as in PyTorch.
+_INSIDE = {
+    (mode, rank): casting(f"{name}_pad{rank}d", _all_from_inside)
+    for mode, name in {"reflect": "reflection", "replicate": "replication", "circular": "_"}.items()
+    for rank in (1, 2, 3)
+}
 
 
 def _constant(input: Tensor, sizes: list[int], value: float) -> Tensor:

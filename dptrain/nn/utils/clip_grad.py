@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, device_of, move, namespace_of
+from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -19,9 +21,17 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 def _norm(values: np.ndarray, order: float) -> Any:
     """The p-norm of all values; 16-bit types are summed in float32."""
     if not values.size:
-        return values.dtype.type(0)
+        return namespace_of(values).zeros((), values.dtype)
     wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
     return np.linalg.norm(wide.ravel(order="K"), ord=order)
+
+
+def _stacked(norms: list[Any]) -> Any:
+    """The norms as a vector where the first one lives."""
+    try:
+        return np.stack(norms)
+    except DeviceMismatchError:
+        return np.stack([move(n, device_of(norms[0])) for n in norms])
 
 
 def clip_grad_norm_(
@@ -74,8 +84,8 @@ def get_total_norm(
         return wrap(np.zeros((), np.float32))
     order = float(norm_type)
     with np.errstate(all="ignore"):  # inf and nan are results here
-        norms = np.stack([np.asarray(_norm(t._array, order)) for t in held])
-        total = np.asarray(_norm(norms, order), dtype=norms.dtype)
+        norms = _stacked([as_array(_norm(t._array, order)) for t in held])
+        total = as_array(_norm(norms, order)).astype(norms.dtype, copy=False)
     if error_if_nonfinite and not np.isfinite(total):
         raise RuntimeError(
             f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.module import Module
 
@@ -39,7 +40,7 @@ def normalized(values: np.ndarray, eps: float) -> np.ndarray:
 
 def random_direction(like: Tensor, size: int, eps: float) -> Tensor:
     """A random vector of length 1, of the type of `like`."""
-    draws = wrap(np.empty(size, like._array.dtype)).normal_(0, 1)
+    draws = wrap(namespace_of(like._array).empty(size, like._array.dtype)).normal_(0, 1)
     return wrap(normalized(draws._array, eps))
 
 

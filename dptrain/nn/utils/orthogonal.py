@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.op import Op
@@ -38,7 +39,7 @@ class _Inverse(Op):
 
 
 def _constant(values: np.ndarray, like: Tensor) -> Tensor:
-    return wrap(values.astype(like._array.dtype))
+    return wrap(namespace_of(like._array).asarray(values.astype(like._array.dtype)))
 
 
 def _matrix_exp(a: Tensor) -> Tensor:
@@ -128,15 +129,16 @@ class _Orthogonal(Module):
         wide = Q.shape[-2] < Q.shape[-1]
         q = _flipped(Q._array) if wide else Q._array
         n, k = q.shape[-2:]
+        xp = namespace_of(q)
         if self.use_trivialization:
             if n != k:
-                more = np.empty((*q.shape[:-1], n - k), q.dtype)
+                more = xp.empty((*q.shape[:-1], n - k), q.dtype)
                 wrap(more).normal_(0, 1, generator=default_generator())
                 q = np.concatenate([q, more], axis=-1)
-            self.base = wrap(np.ascontiguousarray(_orthogonal_basis(q)))
+            self.base = wrap(xp.ascontiguousarray(_orthogonal_basis(q)))
             # The maps take it (below, minus the identity) to the identity: Q is the base itself.
-            x = np.zeros(Q.shape, q.dtype)
-            diagonal = np.arange(min(n, k))
+            x = xp.zeros(Q.shape, q.dtype)
+            diagonal = xp.arange(min(n, k))
             x[..., diagonal, diagonal] = -1
             return wrap(x)
         if self.orthogonal_map != "householder":
@@ -145,11 +147,11 @@ class _Orthogonal(Module):
                 "use_trivialization=False."
             )
         raw, tau = np.linalg.qr(q, mode="raw")
-        a = np.array(_flipped(raw))
-        diagonal = np.arange(k)
+        a = _flipped(raw).copy(order="K")
+        diagonal = xp.arange(k)
         signs = np.sign(a[..., diagonal, diagonal])
         a[..., diagonal, diagonal] = np.where(tau == 0, -signs, signs)
-        return wrap(np.ascontiguousarray(_flipped(a) if wide else a))
+        return wrap(xp.ascontiguousarray(_flipped(a) if wide else a))
 
 
 def orthogonal(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.core.arrays import namespace_of, to_host
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.index import Index, Scatter
 from dptrain.core.tensor import Tensor, wrap
@@ -47,8 +48,12 @@ class PackedSequence(_Packed):
         return super().__new__(cls, data, batch_sizes, sorted_indices, unsorted_indices)
 
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
-        """With the data converted as by `Tensor.to`."""
-        return self._replace(data=self.data.to(*args, **kwargs))
+        """With the data converted as by `Tensor.to`, and the order of the sequences beside them."""
+        return self._beside(self.data.to(*args, **kwargs))
+
+    def _beside(self, data: Tensor) -> PackedSequence:
+        order = (i if i is None else i.to(data.device) for i in self[2:])
+        return PackedSequence(data, self.batch_sizes, *order)
 
     def double(self) -> PackedSequence:
         """With float64 data."""
@@ -84,11 +89,11 @@ class PackedSequence(_Packed):
 
     def cpu(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data on the CPU, converted further as by `Tensor.to`."""
-        return self._replace(data=self.data.cpu()).to(*args, **kwargs)
+        return self._beside(self.data.cpu()).to(*args, **kwargs)
 
     def cuda(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data on a GPU."""
-        return self._replace(data=self.data.cuda(*args, **kwargs))
+        return self._beside(self.data.cuda(*args, **kwargs))
 
     @property
     def is_cuda(self) -> bool:
@@ -101,10 +106,11 @@ def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     return None if permutation is None else wrap(np.argsort(permutation._array))
 
 
-def _places(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _places(sizes: np.ndarray, xp: Any) -> tuple[Any, Any]:
     """Step and sequence of each packed element."""
     steps = np.repeat(np.arange(len(sizes)), sizes)
-    return steps, np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sequences = np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return xp.asarray(steps), xp.asarray(sequences)
 
 
 def pack_padded_sequence(
@@ -124,7 +130,8 @@ def pack_padded_sequence(
     Raises:
         RuntimeError: lengths that are not sorted, not positive or too large.
     """
-    values = lengths._array if isinstance(lengths, Tensor) else lengths
+    values = to_host(lengths._array) if isinstance(lengths, Tensor) else lengths
+    xp = namespace_of(input._array)
     sizes = np.asarray(values, np.int64)
     if input.ndim < 2 or input.numel() == 0:
         raise RuntimeError("Cannot pack empty tensors.")
@@ -141,7 +148,7 @@ def pack_padded_sequence(
     if not enforce_sorted:
         order = np.argsort(-sizes, kind="stable")
         sizes = sizes[order]
-        x = x[:, wrap(order)]
+        x = x[:, wrap(xp.asarray(order))]
     elif (np.diff(sizes) > 0).any():
         raise RuntimeError(
             "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True. You can pass "
@@ -152,8 +159,8 @@ def pack_padded_sequence(
             f"Expected lengths of at most {x.shape[0]} (the padded length), but got {int(sizes[0])}"
         )
     running = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)
-    data = Index.apply(x, _places(running))
-    return PackedSequence(data, wrap(running), None if order is None else wrap(order))
+    data = Index.apply(x, _places(running, xp))
+    return PackedSequence(data, wrap(running), None if order is None else wrap(xp.asarray(order)))
 
 
 def pad_packed_sequence(
@@ -173,7 +180,8 @@ def pad_packed_sequence(
     Raises:
         ValueError: `total_length` is less than the longest length.
     """
-    running = sequence.batch_sizes._array
+    running = to_host(sequence.batch_sizes._array)
+    xp = namespace_of(sequence.data._array)
     longest = len(running)
     if total_length is not None:
         if total_length < longest:
@@ -182,16 +190,16 @@ def pad_packed_sequence(
                 f"total_length={total_length} and max sequence length being {longest}"
             )
         longest = total_length
-    places, n = _places(running), int(running[0])
+    places, n = _places(running, xp), int(running[0])
     shape = (longest, n, *sequence.data._array.shape[1:])
     out = Scatter.apply(sequence.data, shape, places)
     if padding_value:
-        filled = np.full(shape, padding_value, sequence.data._array.dtype)
+        filled = xp.full(shape, padding_value, sequence.data._array.dtype)
         filled[places] = 0
         out = out + wrap(filled)
     lengths = wrap((running[:, None] > np.arange(n)).sum(axis=0))
     if sequence.unsorted_indices is not None:
-        out, lengths = out[:, sequence.unsorted_indices], lengths[sequence.unsorted_indices]
+        out, lengths = out[:, sequence.unsorted_indices], lengths[sequence.unsorted_indices.cpu()]
     return (out.transpose(0, 1) if batch_first else out), lengths
 
 

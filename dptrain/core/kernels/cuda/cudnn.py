@@ -1,0 +1,274 @@
+"""Convolution by cuDNN: graphs over raw pointers, built once for each shape and type.
+
+Owns: `Cudnn` (handles, plans, workspaces) and the graphs of a convolution and its two gradients. Images
+are channels-last in memory, the layout for which cuDNN has tensor-core kernels. Pooling is not here:
+the frontend's Python interface has no pooling; `images` serves it.
+
+The package `nvidia-cudnn-frontend` is optional. Without it, and for float64, convolutions are window
+matrices times weights (cuBLAS), which one warning says.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dptrain.core.arrays import device_of, namespace_of
+
+Sizes = tuple[int, ...]
+
+#: PyTorch's flags; `dptrain.backends.cudnn` puts itself here, so that it is read where users set them.
+flags: Any = SimpleNamespace(enabled=True, allow_tf32=True, deterministic=False)
+
+#: NumPy's names of the element types that cuDNN gets, and the frontend's.
+KINDS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
+
+
+class Convolution(NamedTuple):
+    """What a convolution's plan depends on.
+
+    Attributes:
+        image: (N, C, *sizes).
+        weight: (O, C / groups, *kernel).
+        result: (N, O, *outs).
+        padding, stride, dilation: one number per dimension.
+        kind: NumPy's name of the element type.
+        tf32: float32 may be multiplied in tensor cores with 10 bits of mantissa.
+        deterministic: only algorithms that give the same bits in every run.
+    """
+
+    image: Sizes
+    weight: Sizes
+    result: Sizes
+    padding: Sizes
+    stride: Sizes
+    dilation: Sizes
+    kind: str
+    tf32: bool
+    deterministic: bool
+
+
+class Plan(NamedTuple):
+    """A graph that was built, its tensors in the order of the call, and its workspace in bytes."""
+
+    graph: Any
+    tensors: tuple[Any, ...]
+    workspace: int
+
+
+def last_strides(shape: Sizes) -> Sizes:
+    """Strides, in elements, of (N, C, *sizes) when the channels lie next to each other."""
+    _, c, *sizes = shape
+    steps, step = [], c
+    for size in reversed(sizes):
+        steps.append(step)
+        step *= size
+    return (step, 1, *reversed(steps))
+
+
+def _tensor(graph: Any, cudnn: Any, name: str, shape: Sizes, kind: str) -> Any:
+    return graph.tensor(
+        name=name,
+        dim=list(shape),
+        stride=list(last_strides(shape)),
+        data_type=getattr(cudnn.data_type, KINDS[kind]),
+    )
+
+
+def _output(tensor: Any, cudnn: Any, shape: Sizes, kind: str) -> Any:
+    tensor.set_output(True).set_data_type(getattr(cudnn.data_type, KINDS[kind]))
+    tensor.set_dim(list(shape)).set_stride(list(last_strides(shape)))
+    return tensor
+
+
+def _graph(cudnn: Any, handle: int | None, kind: str) -> Any:
+    io = getattr(cudnn.data_type, KINDS[kind])
+    single = cudnn.data_type.FLOAT
+    return cudnn.pygraph(
+        io_data_type=io, intermediate_data_type=single, compute_data_type=single, handle=handle
+    )
+
+
+def _options(c: Convolution) -> dict[str, Any]:
+    return {
+        "padding": list(c.padding),
+        "stride": list(c.stride),
+        "dilation": list(c.dilation),
+    }
+
+
+def forward_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
+    """Image and weight -> result."""
+    graph = _graph(cudnn, handle, c.kind)
+    x = _tensor(graph, cudnn, "image", c.image, c.kind)
+    w = _tensor(graph, cudnn, "weight", c.weight, c.kind)
+    y = _output(graph.conv_fprop(image=x, weight=w, **_options(c)), cudnn, c.result, c.kind)
+    return graph, (x, w, y)
+
+
+def input_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
+    """Gradient of the result and weight -> gradient of the image."""
+    graph = _graph(cudnn, handle, c.kind)
+    g = _tensor(graph, cudnn, "grad", c.result, c.kind)
+    w = _tensor(graph, cudnn, "weight", c.weight, c.kind)
+    x = _output(graph.conv_dgrad(loss=g, filter=w, **_options(c)), cudnn, c.image, c.kind)
+    return graph, (g, w, x)
+
+
+def weight_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
+    """Image and gradient of the result -> gradient of the weight."""
+    graph = _graph(cudnn, handle, c.kind)
+    x = _tensor(graph, cudnn, "image", c.image, c.kind)
+    g = _tensor(graph, cudnn, "grad", c.result, c.kind)
+    w = _output(graph.conv_wgrad(image=x, loss=g, **_options(c)), cudnn, c.weight, c.kind)
+    return graph, (x, g, w)
+
+
+Builder = Callable[[Any, int | None, Convolution], tuple[Any, tuple[Any, ...]]]
+
+
+class Cudnn:
+    """cuDNN on this process's GPUs.
+
+    Args:
+        frontend: the module `cudnn`.
+        cupy: the module.
+    """
+
+    def __init__(self, frontend: Any, cupy: Any) -> None:
+        self._cudnn, self._cupy = frontend, cupy
+        self._handles: dict[int, int] = {}
+        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+        self._lock = threading.Lock()
+
+    def version(self) -> int:
+        """91900 is 9.19.0."""
+        return int(self._cudnn.backend_version())
+
+    def run(self, build: Builder, c: Convolution, arrays: tuple[Any, ...]) -> bool:
+        """Run a graph over channels-last arrays, in the order of its tensors.
+
+        Returns:
+            False if cuDNN has no algorithm for it; nothing was computed then.
+        """
+        index = device_of(arrays[0]).index or 0
+        with self._lock:  # a handle serves one thread at a time
+            handle = self._handle(index)
+            key = build, c, index
+            if key not in self._plans:
+                self._plans[key] = self._plan(build, handle, c)
+            plan = self._plans[key]
+            if plan is None:
+                return False
+            cudnn, cupy = self._cudnn, self._cupy
+            cudnn.set_stream(handle=handle, stream=cupy.cuda.get_current_stream().ptr)
+            workspace = cupy.empty(plan.workspace, "uint8")
+            pointers = {t: int(a.data.ptr) for t, a in zip(plan.tensors, arrays, strict=True)}
+            plan.graph.execute(pointers, int(workspace.data.ptr), handle=handle)
+        return True
+
+    def _handle(self, index: int) -> int:
+        if index not in self._handles:
+            self._handles[index] = self._cudnn.create_handle()
+        return self._handles[index]
+
+    def _plan(self, build: Builder, handle: int, c: Convolution) -> Plan | None:
+        cudnn = self._cudnn
+        graph, tensors = build(cudnn, handle, c)
+        notes = cudnn.numerical_note
+        try:
+            graph.validate()
+            graph.build_operation_graph()
+            graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+            if c.kind == "float32" and not c.tf32:
+                graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
+            if c.deterministic:
+                graph.deselect_numeric_notes([notes.NONDETERMINISTIC])
+            graph.check_support()
+            graph.build_plans()
+        except cudnn.cudnnGraphNotSupportedError:
+            return None
+        return Plan(graph, tensors, int(graph.get_workspace_size()))
+
+
+_library: list[Cudnn | None] = []
+
+
+def library() -> Cudnn | None:
+    """cuDNN, or None (with one warning) where it cannot be loaded."""
+    if not _library:
+        _library.append(_load())
+    return _library[0]
+
+
+def _load() -> Cudnn | None:
+    reason = ""
+    if find_spec("cudnn") is None:
+        reason = 'nvidia-cudnn-frontend is not installed; pip install "dptrain[cudnn]"'
+    else:
+        try:
+            frontend = import_module("cudnn")
+            frontend.backend_version()
+            return Cudnn(frontend, import_module("cupy"))
+        except (
+            Exception
+        ) as error:  # what a missing or broken libcudnn raises depends on its version
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    warnings.warn(
+        f"convolutions on GPUs run without cuDNN, as matrix products, which is slower: {reason}",
+        stacklevel=2,
+    )
+    return None
+
+
+def available(array: Any) -> Cudnn | None:
+    """cuDNN for convolving this array, if it is to be used for it."""
+    if array.dtype.name not in KINDS or not flags.enabled or array.ndim not in (3, 4, 5):
+        return None
+    return library()
+
+
+def describe(image: Sizes, weight: Sizes, result: Sizes, window: Any, kind: str) -> Convolution:
+    """The convolution of these shapes; a line is an image of height one."""
+    padding, stride, dilation = window.padding, window.stride, window.dilation
+    if len(image) == 3:
+        image, weight, result = ((*s[:2], 1, *s[2:]) for s in (image, weight, result))
+        padding, stride, dilation = (0, *padding), (1, *stride), (1, *dilation)
+    return Convolution(
+        tuple(map(int, image)),
+        tuple(map(int, weight)),
+        tuple(map(int, result)),
+        padding,
+        stride,
+        dilation,
+        kind,
+        bool(flags.allow_tf32),
+        bool(flags.deterministic),
+    )
+
+
+def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Sizes) -> Any:
+    """Run one of the graphs.
+
+    Args:
+        build: `forward_graph`, `input_graph` or `weight_graph`.
+        c: the convolution.
+        first, second: its inputs, channels first, of any layout in memory.
+        shape: of the result, channels first.
+
+    Returns:
+        The result, channels first over channels-last memory; None if cuDNN cannot do it.
+    """
+    found = library()
+    if found is None:
+        return None
+    xp = namespace_of(first)
+    n, channels, *sizes = shape
+    out = xp.empty((n, *sizes, channels), first.dtype)
+    inputs = [xp.ascontiguousarray(xp.moveaxis(a, 1, -1)) for a in (first, second)]
+    return xp.moveaxis(out, -1, 1) if found.run(build, c, (*inputs, out)) else None

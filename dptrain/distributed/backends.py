@@ -1,0 +1,284 @@
+"""Names of backends, and the start and end of the default group.
+
+Owns: what the arguments of `init_process_group` mean here. Must not know: tensors, collectives.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from dptrain.comm import default as _default
+from dptrain.comm.communicator import DEFAULT_TIMEOUT_S
+from dptrain.comm.env import discover, thread_count_is_set
+from dptrain.core import random
+from dptrain.core.threads import set_num_threads, usable_cores
+from dptrain.distributed.groups import (
+    Group,
+    GroupMember,
+    ProcessGroup,
+    forget,
+    member,
+    seconds,
+    world,
+)
+
+default_pg_timeout = timedelta(seconds=DEFAULT_TIMEOUT_S)
+
+
+class Backend(str):
+    """A backend's name in lower case: `Backend("GLOO") == Backend.GLOO == "gloo"`.
+
+    Raises:
+        ValueError: no string.
+    """
+
+    __slots__ = ()
+
+    UNDEFINED = "undefined"
+    GLOO = "gloo"
+    NCCL = "nccl"
+    MPI = "mpi"
+    backend_list: ClassVar[list[str]] = [UNDEFINED, GLOO, NCCL, MPI]
+    default_device_backend_map: ClassVar[dict[str, str]] = {"cpu": GLOO, "cuda": NCCL}
+
+    def __new__(cls, name: str) -> Backend:
+        if not isinstance(name, str):
+            raise ValueError("Backend constructor parameter must be string-ish")
+        return super().__new__(cls, name.lower())
+
+
+class BackendConfig:
+    """Which backend serves which kind of device: "cpu:gloo,cuda:nccl", or one name for all.
+
+    Raises:
+        ValueError: another form.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.device_backend_map: dict[str, str] = {}
+        if ":" not in backend:
+            self.device_backend_map = dict.fromkeys(("cpu", "cuda"), backend.lower())
+            return
+        for entry in backend.lower().split(","):
+            device, colon, name = entry.strip().partition(":")
+            if not colon or not device or not name or device in self.device_backend_map:
+                raise ValueError(
+                    f"The custom backend string argument is invalid: {backend}; expected one "
+                    "device:backend pair for each device, such as 'cpu:gloo,cuda:nccl'"
+                )
+            self.device_backend_map[device] = name
+
+    def get_device_backend_map(self) -> dict[str, str]:
+        """Device type -> backend."""
+        return self.device_backend_map
+
+    def __repr__(self) -> str:
+        return ",".join(f"{device}:{name}" for device, name in self.device_backend_map.items())
+
+
+#: PyTorch's backend names -> ours. On the CPU both gloo and mpi mean MPI.
+_BACKENDS = {"mpi": "mpi", "gloo": "mpi", "serial": "serial"}
+_METHODS = ("env://", "tcp://", "file://")
+
+
+def is_available() -> bool:
+    """Whether the package can communicate at all: always."""
+    return True
+
+
+def is_gloo_available() -> bool:
+    """Whether the backend name "gloo" is accepted: always; MPI carries it."""
+    return True
+
+
+def is_mpi_available() -> bool:
+    """Whether the backend name "mpi" is accepted: always; its library is looked for on use."""
+    return True
+
+
+def is_nccl_available() -> bool:
+    """Whether GPUs communicate by NCCL: not in this version."""
+    return False
+
+
+def is_ucc_available() -> bool:
+    """Never: MPI is what connects the ranks."""
+    return False
+
+
+def is_xccl_available() -> bool:
+    """Never: there is no such device here."""
+    return False
+
+
+def is_backend_available(backend: str) -> bool:
+    """Whether `init_process_group` takes this name."""
+    return backend.lower() in _BACKENDS
+
+
+def is_initialized() -> bool:
+    """Whether `init_process_group` was called."""
+    return _default.is_initialized()
+
+
+def is_torchelastic_launched() -> bool:
+    """Whether a launcher that watches the ranks started this process: `dprun` here."""
+    return discover().side_channel
+
+
+def get_default_backend_for_device(device: Any) -> str:
+    """The name of the backend for a device's kind.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    kind = str(device).partition(":")[0]
+    if kind not in Backend.default_device_backend_map:
+        raise ValueError(f"Default backend not registered for device : {device}")
+    return Backend.default_device_backend_map[kind]
+
+
+def init_process_group(
+    backend: str | None = None,
+    init_method: str | None = None,
+    timeout: timedelta | float | None = None,
+    world_size: int = -1,
+    rank: int = -1,
+    store: Any = None,
+    group_name: str = "",
+    pg_options: Any = None,
+    device_id: Any = None,
+) -> None:
+    """Connect this process with the other ranks that the launcher started.
+
+    The bootstrap is MPI's: under `dprun`, `mpirun` or `srun` the ranks find each other; without a
+    launcher this is a world of one, and the same script runs.
+
+    Args:
+        backend: "mpi" or "gloo" (both: CPU tensors over MPI), or one for each kind of device as in
+            "cpu:gloo,cuda:nccl", of which that for the CPU counts; None chooses.
+        init_method: None, or an "env://", "tcp://" or "file://" address, which is not used.
+        timeout: of every collective; seconds or a timedelta; default 30 minutes.
+        world_size, rank: if given, they must be what the launcher says.
+        store: must be None: MPI connects the ranks.
+        group_name, pg_options, device_id: accepted; nothing here depends on them.
+
+    Raises:
+        RuntimeError: no MPI; the launcher and MPI disagree; an init_method of another form.
+        ValueError: initialised already; a backend that is not available; another rank or world size
+            than the launcher's.
+    """
+    if _default.is_initialized():
+        raise ValueError("trying to initialize the default process group twice!")
+    if store is not None:
+        raise ValueError(
+            "init_process_group: store is not used: MPI connects the ranks; leave it out"
+        )
+    if init_method is not None and not init_method.startswith(_METHODS):
+        raise RuntimeError(
+            f"No rendezvous handler for {init_method!r}: expected one of {', '.join(_METHODS)}, or nothing"
+        )
+    chosen = _chosen(backend)
+    found = discover()
+    for asked, actual, what in (
+        (world_size, found.world_size, "world_size"),
+        (rank, found.rank, "rank"),
+    ):
+        if asked not in (-1, actual):
+            raise ValueError(
+                f"{what}={asked} was asked for, but the launcher ({found.source}) says {actual}; start the "
+                "script with `dprun -n N` and leave it out"
+            )
+    if chosen == "mpi" and found.world_size == 1:
+        chosen = None  # one process: a world of one needs no MPI library
+    limit_s = seconds(timeout)
+    communicator = _default.init(chosen, *(() if limit_s is None else (limit_s,)))
+    ProcessGroup(communicator, range(communicator.world_size), "default_pg", backend or "")
+    if communicator.local_world_size > 1 and not thread_count_is_set():
+        # dprun sets the variables itself; under mpirun every rank would start a thread per core.
+        set_num_threads(max(1, usable_cores() // communicator.local_world_size))
+    # Ranks draw different dropout masks; parameters and the user's draws stay equal.
+    random.set_shard(communicator.rank)
+
+
+def _chosen(backend: str | None) -> str | None:
+    """Our name of the backend that serves the CPU."""
+    if backend is None:
+        return None
+    name = BackendConfig(Backend(backend)).device_backend_map.get("cpu", backend)
+    if name not in _BACKENDS:
+        raise ValueError(
+            f"backend {backend!r} is not available in this version; expected one of {', '.join(_BACKENDS)}"
+        )
+    return _BACKENDS[name]
+
+
+def destroy_process_group(group: Group = None) -> None:
+    """Leave the group, by default that of all ranks and with it every other.
+
+    Ranks that still wait for this one get an error that names it.
+
+    Raises:
+        AssertionError: there is no default group.
+    """
+    if group is None and not _default.is_initialized():
+        raise AssertionError("Process group cannot be None: no process group was initialized")
+    found = member(group)
+    if found is None:
+        return
+    whole = found is GroupMember.WORLD
+    found.communicator.close()
+    forget(found)
+    if whole:
+        _default.set_default(None, process_wide=True)
+        random.set_shard(0)
+
+
+def get_backend(group: Group = None) -> Backend:
+    """The name that the group was asked for with, such as "gloo"; else "mpi", "thread" or "serial".
+
+    Raises:
+        ValueError: this rank is no member.
+    """
+    found = world() if group is None else member(group)
+    if found is None:
+        raise ValueError("Invalid process group specified: this rank is no member")
+    return Backend(BackendConfig(found.name()).device_backend_map.get("cpu", found.name()))
+
+
+def get_backend_config(group: Group = None) -> str:
+    """Which backend serves which kind of device, such as "cpu:gloo,cuda:gloo"."""
+    found = world() if group is None else member(group)
+    if found is None:
+        raise ValueError("Invalid process group specified: this rank is no member")
+    return repr(BackendConfig(found.name()))
+
+
+def get_local_rank(group: Group = None) -> int:
+    """Position of this process among the ranks of its host."""
+    found = member(group)
+    return -1 if found is None else found.communicator.local_rank
+
+
+def get_local_world_size(group: Group = None) -> int:
+    """Number of ranks on this host."""
+    found = member(group)
+    return -1 if found is None else found.communicator.local_world_size
+
+
+def get_node_local_rank(fallback_rank: int | None = None) -> int:
+    """Position of this process among those of its host, as its launcher says.
+
+    Raises:
+        RuntimeError: no launcher says so, and there is no `fallback_rank`.
+    """
+    found = discover()
+    if found.source:
+        return found.local_rank
+    if fallback_rank is not None:
+        return int(fallback_rank)
+    raise RuntimeError(
+        "LOCAL_RANK is not in the environment. Consider passing fallback_rank to allow `get_node_local_rank` "
+        "to work, or start the script with dprun"
+    )

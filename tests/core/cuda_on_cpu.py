@@ -1,0 +1,148 @@
+"""Runs the CUDA kernels on the CPU: the same sources, compiled by g++ over a shim, the same launches.
+
+Blocks run one after the other. The threads of a block run one after the other too, as coroutines, so
+that `__syncthreads` can hand over to the next until all have arrived. This shows that indexing, launch
+arithmetic, arguments and formulas are right; races, and what NVRTC makes of it, it cannot show.
+"""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+
+import numpy as np
+
+COMPILER = shutil.which("g++")
+
+_SHIM = r"""
+#include <cmath>
+#include <ucontext.h>
+#include <vector>
+using std::sqrt; using std::exp; using std::log; using std::erf; using std::fabs; using std::cos; using std::sin;
+#define __global__
+#define __device__
+#define __shared__ static
+struct Index { unsigned int x; };
+static Index threadIdx, blockIdx, blockDim, gridDim;
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
+static ucontext_t scheduler;
+static std::vector<ucontext_t> threads;
+static void __syncthreads() { swapcontext(&threads[threadIdx.x], &scheduler); }
+static void (*body)();
+static std::vector<bool> finished;
+static void enter() { body(); finished[threadIdx.x] = true; }
+
+static void run_blocks(long long grid, int block, bool meets) {
+    gridDim.x = grid; blockDim.x = block;
+    for (long long b = 0; b < grid; b++) {
+        blockIdx.x = b;
+        if (!meets) { for (threadIdx.x = 0; threadIdx.x < (unsigned)block; threadIdx.x++) body(); continue; }
+        const size_t depth = 65536;
+        static std::vector<char> stacks;
+        if (stacks.size() < depth * block) stacks.resize(depth * block);
+        threads.assign(block, ucontext_t());
+        finished.assign(block, false);
+        for (int t = 0; t < block; t++) {
+            getcontext(&threads[t]);
+            threads[t].uc_stack.ss_sp = &stacks[depth * t];
+            threads[t].uc_stack.ss_size = depth;
+            threads[t].uc_link = &scheduler;
+            makecontext(&threads[t], enter, 0);
+        }
+        for (bool more = true; more;) {
+            more = false;
+            for (int t = 0; t < block; t++) {
+                if (finished[t]) continue;
+                threadIdx.x = t;
+                swapcontext(&scheduler, &threads[t]);
+                more = more || !finished[t];
+            }
+        }
+    }
+}
+static void** given;
+"""
+
+_TYPES = {"long long": ctypes.c_longlong, "int": ctypes.c_int}
+
+
+def _entries(program, kernels):
+    lines = []
+    for name, declared in kernels.items():
+        args = ", ".join(f"*({p.kind}*)given[{i}]" for i, p in enumerate(declared))
+        lines.append(f"static void body_{name}() {{ {name}({args}); }}")
+        lines.append(
+            f'extern "C" void run_{name}(void** args, long long grid, int block, int meets) '
+            f"{{ given = args; body = body_{name}; run_blocks(grid, block, meets); }}"
+        )
+    return "\n".join(lines)
+
+
+class CpuDriver:
+    """Takes the place of `launch.driver`; arrays are NumPy's.
+
+    Args:
+        folder: for what is compiled.
+        kernels: name of a family -> its kernels and their parameters.
+    """
+
+    def __init__(self, folder, families):
+        self.folder = folder
+        self.families = {f.name: f for f in families}
+        self.libraries = {}
+        self.launches = []
+
+    def __call__(self, program, kernel, declared, grid, block, values):
+        self.launches.append((kernel, grid, block))
+        library = self.libraries.get(program[:3])
+        if library is None:
+            library = self.libraries[program[:3]] = self._compile(program)
+        # A kernel sees its arguments as declared: a value of another type is an error here.
+        holders = []
+        for parameter, value in zip(declared, values, strict=True):
+            if parameter.kind.endswith("*"):
+                pointer = 0 if isinstance(value, np.uint64) else self._address(parameter, value)
+                holders.append(ctypes.c_void_p(pointer))
+            elif parameter.kind == "A":
+                assert type(value) is (np.float64 if program.kind == "float64" else np.float32)
+                kind = ctypes.c_double if program.kind == "float64" else ctypes.c_float
+                holders.append(kind(value))
+            else:
+                wide = parameter.kind == "long long"
+                assert type(value) is (np.int64 if wide else np.int32)
+                holders.append(_TYPES[parameter.kind](int(value)))
+        args = (ctypes.c_void_p * len(holders))(*[ctypes.addressof(h) for h in holders])
+        body = program.text.split(f"void {kernel}(")[1].split('extern "C"')[0]
+        meets = any(w in body for w in ("__syncthreads", "REDUCE"))
+        getattr(library, f"run_{kernel}")(args, ctypes.c_longlong(grid), block, int(meets))
+
+    @staticmethod
+    def _address(parameter, array):
+        assert array.flags.c_contiguous
+        sizes = {"int*": 4, "long long*": 8, "word*": 8, "double*": 8, "float*": 4}
+        assert array.itemsize == sizes.get(parameter.kind, array.itemsize), parameter
+        return array.ctypes.data
+
+    def _compile(self, program):
+        family = self.families[program.family]
+        text = _SHIM + program.text + _entries(program, family.kernels)
+        stem = hashlib.sha1(text.encode()).hexdigest()[:12]
+        source, target = self.folder / f"{stem}.cpp", self.folder / f"{stem}.so"
+        source.write_text(text)
+        options = [
+            "-O1",
+            "-std=c++17",
+            "-ffp-contract=off",
+            "-fno-strict-aliasing",
+            "-shared",
+            "-Wl,-Bsymbolic",  # else a kernel's name could mean another library's function
+            "-fPIC",
+            "-w",
+        ]
+        done = subprocess.run(
+            [COMPILER, *options, str(source), "-o", str(target)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[:3000]
+        return ctypes.CDLL(str(target))

@@ -1,0 +1,270 @@
+"""A stand-in for CuPy over host memory, stricter than the original about the current GPU.
+
+Every use of an array while another GPU is current is an error (CuPy would go on, with a slow peer
+access or a result on the wrong GPU). With it the core's device guards, copies between GPUs and memory
+counts are shown without a GPU; what CuPy itself does is for the tests marked `gpu`.
+"""
+
+import threading
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+_state = threading.local()
+LOG = []
+
+
+def current():
+    return getattr(_state, "index", 0)
+
+
+class WrongDeviceError(AssertionError):
+    """Work on a GPU that is not the current one."""
+
+
+def _open(value):
+    if type(value) is ndarray:
+        if value.device.id != current():
+            raise WrongDeviceError(f"array of GPU {value.device.id}, GPU {current()} is current")
+        return value.host
+    if isinstance(value, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return type(value)(map(_open, value)) if type(value) in (list, tuple) else value
+
+
+def _close(value):
+    if isinstance(value, (np.ndarray, np.generic)):
+        return ndarray(np.asarray(value), current())
+    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
+        closed = [_close(v) for v in value]
+        return type(value)(*closed) if hasattr(value, "_fields") else type(value)(closed)
+    return value
+
+
+def _run(function, args, kwargs):
+    opened = {k: _open(v) for k, v in kwargs.items()}
+    return _close(function(*[_open(a) for a in args], **opened))
+
+
+class ndarray(NDArrayOperatorsMixin):
+    def __init__(self, host, index):
+        self.host = host
+        self.device = SimpleNamespace(id=index)
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.host.__array_interface__["data"][0])
+
+    @property
+    def base(self):
+        return self.host.base
+
+    def copy(self, order="C"):  # onto the current GPU, from any
+        LOG.append(("copy", self.device.id, current()))
+        return ndarray(self.host.copy(order=order), current())
+
+    def __array_ufunc__(self, ufunc, method, *args, out=None, **kwargs):
+        if out is None:
+            return _run(getattr(ufunc, method), args, kwargs)
+        _run(getattr(ufunc, method), args, {**kwargs, "out": out})
+        return out[0] if len(out) == 1 else out
+
+    def __array_function__(self, function, types, args, kwargs):
+        return _run(function, args, kwargs)
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.host, name)
+        if name in ("reshape", "view", "transpose", "swapaxes"):  # share memory: no work to do
+            return lambda *args: ndarray(value(*args), self.device.id)
+        if name in ("item", "tolist"):  # CuPy goes to the array's GPU by itself
+            return value
+        if callable(value):
+            return lambda *args, **kwargs: _run(
+                lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs
+            )
+        return ndarray(value, self.device.id) if isinstance(value, np.ndarray) else value
+
+    def __getitem__(self, place):
+        parts = place if isinstance(place, tuple) else (place,)
+        if all(p is None or p is ... or isinstance(p, (int, slice)) for p in parts):
+            return ndarray(np.asarray(self.host[place]), self.device.id)
+        return _close(_open(self)[_open(place)])
+
+    def __setitem__(self, place, value):
+        _open(self)[_open(place)] = _open(value)
+
+    def __len__(self):
+        return len(self.host)
+
+    def __bool__(self):
+        return bool(self.host)
+
+    def __float__(self):
+        return float(self.host)
+
+
+class Device:
+    def __init__(self, index):
+        self.id = index
+
+    def __enter__(self):
+        self.before, _state.index = current(), self.id
+
+    def __exit__(self, *error):
+        _state.index = self.before
+
+
+class _Stream:
+    def __init__(self, index):
+        self.index, self.capturing, self.ptr = index, False, 0
+
+    def use(self):
+        _state.stream = self
+
+    def begin_capture(self, mode):
+        LOG.append(("begin", mode))
+        self.capturing = True
+
+    def end_capture(self):
+        self.capturing = False
+        return SimpleNamespace(launch=lambda stream: LOG.append(("launch", stream.ptr)))
+
+    def is_capturing(self):
+        return self.capturing
+
+    def record(self):
+        LOG.append(("record", self.index))
+        return ("event", self.index)
+
+    def wait_event(self, event):
+        LOG.append(("wait", self.index, event[1]))
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class UnownedMemory:
+    def __init__(self, ptr, size, owner, device_id):
+        self.ptr, self.size, self.owner, self.device_id = ptr, size, owner, device_id
+
+
+class MemoryPointer:
+    def __init__(self, mem, offset):
+        self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
+
+
+class Pool:
+    """Rounds to 512 bytes, holds what it ever handed out, and ends at 1 MiB."""
+
+    def __init__(self):
+        self.used = self.held = 0
+
+    def malloc(self, nbytes):
+        size = -(-nbytes // 512) * 512
+        if self.used + size > 2**20:
+            raise OutOfMemoryError
+        self.used += size
+        self.held = max(self.held, self.used)
+        return MemoryPointer(UnownedMemory(4096, size, None, current()), 0)
+
+    def total_bytes(self):
+        return self.held
+
+    def free_all_blocks(self):
+        self.held = self.used
+
+
+def make(count=2):
+    """A module like CuPy for a machine with `count` GPUs."""
+    pool, streams = Pool(), [_Stream(i) for i in range(count)]
+    cupy = ModuleType("cupy")
+    cupy.ndarray, cupy.__version__ = ndarray, "fake"
+    cupy.get_default_memory_pool = lambda: pool
+    runtime = SimpleNamespace(
+        getDevice=current,
+        getDeviceCount=lambda: count,
+        memGetInfo=lambda: (2**19, 2**20),
+        setDevice=lambda index: setattr(_state, "index", index),
+    )
+    memory = SimpleNamespace(
+        OutOfMemoryError=OutOfMemoryError, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory
+    )
+    runtime.streamCaptureModeRelaxed, runtime.deviceSynchronize = 2, lambda: None
+
+    def stream(non_blocking=False, priority=None):
+        made = _Stream(current())
+        made.ptr = 64
+        return made
+
+    @contextmanager
+    def using_allocator(allocator):
+        before, cupy.allocator = cupy.allocator, allocator
+        try:
+            yield
+        finally:
+            cupy.allocator = before
+
+    cupy.cuda = SimpleNamespace(
+        Stream=stream,
+        Device=Device,
+        runtime=runtime,
+        memory=memory,
+        get_current_stream=lambda: getattr(_state, "stream", None) or streams[current()],
+        MemoryPool=Pool,
+        using_allocator=using_allocator,
+        set_allocator=lambda allocator: setattr(cupy, "allocator", allocator),
+    )
+
+    def array(value, dtype=None, copy=True, order="K", *, blocking=False):
+        host = _open(value) if type(value) is ndarray else value
+        return ndarray(np.array(host, dtype=dtype, order=order), current())
+
+    cupy.array = cupy.asarray = array
+    cupy.asnumpy = lambda a: _open(a).copy(order="K")
+
+    def find(name):
+        value = getattr(np, name)
+        if not callable(value) or isinstance(value, type):
+            return value
+        return _Function(value)
+
+    cupy.__getattr__ = find
+    return cupy
+
+
+class _Function:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return _run(self.function, args, kwargs)
+
+    def __getattr__(self, name):
+        return _Function(getattr(self.function, name))
+
+
+@contextmanager
+def installed(monkeypatch, count=2):
+    """The core takes the stand-in for CuPy on a machine with `count` GPUs."""
+    from dptrain.core import arrays, cuda
+
+    probe = cuda.Probe("fake", 13000, 13000, count)
+    monkeypatch.setattr(cuda, "probe", lambda: probe)
+    monkeypatch.setattr(cuda, "_loaded", None)
+    before = list(arrays._cuda)
+    LOG.clear()
+    try:
+        yield cuda.load(make(count))
+    finally:
+        arrays.REMOTE.pop(ndarray, None)
+        arrays._cuda[:] = before
+        arrays.several_gpus = False
+        _state.index, _state.stream = 0, None

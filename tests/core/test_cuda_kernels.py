@@ -1,0 +1,321 @@
+"""The CUDA kernels without a GPU: their sources compile, and, run on the CPU, they equal their twins.
+
+What runs here are the sources, the argument lists and the grids that a GPU gets; see `cuda_on_cpu`.
+"""
+
+import ctypes
+import inspect
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_on_cpu import COMPILER, CpuDriver
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_kernels import image, windows
+from test_optim_kernels import SCALARS, array
+
+from dptrain.core.kernels import cuda, reference, reference_optim
+from dptrain.core.kernels.cuda import FAMILIES, launch, updates
+from dptrain.core.kernels.cuda.launch import OPTIONS, Family, grid_of, parameters, row_block
+from dptrain.core.kernels.cuda.philox import DeviceStream, device_state
+from dptrain.core.random import numpy_stream
+
+on_cpu = pytest.mark.skipif(COMPILER is None, reason="no g++ to run the CUDA kernels with")
+relaxed = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    before, launch.driver = launch.driver, CpuDriver(tmp_path_factory.mktemp("cuda"), FAMILIES)
+    yield launch.driver
+    launch.driver = before
+
+
+# ---- the sources -------------------------------------------------------------------------------
+
+
+def nvrtc():
+    """NVIDIA's runtime compiler, which needs no driver, from its wheel."""
+    from pathlib import Path
+
+    nvidia = pytest.importorskip("nvidia", reason="nvidia-cuda-nvrtc is not installed")
+    found = [f for p in nvidia.__path__ for f in Path(p).glob("*/lib/libnvrtc.so.*")]
+    if not found:
+        pytest.skip("nvidia-cuda-nvrtc is not installed")
+    return ctypes.CDLL(str(found[0]))
+
+
+def compile_for(library, text, architecture):
+    """NVRTC's return code and log."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    done = library.nvrtcCreateProgram(
+        ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None
+    )
+    assert done == 0
+    options = [o.encode() for o in (*OPTIONS, f"-arch=sm_{architecture}")]
+    array_of = (ctypes.c_char_p * len(options))(*options)
+    code = library.nvrtcCompileProgram(program, len(options), array_of)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return code, log.value.decode()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_sources_compile_for_ampere_and_hopper_without_a_warning(family):
+    library = nvrtc()
+    for i, kind in enumerate(family.kinds):  # one after the other: a compilation takes a second
+        architecture, wide = ((80, False), (90, False), (90, True), (80, True))[i]
+        code, log = compile_for(library, family.program(kind, wide).text, architecture)
+        assert (code, log.strip()) == (0, ""), (kind, architecture)
+
+
+def test_a_seeded_syntax_error_does_not_compile():
+    library = nvrtc()
+    text = FAMILIES[0].program("float32").text
+    code, log = compile_for(library, text.replace("A sum = 0;", "A sum = 0", 1), 90)
+    assert code != 0
+    assert "error" in log
+
+
+@pytest.mark.parametrize(
+    ("twins", "definition"), [(cuda, reference), (updates, reference_optim)], ids=["all", "optim"]
+)
+def test_twins_have_the_names_and_parameters_of_the_definition(twins, definition):
+    public = [
+        n
+        for n, f in vars(definition).items()
+        if inspect.isfunction(f)
+        and not n.startswith("_")
+        and f.__module__.startswith("dptrain.core.k")
+    ]
+    assert len(public) >= 8
+    for name in public:
+        ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (twins, definition))
+        assert list(ours) == list(theirs), name
+
+
+def test_every_kernel_is_started_somewhere():
+    for family in FAMILIES:
+        module = inspect.getsource(
+            __import__(f"dptrain.core.kernels.cuda.{family.name}", fromlist="x")
+        )
+        python = module.replace(inspect.cleandoc(family.source), "")
+        assert family.kernels
+        for kernel in family.kernels:
+            assert f'"{kernel}"' in python, kernel
+
+
+# ---- launch arithmetic -------------------------------------------------------------------------
+
+
+@given(st.integers(1, 2**40), st.sampled_from([32, 64, 128, 256]))
+def test_a_grid_covers_all_elements_without_an_idle_block_up_to_its_limit(threads, block):
+    grid = grid_of(threads, block)
+    assert 1 <= grid <= 65535
+    assert grid * block >= threads or grid == 65535
+    assert (grid - 1) * block < threads
+
+
+@given(st.integers(1, 100_000))
+def test_a_row_gets_a_power_of_two_of_threads_that_fits_the_shared_cache(columns):
+    block = row_block(columns)
+    assert block & (block - 1) == 0
+    assert 32 <= block <= 256
+    assert block >= min(columns, 256)
+
+
+def test_parameters_are_read_off_the_source():
+    source = 'extern "C" __global__ void f(const T* x, long long\n  count, A rate) { }'
+    assert parameters(source)["f"] == (("T*", "x"), ("long long", "count"), ("A", "rate"))
+
+
+def test_arrays_beyond_two_to_the_31_get_wide_indices(monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "driver", lambda program, *rest: seen.append(program.wide))
+    family = Family("f", 'extern "C" __global__ void f(const T* x, long long count) {}')
+    for size in (10, 2**31 - 1, 2**31):
+        x = np.broadcast_to(np.float32(0), (size,))  # no memory
+        family.launch("f", x.dtype, size, x, size)
+    assert seen == [False, False, True]
+    family.launch("f", x.dtype, 0, x[:0], 0)
+    assert len(seen) == 3  # nothing to do, nothing started
+    with pytest.raises(TypeError, match="'f' are not made for int64"):
+        family.launch("f", np.dtype(np.int64), 1, x, 1)
+    with pytest.raises(ValueError, match="zip"):
+        family.launch("f", x.dtype, 1, x)
+
+
+# ---- the kernels, run on the CPU ---------------------------------------------------------------
+
+
+@on_cpu
+@relaxed
+@given(windows(), dtypes)
+def test_columns_and_back_have_the_bits_of_the_definition(driver, case, dtype):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype)
+    np.testing.assert_array_equal(
+        cuda.im2col(x, oh, ow, geometry), reference.im2col(x, oh, ow, geometry)
+    )
+    rows = image((shape[0] * oh * ow, geometry[0] * geometry[1] * shape[3]), dtype, seed=1)
+    np.testing.assert_array_equal(
+        cuda.col2im(rows, shape, oh, ow, geometry), reference.col2im(rows, shape, oh, ow, geometry)
+    )
+
+
+@on_cpu
+@relaxed
+@given(windows(max_pad=1), dtypes, st.booleans())
+def test_max_pool_has_the_bits_of_the_definition(driver, case, dtype, nan):
+    shape, geometry, (oh, ow) = case
+    x = image(shape, dtype, nan=nan)
+    best, where = cuda.max_pool(x, oh, ow, geometry)
+    expected_best, expected_where = reference.max_pool(x, oh, ow, geometry)
+    np.testing.assert_array_equal(best, expected_best)
+    np.testing.assert_array_equal(where, expected_where)
+    assert where.dtype == expected_where.dtype
+    grad = image(best.shape, dtype, seed=2)
+    np.testing.assert_array_equal(
+        cuda.max_pool_scatter(grad, where, shape, geometry),
+        reference.max_pool_scatter(grad, where, shape, geometry),
+    )
+    np.testing.assert_array_equal(
+        cuda.max_pool_gather(x, where, geometry), reference.max_pool_gather(x, where, geometry)
+    )
+
+
+@on_cpu
+def test_wide_indices_give_the_same(driver, monkeypatch):
+    monkeypatch.setattr(launch, "_WIDE", 0)
+    geometry, x = (3, 2, 2, 1, 1, 1, 1, 2), image((2, 6, 7, 3), np.float32)
+    np.testing.assert_array_equal(
+        cuda.im2col(x, 3, 7, geometry), reference.im2col(x, 3, 7, geometry)
+    )
+
+
+@on_cpu
+@relaxed
+@given(st.integers(0, 3), st.sampled_from([1, 2, 31, 33, 300, 700]), dtypes, st.floats(0, 200))
+def test_cross_entropy_equals_the_definition(driver, n, c, dtype, scale):
+    logits = (np.random.default_rng(n * 7 + c).standard_normal((n, c)) * scale).astype(dtype)
+    if n == 3:
+        logits[1, c // 2] = np.nan
+        logits[2] = -np.inf
+    target = np.random.default_rng(c).integers(0, c, n)
+    with np.errstate(all="ignore"):
+        expected_loss, expected_p = reference.cross_entropy(logits, target)
+    loss, p = cuda.cross_entropy(logits, target)
+    near = 2e-5 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(loss, expected_loss, rtol=near, atol=near)
+    np.testing.assert_allclose(p, expected_p, rtol=near, atol=near)
+
+
+@on_cpu
+def test_the_loss_of_a_class_that_does_not_exist_is_nan(driver):
+    loss, p = cuda.cross_entropy(np.zeros((4, 3), np.float32), np.array([-1, 3, 2, 1 << 40]))
+    np.testing.assert_array_equal(np.isnan(loss), [True, True, False, True])
+    assert np.isfinite(p).all()
+
+
+@on_cpu
+@relaxed
+@given(st.lists(st.floats(-8, 8), max_size=600), dtypes)
+def test_erf_equals_the_definition(driver, values, dtype):
+    x = np.array([*values, np.nan, np.inf, -0.0], dtype)
+    near = 4e-7 if dtype is np.float32 else 1e-14
+    np.testing.assert_allclose(cuda.erf(x), reference.erf(x), rtol=near, atol=0)
+
+
+UPDATES = [
+    (name, reference_optim if hasattr(reference_optim, name) else reference)
+    for name in updates.__all__
+    if name in updates.FAMILY.kernels
+]
+
+
+@on_cpu
+@pytest.mark.parametrize(("name", "definition"), UPDATES, ids=[n for n, _ in UPDATES])
+@relaxed
+@given(data=st.data(), n=st.integers(0, 9), dtype=dtypes)
+def test_updates_have_the_bits_of_the_definition(driver, name, definition, data, n, dtype):
+    arrays, scalars = {}, {}
+    for i, p in enumerate(inspect.signature(getattr(definition, name)).parameters.values()):
+        if "np.ndarray" in p.annotation:
+            absent = "None" in p.annotation and data.draw(st.booleans(), label=f"no {p.name}")
+            arrays[p.name] = None if absent else array(p.name, i, n, dtype)
+        elif p.annotation == "bool":
+            scalars[p.name] = data.draw(st.booleans(), label=p.name)
+        else:
+            scalars[p.name] = data.draw(SCALARS.get(p.name, st.floats(0, 0.99)), label=p.name)
+    results = []
+    for provider in (updates, definition):
+        copies = {k: None if v is None else v.copy() for k, v in arrays.items()}
+        with np.errstate(all="ignore"):
+            getattr(provider, name)(**copies, **scalars)
+        results.append(copies)
+    for key in arrays:
+        if arrays[key] is not None:
+            np.testing.assert_array_equal(results[0][key], results[1][key], err_msg=key)
+
+
+@on_cpu
+def test_sixteen_bits_are_computed_in_float32_and_rounded_once(driver):
+    kind = np.dtype(ml_dtypes.bfloat16)
+    stream = np.random.default_rng(0)
+    param, grad, buf = (stream.standard_normal(600).astype(kind) for _ in range(3))
+    param[:3], grad[3:5] = [np.nan, np.inf, -np.inf], [np.inf, 1e-40]
+    wide = [a.astype(np.float32) for a in (param, grad, buf)]
+    updates.sgd(param, grad, buf, 0.1, 0.9, 0.0, 0.01, False, False, False)
+    with np.errstate(all="ignore"):
+        reference.sgd(*wide, 0.1, 0.9, 0.0, 0.01, False, False, False)
+    for got, expected in ((buf, wide[2]), (param, wide[0])):
+        rounded = expected.astype(kind).astype(np.float32)
+        np.testing.assert_array_equal(got.astype(np.float32), rounded)
+
+
+# ---- random numbers ----------------------------------------------------------------------------
+
+
+@on_cpu
+@relaxed
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6),
+    st.integers(0, 2**64),
+    st.integers(0, 5),
+)
+def test_uniform_numbers_are_the_hosts_bit_for_bit(driver, draws, seed, skipped):
+    host = numpy_stream(seed, 1, 3)
+    host.random(skipped, dtype=np.float32)  # starts where the host stands
+    device = DeviceStream(np, host)
+    for n, single in draws:
+        kind = np.float32 if single else np.float64
+        np.testing.assert_array_equal(device.random(n, dtype=kind), host.random(n, dtype=kind))
+    # Where the streams stand, too, as far as what is left of a word is still to be drawn.
+    expected, found = device_state(host), device.host_state()
+    np.testing.assert_array_equal(found[:4], expected[:4])
+    if expected[3]:
+        assert found[4] == expected[4]
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_normal_numbers_are_normal_and_go_on_in_the_stream(driver, dtype):
+    stream = DeviceStream(np, numpy_stream(0))
+    first, second = stream.standard_normal((100, 201), dtype), stream.standard_normal(20000, dtype)
+    values = np.concatenate([first.ravel(), second]).astype(np.float64)
+    assert np.isfinite(values).all()
+    n = len(values)
+    assert abs(values.mean()) < 5 / n**0.5
+    assert abs((values**2).mean() - 1) < 5 * (2 / n) ** 0.5
+    assert abs((values**4).mean() - 3) < 5 * (96 / n) ** 0.5
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / n**0.5
+    assert len(np.unique(first)) > 0.99 * first.size
+    assert stream.host_state()[2] == 20100 + 20000  # two words for each pair
+    with pytest.raises(TypeError, match="float32 or float64, not int64"):
+        stream.random(3, np.int64)
