@@ -199,6 +199,7 @@ _ROOMS = frozenset(
         "data",
         "distributed",
         "func",
+        "futures",
         "linalg",
         "multiprocessing",
         "nn",

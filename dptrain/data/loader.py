@@ -62,6 +62,7 @@ class DataLoader:
 
     Attributes:
         data_time_s: seconds spent so far in choosing, fetching and collating samples.
+        last_pass_length: number of batches of the last pass that came to its end.
 
     Raises:
         ValueError: arguments that exclude each other, a batch size that is no positive integer, or an
@@ -134,6 +135,7 @@ class DataLoader:
         else:
             self.collate_fn = default_convert if batch_sampler is None else default_collate
         self.data_time_s = 0.0
+        self.last_pass_length: int | None = None
         self._position = Position()
         self._resume: Position | None = None
         self._epoch_seen: int | None = None
@@ -285,6 +287,7 @@ class _Pass:
         self._position, self._taken = loader._begin_pass()
         self._place = self._position.samples_consumed
         self._first_batch_time_ns: int | None = None
+        self._batches = 0
         self._over = False
         loader.data_time_s += time.perf_counter() - started
 
@@ -304,6 +307,7 @@ class _Pass:
         if taken is None:
             self._finish()
             raise StopIteration
+        self._batches += 1
         self._place = self._loader._place_after(self._place, taken)
         batch = self._loader._fetch(taken)
         # Only now: a batch that could not be fetched was not consumed.
@@ -315,6 +319,7 @@ class _Pass:
         self._over = True
         self._position.epoch += 1
         self._position.samples_consumed = 0
+        self._loader.last_pass_length = self._batches
         assert self._first_batch_time_ns is not None
         pass_ended(self._loader, self._first_batch_time_ns)
 

@@ -62,6 +62,7 @@ from dptrain.distributed.groups import (
     split_group,
 )
 from dptrain.distributed.groups import num_groups as get_pg_count
+from dptrain.distributed.later import found_in
 from dptrain.distributed.lists import (
     all_gather,
     all_gather_coalesced,
@@ -80,6 +81,15 @@ from dptrain.distributed.objects import (
     send_object_list,
 )
 from dptrain.distributed.work import Work
+
+__getattr__ = found_in(
+    __name__,
+    {
+        "GradBucket": "dptrain.parallel.grad_bucket",
+        "algorithms": f"{__name__}.algorithms",
+        "optim": f"{__name__}.optim",
+    },
+)
 
 #: PyTorch's older name, and its newer ones.
 reduce_op = ReduceOp

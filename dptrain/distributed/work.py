@@ -5,65 +5,18 @@ Owns: `Work`. Must not know: which collective it is.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain.comm import Work as ArrayWork
 from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.distributed.groups import ProcessGroup, seconds
+from dptrain.futures import Future
 
 if TYPE_CHECKING:
     from dptrain.core.tensor import Tensor
-
-
-class Future:
-    """A value that may not be there yet, and what is to be done with it: `torch.futures.Future`.
-
-    Nothing runs by itself: the callbacks run, once, on the thread that first waits for their future.
-
-    Args:
-        compute: blocks until the value is there and returns it.
-        is_ready: whether `compute` would not block.
-    """
-
-    def __init__(self, compute: Callable[[], Any], is_ready: Callable[[], bool]) -> None:
-        self._compute: Callable[[], Any] | None = compute
-        self._is_ready = is_ready
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._lock = threading.RLock()
-
-    def wait(self) -> Any:
-        """The value, when it is there; raises what went wrong."""
-        with self._lock:
-            compute, self._compute = self._compute, None
-            if compute is not None:
-                try:
-                    self._value = compute()
-                except BaseException as error:
-                    self._error = error
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    value = wait
-
-    def done(self) -> bool:
-        """Whether `wait` would not block."""
-        return self._compute is None or self._is_ready()
-
-    def then(self, callback: Callable[[Future], Any]) -> Future:
-        """The future of `callback(self)`."""
-
-        def run() -> Any:
-            with contextlib.suppress(BaseException):  # The callback asks, and gets it raised.
-                self.wait()
-            return callback(self)
-
-        return Future(run, self.done)
 
 
 class Work:
@@ -122,14 +75,14 @@ class Work:
         """The tensors that hold the result."""
         return list(self._tensors)
 
-    def get_future(self) -> Future:
+    def get_future(self) -> Future[list[Tensor]]:
         """The result as a `Future`, for `then`."""
 
         def tensors() -> list[Tensor]:
             self.wait()
             return self.result()
 
-        return Future(tensors, self.is_completed)
+        return Future.driven(tensors, self.is_completed)
 
     def source_rank(self) -> int:
         """The rank, in the whole job, from which a receive took its message.

@@ -350,6 +350,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DataParallel":
-        return parallel.DataParallel
+    if name in ("DataParallel", "SyncBatchNorm"):
+        return getattr(parallel, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_NAMES = ("DataParallel", "DistributedDataParallel", "data_parallel", "gather", "scatter")
+_NAMES = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "SyncBatchNorm",
+    "data_parallel",
+    "gather",
+    "scatter",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,8 @@ class LBFGS(Optimizer):
         ValueError: several parameter groups, or an option that has no meaning.
     """
 
+    couples_parameters = True
+
     def __init__(
         self,
         params: Iterable[Any],

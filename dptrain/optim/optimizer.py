@@ -14,7 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class Optimizer(Hooks):
         ValueError: no parameters, a non-leaf, a parameter twice, or an invalid option.
     """
 
+    #: Whether the update of a parameter depends on the others, so that none can be updated alone.
+    couples_parameters: ClassVar[bool] = False
     #: Names of state that is one number per parameter, in PyTorch a float32 tensor without dimensions.
     _scalar_names: frozenset[str] = frozenset([STEP])
 

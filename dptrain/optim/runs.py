@@ -25,19 +25,25 @@ Initial = Callable[[str, dict[str, Any]], float]
 
 
 class StateBuffers:
-    """Optimizer state over one storage: a flat buffer per name, laid out like the parameters.
+    """Optimizer state over part of one storage: a flat buffer per name, laid out like the parameters.
+
+    An optimizer of a few parameters of a storage pays for the span from the first to the last of them.
 
     Args:
         storage: where the parameters lie.
+        span: the elements of the storage that have state, from start to stop.
         scalar_names: state that is one number per parameter (`STEP` among them).
 
     Attributes:
         storage: where the parameters lie.
+        span: as given.
         scalars: by name, one number for each parameter, by its position in the storage.
     """
 
-    def __init__(self, storage: FlatStorage, scalar_names: frozenset[str]) -> None:
-        self.storage = storage
+    def __init__(
+        self, storage: FlatStorage, span: tuple[int, int], scalar_names: frozenset[str]
+    ) -> None:
+        self.storage, self.span = storage, span
         # float32 like PyTorch's counters, so that state dicts look the same on both sides.
         self.scalars = {n: np.zeros(len(storage.params), dtype=np.float32) for n in scalar_names}
         self._buffers: dict[str, np.ndarray] = {}
@@ -47,12 +53,16 @@ class StateBuffers:
         """The flat buffer of that name; zeros when it is new."""
         found = self._buffers.get(name)
         if found is None:
-            kind = self.storage.data.dtype
+            kind, size = self.storage.data.dtype, self.span[1] - self.span[0]
             with beside(self.storage.data):
-                found = aligned_empty(self.storage.size * kind.itemsize, self.storage.xp).view(kind)
+                found = aligned_empty(size * kind.itemsize, self.storage.xp).view(kind)
                 found.fill(0)
             self._buffers[name] = found
         return found
+
+    def part(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The state that belongs to elements `start` to `stop` of the storage."""
+        return self.buffer(name)[start - self.span[0] : stop - self.span[0]]
 
     def view(self, name: str, p: Tensor, place: Place) -> Tensor:
         """The tensor that shows a parameter's part of a buffer (or its number)."""
@@ -61,7 +71,7 @@ class StateBuffers:
             if name in self.scalars:
                 array = self.scalars[name][place.position : place.position + 1].reshape(())
             else:
-                array = self.buffer(name)[place.start : place.stop].reshape(p._array.shape)
+                array = self.part(name, place.start, place.stop).reshape(p._array.shape)
             found = self._views[name, place.position] = wrap(array)
         return found
 
@@ -213,15 +223,30 @@ def _items(
     buffers: dict[int, StateBuffers],
     scalar_names: frozenset[str],
 ) -> Iterator[_Item]:
+    spans = _spans(param_groups)
     for group, wanted in zip(param_groups, names, strict=True):
         for p in group["params"]:
             if p._grad is None:
                 continue
             place: Place = p._place
-            held = buffers.get(id(place.storage))
-            if held is None:
-                held = buffers[id(place.storage)] = StateBuffers(place.storage, scalar_names)
+            key = id(place.storage)
+            held = buffers.get(key)
+            if held is None or held.span[0] > spans[key][0] or held.span[1] < spans[key][1]:
+                # State that lies in buffers of a shorter span moves over when it is attached.
+                held = buffers[key] = StateBuffers(place.storage, spans[key], scalar_names)
             yield _Item(p, place, held, group, wanted, first=False)
+
+
+def _spans(param_groups: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    """By id of the storage: the elements from the first to the last of the groups' parameters."""
+    spans: dict[int, tuple[int, int]] = {}
+    for group in param_groups:
+        for p in group["params"]:
+            place: Place | None = p._place
+            if place is not None:
+                start, stop = spans.get(id(place.storage), (place.start, place.stop))
+                spans[id(place.storage)] = (min(start, place.start), max(stop, place.stop))
+    return spans
 
 
 def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initial) -> None:
@@ -294,7 +319,9 @@ def _run(items: list[_Item]) -> Run:
         params=[item.p for item in items],
         param=buffers.storage.data[whole],
         grad=buffers.storage.grad[whole],
-        state={n: buffers.buffer(n)[whole] for n in first.names if n not in scalars},
+        state={
+            n: buffers.part(n, whole.start, whole.stop) for n in first.names if n not in scalars
+        },
         first=first.first,
         step=int(scalars[STEP][0]),
         scalars=scalars,

@@ -4,11 +4,15 @@ from dptrain.parallel.data_parallel import DataParallel, data_parallel
 from dptrain.parallel.ddp import DistributedDataParallel
 from dptrain.parallel.scatter_gather import gather, scatter
 from dptrain.parallel.statistics import StepTimes
+from dptrain.parallel.sync_batchnorm import SyncBatchNorm
+from dptrain.parallel.zero import ZeroRedundancyOptimizer
 
 __all__ = [
     "DataParallel",
     "DistributedDataParallel",
     "StepTimes",
+    "SyncBatchNorm",
+    "ZeroRedundancyOptimizer",
     "data_parallel",
     "gather",
     "scatter",

@@ -90,3 +90,14 @@ def broadcast_buffers(
             stop = start + b._array.size
             np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
             start = stop
+
+
+def average_buffers(buffers: Sequence[Tensor], communicator: Communicator, name: str) -> None:
+    """Replace floating point buffers by the mean over the ranks that have data; send the others."""
+    floating = [b for b in buffers if b.is_floating_point()]
+    for buffer in floating:
+        array = np.ascontiguousarray(buffer._array)
+        communicator.all_reduce(array, "avg", name=name, joinable=True, async_op=False)
+        np.copyto(buffer._array, array)
+    others = [b for b in buffers if not b.is_floating_point()]
+    broadcast_buffers(others, communicator, None, name)

@@ -1,12 +1,12 @@
 """Which gradients travel together: a pure function of the parameters' sizes.
 
-Owns: `plan_buckets`. Must not know: tensors, communicators, timings. A layout that depended on
+Owns: `plan_buckets`, `consecutive`. Must not know: tensors, communicators, timings. A layout that depended on
 measured arrival order would differ from run to run, and sums with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
@@ -27,7 +27,9 @@ class Bucket:
 
 
 def plan_buckets(
-    bounds: Sequence[tuple[int, int]], itemsize: int, bucket_cap_mb: float | None = None
+    bounds: Sequence[tuple[int, int]],
+    itemsize: int,
+    bucket_cap_mb: float | Sequence[float] | None = None,
 ) -> list[Bucket]:
     """Cut a layout into buckets, in the order in which backward fills them.
 
@@ -37,26 +39,34 @@ def plan_buckets(
     Args:
         bounds: (start, stop) of each parameter in elements, ascending.
         itemsize: bytes of an element.
-        bucket_cap_mb: size of a bucket in MiB; None: 25, and 1 at both ends.
+        bucket_cap_mb: size of a bucket in MiB, or of each bucket, the last one also for those that
+            follow; None: 25, and 1 at both ends.
 
     Raises:
         ValueError: a cap that is not positive.
     """
-    if bucket_cap_mb is not None and bucket_cap_mb <= 0:
-        raise ValueError(f"bucket_cap_mb must be positive, got {bucket_cap_mb}")
-    cap = (bucket_cap_mb or BUCKET_CAP_MB) * MIB
-    end_cap = cap if bucket_cap_mb is not None else min(cap, END_CAP_MB * MIB)
+    caps = _caps(bucket_cap_mb)
     groups: list[list[int]] = []
     held = 0.0
     for i, (start, stop) in enumerate(bounds):
-        if not groups or held >= (end_cap if len(groups) == 1 else cap):
+        if not groups or held >= caps[min(len(groups), len(caps)) - 1]:
             groups.append([])
             held = 0.0
         groups[-1].append(i)
         held += (stop - start) * itemsize
     if bucket_cap_mb is None:
-        groups = _with_small_tail(groups, bounds, itemsize, end_cap)
+        groups = _with_small_tail(groups, bounds, itemsize, caps[0])
     return [Bucket(g[0], g[-1] + 1, bounds[g[0]][0], bounds[g[-1]][1]) for g in groups]
+
+
+def _caps(bucket_cap_mb: float | Sequence[float] | None) -> list[float]:
+    """The cap of each bucket in bytes; the last one holds for all that follow."""
+    if bucket_cap_mb is None:
+        return [END_CAP_MB * MIB, BUCKET_CAP_MB * MIB]
+    given = [bucket_cap_mb] if isinstance(bucket_cap_mb, (int, float)) else list(bucket_cap_mb)
+    if not given or any(cap < 0 for cap in given):
+        raise ValueError(f"bucket_cap_mb must be 0 or more, got {bucket_cap_mb}")
+    return [cap * MIB for cap in given]
 
 
 def _with_small_tail(
@@ -78,3 +88,15 @@ def _with_small_tail(
         last.extend(tail)
         return groups
     return [*groups, tail]
+
+
+def consecutive(positions: Sequence[int]) -> Iterator[list[int]]:
+    """Ascending numbers, cut where one is not the successor of the one before."""
+    run: list[int] = []
+    for i in positions:
+        if run and i != run[-1] + 1:
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run

@@ -5,26 +5,45 @@ Owns: the module wrapper, `no_sync`, buffers, ranks that run out of data. Must n
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dptrain.comm.communicator import Communicator
 from dptrain.comm.default import default_communicator, is_initialized
-from dptrain.core.flat import adopt
 from dptrain.core.grad_mode import is_grad_enabled
+from dptrain.core.tensor import Tensor
 from dptrain.data.events import register_pass_end
 from dptrain.nn.module import Module
-from dptrain.nn.parameter import is_lazy
-from dptrain.parallel.agreement import broadcast_arrays, broadcast_buffers, check_models_agree
+from dptrain.parallel.agreement import (
+    average_buffers,
+    check_models_agree,
+)
+from dptrain.parallel.agreement import (
+    broadcast_buffers as send_buffers,
+)
+from dptrain.parallel.ddp_arguments import (
+    buffer_policy,
+    check_devices,
+    check_module,
+    check_options,
+    check_trained,
+)
+from dptrain.parallel.ddp_report import logging_data
+from dptrain.parallel.ends import EqualEnds, weakly
+from dptrain.parallel.grad_bucket import CommHook, check_hook
+from dptrain.parallel.join import Join
+from dptrain.parallel.process_group import communicator_of
 from dptrain.parallel.reducer import Reducer
+from dptrain.parallel.reproducible import ShardedStep, shard_count
 from dptrain.parallel.statistics import StepTimes
+from dptrain.parallel.weights import SampleWeights
 
 _PREFIX = "module."
 
 
-class DistributedDataParallel(Module):
+class DistributedDataParallel(EqualEnds, Module):
     """Trains `module` on every rank with its own share of the data, as one model.
 
     Construction compares the ranks' models, sends parameters and buffers of rank 0 to all, and moves
@@ -32,26 +51,46 @@ class DistributedDataParallel(Module):
     over the ranks; optimizers and clipping need not know of ranks.
 
     Parameters that no rank used keep `grad is None`; parameters that some ranks used get the average
-    with zeros of the others. Both are settled in the same step, without a flag.
+    with zeros of the others. Both are settled in the same step, without a flag. Parameters may be
+    frozen and unfrozen between steps, on all ranks alike.
 
     When a DataLoader's pass that trained this module ends on one rank before the others, that rank
     answers the others' averages (which then divide by the ranks that had data) until all are done,
-    and then takes over parameters, buffers and optimizer state of a rank that made all steps.
+    and then takes over parameters, buffers and optimizer state of a rank that made all steps. `join()`
+    does the same for loops without a DataLoader.
 
-    `state_dict()` has no "module." prefix; `load_state_dict` takes both kinds.
+    `state_dict()` has no "module." prefix; `load_state_dict` takes both kinds. Copies and pickles
+    belong to the default group, and connect at their first forward.
 
     Args:
         module: the model; the same on every rank.
-        device_ids: None or one device, as in PyTorch; on the CPU it must be None.
-        output_device: as `device_ids`.
+        device_ids: None or the one device on which the module lives.
+        output_device: likewise.
         dim: batch dimension; only 0.
-        broadcast_buffers: send rank 0's buffers to all before each training forward.
+        broadcast_buffers: the deprecated name of `forward_sync_buffers`.
         init_sync: compare and broadcast at construction.
-        process_group: a communicator; the default one if None.
+        process_group: whose ranks train together; the default group if None.
         bucket_cap_mb: size of a gradient bucket in MiB; None: 25, and 1 for the first and the last.
         find_unused_parameters: accepted; unused parameters are always handled.
+        check_reduction: accepted; has no effect, as in PyTorch.
         gradient_as_bucket_view: accepted; gradients are always views of the buckets.
         static_graph: accepted; nothing here depends on it.
+        delay_all_reduce_named_params: accepted with `param_to_hook_all_reduce`; buckets never block
+            backward, so there is nothing to delay.
+        param_to_hook_all_reduce: see there.
+        mixed_precision: refused.
+        device_mesh: refused.
+        skip_all_reduce_unused_params: accepted; buckets always travel, with zeros where need be.
+        bucket_cap_mb_list: sizes of the buckets in MiB, the last one also for those that follow.
+        batched_grad_copy: accepted; there are no copies.
+        forward_sync_buffers: send rank 0's buffers to all before each training forward (the default);
+            "average": take the mean of the ranks' floating point buffers instead.
+        weighted: average over samples in place of ranks. The loss has to be a mean over its batch; the
+            batch's size (or `weigh`) travels with the gradients, and the result is the gradient of the
+            mean over the whole global batch, however it is split over ranks and micro-batches. Until
+            it is averaged (`no_sync`), `grad` holds sums of gradients times counts.
+        reproducible: the number of virtual shards of a global batch (True: 8), or False. Steps are made
+            with `shard_backward`, and have the same bits on any number of ranks.
 
     Raises:
         RuntimeError: no process group; models that differ; no parameter requires gradients.
@@ -61,73 +100,254 @@ class DistributedDataParallel(Module):
     def __init__(
         self,
         module: Module,
-        device_ids: list[Any] | None = None,
+        device_ids: Sequence[Any] | None = None,
         output_device: Any = None,
         dim: int = 0,
-        broadcast_buffers: bool = True,
+        broadcast_buffers: bool | None = None,
         init_sync: bool = True,
-        process_group: Communicator | None = None,
+        process_group: Any = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         check_reduction: bool = False,
-        gradient_as_bucket_view: bool = True,
+        gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
+        delay_all_reduce_named_params: Any = None,
+        param_to_hook_all_reduce: Any = None,
+        mixed_precision: Any = None,
+        device_mesh: Any = None,
+        skip_all_reduce_unused_params: bool = False,
+        bucket_cap_mb_list: Sequence[float] | None = None,
+        batched_grad_copy: bool = False,
+        forward_sync_buffers: bool | str | None = None,
+        *,
+        weighted: bool = False,
+        reproducible: bool | int = False,
     ) -> None:
         super().__init__()
-        if dim != 0 or device_ids or output_device is not None:
-            raise ValueError(
-                f"DistributedDataParallel computes on this rank's 'cpu' device along dim 0; got dim={dim}, "
-                f"device_ids={device_ids}, output_device={output_device}"
-            )
-        if process_group is None and not is_initialized():
-            raise RuntimeError(
-                "default process group has not been initialized; call "
-                "dptrain.distributed.init_process_group() before DistributedDataParallel"
-            )
-        if any(is_lazy(p) for p in module.parameters()):
-            raise RuntimeError(
-                "Modules with uninitialized parameters can't be used with `DistributedDataParallel`. Run a dummy "
-                "forward pass to correctly initialize the modules"
-            )
+        cap = list(bucket_cap_mb_list) if bucket_cap_mb_list else bucket_cap_mb
+        check_options(
+            dim,
+            delay_all_reduce_named_params,
+            param_to_hook_all_reduce,
+            mixed_precision,
+            device_mesh,
+            cap,
+        )
+        self.communicator = communicator_of(process_group, "DistributedDataParallel")
+        check_module(module)
+        check_devices(module, device_ids, output_device)
         self.module = module
-        self.communicator = process_group or default_communicator()
-        self.broadcast_buffers = broadcast_buffers
+        self.process_group = process_group if process_group is not None else self.communicator
+        self.device_ids, self.output_device, self.dim = device_ids, output_device, dim
+        self.find_unused_parameters, self.static_graph = find_unused_parameters, static_graph
+        self.gradient_as_bucket_view = gradient_as_bucket_view
+        self.forward_sync_buffers, init_buffers = buffer_policy(
+            broadcast_buffers, forward_sync_buffers
+        )
+        self.weighted, self.reproducible = weighted, shard_count(reproducible)
+        self._bucket_cap = cap
+        self._name = f"DDP({type(module).__name__})"
         if init_sync:
             check_models_agree(module, self.communicator)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if not trained:
-            raise RuntimeError(
-                "DistributedDataParallel is not needed when a module doesn't have any parameter that requires a gradient"
-            )
-        self._storages = adopt(trained)
-        self._name = f"DDP({type(module).__name__})"
-        self._reducer = Reducer(self._storages, self.communicator, bucket_cap_mb, self._name)
+        check_trained(module)  # After the comparison, which says where only some ranks have none.
+        self._connect()
         if init_sync:
-            self._broadcast_module(root=0)
-        weakref.finalize(self, register_pass_end(_weakly(self)).remove)
+            self._broadcast_module(root=0, buffers=init_buffers)
+
+    def _connect(self) -> None:
+        """Start averaging the gradients. Collective."""
+        named = list(self.module.named_parameters())
+        self._connected: Reducer | None = Reducer(
+            [(n, p) for n, p in named if p.requires_grad],
+            self.communicator,
+            self._bucket_cap,
+            self._name,
+            SampleWeights() if self.weighted else None,
+        )
+        self._frozen = [(n, p) for n, p in named if not p.requires_grad]
+        self._sharded = ShardedStep(self.module, self._connected, self.reproducible, self._name)
+        weakref.finalize(self, self._connected.detach)
+        weakref.finalize(self, register_pass_end(weakly(self)).remove)
+
+    @property
+    def _reducer(self) -> Reducer:
+        """What averages the gradients; a copy of a module connects when it is first used."""
+        if self._connected is None:
+            self.communicator = communicator_of(None, "DistributedDataParallel")
+            self.process_group = self.communicator
+            self._connect()
+        assert self._connected is not None
+        return self._connected
+
+    @property
+    def broadcast_buffers(self) -> bool | str:
+        """The deprecated name of `forward_sync_buffers`."""
+        return self.forward_sync_buffers
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run the module; before that, in training, take over the buffers of the first rank."""
-        if self.broadcast_buffers and self.training and is_grad_enabled():
-            buffers = list(self.module.buffers())
-            if buffers:
-                broadcast_buffers(buffers, self.communicator, None, f"{self._name} buffers")
-        return self.module(*inputs, **kwargs)
+        if not is_grad_enabled():
+            return self.module(*inputs, **kwargs)
+        reducer, begun_ns = self._reducer, time.perf_counter_ns()
+        if self.reproducible and self.training:
+            raise RuntimeError(
+                f"this module was made with reproducible={self.reproducible}; train it with "
+                "loss = model.shard_backward(criterion, inputs, targets) over the global batch"
+            )
+        Join.notify_join_context(self)
+        self._take_unfrozen()
+        if self.training and reducer.enabled and self.forward_sync_buffers:
+            self._sync_buffers()
+        if reducer.weights is not None:
+            reducer.weights.add_forward((*inputs, *kwargs.values()))
+        output = self.module(*inputs, **kwargs)
+        reducer.forward_ns = (begun_ns, time.perf_counter_ns())
+        return output
+
+    def _take_unfrozen(self) -> None:
+        """Average the gradients of parameters that were frozen until now, too."""
+        if self._frozen and any(p.requires_grad for _, p in self._frozen):
+            self._reducer.add([(n, p) for n, p in self._frozen if p.requires_grad])
+            self._frozen = [(n, p) for n, p in self._frozen if not p.requires_grad]
+
+    def shard_backward(self, loss_fn: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """Forward and backward of a global batch, with the same bits on any number of ranks.
+
+        The batch is cut into the number of shards that `reproducible` says; each rank computes some of
+        them, one after another. Afterwards every `param.grad` is the exact mean over the shards, plus
+        what was there before, and buffers are the mean of what the shards made of them. Random numbers
+        (dropout) depend on the seed, the step and the shard. Seeds and batches have to be the same on
+        all ranks. Memory: this rank's shards' gradients at once; nothing overlaps.
+
+        Args:
+            loss_fn: `loss_fn(output, *rest)`, the mean over its shard.
+            batch: the whole global batch: the input of the module, then the rest; the first dimension
+                is a multiple of the number of shards.
+
+        Returns:
+            The loss of the global batch, a float64 scalar without history.
+
+        Raises:
+            RuntimeError: made without `reproducible`.
+            TypeError, ValueError: a batch that cannot be cut.
+        """
+        if not self.reproducible:
+            raise RuntimeError(
+                "shard_backward() needs DistributedDataParallel(..., reproducible=number_of_shards)"
+            )
+        self._reducer  # noqa: B018 - connects a copy
+        self._take_unfrozen()
+        return self._sharded.run(loss_fn, batch)
+
+    @property
+    def shard_steps(self) -> int:
+        """How many times `shard_backward` ran; set it when a run is resumed, as dropout follows it."""
+        self._reducer  # noqa: B018 - connects a copy
+        return self._sharded.steps
+
+    @shard_steps.setter
+    def shard_steps(self, steps: int) -> None:
+        self._reducer  # noqa: B018 - connects a copy
+        self._sharded.steps = steps
+
+    def _sync_buffers(self) -> None:
+        buffers = list(self.module.buffers())
+        name = f"{self._name} buffers"
+        if self.forward_sync_buffers == "average":
+            average_buffers(buffers, self.communicator, name)
+        else:
+            send_buffers(buffers, self.communicator, None, name)
+
+    # ---- when gradients are averaged, and how -------------------------------------------------------
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate gradients of this rank only; the first backward outside averages the sum."""
-        before = self._reducer.enabled
-        self._reducer.enabled = False
+        """Accumulate gradients of this rank only; the first backward outside averages the sum.
+
+        What counts is where `backward()` runs; `forward` may be inside or outside.
+        """
+        reducer = self._reducer
+        before, reducer.enabled = reducer.enabled, False
         try:
             yield
         finally:
-            self._reducer.enabled = before
+            reducer.enabled = before
+
+    @contextmanager
+    def accumulate(self, step: int, every: int, last: bool = False) -> Iterator[bool]:
+        """Average in every `every`-th step only; in the others accumulate, as `no_sync` does.
+
+        Example::
+
+            for step, (x, y) in enumerate(loader):
+                with model.accumulate(step, every=4, last=step + 1 == len(loader)) as update:
+                    (criterion(model(x), y) / 4).backward()
+                if update:
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+        Args:
+            step: number of the micro-batch, from 0.
+            every: micro-batches per averaged step.
+            last: whether no micro-batch follows: averages what there is.
+
+        Yields:
+            Whether the gradients are averaged after this block.
+
+        Raises:
+            ValueError: `every` is below 1.
+        """
+        if every < 1:
+            raise ValueError(f"accumulate: every must be 1 or more, got {every}")
+        if last or (step + 1) % every == 0:
+            yield True
+            return
+        with self.no_sync():
+            yield False
+
+    def weigh(self, count: float) -> None:
+        """Say that the next backward counts for `count` samples (or tokens), whatever the batch's size.
+
+        Raises:
+            RuntimeError: made without `weighted=True`.
+            ValueError: no finite number of 0 or more.
+        """
+        if not self.weighted:
+            raise RuntimeError("weigh() needs DistributedDataParallel(..., weighted=True)")
+        weights = self._reducer.weights
+        assert weights is not None
+        weights.tell(count)
+
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Let `hook(state, bucket)` average the buckets in place of an all-reduce.
+
+        Args:
+            state: for the hook.
+            hook: takes the state and a `GradBucket` with this rank's gradients; returns a
+                `dptrain.futures.Future` of a tensor with the averaged ones.
+
+        Raises:
+            TypeError: not callable.
+            ValueError: annotations that ask for something else than a `GradBucket`.
+            RuntimeError: there is a hook already.
+        """
+        check_hook(hook)
+        if self._reducer.hook is not None:
+            raise RuntimeError(
+                "register_comm_hook or register_builtin_comm_hook can only be called once."
+            )
+        self._reducer.hook = (state, hook)
 
     @property
     def times(self) -> StepTimes:
         """Communication of this rank so far, and how much of it was hidden behind backward."""
         return self._reducer.times
+
+    def get_ddp_logging_data(self) -> dict[str, Any]:
+        """Facts about this run for a log, under PyTorch's names where it has them."""
+        return logging_data(self, self._reducer)
+
+    _get_ddp_logging_data = get_ddp_logging_data
 
     # ---- state, without the wrapper's prefix -----------------------------------------------------
 
@@ -143,44 +363,19 @@ class DistributedDataParallel(Module):
             state_dict = {k.removeprefix(_PREFIX): v for k, v in state_dict.items()}
         return self.module.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    # ---- ranks that run out of data ----------------------------------------------------------------
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: not the connection to the other ranks.
 
-    def _on_pass_end(self, first_batch_time_ns: int) -> None:
-        """Wait for the ranks that still have batches, if this pass trained the module."""
-        if self._reducer.last_step_ns < first_batch_time_ns:
-            return
-        answered = self.communicator.join().shadowed_by_rank
-        if any(answered):
-            # Who answered made fewer steps; a rank that answered nothing made them all.
-            self._broadcast_module(root=answered.index(0))
-            self._broadcast_optimizers(root=answered.index(0))
+        Raises:
+            RuntimeError: the module belongs to another group than the default one.
+        """
+        if not is_initialized() or self.communicator is not default_communicator():
+            raise RuntimeError(
+                "DDP Pickling/Unpickling are only supported when using DDP with the default process group; copy or save "
+                "model.module instead"
+            )
+        left = ("communicator", "process_group", "_frozen", "_sharded")
+        return {k: v for k, v in self.__dict__.items() if k not in left} | {"_connected": None}
 
-    def _broadcast_module(self, root: int) -> None:
-        broadcast_arrays(
-            [s.data for s in self._storages], self.communicator, root, f"{self._name} parameters"
-        )
-        held = {id(p) for storage in self._storages for p in storage.params}
-        others = [p for p in self.module.parameters() if id(p) not in held]
-        broadcast_buffers(
-            [*others, *self.module.buffers()], self.communicator, root, f"{self._name} buffers"
-        )
-
-    def _broadcast_optimizers(self, root: int) -> None:
-        owners = {id(o): o for storage in self._storages for o in storage.owners()}
-        for owner in owners.values():
-            state = owner.state_dict() if self.communicator.rank == root else None
-            state = self.communicator.broadcast_object(state, root, name=f"{self._name} optimizer")
-            if self.communicator.rank != root:
-                owner.load_state_dict(state)
-
-
-def _weakly(ddp: DistributedDataParallel) -> Callable[[Any, int], None]:
-    """The module's pass-end callback, which does not keep the module alive."""
-    reference = weakref.ref(ddp)
-
-    def on_pass_end(loader: Any, first_batch_time_ns: int) -> None:
-        module = reference()
-        if module is not None:
-            module._on_pass_end(first_batch_time_ns)
-
-    return on_pass_end
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

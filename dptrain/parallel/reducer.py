@@ -1,7 +1,7 @@
 """Averages gradients over the ranks while backward still runs.
 
-Owns: `Reducer`: buckets, their launch in index order, unused parameters, the wait at the end.
-Must not know: modules, and which backend moves the bytes.
+Owns: `Reducer`: the launch of buckets in index order, unused parameters, the wait at the end, the
+division. Must not know: modules, and which backend moves the bytes.
 
 A bucket is a slice of the flat gradient buffer, so nothing is copied. After each parameter's
 gradient is final, a hook counts its bucket down; buckets are launched strictly in index order, the
@@ -13,134 +13,170 @@ that had data.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from dptrain.comm.communicator import Communicator, Work
 from dptrain.core import engine
-from dptrain.core.flat import FlatStorage, Place, place_of
+from dptrain.core.arrays import address
+from dptrain.core.flat import Place, adopt, place_of, placed
+from dptrain.core.hooks import RemovableHandle
 from dptrain.core.tensor import Tensor
-from dptrain.parallel.buckets import Bucket, plan_buckets
-from dptrain.parallel.statistics import StepTimes
-
-
-class _BucketState:
-    """A bucket and how far it has come in the running pass."""
-
-    def __init__(self, storage: FlatStorage, bucket: Bucket, is_last: bool, name: str) -> None:
-        self.storage, self.bucket, self.name = storage, bucket, name
-        # The used-flags stand behind the gradients and travel with the last bucket.
-        stop = storage.grad_memory.size if is_last else bucket.stop
-        self.array = storage.grad_memory[bucket.start : stop]
-        self.waiting = 0
-        self.work: Work | None = None
-
-    @property
-    def members(self) -> range:
-        return range(self.bucket.first, self.bucket.last)
+from dptrain.futures import Future
+from dptrain.parallel.bucket_state import BucketState, Section
+from dptrain.parallel.grad_bucket import CommHook, as_buffer
+from dptrain.parallel.statistics import StepRecord, StepTimes
+from dptrain.parallel.weights import SampleWeights
 
 
 class Reducer:
-    """Keeps the gradients of some flat storages equal over the ranks.
+    """Keeps the gradients of parameters equal over the ranks.
 
     Args:
-        storages: flat storages whose parameters all require gradients.
+        named: names and parameters in registration order; all require gradients.
         communicator: how to reach the other ranks.
         bucket_cap_mb: see `plan_buckets`.
         name: first part of the name of every collective.
+        weights: the counts of samples by which ranks weigh; None: every rank weighs the same.
+
+    Attributes:
+        enabled: whether backward averages; else gradients stay this rank's.
+        divide_by: what sums are divided by in place of the ranks that had data; None: those.
+        hook: averages a bucket in place of an all-reduce, with its state.
+        last_backward_ns: when the last backward began to bring gradients (`time.perf_counter_ns`).
     """
 
     def __init__(
         self,
-        storages: Sequence[FlatStorage],
+        named: Iterable[tuple[str, Tensor]],
         communicator: Communicator,
-        bucket_cap_mb: float | None,
+        bucket_cap_mb: float | Sequence[float] | None,
         name: str,
+        weights: SampleWeights | None = None,
     ) -> None:
         self.communicator = communicator
         self.enabled = True
+        self.divide_by: int | None = None
+        self.hook: tuple[Any, CommHook] | None = None
         self.times = StepTimes()
-        #: When the last synchronised backward pass was over (`time.perf_counter_ns`).
-        self.last_step_ns = -1
-        self._buckets: list[_BucketState] = []
-        self._bucket_of: dict[int, _BucketState] = {}
+        self.forward_ns = (0, 0)
+        self.last_backward_ns = self._began_ns = -1
+        self.sections: list[Section] = []
+        self._cap, self._name, self.weights = bucket_cap_mb, name, weights
+        self._buckets: list[BucketState] = []
+        self._bucket_of: dict[int, BucketState] = {}
+        self._names: dict[int, str] = {}
+        self._handles: list[RemovableHandle] = []
         self._pass: object | None = None
         self._next = 0
         self._seen: set[int] = set()
-        for storage in storages:
-            storage.use_grad_memory(communicator.allocate, extra=len(storage.params))
-            bounds = [(place.start, place.stop) for place in storage.places]
-            plan = plan_buckets(bounds, storage.data.itemsize, bucket_cap_mb)
-            for bucket in plan:
-                state = _BucketState(
-                    storage, bucket, bucket is plan[-1], f"{name} bucket {len(self._buckets)}"
-                )
-                self._buckets.append(state)
-                for i in state.members:
-                    p = storage.params[i]
-                    self._bucket_of[id(p)] = state
-                    p.register_post_accumulate_grad_hook(self._on_ready)
+        self._totals: tuple[np.ndarray, Work] | None = None
+        self.add(named)
+
+    def add(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Average these parameters too, in buckets that follow the others. Collective."""
+        params = []
+        for name, p in named:
+            self._names[id(p)] = name
+            params.append(p)
+        wanted = {id(p) for p in params}
+        for storage in adopt(params):
+            own = [p for p in storage.params if id(p) in wanted]
+            section = Section(storage, own, self.communicator)
+            self.sections.append(section)
+            made = section.buckets(self._cap, self._name, len(self._buckets))
+            self._buckets += made
+            self._bucket_of |= {id(storage.params[i]): b for b in made for i in b.members}
+        for p in params:
+            if self.weights is not None:
+                self._handles.append(p.register_hook(self.weights.hook(p, self._names[id(p)])))
+            self._handles.append(p.register_post_accumulate_grad_hook(self._on_ready))
+
+    def detach(self) -> None:
+        """Leave the parameters alone from here on."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def name_of(self, p: Tensor) -> str:
+        """The name of a parameter in the module."""
+        return self._names[id(p)]
+
+    @property
+    def layout(self) -> list[list[str]]:
+        """The names of the parameters in each bucket."""
+        return [
+            [self.name_of(b.section.storage.params[i]) for i in b.members] for b in self._buckets
+        ]
+
+    @property
+    def bucket_nbytes(self) -> list[int]:
+        """The size of each bucket's gradients."""
+        return [b.gradients.nbytes for b in self._buckets]
 
     # ---- during the walk ---------------------------------------------------------------------
 
     def _on_ready(self, p: Tensor) -> None:
         """A parameter's gradient is final (called by the engine during the walk)."""
         if not self.enabled:
+            self.last_backward_ns = time.perf_counter_ns()
             return
         if self._pass is not engine.current_pass():
             self._begin()
-        place = _settled(p)
+        place = self._settled(p)
         if id(p) in self._seen:
             return
         self._seen.add(id(p))
-        place.storage.extra[place.position] = 1
         bucket = self._bucket_of[id(p)]
+        bucket.section.flags[place.position] = 1
+        bucket.arrived += 1
         bucket.waiting -= 1
         if bucket.waiting == 0:
-            self._launch_ready()
+            bucket.ready_ns = time.perf_counter_ns()
+            while self._next < len(self._buckets) and self._buckets[self._next].waiting == 0:
+                self._launch(self._buckets[self._next])
 
     def _begin(self) -> None:
         self._pass = engine.current_pass()
         self._next = 0
         self._seen.clear()
+        self._began_ns = time.perf_counter_ns()
         for bucket in self._buckets:
-            bucket.waiting = len(bucket.members)
-            bucket.work = None
-            bucket.storage.extra.fill(0)
+            bucket.begin()
+        for section in self.sections:
+            section.flags[section.positions] = 0
+        self._totals = None
+        if self.weights is not None or (self.divide_by is not None and self.hook is not None):
+            count = 0.0 if self.weights is None else self.weights.take()
+            totals = np.array([count, 1.0])
+            work = self.communicator.all_reduce(totals, name=f"{self._name} counts", joinable=True)
+            self._totals = (totals, work)
         engine.queue_callback(self._finish)
 
-    def _launch_ready(self) -> None:
-        while self._next < len(self._buckets) and self._buckets[self._next].waiting == 0:
-            self._launch(self._buckets[self._next])
-
-    def _launch(self, bucket: _BucketState, async_op: bool = True) -> None:
+    def _launch(self, bucket: BucketState, async_op: bool = True) -> None:
         self._next += 1
+        if bucket.arrived < len(bucket.members):
+            self._fill_unused(bucket)
+        bucket.launched_ns = time.perf_counter_ns()
+        bucket.ready_ns = bucket.ready_ns or bucket.launched_ns
+        if self.hook is not None:
+            state, hook = self.hook
+            last = bucket is self._buckets[-1]
+            bucket.future = _checked(hook(state, bucket.as_grad_bucket(last)), hook)
+            return
         bucket.work = self.communicator.all_reduce(
-            bucket.array, "avg", name=bucket.name, joinable=True, async_op=async_op
+            bucket.message, self._op, name=bucket.name, joinable=True, async_op=async_op
         )
 
-    # ---- when the walk is over -----------------------------------------------------------------
+    @property
+    def _op(self) -> str:
+        return "avg" if self.weights is None and self.divide_by is None else "sum"
 
-    def _finish(self) -> None:
-        """Launch what is missing, wait for everything, settle who used what."""
-        waited_from = time.perf_counter_ns()
-        while self._next < len(self._buckets):
-            bucket = self._buckets[self._next]
-            if bucket.waiting:
-                self._fill_unused(bucket)
-            # Nothing is left to overlap with: run it here and save the change of threads.
-            self._launch(bucket, async_op=False)
-        works = [b.work for b in self._buckets if b.work is not None]
-        for work in works:
-            work.wait()
-        self.last_step_ns = time.perf_counter_ns()
-        self.times.add(works, waited_from, self.last_step_ns)
-        for storage in {id(b.storage): b.storage for b in self._buckets}.values():
-            _publish(storage)
-        self._pass = None
-
-    def _fill_unused(self, bucket: _BucketState) -> None:
+    def _fill_unused(self, bucket: BucketState) -> None:
         """Parameters that this pass did not touch take part with zeros, or with what they hold."""
-        storage = bucket.storage
+        storage = bucket.section.storage
         for i in bucket.members:
             p = storage.params[i]
             if id(p) in self._seen:
@@ -148,26 +184,96 @@ class Reducer:
             if p._grad is None:
                 storage.grad[storage.places[i].start : storage.places[i].stop] = 0
             else:
-                _settled(p)
-                storage.extra[i] = 1
+                if self.weights is not None:
+                    self.weights.refuse_averaged(p, self.name_of(p))
+                self._settled(p)
+                bucket.section.flags[i] = 1
 
+    # ---- when the walk is over -----------------------------------------------------------------
 
-def _publish(storage: FlatStorage) -> None:
-    """A gradient exists on all ranks or on none: where any rank used the parameter."""
-    if storage.extra.all():  # the usual case: everything was used everywhere
-        for i, p in enumerate(storage.params):
-            p._grad = storage.slot(i)
-        return
-    for i, p in enumerate(storage.params):
-        p._grad = storage.slot(i) if storage.extra[i] > 0 else None
-
-
-def _settled(p: Tensor) -> Place:
-    """Where the parameter lies, with its gradient in its slot."""
-    place = place_of(p)
-    if place is None or (p._grad is not p._slot and not place.storage.settle(place.position)):
-        raise RuntimeError(
-            f"a parameter of shape {list(p.shape)} and dtype {p.dtype} changed its dtype or was rebound after "
-            "DistributedDataParallel was made; convert the module first, then wrap it"
+    def _finish(self) -> None:
+        """Launch what is missing, wait for everything, settle who used what."""
+        waited_from_ns = time.perf_counter_ns()
+        while self._next < len(self._buckets):
+            # Nothing is left to overlap with: run it here and save the change of threads.
+            self._launch(self._buckets[self._next], async_op=False)
+        flags = [
+            self.communicator.all_reduce(
+                section.flags, "max", name=f"{self._name} used parameters", joinable=True
+            )
+            for section in self.sections
+            if self.hook is not None or not section.whole
+        ]
+        for bucket in self._buckets:
+            if bucket.work is not None:
+                bucket.work.wait()
+            else:
+                self._take(bucket)
+        for work in flags:
+            work.wait()
+        self._scale()
+        self.last_backward_ns = time.perf_counter_ns()
+        self.times.add(
+            StepRecord(
+                self.forward_ns,
+                self._began_ns,
+                waited_from_ns,
+                self.last_backward_ns,
+                [b.times() for b in self._buckets],
+            )
         )
-    return place
+        for section in self.sections:
+            _publish(section)
+        if self.weights is not None:
+            self.weights.averaged(p for s in self.sections for p in s.params())
+        self._pass = None
+
+    def _take(self, bucket: BucketState) -> None:
+        """Bring what a hook made of a bucket into its place."""
+        found = as_buffer(bucket.future.wait(), bucket.gradients.size, "Communication hook")
+        bucket.arrived_ns = time.perf_counter_ns()
+        if address(found._array) != address(bucket.gradients):
+            np.copyto(bucket.gradients, found._array, casting="same_kind")
+        bucket.future = None
+
+    def _scale(self) -> None:
+        """The division, where it is not by the ranks that took part (which the communicator does)."""
+        if self._op == "avg":
+            return
+        count, ranks = 0.0, 1.0
+        if self._totals is not None:
+            totals, work = self._totals
+            work.wait()
+            count, ranks = totals.tolist()
+        divisor = count if self.weights is not None else float(self.divide_by or 1)
+        # A hook has divided by the ranks that took part.
+        factor = (ranks if self.hook is not None else 1.0) / divisor if divisor else 0.0
+        for bucket in self._buckets:
+            bucket.gradients[...] *= bucket.gradients.dtype.type(factor)
+
+    def _settled(self, p: Tensor) -> Place:
+        """Where the parameter lies, with its gradient in its slot."""
+        place = place_of(p)
+        if place is None or (p._grad is not p._slot and not place.storage.settle(place.position)):
+            raise RuntimeError(
+                f"[rank {self.communicator.rank}/{self.communicator.world_size}] parameter {self.name_of(p)!r} of "
+                f"shape {list(p.shape)} and dtype {p.dtype} changed its dtype or was rebound after "
+                "DistributedDataParallel was made; convert the module first, then wrap it"
+            )
+        return placed(p)
+
+
+def _publish(section: Section) -> None:
+    """A gradient exists on all ranks or on none: where any rank used the parameter."""
+    storage, flags = section.storage, section.flags
+    for i in section.positions:
+        storage.params[i]._grad = storage.slot(i) if flags[i] > 0 else None
+
+
+def _checked(found: Any, hook: CommHook) -> Future[Any]:
+    if isinstance(found, Future):
+        return found
+    name = getattr(hook, "__qualname__", type(hook).__name__)
+    raise TypeError(
+        f"communication hook {name} must return a dptrain.futures.Future, got {type(found).__name__}"
+    )

@@ -59,7 +59,6 @@ OUT_OF_SCOPE = {
             "ReduceScatterOptions",
             "Reducer",
             "ScatterOptions",
-            "GradBucket",
             "BuiltinCommHookType",
         ),
         BINDINGS,
@@ -80,7 +79,6 @@ OUT_OF_SCOPE = {
     ),
     **dict.fromkeys(
         (
-            "algorithms",
             "autograd",
             "c10d_logger",
             "config",
@@ -97,7 +95,6 @@ OUT_OF_SCOPE = {
             "utils",
             "checkpoint",
             "elastic",
-            "optim",
             "run",
             "argparse_util",
             "fsdp",

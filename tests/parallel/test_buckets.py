@@ -49,7 +49,17 @@ def test_small_models_are_one_bucket():
     assert len(plan_buckets(bounds([1000, 10, 20_000, 10]), 4)) == 1
 
 
-@pytest.mark.parametrize("cap", [0, -1])
-def test_a_cap_must_be_positive(cap):
-    with pytest.raises(ValueError, match="bucket_cap_mb must be positive"):
+@pytest.mark.parametrize("cap", [-1, [], [1, -2]])
+def test_a_cap_that_is_none_is_named(cap):
+    with pytest.raises(ValueError, match="bucket_cap_mb must be 0 or more"):
         plan_buckets([(0, 1)], 4, cap)
+
+
+def test_a_cap_of_0_gives_every_parameter_its_own_bucket():
+    assert len(plan_buckets(bounds([10, 10, 10]), 4, 0)) == 3
+
+
+def test_a_list_of_caps_is_one_for_each_bucket_and_the_last_for_the_rest():
+    """Parameters of 0.4 MiB: a bucket is closed by the first that reaches its cap."""
+    plan = plan_buckets(bounds([100_000] * 12), 4, [0.3, 1.0, 0.7])
+    assert [b.last - b.first for b in plan] == [1, 3, 2, 2, 2, 2]
