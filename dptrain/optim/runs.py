@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.flat import FlatStorage, Place, aligned_empty
+from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
 
 #: Name of the per-parameter step counter in the state of optimizers that count.
@@ -39,6 +40,8 @@ class StateBuffers:
         self.storage = storage
         # float32 like PyTorch's counters, so that state dicts look the same on both sides.
         self.scalars = {n: np.zeros(len(storage.params), dtype=np.float32) for n in scalar_names}
+        for numbers in self.scalars.values():
+            divide(numbers, [(i, i + 1) for i in range(len(numbers))])
         self._buffers: dict[str, np.ndarray] = {}
         self._views: dict[tuple[str, int], Tensor] = {}
 
@@ -49,6 +52,7 @@ class StateBuffers:
             kind = self.storage.data.dtype
             found = aligned_empty(self.storage.size * kind.itemsize, self.storage.xp).view(kind)
             found.fill(0)
+            self.storage.mark_parts(found)
             self._buffers[name] = found
         return found
 

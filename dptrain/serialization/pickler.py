@@ -1,0 +1,227 @@
+"""Pickling with PyTorch's names: tensors as calls of its functions over storages that lie elsewhere.
+
+Owns: how our values are named in a file, which storages it needs. Must not know: where storages are
+written.
+
+A pickler of C can only write names that it can import, and PyTorch's are not there. So Python's own
+pickler in Python is used, with its table of types extended by our marker for such names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dptrain.core.arrays import address, device_of, to_host
+from dptrain.core.device import device
+from dptrain.core.dtypes import FROM_NUMPY, dtype, uint8
+from dptrain.core.host_array import HostArray
+from dptrain.core.layout import layout, memory_format, row_major
+from dptrain.core.parts import owner_of
+from dptrain.core.size import Size
+from dptrain.core.storage import TypedStorage, UntypedStorage
+from dptrain.core.tensor import Tensor
+from dptrain.serialization.names import TorchGlobal, parameter_class, storage_global, torch_global
+from dptrain.serialization.rebuild import state_of
+
+
+class _Reference:
+    """A storage in a pickle: the name of its type, its key, its place, its number of elements."""
+
+    __slots__ = ("location", "memory", "numel", "type")
+
+    def __init__(self, memory: np.ndarray, kind: dtype, location: str) -> None:
+        self.memory = memory
+        self.type = storage_global(kind)
+        self.numel = memory.nbytes // kind.itemsize
+        self.location = location
+
+
+class StorageTable:
+    """The storages that a pickle refers to, each once, in the order in which they were met.
+
+    Attributes:
+        memories: the bytes of each, by key.
+        itemsizes: bytes of one element of each.
+    """
+
+    def __init__(self) -> None:
+        self.memories: dict[str, np.ndarray] = {}
+        self.itemsizes: dict[str, int] = {}
+        self._keys: dict[Any, str] = {}
+        self._types: dict[int, Any] = {}
+        self._alive: list[Any] = []  # an address names a storage only while its memory lives
+
+    def key(self, reference: _Reference) -> str:
+        """The key of a storage.
+
+        Raises:
+            RuntimeError: the same memory was met before with elements of another type.
+        """
+        memory = reference.memory
+        start = address(memory) if memory.nbytes else None
+        if (
+            start is not None
+            and self._types.setdefault(start, reference.type) is not reference.type
+        ):
+            raise RuntimeError(
+                "Cannot save multiple tensors or storages that view the same data as different types"
+            )
+        identity = id(memory) if start is None else (start, memory.nbytes)
+        found = self._keys.get(identity)
+        if found is None:
+            found = self._keys[identity] = str(len(self._keys))
+            self._alive.append(memory)
+            self.memories[found] = memory.view(np.uint8)
+            self.itemsizes[found] = memory.nbytes // reference.numel if reference.numel else 1
+        return found
+
+
+def _storage_of(array: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The memory to save for an array, one-dimensional, and the array on the host.
+
+    Both are a copy where the memory is no row of elements of the array's type (a view with steps
+    backwards, bytes that start between two elements).
+    """
+    host = to_host(array) if type(array) is not HostArray else array.host
+    memory, step = owner_of(host), host.itemsize
+    first = address(host) - address(memory) if host.size else 0
+    fits = memory.flags.forc and not (first % step or memory.nbytes % step)
+    if not fits or any(s < 0 or s % step for s in host.strides):
+        memory = host = np.array(host, order="C")
+    return memory.ravel(order="A"), host
+
+
+def _location(array: Any) -> str:
+    """PyTorch's tag of a device; the first host device is its CPU."""
+    place = device_of(array)
+    return str(place) if place.index else "cpu"
+
+
+def _tensor_call(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    memory, host = _storage_of(tensor._array)
+    step = host.itemsize
+    return torch_global("torch._utils._rebuild_tensor_v2"), (
+        _Reference(memory, FROM_NUMPY[host.dtype], _location(tensor._array)),
+        (address(host) - address(memory)) // step if host.size else 0,
+        tuple(host.shape),
+        tuple(s // step for s in host.strides) if host.size else row_major(host.shape),
+        tensor.requires_grad,
+        OrderedDict(),
+    )
+
+
+def _reduce_tensor(tensor: Tensor) -> Any:
+    """A tensor as PyTorch writes it: by its storage, offset, size and stride."""
+    cls, state = type(tensor), state_of(tensor)
+    if not tensor._has_values:
+        return NotImplemented  # by its own __reduce__
+    if cls is not Tensor and cls is parameter_class():
+        args: tuple[Any, ...] = tensor.data, tensor.requires_grad, OrderedDict()
+        if state:
+            name = "torch._utils._rebuild_parameter_with_state"
+            return torch_global(name), (*args, state)
+        return torch_global("torch._utils._rebuild_parameter"), args
+    rebuild, parts = _tensor_call(tensor)
+    if cls is Tensor and not state:
+        return rebuild, parts
+    named = torch_global("torch.Tensor") if cls is Tensor else cls
+    return torch_global("torch._tensor._rebuild_from_type_v2"), (rebuild, named, parts, state)
+
+
+def _reduce(value: Any) -> Any:
+    """How a value of ours is written, or NotImplemented for what Python writes by itself."""
+    if isinstance(value, Tensor):
+        return _reduce_tensor(value)
+    if isinstance(value, device):
+        index = () if value.index is None else (value.index,)
+        return torch_global("torch.device"), (value.type, *index)
+    if isinstance(value, Size):
+        return torch_global("torch.Size"), (tuple(value),)
+    if isinstance(value, layout):
+        return torch_global("torch.serialization._get_layout"), (f"torch.{value.name}",)
+    return NotImplemented
+
+
+def _as_global(value: Any) -> TorchGlobal | None:
+    """The name of PyTorch's that a value of ours is in a file, if it is one."""
+    if isinstance(value, (dtype, memory_format)):
+        return torch_global(f"torch.{value.name}")
+    if value is Tensor:
+        return torch_global("torch.Tensor")
+    return None
+
+
+def _write_global(pickler: Any, value: TorchGlobal) -> None:
+    if pickler.proto >= 4:
+        pickler.save(value.module)
+        pickler.save(value.name)
+        pickler.write(pickle.STACK_GLOBAL)
+    else:
+        pickler.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
+    pickler.memoize(value)
+
+
+def _python_pickler(pickle_module: Any) -> Any:
+    if pickle_module is pickle:
+        return pickle._Pickler
+    found = getattr(pickle_module, "Pickler", None)
+    if isinstance(found, type) and issubclass(found, pickle._Pickler):
+        return found
+    raise TypeError(
+        f"save: pickle_module={getattr(pickle_module, '__name__', pickle_module)!r} has no Pickler that is "
+        "written in Python; files with PyTorch's names need one (pickle and dill have it)"
+    )
+
+
+def dump(
+    obj: Any,
+    pickle_module: Any,
+    protocol: int,
+    storages: StorageTable,
+    identify: Callable[[_Reference, str], tuple[Any, ...]],
+) -> bytes:
+    """The pickle of a value.
+
+    Args:
+        obj: the value.
+        pickle_module: whose Pickler is used for what is not ours.
+        protocol: of the pickle.
+        storages: where the storages that it needs are listed.
+        identify: gives the persistent id of a storage that has a key.
+
+    Raises:
+        TypeError: `pickle_module` cannot serve.
+        RuntimeError: one memory as two types.
+        PicklingError: what cannot be pickled.
+    """
+    base: Any = _python_pickler(pickle_module)
+    if protocol < 2:
+        raise ValueError(f"save: pickle_protocol must be 2 or more, got {protocol}")
+
+    class TorchPickler(base):
+        dispatch: ClassVar[dict[Any, Any]] = {**base.dispatch, TorchGlobal: _write_global}
+
+        def persistent_id(self, value: Any) -> Any:
+            if isinstance(value, UntypedStorage):
+                kind = value.dtype if isinstance(value, TypedStorage) else uint8
+                value = _Reference(value._owner.ravel(order="A"), kind, "cpu")
+            if type(value) is _Reference:
+                return identify(value, storages.key(value))
+            return None
+
+        def reducer_override(self, value: Any) -> Any:
+            return _reduce(value)
+
+        def save(self, value: Any, save_persistent_id: bool = True) -> Any:
+            named = _as_global(value)
+            return super().save(value if named is None else named, save_persistent_id)
+
+    buffer = io.BytesIO()
+    TorchPickler(buffer, protocol=protocol).dump(obj)
+    return buffer.getvalue()
