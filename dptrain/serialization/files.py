@@ -121,6 +121,7 @@ def load(
         UnpicklingError: what the file holds is not allowed, not known here, or damaged.
         RuntimeError: the zip archive or a tensor in it is damaged, a device is not there, arguments clash.
         EOFError: the file is cut short.
+        ValueError: the file states an unknown byte order.
         FileNotFoundError: there is no such file.
     """
     if weights_only is None:
@@ -199,7 +200,7 @@ def _check_readable(file: Any) -> None:
         )
     try:
         file.seek(file.tell())
-    except io.UnsupportedOperation as error:
+    except OSError as error:  # io.UnsupportedOperation is one
         raise io.UnsupportedOperation(
             f"{error}. You can only load from a file that is seekable. Please pre-load the data into a buffer "
             "like io.BytesIO and try to load from it instead."
