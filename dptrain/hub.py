@@ -106,12 +106,18 @@ def fetch(url: str, target: Path, check: Callable[[Path], None], progress: bool 
 
 
 def _transfer(url: str, file: Any, progress: bool) -> None:
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     from tqdm import tqdm
 
     request = Request(url, headers={"User-Agent": "dptrain.hub"})
-    with urlopen(request, timeout=_TIMEOUT_S) as response:
+    try:
+        response = urlopen(request, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        error.close()  # it is an open response, too
+        raise
+    with response:
         length = response.headers.get("Content-Length")
         total = int(length) if length and length.isdecimal() else None
         done = 0

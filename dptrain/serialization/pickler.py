@@ -9,6 +9,7 @@ pickler in Python is used, with its table of types extended by our marker for su
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 from collections import OrderedDict
@@ -118,9 +119,9 @@ def _tensor_call(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
 
 def _reduce_tensor(tensor: Tensor) -> Any:
     """A tensor as PyTorch writes it: by its storage, offset, size and stride."""
-    cls, state = type(tensor), state_of(tensor)
     if not tensor._has_values:
-        return NotImplemented  # by its own __reduce__
+        return tensor.__reduce__()
+    cls, state = type(tensor), state_of(tensor)
     if cls is not Tensor and cls is parameter_class():
         args: tuple[Any, ...] = tensor.data, tensor.requires_grad, OrderedDict()
         if state:
@@ -134,27 +135,37 @@ def _reduce_tensor(tensor: Tensor) -> Any:
     return torch_global("torch._tensor._rebuild_from_type_v2"), (rebuild, named, parts, state)
 
 
-def _reduce(value: Any) -> Any:
-    """How a value of ours is written, or NotImplemented for what Python writes by itself."""
-    if isinstance(value, Tensor):
-        return _reduce_tensor(value)
-    if isinstance(value, device):
-        index = () if value.index is None else (value.index,)
-        return torch_global("torch.device"), (value.type, *index)
-    if isinstance(value, Size):
-        return torch_global("torch.Size"), (tuple(value),)
-    if isinstance(value, layout):
-        return torch_global("torch.serialization._get_layout"), (f"torch.{value.name}",)
-    return NotImplemented
+def _reduce_device(value: device) -> Any:
+    index = () if value.index is None else (value.index,)
+    return torch_global("torch.device"), (value.type, *index)
 
 
-def _as_global(value: Any) -> TorchGlobal | None:
-    """The name of PyTorch's that a value of ours is in a file, if it is one."""
-    if isinstance(value, (dtype, memory_format)):
-        return torch_global(f"torch.{value.name}")
-    if value is Tensor:
-        return torch_global("torch.Tensor")
-    return None
+def _reduce_size(value: Size) -> Any:
+    return torch_global("torch.Size"), (tuple(value),)
+
+
+def _reduce_layout(value: layout) -> Any:
+    return torch_global("torch.serialization._get_layout"), (f"torch.{value.name}",)
+
+
+class _Reducers:
+    """How values of our types are written, and for others what Python's own table says."""
+
+    _OURS: ClassVar[dict[Any, Callable[[Any], Any]]] = {
+        device: _reduce_device,
+        Size: _reduce_size,
+        layout: _reduce_layout,
+    }
+
+    def get(self, cls: type) -> Any:
+        """The function for a type, or None."""
+        if issubclass(cls, Tensor):
+            return _reduce_tensor
+        return self._OURS.get(cls) or copyreg.dispatch_table.get(cls)
+
+
+def _write_named(pickler: Any, value: dtype | memory_format) -> None:
+    pickler.save(torch_global(f"torch.{value.name}"))
 
 
 def _write_global(pickler: Any, value: TorchGlobal) -> None:
@@ -205,7 +216,13 @@ def dump(
         raise ValueError(f"save: pickle_protocol must be 2 or more, got {protocol}")
 
     class TorchPickler(base):
-        dispatch: ClassVar[dict[Any, Any]] = {**base.dispatch, TorchGlobal: _write_global}
+        dispatch: ClassVar[dict[Any, Any]] = {
+            **base.dispatch,
+            TorchGlobal: _write_global,
+            dtype: _write_named,
+            memory_format: _write_named,
+        }
+        dispatch_table = _Reducers()
 
         def persistent_id(self, value: Any) -> Any:
             if isinstance(value, UntypedStorage):
@@ -214,13 +231,6 @@ def dump(
             if type(value) is _Reference:
                 return identify(value, storages.key(value))
             return None
-
-        def reducer_override(self, value: Any) -> Any:
-            return _reduce(value)
-
-        def save(self, value: Any, save_persistent_id: bool = True) -> Any:
-            named = _as_global(value)
-            return super().save(value if named is None else named, save_persistent_id)
 
     buffer = io.BytesIO()
     TorchPickler(buffer, protocol=protocol).dump(obj)
