@@ -30,7 +30,7 @@ from dptrain.serialization.rebuild import REBUILD, LoadedStorage
 from dptrain.serialization.safe_globals import built_in
 from dptrain.serialization.safetensors_file import load_file
 from dptrain.serialization.scan import unsafe_names
-from dptrain.serialization.source import Source
+from dptrain.serialization.source import Source, shown
 from dptrain.serialization.unpickler import load_safely
 
 DEFAULT_PROTOCOL = 2
@@ -293,7 +293,7 @@ def _storage_id(pid: Any) -> tuple[str, dtype, str, int]:
         ):
             return key, kind_of(type_), location, numel
     raise pickle.UnpicklingError(
-        f"Only persistent_load of storage is allowed, but got {str(pid)[:80]}"
+        f"Only persistent_load of storage is allowed, but got {shown(pid)}"
     )
 
 

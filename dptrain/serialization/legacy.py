@@ -21,7 +21,7 @@ from dptrain.serialization.names import StorageType
 from dptrain.serialization.pickler import StorageTable, dump
 from dptrain.serialization.placing import Place
 from dptrain.serialization.rebuild import LoadedStorage
-from dptrain.serialization.source import Source
+from dptrain.serialization.source import Source, shown
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -75,7 +75,7 @@ class _Storages:
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class, with its source beside it, which is of no use here
         if not (isinstance(pid, tuple) and len(pid) == 6 and _text(pid[0]) == "storage"):
-            raise pickle.UnpicklingError(f"wrong persistent id: {str(pid)[:80]}")
+            raise pickle.UnpicklingError(f"wrong persistent id: {shown(pid)}")
         _, type_, key, location, numel, view = pid
         kind = kind_of(type_)
         if type(key) not in (str, int, bytes) or type(numel) is not int or numel < 0:
@@ -139,7 +139,7 @@ def read_legacy(source: Source, load: Load, place: Place) -> Any:
         raise RuntimeError("Invalid magic number; corrupt file?")
     version = load(source, None)
     if version != _VERSION:
-        raise RuntimeError(f"Invalid protocol version: {str(version)[:40]}")
+        raise RuntimeError(f"Invalid protocol version: {shown(version)}")
     load(source, None)  # sizes of the writer's C types; elements are little-endian in all files
     storages = _Storages(source, place)
     result = load(source, storages.find)

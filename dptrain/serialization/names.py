@@ -21,6 +21,7 @@ from dptrain.core.layout import (
     preserve_format,
     strided,
 )
+from dptrain.serialization.source import shown
 
 _STORAGE_NAMES = {
     "float64": "Double",
@@ -85,8 +86,10 @@ def layout_by_name(name: str) -> layout:
     Raises:
         RuntimeError: a sparse layout.
     """
-    if name != "torch.strided":
-        raise RuntimeError(f"the file names the layout {name}; dptrain has torch.strided only")
+    if not isinstance(name, str) or name != "torch.strided":
+        raise RuntimeError(
+            f"the file names the layout {shown(name)}; dptrain has torch.strided only"
+        )
     return strided
 
 

@@ -149,7 +149,10 @@ def _reduce_layout(value: layout) -> Any:
 
 
 class _Reducers:
-    """How values of our types are written, and for others what Python's own table says."""
+    """How values of our types are written, and for others what the table of the pickler says."""
+
+    def __init__(self, others: Any) -> None:
+        self._others = others
 
     _OURS: ClassVar[dict[Any, Callable[[Any], Any]]] = {
         device: _reduce_device,
@@ -161,7 +164,7 @@ class _Reducers:
         """The function for a type, or None."""
         if issubclass(cls, Tensor):
             return _reduce_tensor
-        return self._OURS.get(cls) or copyreg.dispatch_table.get(cls)
+        return self._OURS.get(cls) or self._others.get(cls)
 
 
 def _write_named(pickler: Any, value: dtype | memory_format) -> None:
@@ -222,7 +225,7 @@ def dump(
             dtype: _write_named,
             memory_format: _write_named,
         }
-        dispatch_table = _Reducers()
+        dispatch_table = _Reducers(getattr(base, "dispatch_table", copyreg.dispatch_table))
 
         def persistent_id(self, value: Any) -> Any:
             if isinstance(value, UntypedStorage):

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.device import as_device
+from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import dtype
 from dptrain.core.host_array import HostArray
 from dptrain.core.storage import TypedStorage
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.serialization.names import parameter_class
+from dptrain.serialization.source import shown
 
+_Device, _Dtype = device, dtype
 #: More dimensions than NumPy has.
 _MAX_DIMS = 64
 #: What the engine keeps in a tensor; the rest of its `__dict__` is the user's.
@@ -51,7 +53,7 @@ def _check_inside(op: str, length: int, offset: Any, size: Any, stride: Any) -> 
     if not well_formed:
         raise RuntimeError(
             f"{op}: the file is damaged: it states storage offset, size and stride of a tensor that are none "
-            f"({str(offset)[:40]}, {str(size)[:80]}, {str(stride)[:80]})"
+            f"({shown(offset)}, {shown(size)}, {shown(stride)})"
         )
     end = offset
     if 0 not in size:
@@ -168,6 +170,10 @@ def rebuild_from_type(func: Any, new_type: Any, args: Any, state: Any) -> Tensor
 
 def rebuild_on_device(data: Any, dtype: Any, device: Any, requires_grad: Any) -> Tensor:
     """A tensor that was saved from an accelerator through its values on the CPU."""
+    if not isinstance(device, (str, _Device)) or not isinstance(dtype, _Dtype):
+        raise RuntimeError(
+            f"a tensor of another device: {shown(device)} is no device, or {shown(dtype)} no dtype"
+        )
     as_device(device)
     return _with_grad(data.to(dtype), requires_grad)
 

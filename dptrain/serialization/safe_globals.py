@@ -117,7 +117,7 @@ def built_in() -> dict[str, Any]:
         "torch.serialization._get_layout": layout_by_name,
         "torch.Size": _make_size,
         "torch.Tensor": Tensor,
-        "torch.device": device,
+        "torch.device": _make_device,
         "_codecs.encode": _make_bytes,
         "builtins.bytearray": _make_bytearray,
         "builtins.set": _make_set,
@@ -166,6 +166,17 @@ def _make_size(items: Any = ()) -> Size:
     return Size(items)
 
 
+def _make_device(kind: Any, index: Any = None) -> device:
+    if not isinstance(kind, str) or not (index is None or type(index) is int):
+        raise TypeError("torch.device() takes a str and an int")
+    return device(kind, index)
+
+
+def _make_tensor(*args: Any) -> Any:
+    """The class is in files as an argument; called with sizes it would ask for any amount of memory."""
+    raise TypeError("torch.Tensor cannot be called from a file")
+
+
 def _make_bytes(text: Any, encoding: Any = "latin1") -> bytes:
     """What `_codecs.encode` is for: bytes, which protocol 2 writes as text."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
@@ -193,7 +204,11 @@ def _make_counter(items: Any = ()) -> Counter[Any]:
 
 
 #: Classes that are called through a maker of this module, and built by their own `__new__` never.
-MAKERS: dict[Any, Callable[..., Any]] = {OrderedDict: _make_ordered_dict, Counter: _make_counter}
+MAKERS: dict[Any, Callable[..., Any]] = {
+    OrderedDict: _make_ordered_dict,
+    Counter: _make_counter,
+    Tensor: _make_tensor,
+}
 #: Makers whose result is as large as what they are given; see the unpickler's budget.
 COPYING = (
     _make_ordered_dict,

@@ -1,6 +1,6 @@
 """Reading from a file whose lengths are not believed: nothing is asked for that the file cannot hold.
 
-Owns: `Source`. Must not know: what the bytes mean.
+Owns: `Source`, `shown`. Must not know: what the bytes mean.
 """
 
 from __future__ import annotations
@@ -11,6 +11,21 @@ from typing import Any
 import numpy as np
 
 _MAX_LINE = 1 << 16
+
+
+def shown(value: Any) -> str:
+    """A short text of a value from a file, for messages.
+
+    `repr` of what a file holds may never end: a tuple that holds another twice, which holds another twice,
+    and so on, is as small in the file as it is in memory.
+    """
+    if isinstance(value, str):
+        return repr(value[:40])
+    if type(value) is bool or value is None or (type(value) is int and abs(value) < 1 << 64):
+        return repr(value)
+    if type(value) is tuple and all(type(v) in (int, str) for v in value[:8]):
+        return f"({', '.join(map(shown, value[:8]))}{', ...' * (len(value) > 8)})"
+    return f"a {type(value).__name__}"
 
 
 class Source:

@@ -65,6 +65,9 @@ def load(data, **options):
     return dptrain.load(io.BytesIO(data), **options)
 
 
+LEGACY_HEAD = b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {}))
+
+
 def test_the_builders_of_this_module_build():
     assert load(archive(whole(tensor(size=(2, 2), stride=(2, 1))))).tolist() == [[0, 0], [0, 0]]
 
@@ -268,6 +271,35 @@ def test_keys_whose_hash_is_dear_are_refused():
     )
 
 
+DOUBLED = Raw(b")" + b"q\x00h\x00\x86" * 60)
+DEAR = {
+    "id": Raw(DOUBLED + b"Q"),
+    "id inside": Raw(b"(" + op("storage") + DOUBLED * 4 + b"tQ"),
+    "device": call("torch.device", DOUBLED),
+    "device of a tensor": call(
+        "torch._utils._rebuild_device_tensor_from_cpu_tensor", tensor(), DOUBLED, DOUBLED, False
+    ),
+    "layout": call("torch.serialization._get_layout", DOUBLED),
+    "size": call("torch._utils._rebuild_tensor_v2", storage(), 0, DOUBLED, DOUBLED, False, None),
+    "parameter": call("torch._utils._rebuild_parameter", DOUBLED, True, None),
+    "state": call("torch._utils._rebuild_parameter_with_state", tensor(), True, None, DOUBLED),
+    "called": Raw(DOUBLED + b")R"),
+    "built": Raw(DOUBLED + b")b"),
+    "a tensor of sizes": call("torch.Tensor", 2**40),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("opcodes", DEAR.values(), ids=DEAR)
+def test_messages_do_not_print_what_has_no_end(opcodes):
+    for data in (archive(whole(opcodes)), LEGACY_HEAD + whole(opcodes)):
+        assert isinstance(limited(data, 4 << 20), DOCUMENTED)
+    numbers = [b"\x80\x02\x8b" + struct.pack("<i", 9999) + b"\x7f" * 9999 + b".", whole(DOUBLED)]
+    for number in numbers:
+        assert isinstance(limited(number), RuntimeError)
+        assert isinstance(limited(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + number), RuntimeError)
+
+
 def test_copies_of_one_large_list_are_limited():
     many = b"]q\x00(" + b"N" * 50_000 + b"e0"
     text = b"X" + struct.pack("<I", 50_000) + b"a" * 50_000 + b"q\x010"
@@ -381,9 +413,6 @@ def test_files_cut_anywhere_are_refused(new):
     for end in range(0, len(data), 7):
         with pytest.raises((RuntimeError, EOFError, pickle.UnpicklingError)):
             load(data[:end])
-
-
-LEGACY_HEAD = b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {}))
 
 
 def legacy_storage(key="0", numel=4, view=None, kind="torch.FloatStorage"):

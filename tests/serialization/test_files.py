@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import threading
+import types
 import warnings
 
 import numpy as np
@@ -249,6 +250,19 @@ def test_arguments_are_checked(tmp_path):
 
 def test_a_pickle_module_of_ones_own_means_trust():
     assert round_trip(Point(3), pickle_module=pickle).x == 3
+
+
+def test_a_pickler_of_ones_own_writes_what_is_not_ours():
+    class Pickler(pickle._Pickler):
+        dispatch_table = types.MappingProxyType({Slotted: lambda value: (Point, (value.x,))})
+
+    module = types.SimpleNamespace(Pickler=Pickler, Unpickler=pickle.Unpickler)
+    slotted = Slotted()
+    slotted.x = dptrain.ones(2)
+    found = round_trip([slotted, dptrain.float32], {"pickle_module": module}, weights_only=False)
+    assert type(found[0]) is Point
+    assert found[0].x.tolist() == [1, 1]
+    assert found[1] is dptrain.float32
 
 
 def test_files_that_are_something_else(tmp_path):
