@@ -358,6 +358,8 @@ __all__ = [
     "uint8",
     "zeros",
     "zeros_like",
+    "load",
+    "save",
     *_OPERATIONS,
 ]
 

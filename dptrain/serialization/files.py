@@ -22,7 +22,7 @@ from dptrain.core.dtypes import dtype
 from dptrain.core.storage import PrivateMap
 from dptrain.serialization.archive import ALIGNMENT, SIGNATURE, ArchiveReader, ArchiveWriter
 from dptrain.serialization.endianness import assumed_byteorder
-from dptrain.serialization.legacy import kind_of, read_legacy, write_legacy
+from dptrain.serialization.legacy import kind_of, legacy_parts, read_legacy
 from dptrain.serialization.names import memory_formats, value_globals, why_unsupported
 from dptrain.serialization.pickler import StorageTable, dump
 from dptrain.serialization.placing import Place, placing
@@ -70,10 +70,10 @@ def save(
             "expected 'f' to be string, path, or a file-like object with a 'write' attribute"
         )
     if not _use_new_zipfile_serialization:
-        buffer = io.BytesIO()
-        write_legacy(obj, buffer, pickle_module, pickle_protocol)
+        parts = legacy_parts(obj, pickle_module, pickle_protocol)
         with _opened(f, "wb") as file:
-            file.write(buffer.getbuffer())
+            for part in parts:
+                file.write(part)
         return
     storages = StorageTable()
     data = dump(

@@ -1,6 +1,6 @@
 """PyTorch's format before 1.6: pickles one after the other, then the storages.
 
-Owns: `write_legacy`, `read_legacy`. Must not know: zip files.
+Owns: `legacy_parts`, `read_legacy`. Must not know: zip files.
 
 Source of the layout: files written by PyTorch with `_use_new_zipfile_serialization=False`: magic number,
 version and sizes of C's types as pickles; the value, its storages as persistent ids; the list of their keys;
@@ -35,8 +35,8 @@ _SYSTEM = {
 Load = Callable[[Source, Callable[[Any], Any] | None], Any]
 
 
-def write_legacy(obj: Any, file: Any, pickle_module: Any, protocol: int) -> None:
-    """Write a value; see `dptrain.save`."""
+def legacy_parts(obj: Any, pickle_module: Any, protocol: int) -> list[Any]:
+    """What is to be written for a value, in its order; see `dptrain.save`."""
     storages = StorageTable()
     data = dump(
         obj,
@@ -46,14 +46,12 @@ def write_legacy(obj: Any, file: Any, pickle_module: Any, protocol: int) -> None
         lambda held, key: ("storage", held.type, key, held.location, held.numel, None),
     )
     keys = sorted(storages.memories)
-    for value in (_MAGIC, _VERSION, _SYSTEM):
-        file.write(pickle.dumps(value, protocol))
-    file.write(data)
-    file.write(pickle.dumps(keys, protocol))
+    parts: list[Any] = [pickle.dumps(value, protocol) for value in (_MAGIC, _VERSION, _SYSTEM)]
+    parts += [data, pickle.dumps(keys, protocol)]
     for key in keys:
         memory = storages.memories[key]
-        file.write(struct.pack("<q", memory.nbytes // storages.itemsizes[key]))
-        file.write(memory.data)
+        parts += [struct.pack("<q", memory.nbytes // storages.itemsizes[key]), memory.data]
+    return parts
 
 
 class _Storages:

@@ -1,6 +1,8 @@
 """Files that cross between PyTorch and dptrain, both ways."""
 
 import io
+import os
+import pickle
 import struct
 import sys
 import zipfile
@@ -171,6 +173,14 @@ def test_files_without_a_byte_order_follow_the_setting(torch, same, written, ord
     assert (results[1][0].tolist() == [0, 1, 2, 3]) == (order != "BIG" or sys.byteorder == "big")
 
 
+def test_records_anywhere_can_be_mapped(written, tmp_path, torch):
+    path = tmp_path / "m.pt"
+    path.write_bytes(repacked(written(torch.save, [torch.arange(5.0), torch.arange(3)])))
+    found = dptrain.load(path, mmap=True)
+    assert [t.tolist() for t in found] == [[0, 1, 2, 3, 4], [0, 1, 2]]
+    assert all(t.numpy().flags.aligned for t in found)
+
+
 def test_an_archive_of_another_folder_name_and_compression(torch, same, written):
     """What someone unpacked and packed again with an ordinary zip program."""
     value = {"w": torch.randn(5, 5), "b": torch.zeros(3)}
@@ -339,6 +349,58 @@ def test_a_cuda_tag_says_what_to_do(torch, written):
             1,
             2,
         ]
+
+
+BAD_FILES = {
+    "nothing": lambda data: b"",
+    "a picture": lambda data: b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "cut in the middle": lambda data: data[: len(data) // 2],
+    "cut at the end": lambda data: data[:-10],
+    "no pickle": lambda data: repacked(data, lambda n, c: None if n == "data.pkl" else c),
+    "no storage": lambda data: repacked(data, lambda n, c: None if n == "data/0" else c),
+    "an unknown byte order": lambda data: repacked(
+        data, lambda n, c: b"odd" if n == "byteorder" else c
+    ),
+    "a pickle of something else": lambda data: pickle.dumps([1, 2], 2),
+    "a version of something else": lambda data: (
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(3, 2)
+    ),
+    "a name that is not allowed": lambda data: repacked(
+        data, lambda n, c: pickle.dumps(os.getcwd, 2) if n == "data.pkl" else c
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_raise_the_kind_of_error_that_pytorch_raises(torch, written, spoil):
+    data = spoil(written(torch.save, {"w": torch.tensor(list(b"abcdefgh"), dtype=torch.uint8)}))
+    kinds = [refusal(library, data) for library in (torch, dptrain)]
+    assert kinds[0] is not None
+    assert kinds[1] is kinds[0]
+
+
+def refusal(library, data):
+    """The kind of exception, or None if the file was loaded."""
+    try:
+        library.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:
+        return type(error)
+    return None
+
+
+def test_a_changed_element_is_found_by_its_checksum(torch, written):
+    data = written(torch.save, torch.tensor(list(b"abcdefgh"), dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="checksum"):
+        dptrain.load(io.BytesIO(data.replace(b"abcdefgh", b"abcdefgi")))
+
+
+def test_files_without_checksums_load(torch, same, written):
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = written(torch.save, value := {"w": torch.arange(5.0), "v": torch.ones(2)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    same(dptrain.load(io.BytesIO(data)), value)
 
 
 @pytest.mark.slow
