@@ -24,7 +24,7 @@ from dptrain.serialization.archive import ALIGNMENT, SIGNATURE, ArchiveReader, A
 from dptrain.serialization.endianness import assumed_byteorder
 from dptrain.serialization.legacy import kind_of, legacy_parts, read_legacy
 from dptrain.serialization.names import memory_formats, value_globals, why_unsupported
-from dptrain.serialization.pickler import StorageTable, dump
+from dptrain.serialization.pickler import dump
 from dptrain.serialization.placing import Place, placing
 from dptrain.serialization.rebuild import REBUILD, LoadedStorage
 from dptrain.serialization.safe_globals import built_in
@@ -56,7 +56,7 @@ def save(
         obj: what to write: tensors, state_dicts, nested containers of these and plain values, or whatever
             pickles (a whole module; only dptrain reads that, with `weights_only=False`).
         f: a path, or an object with `write`.
-        pickle_module: whose `Pickler` is used; it has to be one in Python, such as pickle's or dill's.
+        pickle_module: whose `Pickler` is used; from protocol 4 on it has to be one written in Python (pickle's, dill's).
         pickle_protocol: of the pickle, 2 or more; `torch.load` reads protocol 2 with `weights_only=True`.
         _use_new_zipfile_serialization: False writes PyTorch's format before 1.6.
         _disable_byteorder_record: leave out the mark of the byte order, as files before 2.1.
@@ -75,12 +75,10 @@ def save(
             for part in parts:
                 file.write(part)
         return
-    storages = StorageTable()
-    data = dump(
+    data, storages = dump(
         obj,
         pickle_module,
         pickle_protocol,
-        storages,
         lambda held, key: ("storage", held.type, key, held.location, held.numel),
     )
     with _opened(f, "wb") as file:

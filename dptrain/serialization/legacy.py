@@ -18,7 +18,7 @@ import numpy as np
 
 from dptrain.core.dtypes import dtype
 from dptrain.serialization.names import StorageType
-from dptrain.serialization.pickler import StorageTable, dump
+from dptrain.serialization.pickler import dump
 from dptrain.serialization.placing import Place
 from dptrain.serialization.rebuild import LoadedStorage
 from dptrain.serialization.source import Source, shown
@@ -37,12 +37,10 @@ Load = Callable[[Source, Callable[[Any], Any] | None], Any]
 
 def legacy_parts(obj: Any, pickle_module: Any, protocol: int) -> list[Any]:
     """What is to be written for a value, in its order; see `dptrain.save`."""
-    storages = StorageTable()
-    data = dump(
+    data, storages = dump(
         obj,
         pickle_module,
         protocol,
-        storages,
         lambda held, key: ("storage", held.type, key, held.location, held.numel, None),
     )
     keys = sorted(storages.memories)

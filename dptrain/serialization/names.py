@@ -40,7 +40,8 @@ _STORAGE_NAMES = {
 class TorchGlobal:
     """A name of PyTorch's that is written into a file instead of one of ours.
 
-    It can be called only because a pickler wants to see a callable in this place.
+    It can be called only because a pickler wants to see a callable in this place. A pickler that can only
+    write names which it finds writes `stand_in`, which this module has; see `pickler.py`.
     """
 
     __slots__ = ("module", "name")
@@ -48,6 +49,11 @@ class TorchGlobal:
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
+
+    @property
+    def stand_in(self) -> str:
+        """The name in this module under which it is found; dots would mean attributes of attributes."""
+        return f"{self.module}.{self.name}".replace(".", ":")
 
     def __call__(self, *args: Any) -> Any:
         raise TypeError(f"{self.module}.{self.name} is PyTorch's and cannot be called here")
@@ -67,6 +73,12 @@ def torch_global(name: str) -> TorchGlobal:
     """The one marker for a dotted name, so that a pickler writes it once."""
     module, _, last = name.rpartition(".")
     return TorchGlobal(module, last)
+
+
+def __getattr__(name: str) -> Any:
+    if ":" in name:
+        return torch_global(name.replace(":", "."))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def storage_global(kind: dtype) -> TorchGlobal:

@@ -3,8 +3,10 @@
 Owns: how our values are named in a file, which storages it needs. Must not know: where storages are
 written.
 
-A pickler of C can only write names that it can import, and PyTorch's are not there. So Python's own
-pickler in Python is used, with its table of types extended by our marker for such names.
+A pickler can only write names that it can import, and PyTorch's are not there. So stand-ins are written,
+names that our own modules have, and replaced in the finished pickle, which protocols 2 and 3 allow: a name
+is text that ends with its line there. For later protocols Python's pickler in Python is used, with its
+table of types extended; it is several times slower.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -29,6 +32,9 @@ from dptrain.core.storage import TypedStorage, UntypedStorage
 from dptrain.core.tensor import Tensor
 from dptrain.serialization.names import TorchGlobal, parameter_class, storage_global, torch_global
 from dptrain.serialization.rebuild import state_of
+
+#: A stand-in in a pickle: of a `TorchGlobal` the full name with colons, of a dtype or memory format its own.
+_STAND_IN = re.compile(rb"cdptrain\.(?:serialization\.names|core\.dtypes|core\.layout)\n([^\n]+)\n")
 
 
 class _Reference:
@@ -149,10 +155,11 @@ def _reduce_layout(value: layout) -> Any:
 
 
 class _Reducers:
-    """How values of our types are written, and for others what the table of the pickler says."""
+    """How values of our types are written, and for others what the table of the pickler says.
 
-    def __init__(self, others: Any) -> None:
-        self._others = others
+    Attributes:
+        written: how many of PyTorch's names were written as their stand-ins.
+    """
 
     _OURS: ClassVar[dict[Any, Callable[[Any], Any]]] = {
         device: _reduce_device,
@@ -160,11 +167,30 @@ class _Reducers:
         layout: _reduce_layout,
     }
 
+    def __init__(self, others: Any) -> None:
+        self._others = others
+        self.written = 0
+
+    def __getitem__(self, cls: type) -> Any:
+        found = self.get(cls)
+        if found is None:
+            raise KeyError(cls)
+        return found
+
     def get(self, cls: type) -> Any:
         """The function for a type, or None."""
         if issubclass(cls, Tensor):
             return _reduce_tensor
+        if cls in (TorchGlobal, dtype, memory_format):
+            return self._stand_in
         return self._OURS.get(cls) or self._others.get(cls)
+
+    def _stand_in(self, value: TorchGlobal | dtype | memory_format) -> str:
+        """A name in the module of the value's class, under which the value is found."""
+        self.written += 1
+        if isinstance(value, TorchGlobal):
+            return value.stand_in
+        return "bool_" if value.name == "bool" else value.name
 
 
 def _write_named(pickler: Any, value: dtype | memory_format) -> None:
@@ -184,12 +210,11 @@ def _write_global(pickler: Any, value: TorchGlobal) -> None:
 def _python_pickler(pickle_module: Any) -> Any:
     if pickle_module is pickle:
         return pickle._Pickler
-    found = getattr(pickle_module, "Pickler", None)
-    if isinstance(found, type) and issubclass(found, pickle._Pickler):
-        return found
+    if issubclass(pickle_module.Pickler, pickle._Pickler):
+        return pickle_module.Pickler
     raise TypeError(
-        f"save: pickle_module={getattr(pickle_module, '__name__', pickle_module)!r} has no Pickler that is "
-        "written in Python; files with PyTorch's names need one (pickle and dill have it)"
+        f"save: the Pickler of {pickle_module.__name__} is not written in Python, so that it can write PyTorch's "
+        "names with pickle_protocol=2 (the default) or 3 only"
     )
 
 
@@ -197,16 +222,14 @@ def dump(
     obj: Any,
     pickle_module: Any,
     protocol: int,
-    storages: StorageTable,
     identify: Callable[[_Reference, str], tuple[Any, ...]],
-) -> bytes:
-    """The pickle of a value.
+) -> tuple[bytes, StorageTable]:
+    """The pickle of a value, and the storages that it needs.
 
     Args:
         obj: the value.
         pickle_module: whose Pickler is used for what is not ours.
         protocol: of the pickle.
-        storages: where the storages that it needs are listed.
         identify: gives the persistent id of a storage that has a key.
 
     Raises:
@@ -214,18 +237,36 @@ def dump(
         RuntimeError: one memory as two types.
         PicklingError: what cannot be pickled.
     """
-    base: Any = _python_pickler(pickle_module)
     if protocol < 2:
         raise ValueError(f"save: pickle_protocol must be 2 or more, got {protocol}")
+    if not isinstance(getattr(pickle_module, "Pickler", None), type):
+        raise TypeError(f"save: pickle_module={pickle_module!r} has no Pickler")
+    if protocol < 4:
+        data, storages, reducers = _run(obj, pickle_module.Pickler, protocol, identify, False)
+        # Each name is written once, and later from the memo. More of them: a text that looks like one.
+        if len(_STAND_IN.findall(data)) == reducers.written:
+            return _STAND_IN.sub(_torch_name, data), storages
+    return _run(obj, _python_pickler(pickle_module), protocol, identify, True)[:2]
+
+
+def _torch_name(found: re.Match[bytes]) -> bytes:
+    module, _, name = found[1].replace(b":", b".").rpartition(b".")
+    return b"c%s\n%s\n" % (module or b"torch", name.removesuffix(b"_"))
+
+
+def _run(
+    obj: Any,
+    base: Any,
+    protocol: int,
+    identify: Callable[[_Reference, str], tuple[Any, ...]],
+    names_in_python: bool,
+) -> tuple[bytes, StorageTable, _Reducers]:
+    storages = StorageTable()
+    others = getattr(base, "dispatch_table", None)  # C's own Pickler has a slot there
+    reducers = _Reducers(others if hasattr(others, "get") else copyreg.dispatch_table)
 
     class TorchPickler(base):
-        dispatch: ClassVar[dict[Any, Any]] = {
-            **base.dispatch,
-            TorchGlobal: _write_global,
-            dtype: _write_named,
-            memory_format: _write_named,
-        }
-        dispatch_table = _Reducers(getattr(base, "dispatch_table", copyreg.dispatch_table))
+        dispatch_table = reducers
 
         def persistent_id(self, value: Any) -> Any:
             if isinstance(value, UntypedStorage):
@@ -235,6 +276,9 @@ def dump(
                 return identify(value, storages.key(value))
             return None
 
+    if names_in_python:
+        ours = {TorchGlobal: _write_global, dtype: _write_named, memory_format: _write_named}
+        TorchPickler.dispatch = {**base.dispatch, **ours}
     buffer = io.BytesIO()
     TorchPickler(buffer, protocol=protocol).dump(obj)
-    return buffer.getvalue()
+    return buffer.getvalue(), storages, reducers

@@ -334,3 +334,24 @@ def test_saving_does_not_change_what_is_saved():
         warnings.simplefilter("error")
         size_of([model, optimizer.state_dict()])
     assert [p._version_counter()[0] for p in model.parameters()] == versions
+
+
+def test_texts_that_look_like_names_stay_as_they_are():
+    value = ["cdptrain.serialization.names\ntorch:Size\n", dptrain.Size([1]), dptrain.float32]
+    value.append("cdptrain.core.dtypes\nfloat32\n")
+    found = round_trip(value)
+    assert found == value
+    assert found[2] is dptrain.float32
+
+
+def test_functions_of_a_notebook_are_saved_by_cloudpickle():
+    cloudpickle = pytest.importorskip("cloudpickle")
+    found = round_trip(
+        [lambda x: x + 1, dptrain.bool, dptrain.arange(3)],
+        {"pickle_module": cloudpickle},
+        weights_only=False,
+    )
+    assert found[0](found[2]).tolist() == [1, 2, 3]
+    assert found[1] is dptrain.bool
+    with pytest.raises(TypeError, match="not written in Python"):
+        round_trip(1, {"pickle_module": cloudpickle, "pickle_protocol": 4})
