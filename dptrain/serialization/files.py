@@ -186,7 +186,7 @@ def _opened(f: Any, mode: str) -> Iterator[Any]:
 def _folder_name(f: Any) -> str:
     """The folder of the records: the file's name without its last ending, as PyTorch has it."""
     name = Path(os.fspath(f)).name if _is_path(f) else "archive"
-    return name.rpartition(".")[0] or name
+    return (name.rpartition(".")[0] or name) if name.isascii() else "archive"
 
 
 def _check_readable(file: Any) -> None:

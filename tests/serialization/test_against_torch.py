@@ -188,6 +188,20 @@ def test_an_archive_of_another_folder_name_and_compression(torch, same, written)
     same(dptrain.load(io.BytesIO(data)), value)
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a", "a.b.pt", "caf\u00e9.pt", "a b.pt"])
+def test_the_folder_of_the_records_is_named_as_by_pytorch(torch, tmp_path, name):
+    folders = []
+    for library in (torch, dptrain):
+        path = tmp_path / library.__name__ / name
+        path.parent.mkdir()
+        library.save(library.ones(1), path)
+        with zipfile.ZipFile(path) as archive:
+            folders.append({entry.split("/")[0] for entry in archive.namelist()})
+        for other in (torch, dptrain):
+            assert other.load(path, weights_only=True).tolist() == [1]
+    assert folders[0] == folders[1]
+
+
 @pytest.mark.parametrize("kind", ["str", "Path", "file", "bytesio", "offset"])
 def test_every_kind_of_file(torch, tmp_path, kind):
     path = tmp_path / "x.pt"
