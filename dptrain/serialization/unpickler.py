@@ -165,16 +165,9 @@ class _Machine:
             self.spend(sum(len(a) for a in args if hasattr(a, "__len__")))
         self.stack[-1] = called(*args)
 
-    def new_object(self) -> None:
+    def new_object(self, with_names: bool = False) -> None:
+        kwargs = self.stack.pop() if with_names else {}
         args, cls = self.stack.pop(), self.stack.pop()
-        if not (isinstance(cls, type) and is_users(cls)):
-            raise pickle.UnpicklingError(
-                f"Can only create new object for classes allowed via `add_safe_globals`, but got {_shown(cls)}"
-            )
-        self.stack.append(cls.__new__(cls, *args))
-
-    def new_object_ex(self) -> None:
-        kwargs, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
         if not (isinstance(cls, type) and is_users(cls)):
             raise pickle.UnpicklingError(
                 f"Can only create new object for classes allowed via `add_safe_globals`, but got {_shown(cls)}"
@@ -345,7 +338,7 @@ _BY_NAME: dict[str, Callable[[_Machine], None]] = {
     "STACK_GLOBAL": _M.stack_global,
     "REDUCE": _M.reduce,
     "NEWOBJ": _M.new_object,
-    "NEWOBJ_EX": _M.new_object_ex,
+    "NEWOBJ_EX": _with(_M.new_object, True),
     "BUILD": _M.build,
     "APPEND": _M.append,
     "APPENDS": _M.appends,
