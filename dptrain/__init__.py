@@ -200,6 +200,7 @@ _ROOMS = frozenset(
         "distributed",
         "func",
         "futures",
+        "hub",
         "linalg",
         "multiprocessing",
         "nn",
@@ -208,6 +209,7 @@ _ROOMS = frozenset(
         "profiler",
         "random",
         "return_types",
+        "serialization",
         "special",
         "utils",
         "version",
@@ -370,11 +372,19 @@ __all__ = [
     "uint8",
     "zeros",
     "zeros_like",
+    "load",
+    "save",
     *_OPERATIONS,
 ]
 
 
+#: Functions of a room that PyTorch has at the top; the room is loaded with the first of them.
+_FROM_ROOMS = {"save": "serialization", "load": "serialization"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _FROM_ROOMS:
+        return getattr(import_module(f"dptrain.{_FROM_ROOMS[name]}"), name)
     if name == "default_generator":  # one per context, so that thread ranks have their own
         return _default_generator()
     if name in _ROOMS:

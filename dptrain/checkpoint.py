@@ -22,29 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from dptrain.comm.default import default_communicator
 from dptrain.core.arrays import to_host
-from dptrain.core.dtypes import ALL_DTYPES
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.serialization.safetensors_file import pack, unpack
 
 _FORMAT = 1
 _FOLDER = re.compile(r"step-(\d+)\Z")
-_SAFETENSORS_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "BOOL": "bool",
-}
-_NUMPY_OF = {d.name: d.numpy for d in ALL_DTYPES}
 
 
 class CheckpointError(RuntimeError):
@@ -96,7 +81,7 @@ def save_checkpoint(
 def _write(folder: Path, state: Mapping[str, Any], step: int) -> None:
     arrays: dict[str, np.ndarray] = {}
     tree = _encode(dict(state), "state", arrays)
-    data = safetensors.numpy.save(arrays)
+    data = pack(arrays)
     _write_flushed(folder / "tensors.safetensors", data)
     manifest = {
         "format": _FORMAT,
@@ -127,7 +112,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         name = f"{len(arrays)}:{path}"
         array = to_host(value._array) if isinstance(value, Tensor) else value
-        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
+        arrays[name] = array
         return {"tensor" if isinstance(value, Tensor) else "array": name}
     if isinstance(value, Mapping):
         return {
@@ -205,11 +190,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint at {folder}")
     manifest, data = _read(folder)
-    arrays = {}
-    for name, entry in safetensors.deserialize(data):
-        kind = _NUMPY_OF[_SAFETENSORS_NAMES[entry["dtype"]]]
-        arrays[name] = np.frombuffer(bytearray(entry["data"]), dtype=kind).reshape(entry["shape"])
-    state: dict[str, Any] = _decode(manifest["state"], arrays)
+    state: dict[str, Any] = _decode(manifest["state"], unpack(data))
     return state
 
 

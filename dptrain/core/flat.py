@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import address, beside, device_of, namespace_of
+from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
 
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
@@ -81,6 +82,7 @@ class FlatStorage:
         self.size = end
         self.data = aligned_empty(end * dtype.itemsize, self.xp).view(dtype)
         self.data.fill(0)
+        self.mark_parts(self.data)
         self.grad = self.extra = self.grad_memory = self.data[:0]
         self._slots: list[Tensor] = []
         self._owners: list[weakref.ref[Any]] = []
@@ -104,12 +106,24 @@ class FlatStorage:
         memory.fill(0)
         self.grad, self.extra = memory[: self.size], memory[self.size : self.size + extra]
         self.grad_memory = memory
+        self.mark_parts(self.grad)
         self._slots = [wrap(self._view(self.grad, place)) for place in self.places]
         for p, slot, grad in zip(self.params, self._slots, held, strict=True):
             p._slot = slot
             if grad is not None:
                 np.copyto(slot._array, grad._array)
                 p._grad = slot
+
+    def mark_parts(self, buffer: Any, first: int = 0) -> None:
+        """Say that a buffer is made of one part for each parameter.
+
+        Args:
+            buffer: elements `first`, `first + 1`, ... of this layout.
+            first: where it begins in the layout.
+        """
+        last = first + buffer.size
+        inside = [p for p in self.places if p.start < last and p.stop > first]
+        divide(buffer, [(max(p.start, first) - first, min(p.stop, last) - first) for p in inside])
 
     def add_owner(self, owner: Any) -> None:
         """Remember an optimizer that keeps state for these parameters (weakly, in order)."""

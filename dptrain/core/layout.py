@@ -160,3 +160,11 @@ def copy_in(
     out = empty_in(array, wanted, kind)
     np.copyto(out, array, casting="unsafe")
     return out
+
+
+def row_major(size: Any) -> tuple[int, ...]:
+    """The strides, in elements, of a tensor of that size in row-major order without gaps."""
+    steps = [1]
+    for n in reversed(tuple(size)[1:]):
+        steps.append(steps[-1] * max(n, 1))
+    return tuple(reversed(steps))[: len(tuple(size))]

@@ -1,6 +1,7 @@
 """Settings of the core room: the one place below it that reads the process environment.
 
-Owns: the names, defaults and checks of the variables that concern computing.
+Owns: the names, defaults and checks of the variables that concern computing, and the place of
+PyTorch's downloads.
 Must not know: ranks and launchers (those variables belong to `dptrain.comm.env`).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 KERNEL_PROVIDERS = ("auto", "numba", "numpy")
 
@@ -55,3 +57,9 @@ def _count(name: str, default: int, most: int) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= most:
         raise ValueError(f"{name}={text!r} is no number of devices; expected 1 to {most}")
     return int(text)
+
+
+def torch_home() -> Path:
+    """PyTorch's folder of downloaded files: `$TORCH_HOME`, or `torch` in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser()

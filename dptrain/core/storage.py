@@ -15,21 +15,18 @@ import numpy as np
 from dptrain.core.arrays import device_of, is_array, namespace_of, span
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
-from dptrain.core.layout import layout, strided
+from dptrain.core.layout import layout, row_major, strided
+from dptrain.core.parts import owner_of
 from dptrain.core.tensor import Tensor, wrap
 
 
 def _owner(tensor: Tensor) -> np.ndarray:
-    """The array that owns the memory that the tensor looks into."""
-    place = tensor._place
-    if place is not None:  # a parameter's own part of the flat buffer
-        part: np.ndarray = place.storage.data[place.start : place.stop]
-        return part
-    owner: Any = tensor._array
-    while is_array(owner.base):
-        owner = owner.base
-    found: np.ndarray = owner
-    return found
+    """The array that owns the memory that the tensor looks into; a parameter's own part of a flat buffer."""
+    return owner_of(tensor._array)
+
+
+class PrivateMap(mmap.mmap):
+    """A file in memory whose changes stay in this process."""
 
 
 class UntypedStorage:
@@ -69,6 +66,20 @@ class UntypedStorage:
     def is_shared(self) -> bool:
         """Whether other processes that were forked from this one see changes."""
         return _is_shared(self._owner)
+
+    def cpu(self) -> UntypedStorage:
+        """The bytes on the CPU: themselves."""
+        return self
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> UntypedStorage:
+        """A copy on a GPU.
+
+        Raises:
+            RuntimeError: always, as there is none.
+        """
+        raise RuntimeError(
+            "storage.cuda(): no GPU is available; this version computes on 'cpu' only"
+        )
 
     def _elements(self) -> np.ndarray:
         return self._owner.ravel(order="K").view(np.uint8)
@@ -151,7 +162,8 @@ def _is_shared(owner: np.ndarray) -> bool:
     held: Any = owner
     while is_array(held):
         held = held.base
-    return isinstance(held.obj if isinstance(held, memoryview) else held, mmap.mmap)
+    memory = held.obj if isinstance(held, memoryview) else held
+    return isinstance(memory, mmap.mmap) and not isinstance(memory, PrivateMap)
 
 
 def _tensor_is_shared(self: Tensor) -> bool:
@@ -208,7 +220,7 @@ def _set(
     elif isinstance(source, UntypedStorage):
         flat = wrap(source._owner.ravel(order="K").view(kind))
         whole = (flat._array.size,) if size is None else size
-        steps = _row_major(whole) if stride is None else stride
+        steps = row_major(whole) if stride is None else stride
         found = flat.as_strided(whole, steps, storage_offset)
     else:
         raise TypeError(
@@ -220,13 +232,6 @@ def _set(
         )
     self.data = found
     return self
-
-
-def _row_major(size: Any) -> tuple[int, ...]:
-    steps = [1]
-    for n in reversed(tuple(size)[1:]):
-        steps.append(steps[-1] * max(n, 1))
-    return tuple(reversed(steps))[: len(tuple(size))]
 
 
 def _dim_order(self: Tensor, *, ambiguity_check: Any = False) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dptrain.core.arrays import as_array, beside, move
 from dptrain.core.flat import FlatStorage, Place, aligned_empty
+from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
 
 #: Name of the per-parameter step counter in the state of optimizers that count.
@@ -46,6 +47,8 @@ class StateBuffers:
         self.storage, self.span = storage, span
         # float32 like PyTorch's counters, so that state dicts look the same on both sides.
         self.scalars = {n: np.zeros(len(storage.params), dtype=np.float32) for n in scalar_names}
+        for numbers in self.scalars.values():
+            divide(numbers, [(i, i + 1) for i in range(len(numbers))])
         self._buffers: dict[str, np.ndarray] = {}
         self._views: dict[tuple[str, int], Tensor] = {}
 
@@ -53,10 +56,12 @@ class StateBuffers:
         """The flat buffer of that name; zeros when it is new."""
         found = self._buffers.get(name)
         if found is None:
-            kind, size = self.storage.data.dtype, self.span[1] - self.span[0]
+            first, stop = self.span
+            kind, size = self.storage.data.dtype, stop - first
             with beside(self.storage.data):
                 found = aligned_empty(size * kind.itemsize, self.storage.xp).view(kind)
                 found.fill(0)
+            self.storage.mark_parts(found, first)
             self._buffers[name] = found
         return found
 

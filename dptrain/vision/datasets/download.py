@@ -6,13 +6,10 @@ Owns: download, checksum, atomic placement. Must not know: what the files contai
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-_CONNECT_TIMEOUT_S = 30.0
+from dptrain.hub import fetch
 
 
 def download_file(mirrors: Sequence[str], filename: str, md5: str, folder: Path) -> Path:
@@ -51,27 +48,12 @@ def download_file(mirrors: Sequence[str], filename: str, md5: str, folder: Path)
 
 
 def _download(url: str, md5: str, target: Path) -> None:
-    from urllib.request import urlopen
-
-    # In the target's folder, because a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with urlopen(url, timeout=_CONNECT_TIMEOUT_S) as response:
-                shutil.copyfileobj(response, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        with partial.open("rb") as file:
+    def check(path: Path) -> None:
+        with path.open("rb") as file:
             found = hashlib.file_digest(
                 file, lambda: hashlib.md5(usedforsecurity=False)
             ).hexdigest()
         if found != md5:
-            raise ValueError(
-                f"expected MD5 {md5}, found {found} ({partial.stat().st_size:,} bytes)"
-            )
-        # mkstemp makes the file private; a dataset is for everyone who may read the folder.
-        partial.chmod(0o644)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+            raise ValueError(f"expected MD5 {md5}, found {found} ({path.stat().st_size:,} bytes)")
+
+    fetch(url, target, check)

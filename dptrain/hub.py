@@ -1,0 +1,181 @@
+"""Bringing published weights: `load_state_dict_from_url` and its cache, which is PyTorch's own.
+
+Owns: downloading a file whole and checked or not at all, the cache folder. Must not know: models.
+
+Files that PyTorch has downloaded are found, and PyTorch finds those that came through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dptrain.core.settings import torch_home
+from dptrain.serialization.files import load
+
+_TIMEOUT_S = 30.0
+_CHUNK = 1 << 17
+#: `resnet18-bf5a0c4c.pth`: the first digits of the file's SHA-256.
+_HASH_IN_NAME = re.compile(r"-([a-f0-9]*)\.")
+
+_dir: str | None = None
+
+
+def get_dir() -> str:
+    """The folder of downloaded files: as `set_dir` said, else `hub` in `$TORCH_HOME` or `~/.cache/torch`."""
+    return _dir if _dir is not None else str(torch_home() / "hub")
+
+
+def set_dir(d: str | os.PathLike[str]) -> None:
+    """Set the folder of downloaded files."""
+    global _dir
+    _dir = os.path.expanduser(d)
+
+
+def download_url_to_file(
+    url: str, dst: str, hash_prefix: str | None = None, progress: bool = True
+) -> None:
+    """Bring a file. It is at `dst` when it is complete and its hash is right, and not there before.
+
+    Args:
+        url: where it is.
+        dst: where to put it.
+        hash_prefix: the first digits of its SHA-256.
+        progress: show a bar on standard error.
+
+    Raises:
+        RuntimeError: it has another hash.
+        URLError: it cannot be brought; the message names the file to bring by hand.
+    """
+
+    def check(path: Path) -> None:
+        if hash_prefix is None:
+            return
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(hash_prefix):
+            raise RuntimeError(f'invalid hash value (expected "{hash_prefix}", got "{digest}")')
+
+    from http.client import HTTPException  # imported late: slow, and needed by few
+    from urllib.error import URLError
+
+    target = Path(os.path.expanduser(dst))
+    try:
+        fetch(url, target, check, progress)
+    except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
+        raise URLError(
+            f"could not download {url} ({error}). Without a network, bring the file {target.name} from elsewhere "
+            f"and put it at {target}"
+        ) from error
+
+
+def fetch(url: str, target: Path, check: Callable[[Path], None], progress: bool = False) -> None:
+    """Download into the target's folder, check, and only then give the file its name.
+
+    Args:
+        url: where the file is.
+        target: its path when all is well; an older file there is replaced.
+        check: raises if the file at the path that it is given is not the right one.
+        progress: show a bar on standard error.
+
+    Raises:
+        OSError: the network or the disk; also when the transfer ended early.
+    """
+    # In the target's folder, because a rename is atomic only within one file system.
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _transfer(url, file, progress)
+            file.flush()
+            os.fsync(file.fileno())
+        check(partial)
+        # mkstemp makes the file private; this one is for everyone who may read the folder.
+        partial.chmod(0o644)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _transfer(url: str, file: Any, progress: bool) -> None:
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    from tqdm import tqdm
+
+    request = Request(url, headers={"User-Agent": "dptrain.hub"})
+    try:
+        response = urlopen(request, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        error.close()  # it is an open response, too
+        raise
+    with response:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length and length.isdecimal() else None
+        done = 0
+        with tqdm(
+            total=total, disable=not progress, unit="B", unit_scale=True, unit_divisor=1024
+        ) as bar:
+            while data := response.read(_CHUNK):
+                file.write(data)
+                done += len(data)
+                bar.update(len(data))
+    if total is not None and done != total:  # `read(n)` of a cut transfer just ends
+        raise OSError(f"the transfer ended after {done:,} of {total:,} bytes")
+
+
+def load_state_dict_from_url(
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,
+    check_hash: bool = False,
+    file_name: str | None = None,
+    weights_only: bool = True,
+) -> Any:
+    """What a file of PyTorch's at a URL holds; it is downloaded if it is not in the cache.
+
+    Args:
+        url: where it is.
+        model_dir: folder of the cache; `checkpoints` in `get_dir()` by default.
+        map_location: see `dptrain.load`.
+        progress: show a bar while it is downloaded.
+        check_hash: the file's name ends with the first digits of its SHA-256 (`name-<sha256>.pth`), and
+            what is downloaded has to have them.
+        file_name: its name in the cache; that in the URL by default.
+        weights_only: see `dptrain.load`. True by default, which PyTorch's function does not have: nothing
+            from a file on the network is run unless one asks for it.
+
+    Raises:
+        RuntimeError: the file is not the right one; it is not kept.
+        URLError: it cannot be brought; the message names the file to bring by hand.
+    """
+    from urllib.parse import urlparse
+
+    folder = os.path.join(get_dir(), "checkpoints") if model_dir is None else model_dir
+    os.makedirs(folder, exist_ok=True)
+    name = os.path.basename(urlparse(url).path) if file_name is None else file_name
+    cached = os.path.join(folder, name)
+    if not os.path.exists(cached):
+        sys.stdout.write(f'Downloading: "{url}" to {cached}\n')
+        found = _HASH_IN_NAME.search(name) if check_hash else None
+        download_url_to_file(url, cached, found[1] if found else None, progress)
+    return load(_unwrapped(cached), map_location, weights_only=weights_only)
+
+
+def _unwrapped(path: str) -> Any:
+    """The file itself, or the only member of a zip file that someone put it into."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) == 1 and not members[0].is_dir():
+                return io.BytesIO(archive.read(members[0]))
+    return path
