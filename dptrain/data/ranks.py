@@ -34,6 +34,14 @@ def group_of_ranks(what: str) -> Communicator:
     return default_communicator()
 
 
+def known_ranks() -> tuple[int, int] | None:
+    """This rank and the number of ranks; None while several were started and have not met."""
+    if not is_initialized() and discover().world_size > 1:
+        return None
+    communicator = default_communicator()
+    return communicator.rank, communicator.world_size
+
+
 @contextmanager
 def local_rank_zero_first(what: str) -> Iterator[None]:
     """Run the block on local rank 0 of every host, then on the other ranks.

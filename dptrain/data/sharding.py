@@ -1,0 +1,38 @@
+"""Dealing the samples of a stream out to ranks and their workers.
+
+Owns: `shard`. Must not know: what the samples are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from dptrain.data.ranks import group_of_ranks
+from dptrain.data.worker import get_worker_info
+
+T = TypeVar("T")
+
+
+def shard(samples: Iterable[T]) -> Iterator[T]:
+    """This rank's and this worker's share of a stream: every sample goes to exactly one of them.
+
+    To be used in `IterableDataset.__iter__`. Sample i goes to rank `i % ranks`, and the samples of a rank go
+    to its workers in turn.
+
+    Args:
+        samples: the whole stream, the same everywhere.
+
+    Raises:
+        RuntimeError: a launcher started several ranks, and the process group was not initialised when
+            the workers started.
+    """
+    info = get_worker_info()
+    if info is None or info.ranks is None:
+        group = group_of_ranks("shard")
+        rank, ranks = group.rank, group.world_size
+    else:
+        rank, ranks = info.ranks
+    worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+    return islice(samples, rank + worker * ranks, None, ranks * workers)
