@@ -47,6 +47,8 @@ class Task:
 class Pass:
     """An iterator over the batches of one pass."""
 
+    _over = True  # as long as it has not begun
+
     def __init__(self, loader: DataLoader, fetcher: Fetcher) -> None:
         started = time.perf_counter()
         self._loader = loader
@@ -55,9 +57,9 @@ class Pass:
         self._place = self._position.samples_consumed
         self._dealt = loader._dealt()
         self._first_batch_time_ns: int | None = None
-        self._over = False
         self._handed_out = 0
         self._start()
+        self._over = False
         loader.data_time_s += time.perf_counter() - started
 
     def __iter__(self) -> Pass:
@@ -246,7 +248,7 @@ class WorkerPass(Pass):
             self._crew.close()
 
     def __del__(self) -> None:
-        if not self._over and hasattr(self, "_crew"):
+        if not self._over:
             self._let_go()
 
 

@@ -35,11 +35,12 @@ def group_of_ranks(what: str) -> Communicator:
 
 
 def known_ranks() -> tuple[int, int] | None:
-    """This rank and the number of ranks; None while several were started and have not met."""
-    if not is_initialized() and discover().world_size > 1:
+    """This rank and the number of ranks; None while that is not settled (see `group_of_ranks`)."""
+    try:
+        group = group_of_ranks("")
+    except RuntimeError:
         return None
-    communicator = default_communicator()
-    return communicator.rank, communicator.world_size
+    return group.rank, group.world_size
 
 
 @contextmanager

@@ -29,10 +29,14 @@ def shard(samples: Iterable[T]) -> Iterator[T]:
             the workers started.
     """
     info = get_worker_info()
-    if info is None or info.ranks is None:
+    if info is None:
         group = group_of_ranks("shard")
-        rank, ranks = group.rank, group.world_size
+        rank, ranks, worker, workers = group.rank, group.world_size, 0, 1
+    elif info.ranks is not None:
+        rank, ranks, worker, workers = *info.ranks, info.id, info.num_workers
     else:
-        rank, ranks = info.ranks
-    worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        raise RuntimeError(
+            "shard needs to know the ranks, of which a launcher started several, but the process group was "
+            "not initialized when the workers started; call dptrain.distributed.init_process_group() first"
+        )
     return islice(samples, rank + worker * ranks, None, ranks * workers)
