@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from dptrain.core.creation import as_tensor
+from dptrain.core.dtypes import float64
 from dptrain.core.random import Generator, default_generator, numpy_stream
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import Tensor
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -190,12 +192,12 @@ class WeightedRandomSampler(_SeededSampler):
             raise ValueError(
                 f"replacement should be a boolean value, but got replacement={replacement}"
             )
-        values = np.array(weights, dtype=np.float64)
-        if values.ndim != 1:
+        self.weights = as_tensor(weights, dtype=float64)
+        if self.weights.dim() != 1:
             raise ValueError(
-                f"weights should be a 1d sequence but given weights have shape {values.shape}"
+                "weights should be a 1d sequence but given weights have shape "
+                f"{tuple(self.weights.shape)}"
             )
-        self.weights = wrap(values)
         self.num_samples = num_samples
         self.replacement = replacement
 
@@ -207,14 +209,18 @@ class WeightedRandomSampler(_SeededSampler):
             )
         if not weights.any():
             raise RuntimeError("invalid multinomial distribution: the weights sum to 0")
-        if not self.replacement and self.num_samples > np.count_nonzero(weights):
+        if self.replacement:
+            drawn = stream.choice(weights.size, self.num_samples, p=weights / weights.sum())
+        elif self.num_samples > weights.size:
             raise RuntimeError(
-                f"cannot sample {self.num_samples} numbers without replacement: only "
-                f"{np.count_nonzero(weights)} have a weight above 0"
+                f"cannot sample {self.num_samples} of {weights.size} numbers without replacement"
             )
-        drawn = stream.choice(
-            weights.size, self.num_samples, self.replacement, p=weights / weights.sum()
-        )
+        else:
+            # The waiting times of independent Poisson processes with these rates: which comes first is drawn
+            # by weight, and so is the next of those that are left.
+            waiting = np.full(weights.size, np.inf)
+            np.divide(stream.exponential(size=weights.size), weights, waiting, where=weights > 0)
+            drawn = np.argsort(waiting, kind="stable")[: self.num_samples]
         return iter(drawn.tolist())
 
     def __len__(self) -> int:

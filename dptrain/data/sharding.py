@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 from dptrain.data.ranks import group_of_ranks
-from dptrain.data.worker import get_worker_info
+from dptrain.data.worker import get_worker_info, ranks_of_training
 
 T = TypeVar("T")
 
@@ -28,12 +28,12 @@ def shard(samples: Iterable[T]) -> Iterator[T]:
         RuntimeError: a launcher started several ranks, and the process group was not initialised when
             the workers started.
     """
-    info = get_worker_info()
+    info, known = get_worker_info(), ranks_of_training()
     if info is None:
         group = group_of_ranks("shard")
         rank, ranks, worker, workers = group.rank, group.world_size, 0, 1
-    elif info.ranks is not None:
-        rank, ranks, worker, workers = *info.ranks, info.id, info.num_workers
+    elif known is not None:
+        rank, ranks, worker, workers = *known, info.id, info.num_workers
     else:
         raise RuntimeError(
             "shard needs to know the ranks, of which a launcher started several, but the process group was "

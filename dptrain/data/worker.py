@@ -12,7 +12,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dptrain.core.random import use_generator
 from dptrain.data.channel import Channel, ChannelClosed, dumps
@@ -32,32 +32,38 @@ class WorkerInfo:
         num_workers: workers of this pass.
         seed: `base seed + id`.
         dataset: this worker's copy of the dataset.
-        ranks: the training process's rank and the number of ranks, where it knew them.
+        rng: None; PyTorch's threads have one there.
+        worker_method: "multiprocessing".
     """
 
-    id: int
-    num_workers: int
-    seed: int
-    dataset: Any
-    ranks: tuple[int, int] | None
-
     def __init__(self, **facts: Any) -> None:
-        self.__dict__.update(facts)
+        self.__dict__.update({**facts, "rng": None, "worker_method": "multiprocessing"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise RuntimeError(f"Cannot assign attributes to {type(self).__name__} objects")
 
     def __repr__(self) -> str:
-        shown = ("id", "num_workers", "seed", "dataset")
-        return f"WorkerInfo({', '.join(f'{k}={getattr(self, k)!r}' for k in shown)})"
+        return f"WorkerInfo({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+    if TYPE_CHECKING:
+        id: int
+        num_workers: int
+        seed: int
+        dataset: Any
 
 
 _info: WorkerInfo | None = None
+_ranks: tuple[int, int] | None = None
 
 
 def get_worker_info() -> WorkerInfo | None:
     """In a worker of a DataLoader: its `id`, `num_workers`, `seed` and `dataset`; elsewhere None."""
     return _info
+
+
+def ranks_of_training() -> tuple[int, int] | None:
+    """In a worker: the training process's rank and the number of ranks, if it knew them."""
+    return _ranks
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def _answer_all(channel: Channel, failure: Failure) -> None:
 
 class _Worker:
     def __init__(self, recipe: Recipe, number: int, begin: Begin) -> None:
-        global _info
+        global _info, _ranks
         self._recipe = recipe
         self._number = number
         self._where = f"in DataLoader worker process {number}"
@@ -176,8 +182,8 @@ class _Worker:
             num_workers=recipe.num_workers,
             seed=seed,
             dataset=recipe.fetcher.dataset,
-            ranks=recipe.ranks,
         )
+        _ranks = recipe.ranks
         self._generator = SampleGenerator(seed)
         seed_others(begin.base_seed, number)
         if recipe.worker_init_fn is not None:
