@@ -8,7 +8,7 @@ Owns: `Sampler`, `SequentialSampler`, `RandomSampler`, `SubsetRandomSampler`, `W
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -130,13 +130,16 @@ class RandomSampler(_SeededSampler):
         return len(self.data_source) if self._num_samples is None else self._num_samples
 
     def _order(self, stream: np.random.Generator) -> Iterator[int]:
+        return chain.from_iterable(self._runs(stream))  # list by list, not number by number
+
+    def _runs(self, stream: np.random.Generator) -> Iterator[list[int]]:
         size, remaining = len(self.data_source), self.num_samples
         while remaining > 0:
             count = min(size, remaining)
             drawn = (
                 stream.integers(size, size=count) if self.replacement else stream.permutation(size)
             )
-            yield from drawn[:count].tolist()
+            yield drawn[:count].tolist()
             remaining -= count
 
     def __len__(self) -> int:
