@@ -1,7 +1,7 @@
 """Which rank this process is, according to whoever started it.
 
 Owns: the reading of launcher variables, the only place of this package that reads the process
-environment. Must not know: MPI; nothing is imported and nothing is written here.
+environment, and what of it helper processes get. Must not know: MPI; nothing is imported here.
 """
 
 from __future__ import annotations
@@ -159,3 +159,24 @@ def thread_count_is_set(environ: Mapping[str, str] | None = None) -> bool:
     """Whether the user or the launcher chose how many threads a rank computes with."""
     found = os.environ if environ is None else environ
     return any(name in found for name in _THREAD_VARIABLES)
+
+
+#: What makes a process a rank of an MPI job or of dprun, by the beginnings of the variables.
+_OF_RANKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "HYDRA_", _SIDE_CHANNEL)
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def helper_environment() -> dict[str, str]:
+    """The environment for a helper process of this rank, which computes on one thread.
+
+    It keeps RANK and the like, which a user may read, but not what would make an MPI library in the
+    helper take it for this rank itself.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_RANKS)}
+    return {**kept, **dict.fromkeys(_ONE_THREAD, "1")}
+
+
+def adopt_environment(variables: Mapping[str, str]) -> None:
+    """In a helper process: have the environment that the rank has by now."""
+    os.environ.clear()
+    os.environ.update(variables)

@@ -62,6 +62,14 @@ class Segment:
             raise
 
     @classmethod
+    def received(cls, descriptor: int, nbytes: int) -> Segment:
+        """The memory behind a descriptor that another process handed over; the descriptor is closed."""
+        try:
+            return cls(descriptor, nbytes, "", unlink=False)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
     def attach(cls, path: str, nbytes: int) -> Segment:
         """The memory that another process of this host created and has not sealed yet.
 
@@ -76,6 +84,10 @@ class Segment:
             raise
         segment.seal()
         return segment
+
+    def fileno(self) -> int:
+        """The descriptor by which the memory can be handed to another process, until `seal`."""
+        return self._descriptor
 
     def seal(self) -> None:
         """Let no further process in, and leave nothing behind when the mappings end."""

@@ -43,18 +43,34 @@ def default_collate(batch: Sequence[Any]) -> Any:
         raise ValueError("default_collate: the batch is empty; give one or more samples")
     first = batch[0]
     if isinstance(first, Tensor):
-        return Stack.apply(*batch)
+        return _stacked(batch)
     if isinstance(first, np.ndarray):
-        return Stack.apply(*(_array_tensor(array, array.dtype) for array in batch))
+        return _stacked([_array_tensor(array, array.dtype) for array in batch])
     if isinstance(first, (np.bool_, np.number)):
         return _array_tensor(np.asarray(batch), first.dtype)
     if isinstance(first, float):
         return wrap(np.array(batch, dtype=float64.numpy))
     if isinstance(first, int):
-        return tensor(batch)
+        # The general way looks at every element; the usual labels need no look.
+        return wrap(np.array(batch)) if set(map(type, batch)) == {int} else tensor(batch)
     if isinstance(first, (str, bytes)):
         return batch
     return _collate_fields(batch, first)
+
+
+def _stacked(tensors: Sequence[Any]) -> Tensor:
+    """`stack(tensors)`; plain ones that are alike are joined without a look at each, several times faster."""
+    arrays = [t._array for t in tensors if type(t) is Tensor and not t.requires_grad]
+    shape = arrays[0].shape if len(arrays) == len(tensors) else ()
+    if (
+        not shape
+        or {a.shape for a in arrays} != {shape}
+        or {a.dtype.char for a in arrays} != {arrays[0].dtype.char}
+        or set(map(type, arrays)) != {np.ndarray}
+    ):
+        stacked: Tensor = Stack.apply(*tensors)
+        return stacked
+    return wrap(np.concatenate(arrays).reshape(len(arrays), *shape))
 
 
 def _array_tensor(array: np.ndarray, found: Any) -> Tensor:

@@ -1,18 +1,26 @@
-"""Map-style datasets: something with a length whose samples are found by number.
+"""Datasets: samples found by number, or streams of samples.
 
-Owns: `Dataset`, `TensorDataset`, `Subset`. Must not know: samplers, loaders, processes.
+Owns: `Dataset`, `IterableDataset`, `TensorDataset`, `Subset`, `random_split`. Must not know: samplers, loaders, processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.data.fetch import batch_getter, samples_at
 
+if TYPE_CHECKING:
+    from dptrain.data.joined import ChainDataset, ConcatDataset
+
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -29,6 +37,25 @@ class Dataset(Generic[T_co]):
     def __getitem__(self, index: Any) -> T_co:
         """The sample with number `index`."""
         raise NotImplementedError(f"{type(self).__name__} must implement __getitem__(index)")
+
+    def __add__(self, other: Dataset[T_co]) -> ConcatDataset[T_co]:
+        """This dataset, and then the other."""
+        from dptrain.data.joined import ConcatDataset
+
+        return ConcatDataset([self, other])
+
+
+class IterableDataset(Dataset[T_co], Iterable[T_co]):
+    """Base of the datasets that are streams: implement `__iter__()` (abstract), and `__len__()` where it is known.
+
+    Every worker of a `DataLoader` iterates over its own copy; `shard` deals the samples out among them.
+    """
+
+    def __add__(self, other: Dataset[T_co]) -> ChainDataset:  # type: ignore[override]
+        """This stream, and then the other."""
+        from dptrain.data.joined import ChainDataset
+
+        return ChainDataset([self, other])
 
 
 class TensorDataset(Dataset[tuple[Tensor, ...]]):
@@ -93,9 +120,13 @@ class Subset(Dataset[T_co]):
             return self.dataset[[self.indices[i] for i in index]]
         return self.dataset[self.indices[index]]
 
+    def below(self, indices: Sequence[int]) -> tuple[Any, list[int]]:
+        """The whole dataset, and the numbers there of the samples at `indices`."""
+        return self.dataset, [self.indices[i] for i in indices]
+
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """The samples at `indices`, through the whole dataset's own batch access where it has one."""
-        return samples_at(self.dataset, [self.indices[i] for i in indices])
+        return samples_at(*self.below(indices))
 
     def get_batch(self, indices: Sequence[int]) -> Any:
         """The collated samples at `indices`, or NotImplemented when the whole dataset is not array-backed."""
@@ -106,6 +137,56 @@ class Subset(Dataset[T_co]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def random_split(
+    dataset: Dataset[T],
+    lengths: Sequence[int | float],
+    generator: Generator | None = None,
+) -> list[Subset[T]]:
+    """Deal the samples of a dataset out to subsets, at random and each once.
+
+    Args:
+        dataset: the dataset.
+        lengths: sizes of the subsets; or fractions that sum to 1, of which each is rounded down and what
+            is left goes to the subsets one by one from the first on.
+        generator: what the order is drawn from; by default the generator that `dptrain.manual_seed` seeds.
+
+    Raises:
+        ValueError: the lengths do not sum to the dataset's (or to 1), or a fraction is not in [0, 1].
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    if math.isclose(sum(lengths), 1) and sum(lengths) <= 1:
+        sizes = _sizes_of_fractions(size, lengths)
+    else:
+        sizes = [int(length) for length in lengths]
+    if sum(lengths) != size and sum(sizes) != size:
+        raise ValueError(
+            f"Sum of input lengths does not equal the length of the input dataset! They are {list(lengths)}, "
+            f"the dataset has {size} samples"
+        )
+    stream = (default_generator() if generator is None else generator).stream()
+    order = stream.permutation(size).tolist()
+    ends = list(accumulate(sizes))
+    return [
+        Subset(dataset, order[end - count : end]) for end, count in zip(ends, sizes, strict=True)
+    ]
+
+
+def _sizes_of_fractions(size: int, fractions: Sequence[float]) -> list[int]:
+    for i, fraction in enumerate(fractions):
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Fraction at index {i} is not between 0 and 1: {fraction}")
+    sizes = [math.floor(size * fraction) for fraction in fractions]
+    for i in range(size - sum(sizes)):
+        sizes[i % len(sizes)] += 1
+    for i, count in enumerate(sizes):
+        if count == 0:
+            warnings.warn(
+                f"Length of split at index {i} is 0. This might result in an empty dataset.",
+                stacklevel=3,
+            )
+    return sizes
 
 
 def take_rows(tensor: Tensor, where: np.ndarray) -> Tensor:

@@ -6,36 +6,68 @@ how ranks talk to each other, what is done at the end of a pass (see `dptrain.da
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dptrain.core.random import Generator
+from dptrain.core.random import Generator, default_generator
 from dptrain.data.collate import default_collate, default_convert
-from dptrain.data.events import pass_ended
-from dptrain.data.fetch import fetch_batch, sample_at
-from dptrain.data.sampler import BatchSampler, RandomSampler, Sampler, SequentialSampler
+from dptrain.data.dataset import IterableDataset
+from dptrain.data.fetch import Fetcher
+from dptrain.data.loader_arguments import (
+    check_iterable,
+    check_order,
+    check_workers,
+    context_of,
+    warn_if_no_batch,
+)
+from dptrain.data.passes import InProcessPass, WorkerPass
+from dptrain.data.ranks import known_ranks
+from dptrain.data.sampler import (
+    BatchSampler,
+    EndlessSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+if TYPE_CHECKING:
+    from dptrain.data.crew import Crew
 
 #: Decided at construction; changing one later would not change what the samplers already hold.
-_FIXED = frozenset({"batch_size", "batch_sampler", "sampler", "drop_last", "dataset"})
+_FIXED = frozenset(
+    {"batch_size", "batch_sampler", "sampler", "drop_last", "dataset", "persistent_workers"}
+)
 
 
 @dataclass
 class Position:
-    """Where a loader is: `samples_consumed` samples into the order of epoch `epoch`."""
+    """Where a loader is: `samples_consumed` samples into the order of epoch `epoch`.
+
+    `base_seed` is what the pass's random draws come from; None between passes.
+    """
 
     epoch: int = 0
     samples_consumed: int = 0
+    base_seed: int | None = None
 
 
 class DataLoader:
     """Iterates over a dataset in batches, in the order of a sampler, with PyTorch's arguments.
 
-    This version loads in the calling process; arguments that only concern worker processes are
-    refused rather than ignored.
+    With `num_workers`, worker processes fetch the batches ahead of time. They are forked from a small
+    server process, never from this one, which may have MPI, a GPU and compute threads: what the dataset
+    and `collate_fn` need travels to them by pickle, classes and functions of the script included, the
+    script itself is not run again, and memory that only a fork would inherit is not there. Large arrays of
+    the dataset are in memory that all workers share. Batches come back through shared memory.
+
+    Random draws of a sample from dptrain's generator depend on the generator's seed, the epoch and the
+    sample's place in the order alone: they are the same for any number of workers, with a
+    `DistributedSampler` for any number of ranks, and after a resume. In workers, `random` and NumPy's global
+    state are seeded for every batch, or once per worker if there is a `worker_init_fn`, which may
+    then seed them itself; without workers they are left alone.
 
     Every `iter(loader)` begins a pass, and the passes are numbered: a sampler with `set_epoch` (such as
     `DistributedSampler`) is moved on to the next epoch when the user did not call `set_epoch` since
@@ -52,22 +84,27 @@ class DataLoader:
         sampler: an iterable of sample numbers; not together with `shuffle`.
         batch_sampler: an iterable of lists of sample numbers; not together with `batch_size`,
             `shuffle`, `sampler` and `drop_last`.
-        num_workers: 0; worker processes are not available in this version.
+        num_workers: worker processes; 0 fetches in this process, when a batch is asked for.
         collate_fn: makes a batch from a list of samples; `default_collate` by default.
         pin_memory: has no effect without a GPU, of which a warning tells, as in PyTorch.
         drop_last: leave out a last batch that is shorter.
-        timeout, worker_init_fn, multiprocessing_context, prefetch_factor, persistent_workers,
-            pin_memory_device, in_order: concern worker processes; only the defaults are accepted.
-        generator: where `shuffle=True` draws its seeds from.
+        timeout: seconds to wait for a batch of a worker; 0 waits for ever.
+        worker_init_fn: called with the worker's number in every worker that begins.
+        multiprocessing_context: has no effect: workers always start the one way that is safe.
+        generator: where `shuffle=True` and the base seed of a pass draw from.
+        prefetch_factor: batches that each worker is asked for ahead of time; by default 2.
+        persistent_workers: keep the workers from one pass to the next.
+        pin_memory_device: has no effect.
+        in_order: hand out the batches in the sampler's order, else as they are ready; a resume then
+            repeats batches that were handed out before their turn.
 
     Attributes:
         data_time_s: seconds spent so far in choosing, fetching and collating samples.
         last_pass_length: number of batches of the last pass that came to its end.
 
     Raises:
-        ValueError: arguments that exclude each other, a batch size that is no positive integer, or an
-            argument that this version cannot honour.
-        TypeError: the dataset has no `__getitem__`.
+        ValueError: arguments that exclude each other, or a batch size that is no positive integer.
+        TypeError: the dataset has no `__getitem__` and is no `IterableDataset`.
     """
 
     def __init__(
@@ -75,7 +112,7 @@ class DataLoader:
         dataset: Any,
         batch_size: int | None = 1,
         shuffle: bool | None = None,
-        sampler: Sampler[int] | Iterable[int] | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
         batch_sampler: Sampler[list[int]] | Iterable[list[int]] | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -91,24 +128,17 @@ class DataLoader:
         pin_memory_device: str = "",
         in_order: bool = True,
     ) -> None:
-        _check_workers(num_workers, timeout, prefetch_factor, persistent_workers)
-        _refuse(
-            worker_init_fn=worker_init_fn,
-            multiprocessing_context=multiprocessing_context,
-            pin_memory_device=pin_memory_device or None,
-            in_order=None if in_order else False,
-        )
-        if not hasattr(dataset, "__getitem__"):
+        check_workers(num_workers, timeout, prefetch_factor, persistent_workers)
+        self._iterable = isinstance(dataset, IterableDataset)
+        if self._iterable:
+            check_iterable(shuffle, sampler, batch_sampler)
+        elif not hasattr(dataset, "__getitem__"):
             raise TypeError(
                 f"DataLoader needs a dataset with __getitem__(index), got {type(dataset).__name__}"
             )
-        _check_exclusive(batch_size, shuffle, sampler, batch_sampler, drop_last)
-        if pin_memory:
-            warnings.warn(
-                "'pin_memory' argument is set as true but no accelerator is found, then device "
-                "pinned memory won't be used.",
-                stacklevel=2,
-            )
+        check_order(batch_size, shuffle, sampler, batch_sampler, drop_last)
+        if self._iterable:
+            sampler = EndlessSampler()
         if sampler is None:
             sampler = (
                 RandomSampler(dataset, generator=generator)
@@ -119,7 +149,7 @@ class DataLoader:
             batch_size = None
         elif batch_size is not None:
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
-            _warn_if_no_batch(batch_sampler)
+            warn_if_no_batch(batch_sampler)
         self.dataset = dataset
         self.batch_size = batch_size
         self.sampler = sampler
@@ -127,7 +157,13 @@ class DataLoader:
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.pin_memory_device = pin_memory_device
         self.timeout = timeout
+        self.worker_init_fn = worker_init_fn
+        self.prefetch_factor = 2 if num_workers and prefetch_factor is None else prefetch_factor
+        self.persistent_workers = persistent_workers
+        self.in_order = in_order
+        self.multiprocessing_context = multiprocessing_context
         self.generator = generator
         self.collate_fn: Callable[[Any], Any]
         if collate_fn is not None:
@@ -139,6 +175,8 @@ class DataLoader:
         self._position = Position()
         self._resume: Position | None = None
         self._epoch_seen: int | None = None
+        self._reported_length: int | None = None
+        self._resting_crew: Crew | None = None
         self._constructed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -160,12 +198,58 @@ class DataLoader:
         batches = self._batches
         return batches.sampler if _only_cuts(batches) else batches
 
+    @property
+    def multiprocessing_context(self) -> Any:
+        """The context that was asked for; workers always start in the same way."""
+        return self._multiprocessing_context
+
+    @multiprocessing_context.setter
+    def multiprocessing_context(self, context: Any) -> None:
+        self._multiprocessing_context = context_of(context, self.num_workers)
+
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank (also while a resumed one has fewer left)."""
-        return len(self._batches)
+        """Batches of a whole epoch on this rank (also while a resumed one has fewer left).
+
+        Of an iterable dataset: as many as its own length says.
+        """
+        if not self._iterable:
+            return len(self._batches)
+        count = len(self.dataset)
+        if self.batch_size is not None:
+            count = count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        self._reported_length = count
+        return count
 
     def __iter__(self) -> Iterator[Any]:
-        return _Pass(self)
+        if self.pin_memory:
+            warnings.warn(
+                "'pin_memory' argument is set as true but no accelerator is found, then device "
+                "pinned memory won't be used.",
+                stacklevel=2,
+            )
+        fetcher = Fetcher(
+            self.dataset,
+            self.collate_fn,
+            batched=self.batch_sampler is not None,
+            array_backed=self.collate_fn is default_collate,
+            iterable=self._iterable,
+            drop_last=self.drop_last,
+        )
+        return (WorkerPass if self.num_workers else InProcessPass)(self, fetcher)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resting_crew": None}
+
+    def _check_length(self, batches: int) -> None:
+        """Warn if an iterable dataset has given more batches than `len(loader)` said."""
+        if self._reported_length is not None and batches > self._reported_length:
+            warnings.warn(
+                f"the length of {type(self.dataset).__name__} was reported to be {self._reported_length} "
+                f"batches (by len(loader)), but {batches} have been fetched. With workers, every one "
+                "iterates over its own copy of the dataset: see dptrain.utils.data.shard",
+                stacklevel=3,
+            )
+            self._reported_length = None
 
     # ---- passes ----------------------------------------------------------------------------------
 
@@ -173,17 +257,35 @@ class DataLoader:
         """Settle epoch and place at which the next pass begins, and what it yields from there on."""
         resume, self._resume = self._resume, None
         epoch = self._settle_epoch()
+        if resume and resume.epoch != epoch:
+            resume = None
         order, batches = self._order, self._batches
         if hasattr(order, "samples_consumed"):  # deals out from that place on by itself
             start, skip = order.samples_consumed, 0
         else:
-            start = skip = resume.samples_consumed if resume and resume.epoch == epoch else 0
-        self._position = Position(epoch, start)
+            start = skip = resume.samples_consumed if resume else 0
+        seed = resume.base_seed if resume else None
+        self._position = Position(epoch, start, self._draw_seed() if seed is None else seed)
         if _only_cuts(batches):
             return self._position, batches.cut(islice(iter(order), skip, None))
         if self.batch_sampler is None:
             return self._position, islice(iter(order), skip, None)
         return self._position, _skip_batches(iter(batches), skip)
+
+    def _draw_seed(self) -> int:
+        generator = default_generator() if self.generator is None else self.generator
+        return int(generator.stream().integers(2**63))
+
+    def _dealt(self) -> tuple[int, int, int]:
+        """Whose places this rank takes: offset and distance in the one order of all ranks, and shard.
+
+        The shard tells ranks apart that share no order.
+        """
+        order = self._order
+        if hasattr(order, "place_after"):
+            return order.rank, order.num_replicas, 0
+        ranks = known_ranks()
+        return 0, 1, ranks[0] if ranks else 0
 
     def _settle_epoch(self) -> int:
         sampler = self._epoch_owner()
@@ -220,12 +322,6 @@ class DataLoader:
             return int(min(place + count, len(order)))
         return place + count
 
-    def _fetch(self, taken: Any) -> Any:
-        if self.batch_sampler is None:
-            return self.collate_fn(sample_at(self.dataset, taken))
-        array_backed = self.collate_fn is default_collate
-        return fetch_batch(self.dataset, taken, self.collate_fn, array_backed)
-
     # ---- position --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,12 +329,13 @@ class DataLoader:
 
         Returns:
             A dict that JSON can hold: `epoch`, `samples_consumed` (of the epoch's order; over all ranks
-            with a `DistributedSampler`), `dataset_size`, and `sampler`, the sampler's own state.
+            with a `DistributedSampler`), `base_seed`, `dataset_size`, and `sampler`, the sampler's own state.
         """
         order = self._order
         return {
             "epoch": self._position.epoch,
             "samples_consumed": self._position.samples_consumed,
+            "base_seed": self._position.base_seed,
             "dataset_size": len(self.dataset) if hasattr(self.dataset, "__len__") else None,
             "sampler": order.state_dict() if hasattr(order, "state_dict") else None,
         }
@@ -258,6 +355,11 @@ class DataLoader:
                 f"{size}; continue with the dataset that the run began with"
             )
         inside = state["samples_consumed"] > 0
+        if inside and self._iterable:
+            raise RuntimeError(
+                f"cannot continue {state['samples_consumed']} samples into epoch {state['epoch']}: "
+                "an IterableDataset only begins anew; save at the end of an epoch"
+            )
         repeatable = hasattr(order, "state_dict") and hasattr(order, "load_state_dict")
         if inside and not (repeatable or isinstance(order, Sequence)):
             raise RuntimeError(
@@ -274,54 +376,8 @@ class DataLoader:
             order.samples_consumed = state["samples_consumed"]
         # As seen from a sampler without epochs, the pass before the next one was of the epoch before.
         self._epoch_seen = state["epoch"] - 1
-        self._resume = Position(state["epoch"], state["samples_consumed"])
-        self._position = Position(state["epoch"], state["samples_consumed"])
-
-
-class _Pass:
-    """One pass over a loader."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        started = time.perf_counter()
-        self._loader = loader
-        self._position, self._taken = loader._begin_pass()
-        self._place = self._position.samples_consumed
-        self._first_batch_time_ns: int | None = None
-        self._batches = 0
-        self._over = False
-        loader.data_time_s += time.perf_counter() - started
-
-    def __iter__(self) -> _Pass:
-        return self
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __next__(self) -> Any:
-        if self._over:
-            raise StopIteration
-        started_ns = time.perf_counter_ns()
-        if self._first_batch_time_ns is None:
-            self._first_batch_time_ns = started_ns
-        taken = next(self._taken, None)
-        if taken is None:
-            self._finish()
-            raise StopIteration
-        self._batches += 1
-        self._place = self._loader._place_after(self._place, taken)
-        batch = self._loader._fetch(taken)
-        # Only now: a batch that could not be fetched was not consumed.
-        self._position.samples_consumed = self._place
-        self._loader.data_time_s += (time.perf_counter_ns() - started_ns) / 1e9
-        return batch
-
-    def _finish(self) -> None:
-        self._over = True
-        self._position.epoch += 1
-        self._position.samples_consumed = 0
-        self._loader.last_pass_length = self._batches
-        assert self._first_batch_time_ns is not None
-        pass_ended(self._loader, self._first_batch_time_ns)
+        place = state["epoch"], state["samples_consumed"], state.get("base_seed")
+        self._resume, self._position = Position(*place), Position(*place)
 
 
 def _only_cuts(batches: Any) -> bool:
@@ -342,63 +398,3 @@ def _skip_batches(batches: Iterator[Sequence[int]], skip: int) -> Iterator[Seque
             f"at {skipped} samples; it does not repeat the order of the saved run"
         )
     return batches
-
-
-def _check_workers(
-    num_workers: int, timeout: float, prefetch_factor: int | None, persistent_workers: bool
-) -> None:
-    if num_workers < 0:
-        raise ValueError(
-            "num_workers option should be non-negative; use num_workers=0 to disable multiprocessing."
-        )
-    if num_workers > 0:
-        raise ValueError("worker processes are not available in this version; use num_workers=0")
-    if timeout < 0:
-        raise ValueError("timeout option should be non-negative")
-    if prefetch_factor is not None:
-        raise ValueError(
-            "prefetch_factor option could only be specified in multiprocessing, but num_workers=0; "
-            "set prefetch_factor to None."
-        )
-    if persistent_workers:
-        raise ValueError("persistent_workers option needs num_workers > 0")
-    _refuse(timeout=timeout or None)
-
-
-def _warn_if_no_batch(batches: BatchSampler) -> None:
-    """A loop without a single step looks like a training that went well."""
-    if not (batches.drop_last and isinstance(batches.sampler, Sized)):
-        return
-    count = len(batches.sampler)
-    if 0 < count < batches.batch_size:
-        warnings.warn(
-            f"batch_size={batches.batch_size} with drop_last=True leaves no batch at all: the sampler "
-            f"yields {count} samples; choose a smaller batch_size or drop_last=False",
-            stacklevel=3,
-        )
-
-
-def _refuse(**arguments: Any) -> None:
-    """Refuse arguments that are set (not None) and that only worker processes would honour."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(
-                f"DataLoader got {name}={value!r}, which only concerns worker processes; they are not "
-                f"available in this version, leave {name} at its default"
-            )
-
-
-def _check_exclusive(
-    batch_size: Any, shuffle: Any, sampler: Any, batch_sampler: Any, drop_last: bool
-) -> None:
-    if sampler is not None and shuffle:
-        raise ValueError("sampler option is mutually exclusive with shuffle")
-    if batch_sampler is not None:
-        if batch_size != 1 or shuffle or sampler is not None or drop_last:
-            raise ValueError(
-                "batch_sampler option is mutually exclusive with batch_size, shuffle, sampler, and drop_last"
-            )
-    elif batch_size is None and drop_last:
-        raise ValueError(
-            "batch_size=None option disables auto-batching and is mutually exclusive with drop_last"
-        )

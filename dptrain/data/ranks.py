@@ -34,6 +34,15 @@ def group_of_ranks(what: str) -> Communicator:
     return default_communicator()
 
 
+def known_ranks() -> tuple[int, int] | None:
+    """This rank and the number of ranks; None while that is not settled (see `group_of_ranks`)."""
+    try:
+        group = group_of_ranks("")
+    except RuntimeError:
+        return None
+    return group.rank, group.world_size
+
+
 @contextmanager
 def local_rank_zero_first(what: str) -> Iterator[None]:
     """Run the block on local rank 0 of every host, then on the other ranks.

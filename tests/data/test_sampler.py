@@ -3,10 +3,18 @@
 from collections import Counter
 from itertools import product
 
+import numpy as np
 import pytest
 
 from dptrain.core.random import Generator, manual_seed, use_generator
-from dptrain.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
+from dptrain.data import (
+    BatchSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 
 def seeded(seed):
@@ -140,3 +148,72 @@ def test_bad_arguments_raise_what_pytorch_raises(make):
     with pytest.raises(theirs.type) as ours:
         make(dptrain.data)
     assert str(ours.value) == str(theirs.value)
+
+
+# ---- subsets and weights ----------------------------------------------------------------------------
+
+
+def test_a_subset_comes_in_an_order_that_changes_and_can_be_repeated():
+    sampler = SubsetRandomSampler([4, 8, 15, 16, 23, 42], generator=Generator())
+    first, second = list(sampler), list(sampler)
+    state = sampler.state_dict()
+    assert sorted(first) == sorted(second) == [4, 8, 15, 16, 23, 42]
+    assert first != second
+    other = SubsetRandomSampler([4, 8, 15, 16, 23, 42])
+    other.load_state_dict(state)
+    assert list(other) == second
+    assert len(other) == 6
+
+
+def test_weights_are_probabilities():
+    weights = [1, 0, 3, 6]
+    sampler = WeightedRandomSampler(weights, 20000, generator=Generator())
+    counts = np.bincount(list(sampler), minlength=4)
+    assert len(sampler) == counts.sum() == 20000
+    # Five standard deviations of a binomial count.
+    expected = 20000 * np.array(weights) / 10
+    assert (abs(counts - expected) <= 5 * np.sqrt(expected * (1 - expected / 20000))).all()
+
+
+def test_weighted_without_replacement_repeats_nothing():
+    sampler = WeightedRandomSampler([1, 0, 3, 6], 3, replacement=False, generator=Generator())
+    for _ in range(20):
+        assert sorted(sampler) == [0, 2, 3]
+    for _ in range(20):  # as in PyTorch, what has no weight comes when nothing else is left
+        assert list(WeightedRandomSampler([0, 1, 2], 3, False))[2] == 0
+    heavy = WeightedRandomSampler([1, 1, 98], 1, replacement=False, generator=Generator())
+    assert np.mean([next(iter(heavy)) == 2 for _ in range(200)]) > 0.9
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "args",
+    [
+        ([1, 2], 0),
+        ([1, 2], 1.5),
+        ([1, 2], True),
+        ([1, 2], 2, 3),
+        ([[1, 2]], 2),
+        ([1, 2], 3, False),
+        ([1, -2], 3),
+        ([float("nan"), 1], 3),
+        ([float("inf"), 1], 3),
+        ([0, 0], 3),
+        ([], 3),
+        ("ab", 1),
+    ],
+    ids=str,
+)
+def test_bad_weights_raise_what_pytorch_raises(args):
+    torch_data = pytest.importorskip("torch.utils.data", reason="oracle extra not installed")
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        list(torch_data.WeightedRandomSampler(*args))
+    with pytest.raises(theirs.type):
+        list(WeightedRandomSampler(*args))
+
+
+def test_batches_of_any_sampler():
+    assert list(BatchSampler(iter([3, 1, 2]), 2, False)) == [[3, 1], [2]]
+    weighted = WeightedRandomSampler([0, 1], 5)
+    assert list(BatchSampler(weighted, 2, True)) == [[1, 1], [1, 1]]
+    assert len(BatchSampler(weighted, 2, True)) == 2

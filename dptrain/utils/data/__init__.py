@@ -5,8 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+_PLACES = ("dataloader", "dataset", "distributed", "sampler")
+
 
 def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return import_module(f"dptrain.utils.data.{name}")
     try:
         return getattr(import_module("dptrain.data"), name)
     except AttributeError:
@@ -14,4 +18,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(import_module("dptrain.data").__all__)
+    return [*import_module("dptrain.data").__all__, *_PLACES]
