@@ -16,11 +16,15 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import reference
+from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.reference import Geometry, max_pool_gather
 
 __all__ = [
     "adam",
     "col2im",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
     "cross_entropy",
     "describe",
     "erf",

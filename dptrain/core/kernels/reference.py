@@ -71,6 +71,84 @@ def col2im(
     return p[:, ph : ph + h, pw : pw + w]
 
 
+def _by_group(columns: np.ndarray, groups: int, taps: int) -> np.ndarray:
+    """(windows, taps * C) -> (groups, windows, taps * C / groups)."""
+    count, width = columns.shape
+    split = columns.reshape(count, taps, groups, width // (taps * groups)).transpose(2, 0, 1, 3)
+    return split.reshape(groups, count, width // groups)
+
+
+def _weight_matrix(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(O, C/g, kh, kw) -> (g, taps * C/g, O/g), rows in the order of `_by_group`."""
+    o, c, kh, kw = weight.shape
+    split = weight.reshape(groups, o // groups, c, kh * kw).transpose(0, 3, 2, 1)
+    return split.reshape(groups, kh * kw * c, o // groups)
+
+
+def _channel_rows(image: np.ndarray, groups: int) -> np.ndarray:
+    """(N, H, W, C) -> (g, N * H * W, C/g)."""
+    n, h, w, c = image.shape
+    return image.reshape(n * h * w, groups, c // groups).transpose(1, 0, 2)
+
+
+def conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """Convolution as products of windows: (N, H, W, C) with (O, C/groups, kh, kw) -> (N, oh, ow, O).
+
+    Source: Chellapilla et al., "High performance convolutional neural networks for document
+    processing", 2006.
+    """
+    n, o = x.shape[0], weight.shape[0]
+    columns = _by_group(im2col(x, out_h, out_w, geometry), groups, geometry[0] * geometry[1])
+    out = np.matmul(columns, _weight_matrix(weight, groups))
+    out = out.transpose(1, 0, 2).reshape(n, out_h, out_w, o)
+    return out if bias is None else out + bias
+
+
+def conv_input_grad(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """The gradient of `conv`'s input, of that shape (also a transposed convolution, with its bias)."""
+    _, out_h, out_w, _ = grad.shape
+    products = np.matmul(
+        _channel_rows(grad, groups), _weight_matrix(weight, groups).transpose(0, 2, 1)
+    )
+    taps, c = geometry[0] * geometry[1], shape[3]
+    count = grad.shape[0] * out_h * out_w
+    split = products.reshape(groups, count, taps, c // groups)
+    columns = split.transpose(1, 2, 0, 3).reshape(count, taps * c)
+    out = col2im(columns, shape, out_h, out_w, geometry)
+    return out if bias is None else out + bias
+
+
+def conv_weight_grad(
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of `conv`'s weight and bias."""
+    o, c, kh, kw = w_shape
+    _, out_h, out_w, _ = grad.shape
+    columns = _by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
+    out = np.matmul(columns.transpose(0, 2, 1), _channel_rows(grad, groups))
+    taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
+    return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
+
+
 def max_pool(
     x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray]:

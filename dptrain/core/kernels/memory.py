@@ -1,0 +1,85 @@
+"""Raw memory for kernels: addresses of arrays, copies of bytes, arrays over an address, scratch.
+
+Owns: what a kernel needs between the 64-bit integers it is given and the numbers it computes with.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+
+from dptrain.core.kernels.compiled import intrinsic
+
+_BYTE = ir.IntType(8)
+_LINE = 64
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first element of an array lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.held = np.empty(0, np.uint8)
+
+
+_scratch = _Scratch()
+
+
+def scratch(nbytes: int) -> int:
+    """Memory of this thread for the kernel that is called next, at a cache line; its contents are anything."""
+    if _scratch.held.size < nbytes + _LINE:
+        _scratch.held = np.empty(nbytes + _LINE, np.uint8)
+    return -(-address(_scratch.held) // _LINE) * _LINE
+
+
+def lines(nbytes: int) -> int:
+    """`nbytes` rounded up to whole cache lines, so that no two threads write to one."""
+    return -(-nbytes // _LINE) * _LINE
+
+
+@intrinsic
+def move(typing_context: Any, target: Any, source: Any, nbytes: Any) -> Any:
+    """Copy bytes between addresses that do not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to, start = (builder.inttoptr(v, _BYTE.as_pointer()) for v in values[:2])
+        cgutils.raw_memcpy(builder, to, start, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, nbytes), generate
+
+
+@intrinsic
+def zero(typing_context: Any, target: Any, nbytes: Any) -> Any:
+    """Fill bytes with zeros."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to = builder.inttoptr(values[0], _BYTE.as_pointer())
+        cgutils.memset(builder, to, values[1], _BYTE(0))
+        return context.get_dummy_value()
+
+    return types.void(target, nbytes), generate
+
+
+@intrinsic
+def _pointer(typing_context: Any, start: Any, real: Any) -> Any:
+    kind = types.CPointer(real.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(kind))
+
+    return kind(start, real), generate
+
+
+@numba.njit(inline="always")
+def array_at(start, shape, real):
+    """An array of numbers of type `real` over an address; `shape` is a tuple."""
+    return carray(_pointer(start, real), shape)
