@@ -246,6 +246,21 @@ def _pool_of(threads: int) -> _Pool:
         return _pool
 
 
+#: Bytes below which a second thread would wait longer than it works.
+_WORTH_THREADS = 1 << 18
+
+
+def shares(parts: int, nbytes: int) -> int:
+    """Into how many shares to cut `parts` equal parts of a pass over `nbytes`, taken as they come."""
+    threads = get_num_threads()
+    return min(parts, 8 * threads) if threads > 1 and nbytes > _WORTH_THREADS else min(parts, 1)
+
+
+def even_shares(parts: int, nbytes: int) -> int:
+    """Likewise, at most one per thread, at least one: for shares that keep sums of their own."""
+    return max(1, min(parts, get_num_threads())) if nbytes > _WORTH_THREADS else 1
+
+
 def run(function: int, args: Sequence[int], shares: int) -> None:
     """Compute all shares of a kernel, on several threads where there are shares for them.
 
@@ -255,6 +270,8 @@ def run(function: int, args: Sequence[int], shares: int) -> None:
         shares: into how many parts the work is cut. Each is computed once, by any thread with any
             worker number below `get_num_threads()`; the result may depend on their number alone.
     """
+    if not shares:
+        return
     packed = np.array(args, np.int64)
     address = packed.__array_interface__["data"][0]
     threads = min(shares, get_num_threads())

@@ -186,6 +186,28 @@ def max_pool_scatter(
     return p[:, ph : ph + h, pw : pw + w]
 
 
+def sum_pool(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry) -> np.ndarray:
+    """The sum of each window (of dilation 1)."""
+    p = _padded(x, out_h, out_w, geometry, 0)
+    out = np.zeros((x.shape[0], out_h, out_w, x.shape[3]), dtype=x.dtype)
+    for _, rows, cols in _taps(out_h, out_w, geometry):
+        out += p[:, rows, cols]
+    return out
+
+
+def sum_pool_scatter(
+    grad: np.ndarray, shape: tuple[int, int, int, int], geometry: Geometry
+) -> np.ndarray:
+    """Each window's value added to all its elements: the transpose of `sum_pool`."""
+    _, out_h, out_w, _ = grad.shape
+    _, h, w, _ = shape
+    ph, pw = geometry[4:6]
+    p = np.zeros_like(_padded(np.empty(shape, grad.dtype), out_h, out_w, geometry, 0))
+    for _, rows, cols in _taps(out_h, out_w, geometry):
+        p[:, rows, cols] += grad
+    return p[:, ph : ph + h, pw : pw + w]
+
+
 def max_pool_gather(x: np.ndarray, where: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The value of each window at the place that `where` names: the transpose of the scatter."""
     _, out_h, out_w, _ = where.shape
@@ -266,3 +288,36 @@ def adam(
         np.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
         second = max_exp_avg_sq
     param -= step_size * (exp_avg / (np.sqrt(second) / root_correction + eps))
+
+
+def batch_norm(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each column of (R, C) normalised over the rows: result, mean, variance, 1 / sqrt(variance + eps)."""
+    rows = max(len(x), 1)
+    mean = x.sum(axis=0) / rows
+    out = x - mean
+    var = (out * out).sum(axis=0) / rows
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    out *= rstd if weight is None else rstd * weight
+    if bias is not None:
+        out += bias
+    return out, mean, var, rstd
+
+
+def batch_norm_grad(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of `batch_norm`'s input, weight and bias.
+
+    Source: Ioffe & Szegedy, "Batch normalization", 2015, section 3.
+    """
+    rows = max(len(x), 1)
+    normal = (x - mean) * rstd
+    sums, products = grad.sum(axis=0), (grad * normal).sum(axis=0)
+    out = grad - sums / rows - normal * (products / rows)
+    return out * (rstd if weight is None else rstd * weight), products, sums
