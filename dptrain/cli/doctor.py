@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import dptrain
-from dptrain.core.kernels import fingerprint
+from dptrain.core.kernels import describe, fingerprint
 
 _PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", "cupy-cuda12x", "cupy-cuda13x")
 _OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x")
@@ -47,6 +47,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(True, "dptrain", f"{dptrain.__version__}, Python {platform.python_version()}")
     yield Finding(True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     yield Finding(True, "kernels", fingerprint())
+    yield Finding(True, "convolution", describe())
 
 
 def _mpi_library() -> Iterator[Finding]:

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dptrain
+from dptrain.core.conv_algo import pinned
 from dptrain.core.kernels import reference
 
 native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
-from dptrain.core.kernels import convolution  # noqa: E402
+from dptrain.core.kernels import direct, micro, winograd  # noqa: E402
+from dptrain.core.kernels.convolution import Problem, algorithm  # noqa: E402
+from dptrain.core.kernels.cook_toom import transforms  # noqa: E402
 from dptrain.core.kernels.target import Target, target, target_of  # noqa: E402
 
 # The first example of a test compiles; timing says nothing about the code.
@@ -73,7 +76,7 @@ def test_direct_convolution_is_the_definition_to_rounding(case, dtype, threads):
     before = dptrain.get_num_threads()
     dptrain.set_num_threads(threads)
     try:
-        with convolution.pinned("direct"):
+        with pinned("direct"):
             got = three(native, dtype, case)
     finally:
         dptrain.set_num_threads(before)
@@ -185,3 +188,129 @@ def test_every_tile_size_computes_its_sums_and_writes_nothing_else():
                 )
                 assert (c[:rows, columns:] == 7).all()
                 assert (c[rows] == 7).all()
+
+
+@st.composite
+def winograd_cases(draw):
+    taps = draw(st.sampled_from([3, 5]))
+    pads = draw(st.tuples(st.integers(0, taps - 1), st.integers(0, taps - 1)))
+    h, w = draw(st.integers(taps, 21)), draw(st.integers(taps, 21))
+    n, c, o = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    out = (h + 2 * pads[0] - taps + 1, w + 2 * pads[1] - taps + 1)
+    return (n, h, w, c), (o, c, taps, taps), (taps, taps, 1, 1, *pads, 1, 1), out, 1
+
+
+def three_by_winograd(case):
+    x_shape, w_shape, geometry, out, _ = case
+    x, w, b = (
+        values(i, *s).astype(np.float32) for i, s in enumerate((x_shape, w_shape, w_shape[:1]))
+    )
+    grad = values(3, x_shape[0], *out, w_shape[0]).astype(np.float32)
+    more = values(4, x_shape[3]).astype(np.float32)
+    pads = geometry[4:6]
+    return [
+        winograd.conv(x, w, b, *out, pads),
+        winograd.conv_input_grad(grad, w, more, x_shape, pads),
+        *winograd.conv_weight_grad(x, grad, w_shape, pads),
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(winograd_cases(), st.sampled_from([1, 2, 4]))
+def test_winograd_is_the_definition_to_its_bound(case, threads):
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = three_by_winograd(case)
+    finally:
+        dptrain.set_num_threads(before)
+    for result, expected, bound in zip(
+        got, three(reference, np.float64, case), (2e-5, 2e-5, 1e-4, 1e-5), strict=True
+    ):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("taps", winograd.SIZES)
+def test_cook_toom_matrices_are_exact(taps):
+    """In fractions: y = output @ ((taps @ g) * (image @ d)) is the correlation, for all unit vectors."""
+    found = transforms(winograd.TILE, taps)
+    size = winograd.TILE + taps - 1
+    for g in range(taps):
+        for d in range(size):
+            product = [f[g] * i[d] for f, i in zip(found.taps, found.image, strict=True)]
+            for y, row in enumerate(found.output):
+                total = sum(p * c for p, c in zip(product, row, strict=True))
+                assert total == int(y + g == d)
+
+
+def test_the_choice_is_a_pure_function_and_can_be_pinned():
+    plain = Problem(8, 16, 16, 8, 8, (3, 3, 1, 1, 1, 1, 1, 1), 1, True)
+    assert algorithm(plain) == "winograd"
+    for change in (
+        {"float32": False},
+        {"channels": 15},
+        {"images": 1},
+        {"groups": 2},
+        {"geometry": (3, 3, 2, 2, 1, 1, 1, 1)},
+        {"geometry": (3, 3, 1, 1, 1, 1, 2, 2)},
+        {"geometry": (3, 5, 1, 1, 1, 1, 1, 1)},
+    ):
+        assert algorithm(plain._replace(**change)) == "direct"
+    assert algorithm(plain._replace(groups=16)) == "depthwise"
+    assert algorithm(plain._replace(images=0)) == "reference"
+    dptrain.backends.conv_algo = "direct"
+    try:
+        assert dptrain.backends.conv_algo == "direct"
+        assert algorithm(plain) == "direct"
+    finally:
+        dptrain.backends.conv_algo = "auto"
+    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, got 'fast'"):
+        dptrain.backends.conv_algo = "fast"
+
+
+def planted(monkeypatch, old, new):
+    """The tile with a fault in its generator, in the place of the right one."""
+    import inspect
+
+    source = inspect.getsource(micro._emit_tile)
+    assert old in source
+    space = dict(vars(micro))
+    exec(source.replace(old, new), space)
+    monkeypatch.setattr(micro, "_emit_tile", space["_emit_tile"])
+    faulty = type(micro.tile)(
+        micro.tile._function,
+        micro.tile._signature,
+        {**micro.tile._options},
+    )
+    monkeypatch.setattr(faulty, "_compile", lambda variant, names: uncached(faulty, names))
+    monkeypatch.setattr(direct, "tile", faulty)
+
+
+def uncached(made, names):
+    from types import FunctionType
+
+    import numba
+
+    original = made._function
+    copy = FunctionType(original.__code__, {**original.__globals__, **names}, "tile")
+    return numba.cfunc(made._signature, **made._options)(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('offsets = [b.mul(g["a_m"], _INT(m))', 'offsets = [b.mul(g["a_m"], _INT(max(m - 1, 0)))'),
+        ('emitter.loop(g["size_j"]', 'emitter.loop(b.sub(g["size_j"], _INT(1))'),
+        ("before = (number % vectors)", "before = 1 + (number % vectors)"),
+    ],
+    ids=["a row read twice", "a missing tap", "a wrong edge"],
+)
+def test_faults_planted_in_the_generator_are_seen(monkeypatch, old, new):
+    """What the comparison above is worth: it fails for each of these."""
+    planted(monkeypatch, old, new)
+    case = ((2, 6, 9, 7), (21, 7, 3, 3), (3, 3, 1, 1, 1, 1, 2, 2), (4, 7), 1)
+    with pinned("direct"):
+        got = three(native, np.float32, case)
+    exact = three(reference, np.float64, case)
+    wrong = [not np.allclose(g, e, atol=1e-3) for g, e in zip(got, exact, strict=True)]
+    assert any(wrong)

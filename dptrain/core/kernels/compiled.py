@@ -61,26 +61,26 @@ class Kernel:
         self._addresses: dict[Any, int] = {}
         self._made: list[Any] = []  # keeps the code alive
 
-    def address(self, real: Any = None) -> int:
+    def address(self, real: Any = None, variant: str = "", **names: Any) -> int:
         """Where the compiled copy for an element type lies; compiles it if it is not there yet.
 
         Args:
             real: a NumPy scalar type, or None for a kernel that moves bytes.
+            variant: names what `names` are.
+            **names: further global names of the copy.
         """
-        found = self._addresses.get(real)
+        found = self._addresses.get((real, variant))
         if found is None:
-            made = self._compile(real)
+            made = self._compile(variant, {"real": real, **names})
             self._made.append(made)
-            found = self._addresses[real] = made.address
+            found = self._addresses[real, variant] = made.address
         return found
 
-    def _compile(self, real: Any) -> Any:
+    def _compile(self, variant: str, names: dict[str, Any]) -> Any:
         original = self._function
-        copy = FunctionType(
-            original.__code__, {**original.__globals__, "real": real}, original.__name__
-        )
-        kind = "" if real is None else f"_{real.__name__}"
-        copy.__qualname__ = f"{original.__qualname__}{kind}_{source_digest()}"
+        copy = FunctionType(original.__code__, {**original.__globals__, **names}, original.__name__)
+        kind = [variant] if names["real"] is None else [variant, names["real"].__name__]
+        copy.__qualname__ = "_".join([original.__qualname__, *filter(None, kind), source_digest()])
         copy.__module__ = original.__module__
         try:
             folder = Path(FunctionCache(copy).cache_path)

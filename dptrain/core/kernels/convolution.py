@@ -1,63 +1,50 @@
 """Which algorithm convolves: a pure function of operation, shapes, element type and processor.
 
-Owns: the choice, and `pinned`. The functions are those of `reference`.
+Owns: the choice. The functions are those of `reference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
-from dptrain.core.kernels import depthwise, direct, reference
+from dptrain.core.conv_algo import get_conv_algo
+from dptrain.core.kernels import depthwise, direct, reference, winograd
 from dptrain.core.kernels.reference import Geometry
 
-#: "auto", or "direct" for convolutions without transforms (whose rounding is that of plain sums).
-ALGORITHMS = ("auto", "direct")
-_pinned = "auto"
+#: Fewer tiles than this do not pay for the transform of the filters; fewer channels, not for their own.
+_LEAST_TILES, _LEAST_CHANNELS = 32, 16
 
 
-def set_algorithm(name: str) -> None:
-    """Restrict the choice from here on, in the whole process.
+class Problem(NamedTuple):
+    """A convolution as the choice sees it; sizes are those of the forward pass."""
 
-    Raises:
-        ValueError: no such restriction.
-    """
-    global _pinned
-    if name not in ALGORITHMS:
-        raise ValueError(f"conv_algo must be one of {', '.join(ALGORITHMS)}, got {name!r}")
-    _pinned = name
-
-
-def get_algorithm() -> str:
-    """What the choice is restricted to."""
-    return _pinned
+    images: int
+    channels: int
+    results: int
+    out_h: int
+    out_w: int
+    geometry: Geometry
+    groups: int
+    float32: bool
 
 
-@contextmanager
-def pinned(name: str) -> Iterator[None]:
-    """Restrict the choice within a `with` block."""
-    before = _pinned
-    set_algorithm(name)
-    try:
-        yield
-    finally:
-        set_algorithm(before)
-
-
-def algorithm(channels: int, results: int, groups: int, empty: bool) -> str:
-    """The algorithm for a convolution.
-
-    Args:
-        channels, results: in all groups.
-        groups: their number.
-        empty: a size is 0.
-    """
-    if empty:
+def algorithm(problem: Problem) -> str:
+    """The algorithm for a convolution and its gradients: "reference", "depthwise", "winograd" or "direct"."""
+    n, c, o, out_h, out_w, geometry, groups, float32 = problem
+    kh, kw, *steps, ph, pw, dh, dw = geometry
+    if 0 in (n, c, o, out_h, out_w, kh, kw):
         return "reference"
-    if groups == channels == results and groups > 1:
+    if groups == c == o and groups > 1:
         return "depthwise"
+    square = kh == kw and kh in winograd.SIZES and max(ph, pw) < kh
+    dense = groups == 1 and (*steps, dh, dw) == (1, 1, 1, 1)
+    tiles = n * -(-out_h // winograd.TILE) * -(-out_w // winograd.TILE)
+    pays = tiles >= _LEAST_TILES and min(c, o) >= _LEAST_CHANNELS
+    fits = min(out_h, out_w) >= winograd.TILE
+    if get_conv_algo() == "auto" and float32 and square and dense and pays and fits:
+        return "winograd"
     return "direct"
 
 
@@ -72,10 +59,12 @@ def conv(
 ) -> np.ndarray:
     """See `reference.conv`."""
     x = np.ascontiguousarray(x)
-    empty = 0 in x.shape or 0 in weight.shape or out_h * out_w == 0
-    match algorithm(x.shape[3], weight.shape[0], groups, empty):
+    sizes = (len(x), x.shape[3], len(weight), out_h, out_w)
+    match algorithm(Problem(*sizes, geometry, groups, x.itemsize == 4)):
         case "depthwise":
             return depthwise.conv(x, weight, bias, out_h, out_w, geometry)
+        case "winograd":
+            return winograd.conv(x, weight, bias, out_h, out_w, geometry[4:6])
         case "direct":
             return direct.conv(x, weight, bias, out_h, out_w, geometry, groups)
     return reference.conv(x, weight, bias, out_h, out_w, geometry, groups)
@@ -91,10 +80,15 @@ def conv_input_grad(
 ) -> np.ndarray:
     """See `reference.conv_input_grad`."""
     grad = np.ascontiguousarray(grad)
-    empty = 0 in shape or 0 in weight.shape or 0 in grad.shape
-    match algorithm(shape[3], grad.shape[3], groups, empty):
+    n, out_h, out_w, o = grad.shape
+    if 0 in shape:
+        return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
+    sizes = (n, shape[3], o, out_h, out_w)
+    match algorithm(Problem(*sizes, geometry, groups, grad.itemsize == 4)):
         case "depthwise":
             return depthwise.conv_input_grad(grad, weight, bias, shape, geometry)
+        case "winograd":
+            return winograd.conv_input_grad(grad, weight, bias, shape, geometry[4:6])
         case "direct":
             return direct.conv_input_grad(grad, weight, bias, shape, geometry, groups)
     return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
@@ -109,10 +103,12 @@ def conv_weight_grad(
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `reference.conv_weight_grad`."""
     x, grad = np.ascontiguousarray(x), np.ascontiguousarray(grad)
-    empty = 0 in x.shape or 0 in grad.shape or 0 in w_shape
-    match algorithm(x.shape[3], grad.shape[3], groups, empty):
+    n, out_h, out_w, o = grad.shape
+    match algorithm(Problem(n, x.shape[3], o, out_h, out_w, geometry, groups, x.itemsize == 4)):
         case "depthwise":
             return depthwise.conv_weight_grad(x, grad, w_shape, geometry)
+        case "winograd":
+            return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6])
         case "direct":
             return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
     return reference.conv_weight_grad(x, grad, w_shape, geometry, groups)

@@ -17,6 +17,8 @@ import numpy as np
 
 from dptrain.core.kernels import reference
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
+from dptrain.core.kernels.elementwise import relu_grad
+from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import batch_norm, batch_norm_grad
 from dptrain.core.kernels.pooling import (
     max_pool,
@@ -41,10 +43,13 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu_grad",
     "sum_pool",
     "sum_pool_scatter",
     "sgd",
 ]
+
+keep_freed_pages()
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 

@@ -321,3 +321,8 @@ def batch_norm_grad(
     sums, products = grad.sum(axis=0), (grad * normal).sum(axis=0)
     out = grad - sums / rows - normal * (products / rows)
     return out * (rstd if weight is None else rstd * weight), products, sums
+
+
+def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`grad` where the result of the ReLU is not (below or equal to) 0; there, 0 whatever it is."""
+    return np.where(out <= 0, grad.dtype.type(0), grad)
