@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import dptrain
 from dptrain.core import cuda
-from dptrain.core.kernels import fingerprint
+from dptrain.core.kernels import describe, fingerprint
 from dptrain.cuda.devices import get_device_properties
 
 _OPTIONAL = (
@@ -55,6 +55,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(True, "dptrain", f"{dptrain.__version__}, Python {platform.python_version()}")
     yield Finding(True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     yield Finding(True, "kernels", fingerprint())
+    yield Finding(True, "convolution", describe())
 
 
 def _gpus() -> Iterator[Finding]:

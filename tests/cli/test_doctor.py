@@ -19,6 +19,7 @@ def test_a_healthy_machine_passes_and_ranks_meet(job):
     assert dptrain.__version__ in done.stdout
     assert numpy.__version__ in done.stdout
     assert "FAIL" not in done.stdout
+    assert "conv_algo auto" in done.stdout
     assert "3 ranks" in done.stdout
     assert "all_reduce correct" in done.stdout
 

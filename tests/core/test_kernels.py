@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dptrain
 from dptrain.core.kernels import fingerprint, kernels_for, reference
 
 native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
@@ -226,3 +227,50 @@ def test_unscale_twins_give_the_same_bits_and_find_what_is_not_finite(n, dtype, 
     assert found == [not np.isfinite(grad).all()] * 2
     np.testing.assert_array_equal(copies[0], copies[1])
     np.testing.assert_array_equal(copies[0], grad * dtype(inverse))
+
+
+@relaxed
+@given(windows(max_pad=1), dtypes)
+def test_sum_pool_twins_agree(case, dtype):
+    shape, geometry, (oh, ow) = case
+    geometry = (*geometry[:6], 1, 1)  # windows without gaps
+    x = image(shape, dtype)
+    got, expected = (p.sum_pool(x, oh, ow, geometry) for p in (native, reference))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    grad = image(got.shape, dtype, seed=2)
+    got, expected = (p.sum_pool_scatter(grad, shape, geometry) for p in (native, reference))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@relaxed
+@given(
+    st.integers(1, 200),
+    st.integers(1, 40),
+    dtypes,
+    st.booleans(),
+    st.sampled_from([0.0, 3.0, 1e4]),
+    st.sampled_from([1, 2]),
+)
+def test_batch_norm_twins_agree(rows, c, dtype, affine, offset, threads):
+    """Also far from zero, where the difference of a mean of squares and a squared mean is noise."""
+    stream = np.random.default_rng(rows * 41 + c)
+    x = (stream.standard_normal((rows, c)) + offset).astype(dtype)
+    grad = stream.standard_normal((rows, c)).astype(dtype)
+    weight, bias = stream.standard_normal((2, c)).astype(dtype) if affine else (None, None)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.batch_norm(x, weight, bias, 1e-5)
+        got_grads = native.batch_norm_grad(grad, x, weight, got[1], got[3])
+    finally:
+        dptrain.set_num_threads(before)
+    exact = reference.batch_norm(x.astype(np.float64), weight, bias, 1e-5)
+    rtol = (2e-5 if dtype is np.float32 else 1e-10) * (1 + offset / 10)
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == dtype
+        if rows > 1:  # 1 / sqrt(0 + eps) magnifies everything
+            np.testing.assert_allclose(value, expected, rtol=rtol, atol=rtol * 5)
+    wide = (a if a is None else a.astype(np.float64) for a in (grad, x, weight, got[1], got[3]))
+    for value, expected in zip(got_grads, reference.batch_norm_grad(*wide), strict=True):
+        scale = max(1, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * 10 * scale)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from dptrain.core.arrays import device_of, functions_beside
+from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
 
@@ -67,3 +68,12 @@ def fingerprint() -> str:
     """Names the provider; equal on all ranks whose results can be equal bit for bit."""
     native = _native()
     return "numpy" if native is None else native.describe()
+
+
+def describe() -> str:
+    """For people: the vector unit that kernels are made for, their tiles, the choice of algorithms."""
+    if _native() is None:
+        return "windows times weights in NumPy"
+    target = import_module("dptrain.core.kernels.target").target()
+    lanes, rows = target.lanes(4), target.most_rows(2)
+    return f"{target.name}, {lanes} lanes of float32, tiles of {rows} x {2 * lanes}; conv_algo {get_conv_algo()}"

@@ -16,11 +16,26 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import reference
+from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
+from dptrain.core.kernels.elementwise import relu_grad
+from dptrain.core.kernels.memory import keep_freed_pages
+from dptrain.core.kernels.normalisation import batch_norm, batch_norm_grad
+from dptrain.core.kernels.pooling import (
+    max_pool,
+    max_pool_scatter,
+    sum_pool,
+    sum_pool_scatter,
+)
 from dptrain.core.kernels.reference import Geometry, max_pool_gather
 
 __all__ = [
     "adam",
+    "batch_norm",
+    "batch_norm_grad",
     "col2im",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
     "cross_entropy",
     "describe",
     "erf",
@@ -28,9 +43,14 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu_grad",
+    "sum_pool",
+    "sum_pool_scatter",
     "sgd",
     "unscale",
 ]
+
+keep_freed_pages()
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -117,65 +137,6 @@ def col2im(
     """See `reference.col2im`."""
     out = np.zeros(shape, columns.dtype)
     _col2im(np.ascontiguousarray(columns), out, out_h, out_w, *geometry)
-    return out
-
-
-@_jit
-def _max_pool(x, best, where, kh, kw, sh, sw, ph, pw, dh, dw):
-    n, h, w, c = x.shape
-    _, out_h, out_w, _ = best.shape
-    for b in range(n):
-        for oh in range(out_h):
-            for ow in range(out_w):
-                for k in range(c):
-                    best[b, oh, ow, k] = -np.inf
-                    where[b, oh, ow, k] = -1
-                for i in range(kh):
-                    y = oh * sh - ph + i * dh
-                    if not 0 <= y < h:
-                        continue
-                    for j in range(kw):
-                        z = ow * sw - pw + j * dw
-                        if not 0 <= z < w:
-                            continue
-                        for k in range(c):
-                            v = x[b, y, z, k]
-                            m = best[b, oh, ow, k]
-                            if v > m or (v != v and m == m) or where[b, oh, ow, k] < 0:
-                                best[b, oh, ow, k] = v
-                                where[b, oh, ow, k] = i * kw + j
-
-
-def max_pool(
-    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
-) -> tuple[np.ndarray, np.ndarray]:
-    """See `reference.max_pool`."""
-    best = np.empty((x.shape[0], out_h, out_w, x.shape[3]), x.dtype)
-    where = np.empty(best.shape, np.int32)
-    _max_pool(x, best, where, *geometry)
-    return best, where
-
-
-@_jit
-def _max_pool_scatter(grad, where, out, kh, kw, sh, sw, ph, pw, dh, dw):
-    n, out_h, out_w, c = grad.shape
-    for b in range(n):
-        for oh in range(out_h):
-            for ow in range(out_w):
-                for k in range(c):
-                    tap = where[b, oh, ow, k]
-                    if tap >= 0:
-                        y = oh * sh - ph + (tap // kw) * dh
-                        z = ow * sw - pw + (tap % kw) * dw
-                        out[b, y, z, k] += grad[b, oh, ow, k]
-
-
-def max_pool_scatter(
-    grad: np.ndarray, where: np.ndarray, shape: tuple[int, int, int, int], geometry: Geometry
-) -> np.ndarray:
-    """See `reference.max_pool_scatter`."""
-    out = np.zeros(shape, grad.dtype)
-    _max_pool_scatter(grad, where, out, *geometry)
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from dptrain.core.kernels import grouping
 from dptrain.core.kernels.erf import erf as erf
 
 Geometry = tuple[int, int, int, int, int, int, int, int]
@@ -71,6 +72,67 @@ def col2im(
     return p[:, ph : ph + h, pw : pw + w]
 
 
+def conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """Convolution as products of windows: (N, H, W, C) with (O, C/groups, kh, kw) -> (N, oh, ow, O).
+
+    Source: Chellapilla et al., "High performance convolutional neural networks for document
+    processing", 2006.
+    """
+    n, o = x.shape[0], weight.shape[0]
+    columns = grouping.by_group(
+        im2col(x, out_h, out_w, geometry), groups, geometry[0] * geometry[1]
+    )
+    out = np.matmul(columns, grouping.weight_matrix(weight, groups))
+    out = out.transpose(1, 0, 2).reshape(n, out_h, out_w, o)
+    return out if bias is None else out + bias
+
+
+def conv_input_grad(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """The gradient of `conv`'s input, of that shape (also a transposed convolution, with its bias)."""
+    _, out_h, out_w, _ = grad.shape
+    products = np.matmul(
+        grouping.channel_rows(grad, groups),
+        grouping.weight_matrix(weight, groups).transpose(0, 2, 1),
+    )
+    taps, c = geometry[0] * geometry[1], shape[3]
+    count = grad.shape[0] * out_h * out_w
+    split = products.reshape(groups, count, taps, c // groups)
+    columns = split.transpose(1, 2, 0, 3).reshape(count, taps * c)
+    out = col2im(columns, shape, out_h, out_w, geometry)
+    return out if bias is None else out + bias
+
+
+def conv_weight_grad(
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of `conv`'s weight and bias."""
+    o, c, kh, kw = w_shape
+    _, out_h, out_w, _ = grad.shape
+    columns = grouping.by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
+    out = np.matmul(columns.transpose(0, 2, 1), grouping.channel_rows(grad, groups))
+    taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
+    return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
+
+
 def max_pool(
     x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +167,28 @@ def max_pool_scatter(
     p = np.zeros_like(_padded(np.empty(shape, grad.dtype), out_h, out_w, geometry, 0))
     for tap, rows, cols in _taps(out_h, out_w, geometry):
         p[:, rows, cols] += np.where(where == tap, grad, 0)
+    return p[:, ph : ph + h, pw : pw + w]
+
+
+def sum_pool(x: np.ndarray, out_h: int, out_w: int, geometry: Geometry) -> np.ndarray:
+    """The sum of each window (of dilation 1)."""
+    p = _padded(x, out_h, out_w, geometry, 0)
+    out = np.zeros((x.shape[0], out_h, out_w, x.shape[3]), dtype=x.dtype)
+    for _, rows, cols in _taps(out_h, out_w, geometry):
+        out += p[:, rows, cols]
+    return out
+
+
+def sum_pool_scatter(
+    grad: np.ndarray, shape: tuple[int, int, int, int], geometry: Geometry
+) -> np.ndarray:
+    """Each window's value added to all its elements: the transpose of `sum_pool`."""
+    _, out_h, out_w, _ = grad.shape
+    _, h, w, _ = shape
+    ph, pw = geometry[4:6]
+    p = np.zeros_like(_padded(np.empty(shape, grad.dtype), out_h, out_w, geometry, 0))
+    for _, rows, cols in _taps(out_h, out_w, geometry):
+        p[:, rows, cols] += grad
     return p[:, ph : ph + h, pw : pw + w]
 
 
@@ -205,3 +289,41 @@ def unscale(grad: np.ndarray, inverse: float) -> bool:
         wide = np.result_type(grad.dtype, np.float32)
         np.multiply(grad.astype(wide, copy=False), wide.type(inverse), out=grad, casting="unsafe")
     return found
+
+
+def batch_norm(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each column of (R, C) normalised over the rows: result, mean, variance, 1 / sqrt(variance + eps)."""
+    rows = max(len(x), 1)
+    mean = x.sum(axis=0) / rows
+    out = x - mean
+    var = (out * out).sum(axis=0) / rows
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    out *= rstd if weight is None else rstd * weight
+    if bias is not None:
+        out += bias
+    return out, mean, var, rstd
+
+
+def batch_norm_grad(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of `batch_norm`'s input, weight and bias.
+
+    Source: Ioffe & Szegedy, "Batch normalization", 2015, section 3.
+    """
+    rows = max(len(x), 1)
+    normal = (x - mean) * rstd
+    sums, products = grad.sum(axis=0), (grad * normal).sum(axis=0)
+    out = grad - sums / rows - normal * (products / rows)
+    return out * (rstd if weight is None else rstd * weight), products, sums
+
+
+def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`grad` where the result of the ReLU is not (below or equal to) 0; there, 0 whatever it is."""
+    return np.where(out <= 0, grad.dtype.type(0), grad)

@@ -6,10 +6,12 @@ from typing import Any
 
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.elementwise import Exp
 from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.random import DROPOUT, default_generator
+from dptrain.core.tensor import Tensor
 
 
 @export("relu", methods=("relu",), inplace=("relu_",))
@@ -20,7 +22,9 @@ class Relu(Op):
         return self.xp.maximum(input, 0)
 
     def backward(self, grad: Any, out: Any) -> Any:
-        return grad * (out > 0)
+        if isinstance(grad, Tensor) or isinstance(out, Tensor):
+            return grad * (out > 0)
+        return kernels_for(grad).relu_grad(grad, out)
 
 
 def _shifted(xp: Any, input: Any, dim: int) -> Any:

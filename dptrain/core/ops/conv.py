@@ -2,9 +2,7 @@
 
 Images are (N, C, *sizes) for the user and channels-last in memory: a result is channels-last behind a
 transposed view, so that a chain of convolutions, activations and pools never reorders anything.
-Method: windows as rows (im2col) times the weights as a matrix, one BLAS call per group.
-Source: Chellapilla et al., "High performance convolutional neural networks for document
-processing", 2006.
+The products themselves are in `convolve.py`.
 """
 
 from __future__ import annotations
@@ -15,52 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import device_of, namespace_of
+from dptrain.core.arrays import device_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
+from dptrain.core.ops.convolve import convolve, input_gradient, weight_gradient
 from dptrain.core.ops.shape import Narrow
-from dptrain.core.ops.windows import (
-    Sizes,
-    Window,
-    channels_first,
-    channels_last,
-    columns,
-    image_of,
-    sizes_of,
-)
+from dptrain.core.ops.windows import Sizes, Window, sizes_of
 from dptrain.core.tensor import Tensor
-
-
-def _columns(x: np.ndarray, outs: Sizes, window: Window, groups: int) -> np.ndarray:
-    """Windows of each group: (groups, N * outs, taps * C / groups)."""
-    cols = columns(x, outs, window)
-    if groups == 1:
-        return cols[None]
-    taps, depth = math.prod(window.kernel), x.shape[1] // groups
-    grouped = cols.reshape(len(cols), taps, groups, depth).transpose(2, 0, 1, 3)
-    return grouped.reshape(groups, len(cols), taps * depth)
-
-
-def _weight_matrix(weight: np.ndarray, groups: int) -> np.ndarray:
-    """(O, C/g, *kernel) -> (g, taps * C/g, O/g), rows in the order of `_columns`."""
-    o, c, *kernel = weight.shape
-    taps = math.prod(kernel)
-    return (
-        weight.reshape(groups, o // groups, c, taps)
-        .transpose(0, 3, 2, 1)
-        .reshape(groups, taps * c, o // groups)
-    )
-
-
-def _rows(grad: np.ndarray, groups: int) -> np.ndarray:
-    """(N, O, *outs) -> (g, N * outs, O/g)."""
-    o = grad.shape[1]
-    flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
-    if groups == 1:
-        return flat[None]
-    return namespace_of(flat).ascontiguousarray(
-        flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2)
-    )
 
 
 class _Convolution(Op):
@@ -107,13 +66,7 @@ class Convolution(_Convolution):
         fast = self._by_cudnn("forward_graph", input, weight, shape, shape)
         if fast is not None:
             return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
-        cols = _columns(input, outs, self.window, self.groups)
-        out = np.matmul(cols, _weight_matrix(weight, self.groups))  # (g, N * outs, O/g)
-        n, o = input.shape[0], weight.shape[0]
-        out = out.transpose(1, 0, 2).reshape(n, *outs, o)
-        if bias is not None:
-            out += bias  # the product is nobody else's
-        return channels_first(out)
+        return convolve(input, weight, bias, outs, self.window, self.groups)
 
     def _check(self, input: Any, weight: Any, bias: Any, outs: Sizes) -> None:
         op = f"conv{len(outs)}d"
@@ -142,19 +95,17 @@ class Convolution(_Convolution):
         d_input = d_weight = d_bias = None
         if self.needs[0]:
             d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)
-        if self.needs[1]:
-            d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
-        if self.needs[2]:
-            d_bias = _channel_sums(grad)
+        if isinstance(grad, Tensor):
+            if self.needs[1]:
+                d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
+            if self.needs[2]:
+                d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
+        elif self.needs[1]:
+            # One pass gives both.
+            d_weight, d_bias = weight_gradient(input, grad, self.w_shape, self.window, self.groups)
+        elif self.needs[2]:
+            d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
         return d_input, d_weight, d_bias
-
-
-def _channel_sums(grad: Any) -> Any:
-    """(N, O, *outs) -> (O,): over raw arrays as a product, which is much faster than a strided sum."""
-    if isinstance(grad, Tensor):
-        return grad.sum(axis=(0, *range(2, grad.ndim)))
-    rows = _rows(grad, 1)[0]
-    return namespace_of(rows).ones(len(rows), rows.dtype) @ rows
 
 
 def _leading(values: Any, sizes: Sizes) -> Any:
@@ -190,17 +141,7 @@ class ConvolutionInputGrad(_Convolution):
         fast = self._by_cudnn("input_graph", grad, weight, grad.shape, x_shape)
         if fast is not None:
             return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
-        n, c, *_ = x_shape
-        cols = np.matmul(
-            _rows(grad, self.groups), _weight_matrix(weight, self.groups).transpose(0, 2, 1)
-        )
-        taps = math.prod(self.window.kernel)
-        count = n * math.prod(outs)
-        if self.groups > 1:
-            grouped = (self.groups, count, taps, c // self.groups)
-            cols = cols.reshape(grouped).transpose(1, 2, 0, 3)
-        out = image_of(cols.reshape(count, c * taps), tuple(x_shape), outs, self.window)
-        return out if bias is None else out + bias.reshape(-1, *(1,) * len(outs))
+        return input_gradient(grad, weight, bias, tuple(x_shape), self.window, self.groups)
 
     def backward(self, grad_grad: Any, grad: Any, weight: Any) -> Any:
         d_grad = d_weight = d_bias = None
@@ -220,18 +161,11 @@ class ConvolutionWeightGrad(_Convolution):
 
     def forward(self, input: Any, grad: Any, w_shape: Sizes, options: tuple[Any, ...]) -> Any:
         self._setup(input.shape, w_shape, options)
-        outs = self.outs_shape = grad.shape[2:]
+        self.outs_shape = grad.shape[2:]
         fast = self._by_cudnn("weight_graph", input, grad, grad.shape, w_shape)
         if fast is not None:
             return fast
-        o, c, *_ = w_shape
-        cols = _columns(input, outs, self.window, self.groups)
-        out = np.matmul(cols.transpose(0, 2, 1), _rows(grad, self.groups))  # (g, taps*C/g, O/g)
-        return (
-            out.reshape(self.groups, math.prod(self.window.kernel), c, o // self.groups)
-            .transpose(0, 3, 2, 1)
-            .reshape(w_shape)
-        )
+        return weight_gradient(input, grad, tuple(w_shape), self.window, self.groups)[0]
 
     def backward(self, grad_weight: Any, input: Any, grad: Any) -> Any:
         d_input = (

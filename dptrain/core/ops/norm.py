@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
+from dptrain.core.ops.windows import channels_first, channels_last
 from dptrain.core.tensor import Tensor
 
 Shape = tuple[int, ...]
@@ -111,6 +113,44 @@ class NativeBatchNorm(_Norm):
     """Each channel over the batch and all positions."""
 
     name = "batch_norm"
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        spec: NormSpec,
+        fixed: Any = None,
+        seen: Any = None,
+    ) -> Any:
+        # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
+        self.by_columns = fixed is None and 0 in spec.axes and input.size > 0
+        if not self.by_columns:
+            return super().forward(input, weight, bias, spec, fixed, seen)
+        self.spec, self.fixed = spec, False
+        self.affine = None if weight is None else weight.shape
+        rows, shape = _as_columns(input)
+        out, mean, var, rstd = kernels_for(input).batch_norm(rows, weight, bias, spec.eps)
+        self.mean, self.rstd, var = (v.reshape(spec.affine_shape) for v in (mean, rstd, var))
+        if seen is not None:
+            seen += [self.mean, var]
+        return channels_first(out.reshape(shape))
+
+    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_columns:
+            return super().backward(grad, input, weight)
+        rows, shape = _as_columns(input)
+        grads, _ = _as_columns(grad)
+        facts = (v.reshape(-1) for v in (self.mean, self.rstd))
+        out, *more = kernels_for(grads).batch_norm_grad(grads, rows, weight, *facts)
+        d_weight, d_bias = (None if self.affine is None else v.reshape(self.affine) for v in more)
+        return channels_first(out.reshape(shape)), d_weight, d_bias
+
+
+def _as_columns(image: Any) -> tuple[Any, Shape]:
+    """(N, C, *sizes) -> (N * sizes, C) and the shape (N, *sizes, C)."""
+    last = channels_last(image)
+    return last.reshape(-1, last.shape[-1]), last.shape
 
 
 class NativeLayerNorm(_Norm):

@@ -168,10 +168,8 @@ class AvgPool2d(Op):
 
     def forward(self, input: Any, geometry: Geometry, oh: int, ow: int, divisors: Any) -> Any:
         self.rest = (input.shape, geometry, oh, ow, divisors)
-        kh, kw = geometry[:2]
-        n, c = input.shape[:2]
-        cols = kernels_for(input).im2col(channels_last(input), oh, ow, geometry)
-        sums = cols.reshape(n, oh, ow, kh * kw, c).sum(axis=3, dtype=input.dtype)
+        image = channels_last(input)
+        sums = kernels_for(input).sum_pool(image, oh, ow, geometry)
         return channels_first(divided(sums, divisors))
 
     def backward(self, grad: Any) -> Any:
@@ -189,11 +187,7 @@ class AvgPoolScatter(Op):
         self.rest = (geometry, oh, ow, divisors)
         n, c, h, w = shape
         share = channels_last(grad) / self.xp.asarray(divisors.astype(grad.dtype))
-        taps = geometry[0] * geometry[1]
-        columns = np.broadcast_to(share[:, :, :, None], (n, oh, ow, taps, c)).reshape(
-            n * oh * ow, taps * c
-        )
-        return channels_first(kernels_for(grad).col2im(columns, (n, h, w, c), oh, ow, geometry))
+        return channels_first(kernels_for(grad).sum_pool_scatter(share, (n, h, w, c), geometry))
 
     def backward(self, grad: Any) -> Any:
         return AvgPool2d.call(grad, *self.rest)

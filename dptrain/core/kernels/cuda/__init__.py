@@ -12,23 +12,38 @@ from dptrain.core.kernels.cuda.images import (
     max_pool_gather,
     max_pool_scatter,
 )
+from dptrain.core.kernels.cuda.products import (
+    conv,
+    conv_input_grad,
+    conv_weight_grad,
+    sum_pool,
+    sum_pool_scatter,
+)
 from dptrain.core.kernels.cuda.rows import cross_entropy, erf
 from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
-from dptrain.core.kernels.reference import unscale
+from dptrain.core.kernels.reference import batch_norm, batch_norm_grad, relu_grad, unscale
 
 __all__ = [
     "FAMILIES",
     "adam",
+    "batch_norm",
+    "batch_norm_grad",
     "col2im",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
     "cross_entropy",
     "erf",
     "im2col",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu_grad",
     "sgd",
+    "sum_pool",
+    "sum_pool_scatter",
     "unscale",
 ]
 

@@ -1,0 +1,133 @@
+"""Compiled kernels: one native function per kernel and element type, made on first use, kept on disk.
+
+Owns: `kernel`, the names under which compiled code is cached, and who compiles when several processes
+start together. Must not know: what a kernel computes.
+
+A kernel is a function `(args, share, shares, worker)`: `args` points to 64-bit integers (addresses,
+sizes, strides), `share` of `shares` is the part to compute, `worker` numbers the thread. All kernels
+having one form is what lets one pool of threads run them all, and a call costs no type dispatch.
+The global name `real` stands in a kernel for the element type; each type gets a copy of its own.
+
+The name of a cached file holds a hash of the sources of this folder, since a cache that looks at one
+source file only would not see that a generator in another has changed. The files lie where numba puts
+them: `NUMBA_CACHE_DIR`, else beside the source, else in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic as _intrinsic
+
+#: For operations that are written as LLVM code; a call looks unlike the definition, so it has no type.
+intrinsic: Any = _intrinsic
+
+_OPTIONS = {"nopython": True, "error_model": "numpy"}
+_SHARE = "void(CPointer(int64), int64, int64, int64)"
+#: What a sum may be: taken in another order, and fused with a product. NaN and infinity stay what they are.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@cache
+def source_digest() -> str:
+    """Names the sources of all kernels and generators."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Kernel:
+    """A kernel and its compiled copies.
+
+    Args:
+        function: the kernel.
+        signature: its types.
+        options: of the compiler.
+    """
+
+    def __init__(self, function: Any, signature: str, options: dict[str, Any]) -> None:
+        self._function, self._signature, self._options = function, signature, options
+        self._addresses: dict[Any, int] = {}
+        self._made: list[Any] = []  # keeps the code alive
+
+    def address(self, real: Any = None, variant: str = "", **names: Any) -> int:
+        """Where the compiled copy for an element type lies; compiles it if it is not there yet.
+
+        Args:
+            real: a NumPy scalar type, or None for a kernel that moves bytes.
+            variant: names what `names` are.
+            **names: further global names of the copy.
+        """
+        found = self._addresses.get((real, variant))
+        if found is None:
+            made = self._compile(variant, {"real": real, **names})
+            self._made.append(made)
+            found = self._addresses[real, variant] = made.address
+        return found
+
+    def _compile(self, variant: str, names: dict[str, Any]) -> Any:
+        original = self._function
+        copy = FunctionType(original.__code__, {**original.__globals__, **names}, original.__name__)
+        kind = [variant] if names["real"] is None else [variant, names["real"].__name__]
+        copy.__qualname__ = "_".join([original.__qualname__, *filter(None, kind), source_digest()])
+        copy.__module__ = original.__module__
+        try:
+            folder = Path(FunctionCache(copy).cache_path)
+        except RuntimeError:  # nowhere to write
+            return numba.cfunc(self._signature, **self._options)(copy)
+        with _one_process(folder):
+            if not any(folder.glob(f"*{copy.__qualname__}*.nbi")):
+                _announce()
+            return numba.cfunc(self._signature, cache=True, **self._options)(copy)
+
+
+@contextmanager
+def _one_process(folder: Path) -> Iterator[None]:
+    """Lets one process at a time compile; the others find what it made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / "dptrain.lock", "w")  # noqa: SIM115  closed below
+    except OSError:
+        yield
+        return
+    with handle:
+        with suppress(
+            OSError
+        ):  # a file system without locks: all compile, the last one's file stays
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def _announce() -> None:
+    print(
+        "dptrain: compiling CPU kernels for this machine (once; some seconds per kind of layer)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def kernel(
+    function: Callable[..., None] | None = None, *, signature: str = _SHARE, **options: Any
+) -> Any:
+    """Make a function a kernel.
+
+    Args:
+        function: takes (args, share, shares, worker) unless `signature` says otherwise.
+        signature: numba's text of its types.
+        **options: for numba's compiler, such as `fastmath`.
+    """
+    if function is None:
+        return lambda f: Kernel(f, signature, {**_OPTIONS, **options})
+    return Kernel(function, signature, {**_OPTIONS, **options})

@@ -1,0 +1,114 @@
+"""Which algorithm convolves: a pure function of operation, shapes, element type and processor.
+
+Owns: the choice. The functions are those of `reference`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dptrain.core.conv_algo import get_conv_algo
+from dptrain.core.kernels import depthwise, direct, reference, winograd
+from dptrain.core.kernels.reference import Geometry
+
+#: Fewer tiles than this do not pay for the transform of the filters; fewer channels, not for their own.
+_LEAST_TILES, _LEAST_CHANNELS = 32, 16
+
+
+class Problem(NamedTuple):
+    """A convolution as the choice sees it; sizes are those of the forward pass."""
+
+    images: int
+    channels: int
+    results: int
+    out_h: int
+    out_w: int
+    geometry: Geometry
+    groups: int
+    float32: bool
+
+
+def algorithm(problem: Problem) -> str:
+    """The algorithm for a convolution and its gradients: "reference", "depthwise", "winograd" or "direct"."""
+    n, c, o, out_h, out_w, geometry, groups, float32 = problem
+    kh, kw, *steps, ph, pw, dh, dw = geometry
+    if 0 in (n, c, o, out_h, out_w, kh, kw):
+        return "reference"
+    if groups == c == o and groups > 1:
+        return "depthwise"
+    square = kh == kw and kh in winograd.SIZES and max(ph, pw) < kh
+    dense = groups == 1 and (*steps, dh, dw) == (1, 1, 1, 1)
+    tiles = n * -(-out_h // winograd.TILE) * -(-out_w // winograd.TILE)
+    pays = tiles >= _LEAST_TILES and min(c, o) >= _LEAST_CHANNELS
+    fits = min(out_h, out_w) >= winograd.TILE
+    if get_conv_algo() == "auto" and float32 and square and dense and pays and fits:
+        return "winograd"
+    return "direct"
+
+
+def conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """See `reference.conv`."""
+    x = np.ascontiguousarray(x)
+    sizes = (len(x), x.shape[3], len(weight), out_h, out_w)
+    match algorithm(Problem(*sizes, geometry, groups, x.itemsize == 4)):
+        case "depthwise":
+            return depthwise.conv(x, weight, bias, out_h, out_w, geometry)
+        case "winograd":
+            return winograd.conv(x, weight, bias, out_h, out_w, geometry[4:6])
+        case "direct":
+            return direct.conv(x, weight, bias, out_h, out_w, geometry, groups)
+    return reference.conv(x, weight, bias, out_h, out_w, geometry, groups)
+
+
+def conv_input_grad(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """See `reference.conv_input_grad`."""
+    grad = np.ascontiguousarray(grad)
+    n, out_h, out_w, o = grad.shape
+    if 0 in shape:
+        return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
+    sizes = (n, shape[3], o, out_h, out_w)
+    match algorithm(Problem(*sizes, geometry, groups, grad.itemsize == 4)):
+        case "depthwise":
+            return depthwise.conv_input_grad(grad, weight, bias, shape, geometry)
+        case "winograd":
+            return winograd.conv_input_grad(grad, weight, bias, shape, geometry[4:6])
+        case "direct":
+            return direct.conv_input_grad(grad, weight, bias, shape, geometry, groups)
+    return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
+
+
+def conv_weight_grad(
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `reference.conv_weight_grad`."""
+    x, grad = np.ascontiguousarray(x), np.ascontiguousarray(grad)
+    n, out_h, out_w, o = grad.shape
+    match algorithm(Problem(n, x.shape[3], o, out_h, out_w, geometry, groups, x.itemsize == 4)):
+        case "depthwise":
+            return depthwise.conv_weight_grad(x, grad, w_shape, geometry)
+        case "winograd":
+            return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6])
+        case "direct":
+            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
+    return reference.conv_weight_grad(x, grad, w_shape, geometry, groups)

@@ -1,0 +1,66 @@
+"""Convolution and window sums on the GPU where cuDNN does not serve: windows as rows, products by cuBLAS.
+
+Twins of `reference`'s, whose arrangement of groups they share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels.cuda.images import col2im, im2col
+from dptrain.core.kernels.grouping import by_group, channel_rows, weight_matrix
+
+
+def conv(x: Any, weight: Any, bias: Any, out_h: int, out_w: int, geometry: Any, groups: int) -> Any:
+    """(N, H, W, C) with (O, C/groups, kh, kw) -> (N, oh, ow, O)."""
+    n, o = x.shape[0], weight.shape[0]
+    columns = by_group(im2col(x, out_h, out_w, geometry), groups, geometry[0] * geometry[1])
+    out = np.matmul(columns, weight_matrix(weight, groups))
+    out = out.transpose(1, 0, 2).reshape(n, out_h, out_w, o)
+    return out if bias is None else out + bias
+
+
+def conv_input_grad(
+    grad: Any, weight: Any, bias: Any, shape: Any, geometry: Any, groups: int
+) -> Any:
+    """The gradient of `conv`'s input, of that shape."""
+    _, out_h, out_w, _ = grad.shape
+    products = np.matmul(
+        channel_rows(grad, groups), weight_matrix(weight, groups).transpose(0, 2, 1)
+    )
+    taps, c = geometry[0] * geometry[1], shape[3]
+    count = grad.shape[0] * out_h * out_w
+    split = products.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
+    columns = namespace_of(split).ascontiguousarray(split).reshape(count, taps * c)
+    out = col2im(columns, shape, out_h, out_w, geometry)
+    return out if bias is None else out + bias
+
+
+def conv_weight_grad(
+    x: Any, grad: Any, w_shape: Any, geometry: Any, groups: int
+) -> tuple[Any, Any]:
+    """The gradients of `conv`'s weight and bias."""
+    o, c, kh, kw = w_shape
+    _, out_h, out_w, _ = grad.shape
+    columns = by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
+    out = np.matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
+    taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
+    return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
+
+
+def sum_pool(x: Any, out_h: int, out_w: int, geometry: Any) -> Any:
+    """The sum of each window."""
+    n, c, taps = x.shape[0], x.shape[3], geometry[0] * geometry[1]
+    return im2col(x, out_h, out_w, geometry).reshape(n, out_h, out_w, taps, c).sum(axis=3)
+
+
+def sum_pool_scatter(grad: Any, shape: Any, geometry: Any) -> Any:
+    """Each window's value added to all its elements."""
+    n, out_h, out_w, c = grad.shape
+    taps = geometry[0] * geometry[1]
+    wide = np.broadcast_to(grad[:, :, :, None], (n, out_h, out_w, taps, c))
+    columns = namespace_of(grad).ascontiguousarray(wide).reshape(n * out_h * out_w, taps * c)
+    return col2im(columns, shape, out_h, out_w, geometry)

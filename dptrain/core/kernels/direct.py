@@ -1,0 +1,425 @@
+"""Direct convolution over channels-last images: forward, gradient of the input, gradient of the weight.
+
+No windows are copied out: the tiles of `micro` read the image where it lies, or a copy of one image with
+a border of zeros that stays in the cache. Forward and the gradient of the input are one driver, "gather":
+
+    out[y, x] = start + sum over taps (i, j) of in[y * y_step + i * i_step + y_shift, ...] @ weight[i, j]
+
+for all (y, x) of a phase. The forward pass has one phase. The gradient of the input at stride s has
+s * s: results whose coordinates have the same remainder see the same taps, and nothing is multiplied by
+zeros in between. Depthwise convolutions have a driver of their own, which runs along the channels.
+Source: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
+architectures", 2018 (small products over rows of the image); the phases are a polyphase filter bank.
+
+Rounding: each result is a sum of K products in one chain per lane, |error| <= (K + 1) eps * sum |a b|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from dptrain.core.kernels import pool
+from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.memory import address, array_at, lines, move, scratch, zero
+from dptrain.core.kernels.micro import call_tile, tile
+from dptrain.core.kernels.reference import Geometry
+from dptrain.core.kernels.target import target
+from dptrain.core.threads import get_num_threads
+
+
+class _Phase(NamedTuple):
+    """Results that see the same taps; the names are those of the driver's formula, sizes in pixels."""
+
+    rows: int
+    columns: int
+    out: int  # bytes to the first result
+    out_row: int  # bytes from row to row
+    out_pixel: int
+    in_row: int  # row of the image that the first tap of the first result sees
+    in_column: int  # likewise, its column in the bordered copy
+    y_step: int
+    x_step: int
+    i_step: int
+    j_step: int
+    taps_i: int
+    taps_j: int
+    depth: int  # contiguous numbers per tap
+    weight: int  # bytes to the weights of the first tap
+    weight_i: int  # bytes from tap row to tap row
+    weight_j: int
+
+
+@numba.njit(inline="always")
+def _bordered_copy(scratch, source, height, width, row, pixel, depth, left, total):
+    """Copy an image with `left` pixels of zeros before and some after each row, `total` in all."""
+    line = total * depth
+    for y in range(height):
+        start = scratch + y * line
+        zero(start, left * depth)
+        if pixel == depth:
+            move(start + left * depth, source + y * row, width * depth)
+        else:
+            for x in range(width):
+                move(start + (left + x) * depth, source + y * row + x * pixel, depth)
+        zero(start + (left + width) * depth, (total - left - width) * depth)
+
+
+@kernel
+def _gather(args, share, shares, worker):
+    tile_code, itemsize, lanes, most_narrow, most_wide = args[0], args[1], args[2], args[3], args[4]
+    image, image_step, row, pixel = args[5], args[6], args[7], args[8]
+    height, width, depth = args[9], args[10], args[11]
+    copies, left, total = args[12], args[13], args[14]
+    own_scratch = args[15] + worker * args[16]
+    out, out_step, columns, start = args[17], args[18], args[19], args[20]
+    images, phases, table = args[21], args[22], args[23]
+    panel_bytes, weights = args[24], args[25]
+    panel = 2 * lanes
+    phase = array_at(table, (phases, 17), np.int64)
+    for n in range(share * images // shares, (share + 1) * images // shares):
+        source = image + n * image_step
+        if copies:
+            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
+            source, in_row, in_pixel = own_scratch, total * depth, depth
+        else:
+            in_row, in_pixel = row, pixel
+        for p in range(phases):
+            rows, cols, first, out_row, out_pixel = (
+                phase[p, 0], phase[p, 1], phase[p, 2], phase[p, 3], phase[p, 4],
+            )  # fmt: skip
+            y_step, i_step, taps_i = phase[p, 7], phase[p, 9], phase[p, 11]
+            for block in range(-(-columns // panel)):
+                used = min(panel, columns - block * panel)
+                most = most_narrow if used <= lanes else most_wide
+                weight = weights + block * panel_bytes + phase[p, 14]
+                parts = -(-cols // most)
+                for y in range(rows):
+                    # Tap rows outside of the image are left out.
+                    top = phase[p, 5] + y * y_step
+                    if i_step > 0:
+                        low, high = -(top // i_step), -((top - height) // i_step)
+                    else:
+                        low, high = -((height - 1 - top) // -i_step), top // -i_step + 1
+                    low = max(0, low)
+                    count = min(taps_i, high) - low
+                    line = source + (top + low * i_step) * in_row + phase[p, 6] * in_pixel
+                    to = out + n * out_step + first + y * out_row + block * panel * itemsize
+                    for part in range(parts):
+                        x = part * cols // parts
+                        call_tile(
+                            tile_code,
+                            (
+                                (part + 1) * cols // parts - x, used,
+                                start + block * panel * itemsize, 0,
+                                line + x * phase[p, 8] * in_pixel, phase[p, 8] * in_pixel,
+                                i_step * in_row, phase[p, 10] * in_pixel, itemsize,
+                                weight + low * phase[p, 15], phase[p, 15], phase[p, 16],
+                                panel * itemsize,
+                                count, phase[p, 12], phase[p, 13],
+                                to + x * out_pixel, out_pixel,
+                            ),
+                        )  # fmt: skip
+
+
+@kernel
+def _outer(args, share, shares, worker):
+    tile_code, itemsize, lanes, most_narrow, most_wide = args[0], args[1], args[2], args[3], args[4]
+    image, image_step, row, pixel = args[5], args[6], args[7], args[8]
+    height, width, depth = args[9], args[10], args[11]
+    copies, left, total = args[12], args[13], args[14]
+    own_scratch = args[15] + worker * args[16]
+    grads, grads_step, columns, one = args[17], args[18], args[19], args[20]
+    images, out_h, out_w = args[21], args[22], args[23]
+    grad_pixel, pads, grad_scratch = args[24], args[25], args[26]
+    sums = args[27] + share * args[28]
+    taps_i, taps_j, merged = args[29], args[30], args[31]
+    y_step, x_step, i_step, j_step, above = args[32], args[33], args[34], args[35], args[36]
+    blocks = -(-columns // (2 * lanes))
+    line = -(-columns // lanes) * lanes * itemsize  # of the sums
+    zero(sums, args[28])
+    for n in range(share * images // shares, (share + 1) * images // shares):
+        source, in_row, in_pixel = image + n * image_step, row, pixel
+        if copies:
+            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
+            source, in_row, in_pixel = own_scratch, total * depth, depth
+        grad, grad_in = grads + n * grads_step, grad_pixel
+        if pads:  # whole vectors are read
+            grad, grad_in = grad_scratch + worker * args[16], line
+            for place in range(out_h * out_w):
+                move(
+                    grad + place * line,
+                    grads + n * grads_step + place * grad_pixel,
+                    columns * itemsize,
+                )
+        for i in range(taps_i):
+            low = max(0, -((i * i_step - above) // y_step))
+            high = min(out_h, -((i * i_step - above - height) // y_step))
+            for j in range(taps_j):
+                first = (
+                    source + (low * y_step + i * i_step - above) * in_row + j * j_step * in_pixel
+                )
+                to = sums + (i * taps_j + j) * merged * line
+                for block in range(blocks):
+                    used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
+                    most = most_narrow if used <= lanes else most_wide
+                    parts = -(-merged // most)
+                    right = block * 2 * lanes * itemsize
+                    for part in range(parts):
+                        m = part * merged // parts
+                        here = to + m * line + right
+                        call_tile(
+                            tile_code,
+                            (
+                                (part + 1) * merged // parts - m, used,
+                                here, line,
+                                first + m * itemsize, itemsize,
+                                0, y_step * in_row, x_step * in_pixel,
+                                grad + low * out_w * grad_in + right, 0, out_w * grad_in, grad_in,
+                                1, high - low, out_w,
+                                here, line,
+                            ),
+                        )  # fmt: skip
+        for block in range(blocks):
+            used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
+            here = sums + taps_i * taps_j * merged * line + block * 2 * lanes * itemsize
+            call_tile(
+                tile_code,
+                (
+                    1, used, here, 0, one, 0, 0, 0, 0,
+                    grad + block * 2 * lanes * itemsize, 0, 0, grad_in,
+                    1, 1, out_h * out_w, here, 0,
+                ),
+            )  # fmt: skip
+
+
+def _panels(weight: np.ndarray) -> np.ndarray:
+    """(K, columns) -> (panels, K, two vectors), the last panel filled up with zeros."""
+    depth, columns = weight.shape
+    wide = 2 * target().lanes(weight.itemsize)
+    count = -(-columns // wide)
+    if columns == count * wide:
+        return np.ascontiguousarray(weight.reshape(depth, count, wide).transpose(1, 0, 2))
+    out = np.zeros((count, depth, wide), weight.dtype)
+    for block in range(count):
+        part = weight[:, block * wide : (block + 1) * wide]
+        out[block, :, : part.shape[1]] = part
+    return out
+
+
+def _padded_bias(bias: np.ndarray | None, columns: int, dtype: Any) -> np.ndarray:
+    wide = 2 * target().lanes(np.dtype(dtype).itemsize)
+    out = np.zeros(-(-columns // wide) * wide, dtype)
+    if bias is not None:
+        out[:columns] = bias
+    return out
+
+
+def _tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
+    """The first arguments of both drivers."""
+    kind = target()
+    size = dtype.itemsize
+    return (tile.address(dtype.type), size, kind.lanes(size), kind.most_rows(1), kind.most_rows(2))
+
+
+def _run_gather(
+    image: np.ndarray,
+    channels: slice,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    out_channels: slice,
+    phases: Sequence[_Phase],
+    border: tuple[int, int],
+) -> None:
+    """Run the gather driver for one group.
+
+    Args:
+        image: (N, H, W, all channels), contiguous.
+        channels: those of the group.
+        weight: panels.
+        bias: (columns,) of the group or None.
+        out: (N, H', W', all channels), contiguous.
+        out_channels: those of the group.
+        phases: cover `out`.
+        border: pixels of zeros left and right that the phases see.
+    """
+    n, h, w, c = image.shape
+    size = image.itemsize
+    depth, columns = channels.stop - channels.start, out_channels.stop - out_channels.start
+    copies = depth != c or border != (0, 0)
+    total = w + sum(border)
+    own = lines(h * total * depth * size) if copies else 0
+    workers = min(get_num_threads(), n)
+    start = _padded_bias(bias, columns, image.dtype)
+    table = np.array(phases, np.int64)
+    pool.run(
+        _gather.address(),
+        (
+            *_tile_facts(image.dtype),
+            address(image) + channels.start * size, h * w * c * size, w * c * size, c * size,
+            h, w, depth * size, copies, border[0], total, scratch(own * workers), own,
+            address(out) + out_channels.start * size, out[0].nbytes, columns, address(start),
+            n, len(table), address(table), weight[0].nbytes, address(weight),
+        ),
+        _shares(n, out.size * depth),
+    )  # fmt: skip
+
+
+#: Products below which a second thread would wait longer than it works.
+_WORTH_THREADS = 100_000
+
+
+def _shares(images: int, products: int) -> int:
+    return images if products > _WORTH_THREADS and get_num_threads() > 1 else 1
+
+
+def _groups(total: int, groups: int) -> list[slice]:
+    each = total // groups
+    return [slice(g * each, (g + 1) * each) for g in range(groups)]
+
+
+def conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out_h: int,
+    out_w: int,
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """See `reference.conv`."""
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    n, _, _, c = x.shape
+    o, depth = weight.shape[0], c // groups
+    out = np.empty((n, out_h, out_w, o), x.dtype)
+    # Neighbouring taps are one run of numbers, unless the taps lie apart.
+    taps_j, run = (1, kw * depth) if dw == 1 else (kw, depth)
+    size, wide = x.itemsize, 2 * target().lanes(x.itemsize)
+    line = run * wide * size
+    for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
+        rows = weight[outs].transpose(2, 3, 1, 0).reshape(kh * kw * depth, outs.stop - outs.start)
+        phase = _Phase(
+            out_h, out_w, 0, out_w * o * size, o * size, -ph, 0, sh, sw, dh, dw,
+            kh, taps_j, run, 0, taps_j * line, line,
+        )  # fmt: skip
+        part = None if bias is None else bias[outs]
+        _run_gather(x, ins, _panels(rows), part, out, outs, [phase], (pw, pw))
+    return out
+
+
+class _Taps(NamedTuple):
+    """The taps that meet results of one remainder along one dimension."""
+
+    first: int
+    number: int
+    every: int  # of the kernel's taps
+    place: int  # what the first tap of the first result sees
+    step: int  # from tap to tap, towards lower places
+
+
+def _taps(remainder: int, kernel: int, stride: int, padding: int, dilation: int) -> _Taps:
+    every = stride // gcd(stride, dilation)
+    fits = [
+        i for i in range(min(kernel, every)) if (remainder + padding - i * dilation) % stride == 0
+    ]
+    first = fits[0] if fits else kernel
+    place = (remainder + padding - first * dilation) // stride if fits else 0
+    return _Taps(first, len(range(first, kernel, every)), every, place, every * dilation // stride)
+
+
+def conv_input_grad(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """See `reference.conv_input_grad`."""
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    _, h, w, c = shape
+    _, _, grad_w, o = grad.shape
+    depth, columns = o // groups, c // groups
+    out = np.empty(shape, grad.dtype)
+    size, wide = grad.itemsize, 2 * target().lanes(grad.itemsize)
+    line = depth * wide * size
+    across = [_taps(r, kw, sw, pw, dw) for r in range(min(sw, w))]
+    left = max([0, *(t.step * (t.number - 1) - t.place for t in across if t.number)])
+    right = max(
+        [0, *(t.place + len(range(r, w, sw)) - grad_w for r, t in enumerate(across) if t.number)]
+    )
+    flat = sw == dw == 1  # then the taps lie behind each other, in reverse
+    phases = []
+    for y in range(min(sh, h)):
+        down = _taps(y, kh, sh, ph, dh)
+        for x, over in enumerate(across):
+            j_step, taps_j, run, place = -over.step, over.number, depth, over.place
+            if flat:
+                j_step, taps_j, run, place = 1, 1, kw * depth, over.place - kw + 1
+            phases.append(
+                _Phase(
+                    len(range(y, h, sh)), len(range(x, w, sw)),
+                    (y * w + x) * c * size, sh * w * c * size, sw * c * size,
+                    down.place, place + left, 1, 1, -down.step, j_step,
+                    down.number, taps_j if down.number else 0, run,
+                    (down.first * kw + (0 if flat else over.first)) * line,
+                    down.every * kw * line, over.every * line,
+                )
+            )  # fmt: skip
+    for ins, outs in zip(_groups(o, groups), _groups(c, groups), strict=True):
+        taps = weight[ins, :, :, ::-1] if flat else weight[ins]
+        rows = taps.transpose(2, 3, 0, 1).reshape(kh * kw * depth, columns)
+        part = None if bias is None else bias[outs]
+        _run_gather(grad, ins, _panels(rows), part, out, outs, phases, (left, right))
+    return out
+
+
+def conv_weight_grad(
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: tuple[int, int, int, int],
+    geometry: Geometry,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `reference.conv_weight_grad`."""
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    n, h, w, c = x.shape
+    _, out_h, out_w, o = grad.shape
+    depth, columns = c // groups, o // groups
+    size, lanes = x.itemsize, target().lanes(x.itemsize)
+    taps_j, merged = (1, kw * depth) if dw == 1 else (kw, depth)
+    line = -(-columns // lanes) * lanes
+    copies, pads = groups > 1 or pw > 0, line != o
+    total = w + 2 * pw
+    image_bytes = lines(h * total * depth * size) if copies else 0
+    own = image_bytes + (lines(out_h * out_w * line * size) if pads else 0)
+    shares = min(_shares(n, grad.size * depth), get_num_threads())
+    sums = np.empty((shares, kh * kw * depth + 1, line), x.dtype)
+    one = np.ones(1, x.dtype)
+    out = np.empty(w_shape, x.dtype)
+    out_bias = np.empty(o, x.dtype)
+    where = scratch(own * shares)
+    for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
+        pool.run(
+            _outer.address(),
+            (
+                *_tile_facts(x.dtype),
+                address(x) + ins.start * size, h * w * c * size, w * c * size, c * size,
+                h, w, depth * size, copies, pw, total, where, own,
+                address(grad) + outs.start * size, out_h * out_w * o * size, columns, address(one),
+                n, out_h, out_w, o * size, pads, where + image_bytes,
+                address(sums), sums[0].nbytes,
+                kh, taps_j, merged, sh, sw, dh, dw, ph,
+            ),
+            shares,
+        )  # fmt: skip
+        result = sums[0] if shares == 1 else sums.sum(axis=0)
+        taps = result[:-1, :columns].reshape(kh, kw, depth, columns)
+        out[outs] = taps.transpose(3, 2, 0, 1)
+        out_bias[outs] = result[-1, :columns]
+    return out, out_bias

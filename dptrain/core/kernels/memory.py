@@ -1,0 +1,102 @@
+"""Raw memory for kernels: addresses of arrays, copies of bytes, arrays over an address, scratch.
+
+Owns: what a kernel needs between the 64-bit integers it is given and the numbers it computes with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+
+from dptrain.core.kernels.compiled import intrinsic
+
+_BYTE = ir.IntType(8)
+_LINE = 64
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first element of an array lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+def keep_freed_pages() -> None:
+    """Let the C library keep freed memory for the next array instead of giving it back to the system.
+
+    A step frees and allocates the same large arrays as the one before; a page that comes fresh from the
+    system costs as much as several passes over it. What is kept is what the process has used at its
+    peak. Without effect where the C library is not glibc.
+    """
+    try:
+        adjust = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    most_from_heap, keep_at_top = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+    adjust(most_from_heap, 32 << 20)
+    adjust(keep_at_top, 1 << 30)
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.held = np.empty(0, np.uint8)
+
+
+_scratch = _Scratch()
+
+
+def scratch(nbytes: int) -> int:
+    """Memory of this thread for the kernel that is called next, at a cache line; its contents are anything."""
+    if _scratch.held.size < nbytes + _LINE:
+        _scratch.held = np.empty(nbytes + _LINE, np.uint8)
+    return -(-address(_scratch.held) // _LINE) * _LINE
+
+
+def lines(nbytes: int) -> int:
+    """`nbytes` rounded up to whole cache lines, so that no two threads write to one."""
+    return -(-nbytes // _LINE) * _LINE
+
+
+@intrinsic
+def move(typing_context: Any, target: Any, source: Any, nbytes: Any) -> Any:
+    """Copy bytes between addresses that do not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to, start = (builder.inttoptr(v, _BYTE.as_pointer()) for v in values[:2])
+        cgutils.raw_memcpy(builder, to, start, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, nbytes), generate
+
+
+@intrinsic
+def zero(typing_context: Any, target: Any, nbytes: Any) -> Any:
+    """Fill bytes with zeros."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to = builder.inttoptr(values[0], _BYTE.as_pointer())
+        cgutils.memset(builder, to, values[1], _BYTE(0))
+        return context.get_dummy_value()
+
+    return types.void(target, nbytes), generate
+
+
+@intrinsic
+def _pointer(typing_context: Any, start: Any, real: Any) -> Any:
+    kind = types.CPointer(real.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(kind))
+
+    return kind(start, real), generate
+
+
+@numba.njit(inline="always")
+def array_at(start, shape, real):
+    """An array of numbers of type `real` over an address; `shape` is a tuple."""
+    return carray(_pointer(start, real), shape)

@@ -1,0 +1,234 @@
+"""Generator of the register tile that does all products of convolution and matrix multiplication.
+
+`tile` computes, for m < rows and n < columns,
+
+    C[m, n] = start[m, n] + sum over i < I, j < J, k < K of A[i, j, m, k] * B[i, j, k, n]
+
+where every index has a stride of its own, in bytes, and B and C are contiguous along n. A matrix product
+is I = J = 1; a convolution has kernel rows as i, kernel columns as j (or merged into k, where they lie
+behind each other in memory), channels as k; its weight gradient has image rows as j and columns as k.
+
+Plain loops do not keep such a tile in registers when numba compiles them, so its LLVM code is written
+here: one loop nest per tile size, the sums in vector variables, chosen by a jump at the entry.
+Sources: Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; Georganas et
+al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from dptrain.core.kernels.compiled import intrinsic, kernel
+from dptrain.core.kernels.target import target
+
+_INT = ir.IntType(64)
+#: Vectors side by side in a tile.
+WIDTHS = (1, 2)
+
+#: Arguments of `tile`, all 64-bit integers.
+TILE_ARGUMENTS = (
+    *("rows", "columns"),
+    *("start", "start_m"),
+    *("a", "a_m", "a_i", "a_j", "a_k"),
+    *("b", "b_i", "b_j", "b_k"),
+    *("size_i", "size_j", "size_k"),
+    *("c", "c_m"),
+)
+
+
+class Emitter:
+    """Writes vector code of one element type.
+
+    Args:
+        builder: where the code goes.
+        real: the NumPy scalar type.
+        width: bytes of a vector.
+    """
+
+    def __init__(self, builder: Any, real: Any, width: int) -> None:
+        self.builder = builder
+        self.itemsize = np.dtype(real).itemsize
+        self.lanes = width // self.itemsize
+        self.scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.width = width
+
+    def pointer(self, address: Any, kind: Any) -> Any:
+        """An address as a pointer."""
+        return self.builder.inttoptr(address, kind.as_pointer())
+
+    def at(self, address: Any, offset: int) -> Any:
+        """An address some bytes further."""
+        return self.builder.add(address, _INT(offset)) if offset else address
+
+    def load(self, address: Any) -> Any:
+        """A vector; the address need not be aligned."""
+        return self.builder.load(self.pointer(address, self.vector), align=self.itemsize)
+
+    def store(self, value: Any, address: Any) -> None:
+        """Write a vector."""
+        self.builder.store(value, self.pointer(address, self.vector), align=self.itemsize)
+
+    def spread(self, address: Any) -> Any:
+        """One number in all lanes."""
+        value = self.builder.load(self.pointer(address, self.scalar), align=self.itemsize)
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        return self.builder.shuffle_vector(one, undefined, zeros)
+
+    def constant(self, value: float) -> Any:
+        """The same number in all lanes."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, rounded once where the processor can (`fma` would call a library where it cannot)."""
+        kind = f"v{self.lanes}f{8 * self.itemsize}"
+        function = self._function(
+            f"llvm.fmuladd.{kind}", ir.FunctionType(self.vector, [self.vector] * 3)
+        )
+        return self.builder.call(function, [x, y, z])
+
+    def store_some(self, value: Any, address: Any, count: Any) -> None:
+        """Write the first `count` lanes (an i64; none if it is negative)."""
+        kind = f"v{self.lanes}f{8 * self.itemsize}"
+        wide = ir.VectorType(_INT, self.lanes)
+        flags = ir.VectorType(ir.IntType(1), self.lanes)
+        undefined = ir.Constant(wide, ir.Undefined)
+        one = self.builder.insert_element(undefined, count, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        limit = self.builder.shuffle_vector(one, undefined, zeros)
+        mask = self.builder.icmp_signed("<", ir.Constant(wide, list(range(self.lanes))), limit)
+        target_type = self.vector.as_pointer()
+        form = ir.FunctionType(ir.VoidType(), [self.vector, target_type, ir.IntType(32), flags])
+        function = self._function(f"llvm.masked.store.{kind}.p0", form)
+        where = self.pointer(address, self.vector)
+        self.builder.call(function, [value, where, ir.IntType(32)(self.itemsize), mask])
+
+    def _function(self, name: str, form: Any) -> Any:
+        held = self.builder.module.globals.get(name)
+        return held or ir.Function(self.builder.module, form, name)
+
+    def loop(self, count: Any, carried: list[Any], body: Callable[[list[Any]], list[Any]]) -> Any:
+        """Repeat `body` `count` times (perhaps never) over carried values; gives the last ones."""
+        builder = self.builder
+        before = builder.block
+        head, inside, after = (builder.append_basic_block(n) for n in ("head", "inside", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(_INT)
+        index.add_incoming(_INT(0), before)
+        values = [builder.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
+        builder.position_at_end(inside)
+        results = body(list(values))
+        index.add_incoming(builder.add(index, _INT(1)), builder.block)
+        for phi, value in zip(values, results, strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return values
+
+
+def _emit_tile(emitter: Emitter, rows: int, vectors: int, g: dict[str, Any]) -> None:
+    """The loop nest of one tile size, from the arguments by name."""
+    b = emitter.builder
+    offsets = [b.mul(g["a_m"], _INT(m)) for m in range(rows)]
+    columns = [v * emitter.width for v in range(vectors)]
+
+    def over_k(values: list[Any]) -> list[Any]:
+        pa, pb, *sums = values
+        weights = [emitter.load(emitter.at(pb, column)) for column in columns]
+        for m in range(rows):
+            x = emitter.spread(b.add(pa, offsets[m]))
+            for v in range(vectors):
+                place = m * vectors + v
+                sums[place] = emitter.multiply_add(x, weights[v], sums[place])
+        return [b.add(pa, g["a_k"]), b.add(pb, g["b_k"]), *sums]
+
+    def over_j(values: list[Any]) -> list[Any]:
+        pa, pb, *sums = values
+        _, _, *sums = emitter.loop(g["size_k"], [pa, pb, *sums], over_k)
+        return [b.add(pa, g["a_j"]), b.add(pb, g["b_j"]), *sums]
+
+    def over_i(values: list[Any]) -> list[Any]:
+        pa, pb, *sums = values
+        _, _, *sums = emitter.loop(g["size_j"], [pa, pb, *sums], over_j)
+        return [b.add(pa, g["a_i"]), b.add(pb, g["b_i"]), *sums]
+
+    starts = [b.add(g["start"], b.mul(g["start_m"], _INT(m))) for m in range(rows)]
+    sums = [emitter.load(emitter.at(start, column)) for start in starts for column in columns]
+    _, _, *sums = emitter.loop(g["size_i"], [g["a"], g["b"], *sums], over_i)
+    lines = [b.add(g["c"], b.mul(g["c_m"], _INT(m))) for m in range(rows)]
+    places = [emitter.at(line, column) for line in lines for column in columns]
+    full = b.icmp_signed(">=", g["columns"], _INT(vectors * emitter.lanes))
+    with b.if_else(full) as (whole, partial):
+        with whole:
+            for value, place in zip(sums, places, strict=True):
+                emitter.store(value, place)
+        with partial:
+            for number, (value, place) in enumerate(zip(sums, places, strict=True)):
+                before = (number % vectors) * emitter.lanes
+                emitter.store_some(value, place, b.sub(g["columns"], _INT(before)))
+
+
+@intrinsic
+def emit_tile(typing_context: Any, real: Any, arguments: Any) -> Any:
+    """The code of `tile` for an element type, over the tuple of its arguments."""
+    scalar = np.float32 if real.dtype == types.float32 else np.float64
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emitter = Emitter(builder, scalar, target().width)
+        named = dict(zip(TILE_ARGUMENTS, cgutils.unpack_tuple(builder, values[1]), strict=True))
+        end = builder.append_basic_block("end")
+        narrow, wide = (builder.append_basic_block(f"width{v}") for v in WIDTHS)
+        is_narrow = builder.icmp_signed("<=", named["columns"], _INT(emitter.lanes))
+        builder.cbranch(is_narrow, narrow, wide)
+        for vectors, entry in zip(WIDTHS, (narrow, wide), strict=True):
+            builder.position_at_end(entry)
+            choice = builder.switch(named["rows"], end)
+            for rows in range(1, target().most_rows(vectors) + 1):
+                block = builder.append_basic_block(f"tile{rows}x{vectors}")
+                choice.add_case(_INT(rows), block)
+                builder.position_at_end(block)
+                _emit_tile(emitter, rows, vectors, named)
+                builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(real, arguments), generate
+
+
+@intrinsic
+def call_tile(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call a compiled `tile` by its address with the tuple of its arguments."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        form = ir.FunctionType(ir.VoidType(), [_INT] * len(TILE_ARGUMENTS))
+        function = builder.inttoptr(values[0], form.as_pointer())
+        builder.call(function, cgutils.unpack_tuple(builder, values[1]))
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), generate
+
+
+real: Any = None  # each compiled copy has its own
+
+
+@kernel(signature=f"void({', '.join(['int64'] * len(TILE_ARGUMENTS))})")
+def tile(
+    rows, columns, start, start_m, a, a_m, a_i, a_j, a_k, b, b_i, b_j, b_k, size_i, size_j, size_k, c, c_m
+):  # fmt: skip
+    """See the head of this module; rows <= `target().most_rows`, columns <= two vectors, all >= 1."""
+    emit_tile(
+        real,
+        (rows, columns, start, start_m, a, a_m, a_i, a_j, a_k, b, b_i, b_j, b_k, size_i, size_j, size_k, c, c_m),
+    )  # fmt: skip

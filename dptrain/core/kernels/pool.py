@@ -1,0 +1,296 @@
+"""The threads that kernels run on: native workers of this process that wait without Python's lock.
+
+Owns: `run`. Must not know: what a kernel computes.
+
+OpenMP is not used: two of its runtimes in one process (PyTorch brings its own), or one beside the
+threads of a BLAS library, wait for each other by spinning, at a cost of milliseconds per call, and a
+forked child cannot use it. Here a waiting worker yields its core, and sleeps when nothing comes.
+
+A job is published as one ticket: its number and how many shares are left to take. Whoever takes a share
+(by compare-and-swap, the caller too) computes it and counts it as done; the caller returns when all are.
+A worker that comes late finds no share left and touches nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from dptrain.core.kernels.compiled import intrinsic, source_digest
+from dptrain.core.threads import get_num_threads
+
+# Places in the shared state, in 64-bit words; those that different threads write lie cache lines apart.
+_TICKET, _DONE, _FUNCTION, _ARGS, _SHARES = 0, 16, 32, 33, 34
+_SLEEPERS, _STOP, _LIMIT, _MUTEX, _CONDITION, _WORDS = 48, 56, 57, 64, 96, 128
+_LEFT_BITS = 20
+_SPINS = 400
+
+_INT = ir.IntType(64)
+
+
+def _foreign(name: str, *arguments: Any) -> Any:
+    """A function of the C library."""
+    made: Any = types.ExternalFunction
+    return made(name, types.int32(*arguments))
+
+
+_yield_core = _foreign("sched_yield")
+_init_mutex = _foreign("pthread_mutex_init", types.int64, types.int64)
+_lock_mutex = _foreign("pthread_mutex_lock", types.int64)
+_unlock_mutex = _foreign("pthread_mutex_unlock", types.int64)
+_init_condition = _foreign("pthread_cond_init", types.int64, types.int64)
+_wait = _foreign("pthread_cond_wait", types.int64, types.int64)
+_wake_all = _foreign("pthread_cond_broadcast", types.int64)
+
+
+def _word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _INT.as_pointer())
+
+
+@intrinsic
+def _read(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load_atomic(_word(builder, values[0]), "seq_cst", 8)
+
+    return types.int64(address), generate
+
+
+@intrinsic
+def _write(typing_context: Any, address: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(address, value), generate
+
+
+@intrinsic
+def _add(typing_context: Any, address: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, values[0]), values[1], "seq_cst")
+
+    return types.int64(address, value), generate
+
+
+@intrinsic
+def _swap(typing_context: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Whether the word was `expected`; it is `value` then."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pair = builder.cmpxchg(_word(builder, values[0]), values[1], values[2], "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(address, expected, value), generate
+
+
+@intrinsic
+def _call(
+    typing_context: Any, function: Any, args: Any, share: Any, shares: Any, worker: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        form = ir.FunctionType(ir.VoidType(), [_INT] * 4)
+        builder.call(builder.inttoptr(values[0], form.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(function, args, share, shares, worker), generate
+
+
+def _compiled(signature: str) -> Any:
+    def decorate(function: Any) -> Any:
+        function.__qualname__ += f"_{source_digest()}"
+        return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+
+    return decorate
+
+
+@numba.njit(nogil=True)
+def _take(state: int, worker: int) -> bool:
+    """Compute one share of the published job; False if none is left."""
+    ticket = _read(state)
+    left = ticket & ((1 << _LEFT_BITS) - 1)
+    if left == 0:
+        return False
+    if _swap(state, ticket, ticket - 1):
+        # The job cannot end before this share is done, so what is read here belongs to it.
+        function, args = _read(state + 8 * _FUNCTION), _read(state + 8 * _ARGS)
+        _call(function, args, left - 1, _read(state + 8 * _SHARES), worker)
+        _add(state + 8 * _DONE, 1)
+    return True
+
+
+@cache
+def _serial() -> Any:
+    @_compiled("void(int64, int64, int64)")
+    def serial(function, args, shares):
+        for share in range(shares):
+            _call(function, args, share, shares, 0)
+
+    return serial
+
+
+@cache
+def _functions() -> tuple[Any, Any, Any, Any]:
+    """The compiled halves of the pool: (initialise, work, launch, stop). Made when a pool is."""
+
+    @_compiled("void(int64)")
+    def initialise(state):
+        _init_mutex(state + 8 * _MUTEX, 0)
+        _init_condition(state + 8 * _CONDITION, 0)
+
+    @_compiled("void(int64, int64)")
+    def work(state, worker):
+        idle = 0
+        while _read(state + 8 * _STOP) == 0:
+            if worker < _read(state + 8 * _LIMIT) and _take(state, worker):
+                idle = 0
+                continue
+            idle += 1
+            if idle < _SPINS:
+                _yield_core()
+                continue
+            _lock_mutex(state + 8 * _MUTEX)
+            _add(state + 8 * _SLEEPERS, 1)
+            # A caller publishes first and looks for sleepers then; a worker does the reverse.
+            mask = (1 << _LEFT_BITS) - 1
+            if _read(state) & mask == 0 and _read(state + 8 * _STOP) == 0:
+                _wait(state + 8 * _CONDITION, state + 8 * _MUTEX)
+            _add(state + 8 * _SLEEPERS, -1)
+            _unlock_mutex(state + 8 * _MUTEX)
+            idle = 0
+
+    @_compiled("void(int64, int64, int64, int64, int64)")
+    def launch(state, function, args, shares, limit):
+        _write(state + 8 * _FUNCTION, function)
+        _write(state + 8 * _ARGS, args)
+        _write(state + 8 * _SHARES, shares)
+        _write(state + 8 * _DONE, 0)
+        _write(state + 8 * _LIMIT, limit)
+        number = (_read(state) >> _LEFT_BITS) + 1
+        _write(state, (number << _LEFT_BITS) | shares)
+        if _read(state + 8 * _SLEEPERS) > 0:
+            _lock_mutex(state + 8 * _MUTEX)
+            _wake_all(state + 8 * _CONDITION)
+            _unlock_mutex(state + 8 * _MUTEX)
+        while _take(state, 0):
+            pass
+        waited = 0
+        while _read(state + 8 * _DONE) < shares:
+            waited += 1
+            if waited > 50:
+                _yield_core()
+
+    @_compiled("void(int64)")
+    def stop(state):
+        _write(state + 8 * _STOP, 1)
+        _lock_mutex(state + 8 * _MUTEX)
+        _wake_all(state + 8 * _CONDITION)
+        _unlock_mutex(state + 8 * _MUTEX)
+
+    return initialise, work, launch, stop
+
+
+class _Pool:
+    """The workers of this process; the caller of a job is worker 0."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        initialise, work, self._launch, self._stop = _functions()
+        self._memory = np.zeros(_WORDS, np.int64)
+        self._state = int(self._memory.__array_interface__["data"][0])
+        initialise(self._state)
+        self._lock = threading.Lock()
+        self._workers = [
+            threading.Thread(target=work, args=(self._state, number), daemon=True)
+            for number in range(1, threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def run(self, function: int, args: int, shares: int, limit: int) -> bool:
+        """Run a job unless another thread's job is running."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._launch(self._state, function, args, shares, limit)
+        finally:
+            self._lock.release()
+        return True
+
+    def stop(self) -> None:
+        """End the workers."""
+        self._stop(self._state)
+        for worker in self._workers:
+            worker.join(timeout=5)
+
+
+_pool: _Pool | None = None
+_making = threading.Lock()
+
+
+def _pool_of(threads: int) -> _Pool:
+    global _pool
+    with _making:
+        if _pool is None or _pool.threads < threads:
+            if _pool is not None:
+                _pool.stop()
+            _pool = _Pool(threads)
+        return _pool
+
+
+#: Bytes below which a second thread would wait longer than it works.
+_WORTH_THREADS = 1 << 18
+
+
+def shares(parts: int, nbytes: int) -> int:
+    """Into how many shares to cut `parts` equal parts of a pass over `nbytes`, taken as they come."""
+    threads = get_num_threads()
+    return min(parts, 8 * threads) if threads > 1 and nbytes > _WORTH_THREADS else min(parts, 1)
+
+
+def even_shares(parts: int, nbytes: int) -> int:
+    """Likewise, at most one per thread, at least one: for shares that keep sums of their own."""
+    return max(1, min(parts, get_num_threads())) if nbytes > _WORTH_THREADS else 1
+
+
+def run(function: int, args: Sequence[int], shares: int) -> None:
+    """Compute all shares of a kernel, on several threads where there are shares for them.
+
+    Args:
+        function: address of the kernel.
+        args: its arguments; what they point to stays alive meanwhile.
+        shares: into how many parts the work is cut. Each is computed once, by any thread with any
+            worker number below `get_num_threads()`; the result may depend on their number alone.
+    """
+    if not shares:
+        return
+    packed = np.array(args, np.int64)
+    address = packed.__array_interface__["data"][0]
+    threads = min(shares, get_num_threads())
+    if threads < 2 or not _pool_of(threads).run(function, address, shares, threads):
+        # Alone, or the workers are busy with another thread's job.
+        _serial()(function, address, shares)
+
+
+def _forget() -> None:
+    """In a forked child: the workers stayed with the parent."""
+    global _pool, _making
+    _pool, _making = None, threading.Lock()
+
+
+def _end() -> None:
+    if _pool is not None:
+        _pool.stop()
+
+
+# A worker must not run compiled code that the end of the process takes away.
+atexit.register(_end)
+os.register_at_fork(after_in_child=_forget)

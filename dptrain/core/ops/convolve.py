@@ -1,0 +1,123 @@
+"""The three products behind convolution over raw arrays, in one to three dimensions.
+
+Images are (N, C, *sizes) for the caller and channels-last in memory. One and two dimensions run through
+the kernels of `dptrain.core.kernels` (a line is an image of height one). Three are windows as rows
+(im2col) times the weights as a matrix, one BLAS call per group; source: Chellapilla et al., "High
+performance convolutional neural networks for document processing", 2006.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels import kernels_for
+from dptrain.core.ops.windows import (
+    Sizes,
+    Window,
+    channels_first,
+    channels_last,
+    columns,
+    image_of,
+)
+
+
+def _flat(image: Any) -> Any:
+    """(N, C, *sizes) -> (N, H, W, C) of what has one or two dimensions."""
+    last = channels_last(image)
+    return last if image.ndim == 4 else last[:, None]
+
+
+def _deep(image: Any, rank: int) -> Any:
+    """The reverse of `_flat`."""
+    return channels_first(image if rank == 2 else image[:, 0])
+
+
+def _taps(weight: Any) -> Any:
+    """(O, C/g, *kernel) -> (O, C/g, kh, kw)."""
+    return weight if weight.ndim == 4 else weight[:, :, None]
+
+
+def _columns(x: Any, outs: Sizes, window: Window, groups: int) -> Any:
+    """Windows of each group: (groups, N * outs, taps * C / groups)."""
+    cols = columns(x, outs, window)
+    taps, depth = math.prod(window.kernel), x.shape[1] // groups
+    grouped = cols.reshape(len(cols), taps, groups, depth).transpose(2, 0, 1, 3)
+    return grouped.reshape(groups, len(cols), taps * depth)
+
+
+def _weight_matrix(weight: Any, groups: int) -> Any:
+    """(O, C/g, *kernel) -> (g, taps * C/g, O/g), rows in the order of `_columns`."""
+    o, c, *kernel = weight.shape
+    taps = math.prod(kernel)
+    return (
+        weight.reshape(groups, o // groups, c, taps)
+        .transpose(0, 3, 2, 1)
+        .reshape(groups, taps * c, o // groups)
+    )
+
+
+def _rows(grad: Any, groups: int) -> Any:
+    """(N, O, *outs) -> (g, N * outs, O/g)."""
+    o = grad.shape[1]
+    flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
+    return flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2)
+
+
+def convolve(x: Any, weight: Any, bias: Any, outs: Sizes, window: Window, groups: int) -> Any:
+    """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
+    rank = len(outs)
+    if rank < 3:
+        oh, ow = outs if rank == 2 else (1, *outs)
+        taps = _taps(weight)
+        out = kernels_for(x).conv(_flat(x), taps, bias, oh, ow, window.geometry(), groups)
+        return _deep(out, rank)
+    out = np.matmul(_columns(x, outs, window, groups), _weight_matrix(weight, groups))
+    out = out.transpose(1, 0, 2).reshape(x.shape[0], *outs, weight.shape[0])
+    if bias is not None:
+        out += bias  # the product is nobody else's
+    return channels_first(out)
+
+
+def input_gradient(
+    grad: Any, weight: Any, bias: Any, x_shape: Sizes, window: Window, groups: int
+) -> Any:
+    """The gradient of `convolve`'s input, which a transposed convolution (with its bias) computes too."""
+    n, c, *sizes = x_shape
+    outs = tuple(grad.shape[2:])
+    rank = len(outs)
+    if rank < 3:
+        h, w = sizes if rank == 2 else (1, *sizes)
+        out = kernels_for(grad).conv_input_grad(
+            _flat(grad), _taps(weight), bias, (n, h, w, c), window.geometry(), groups
+        )
+        return _deep(out, rank)
+    cols = np.matmul(_rows(grad, groups), _weight_matrix(weight, groups).transpose(0, 2, 1))
+    taps, count = math.prod(window.kernel), n * math.prod(outs)
+    cols = cols.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
+    out = image_of(cols.reshape(count, c * taps), tuple(x_shape), outs, window)
+    return out if bias is None else out + bias.reshape(-1, *(1,) * rank)
+
+
+def weight_gradient(
+    x: Any, grad: Any, w_shape: Sizes, window: Window, groups: int
+) -> tuple[Any, Any]:
+    """The gradients of `convolve`'s weight and bias."""
+    outs = tuple(grad.shape[2:])
+    if len(outs) < 3:
+        shape = tuple(w_shape) if len(w_shape) == 4 else (*w_shape[:2], 1, w_shape[2])
+        out, sums = kernels_for(x).conv_weight_grad(
+            _flat(x), _flat(grad), shape, window.geometry(), groups
+        )
+        return out.reshape(tuple(w_shape)), sums
+    o, c, *_ = w_shape
+    cols = _columns(x, outs, window, groups)
+    rows = _rows(grad, groups)
+    out = np.matmul(cols.transpose(0, 2, 1), rows)  # (g, taps*C/g, O/g)
+    taps = out.reshape(groups, math.prod(window.kernel), c, o // groups).transpose(0, 3, 2, 1)
+    flat = namespace_of(grad).ascontiguousarray(channels_last(grad)).reshape(-1, o)
+    # As a product, which is much faster than a strided sum.
+    return taps.reshape(tuple(w_shape)), namespace_of(flat).ones(len(flat), flat.dtype) @ flat

@@ -1,0 +1,316 @@
+"""The convolution kernels against their definition in float64, over random shapes and thread counts."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dptrain
+from dptrain.core.conv_algo import pinned
+from dptrain.core.kernels import reference
+
+native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
+from dptrain.core.kernels import direct, micro, winograd  # noqa: E402
+from dptrain.core.kernels.convolution import Problem, algorithm  # noqa: E402
+from dptrain.core.kernels.cook_toom import transforms  # noqa: E402
+from dptrain.core.kernels.target import Target, target, target_of  # noqa: E402
+
+# The first example of a test compiles; timing says nothing about the code.
+relaxed = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def cases(draw, most_channels=40):
+    """Shapes of (x, weight), geometry, result sizes, groups."""
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    pad = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    least = [max(1, s - 2 * p) for s, p in zip(spans, pad, strict=True)]
+    sizes = [n + draw(st.integers(0, 9)) for n in least]
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    inputs, outputs = draw(st.integers(1, most_channels)), draw(st.integers(1, most_channels))
+    if draw(st.booleans()):  # as in depthwise convolutions
+        groups, inputs, outputs = inputs, 1, 1
+    out = [
+        (size + 2 * p - span) // s + 1
+        for size, p, span, s in zip(sizes, pad, spans, stride, strict=True)
+    ]
+    n = draw(st.integers(0, 4))
+    x, w = (n, *sizes, inputs * groups), (outputs * groups, inputs, *kernel)
+    return x, w, (*kernel, *stride, *pad, *dilation), tuple(out), groups
+
+
+def values(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def three(provider, dtype, case):
+    """Result, gradients of input, weight and bias, and what a transposed convolution gives."""
+    x_shape, w_shape, geometry, out, groups = case
+    x, w, b = (values(i, *s).astype(dtype) for i, s in enumerate((x_shape, w_shape, w_shape[:1])))
+    grad = values(3, x_shape[0], *out, w_shape[0]).astype(dtype)
+    more = values(4, x_shape[3]).astype(dtype)
+    return [
+        provider.conv(x, w, b, *out, geometry, groups),
+        provider.conv_input_grad(grad, w, more, x_shape, geometry, groups),
+        *provider.conv_weight_grad(x, grad, w_shape, geometry, groups),
+    ]
+
+
+def bounds(case):
+    """How many products are summed in each of the results of `three`."""
+    x_shape, w_shape, _, out, _ = case
+    taps = w_shape[2] * w_shape[3]
+    n = x_shape[0] * out[0] * out[1]
+    return [taps * w_shape[1], taps * w_shape[0], n, n]
+
+
+@relaxed
+@given(cases(), st.sampled_from([np.float32, np.float64]), st.sampled_from([1, 2, 4]))
+def test_direct_convolution_is_the_definition_to_rounding(case, dtype, threads):
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        with pinned("direct"):
+            got = three(native, dtype, case)
+    finally:
+        dptrain.set_num_threads(before)
+    exact = three(reference, np.float64, case)
+    for result, expected, products in zip(got, exact, bounds(case), strict=True):
+        assert result.dtype == dtype
+        # Products of standard normal numbers: the sum of their sizes grows with their number.
+        bound = np.finfo(dtype).eps * (products + 4) * np.sqrt(products + 4) * 4
+        np.testing.assert_allclose(result, expected, rtol=0, atol=max(bound, 1e-12 * products))
+
+
+def test_shares_of_a_job_do_not_depend_on_who_computes_them():
+    """Two threads that compute at once give what one gives alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    case = ((8, 12, 12, 24), (40, 24, 3, 3), (3, 3, 1, 1, 1, 1, 1, 1), (12, 12), 1)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(2)
+    try:
+        alone = three(native, np.float32, case)
+        with ThreadPoolExecutor(3) as callers:
+            for together in callers.map(lambda _: three(native, np.float32, case), range(30)):
+                for got, expected in zip(together, alone, strict=True):
+                    np.testing.assert_array_equal(got, expected)
+    finally:
+        dptrain.set_num_threads(before)
+
+
+def test_a_spawned_and_a_forked_process_compute_too():
+    code = """
+import multiprocessing, os, sys
+import numpy as np
+sys.path.insert(0, "tests/core")
+import dptrain
+from dptrain.core.kernels import native
+
+def work(_):
+    x, w = np.ones((4, 9, 9, 8), "f"), np.ones((32, 8, 3, 3), "f")
+    return float(native.conv(np.repeat(x, 8, 3), np.repeat(w, 8, 1), None, 7, 7, (3, 3, 1, 1, 0, 0, 1, 1), 1).sum())
+
+if __name__ == "__main__":
+    dptrain.set_num_threads(2)
+    expected = work(0)
+    for kind in ("spawn", "fork"):
+        with multiprocessing.get_context(kind).Pool(2) as workers:
+            assert workers.map(work, range(4), 1) == [expected] * 4
+    print(expected)
+"""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(code)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", file.name],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 4 * 32 * 49 * 64 * 9
+
+
+@pytest.mark.parametrize(
+    ("features", "architecture", "expected"),
+    [
+        ({"avx512f": True, "avx2": True}, "x86_64", Target("AVX-512", 64, 24)),
+        ({"avx2": True}, "x86_64", Target("AVX2", 32, 12)),
+        ({"neon": True}, "aarch64", Target("NEON", 16, 24)),
+        ({}, "riscv64", Target("128-bit vectors", 16, 12)),
+    ],
+)
+def test_tile_sizes_follow_from_the_processor(features, architecture, expected):
+    found = target_of(features, architecture)
+    assert found == expected
+    # Sums, one row of the other factor and one spread number fit in the registers.
+    registers = 32 if expected.accumulators == 24 else 16
+    for vectors in (1, 2):
+        assert found.most_rows(vectors) * vectors + vectors + 1 <= registers
+
+
+def test_every_tile_size_computes_its_sums_and_writes_nothing_else():
+    import ctypes
+
+    from dptrain.core.kernels.memory import address
+    from dptrain.core.kernels.micro import TILE_ARGUMENTS, tile
+
+    for real in (np.float32, np.float64):
+        lanes = target().lanes(np.dtype(real).itemsize)
+        size = np.dtype(real).itemsize
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(TILE_ARGUMENTS))(
+            tile.address(real)
+        )
+        for columns in range(1, 2 * lanes + 1):
+            for rows in range(1, target().most_rows(1 if columns <= lanes else 2) + 1):
+                a, b = values(1, 2, 3, rows, 5).astype(real), values(2, 2, 3, 5, 2 * lanes)
+                b, start = b.astype(real), values(3, 2 * lanes).astype(real)
+                c = np.full((rows + 1, 2 * lanes + 3), 7, real)
+                s = [v // size * size for v in a.strides]
+                t = b.strides
+                function(
+                    *(rows, columns, address(start), 0),
+                    *(address(a), s[2], s[0], s[1], s[3], address(b), *t[:3]),
+                    *(2, 3, 5, address(c), c.strides[0]),
+                )
+                expected = start + np.einsum("ijmk,ijkn->mn", a, b)
+                np.testing.assert_allclose(
+                    c[:rows, :columns], expected[:, :columns], atol=1e-4, rtol=1e-4
+                )
+                assert (c[:rows, columns:] == 7).all()
+                assert (c[rows] == 7).all()
+
+
+@st.composite
+def winograd_cases(draw):
+    taps = draw(st.sampled_from([3, 5]))
+    pads = draw(st.tuples(st.integers(0, taps - 1), st.integers(0, taps - 1)))
+    h, w = draw(st.integers(taps, 21)), draw(st.integers(taps, 21))
+    n, c, o = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    out = (h + 2 * pads[0] - taps + 1, w + 2 * pads[1] - taps + 1)
+    return (n, h, w, c), (o, c, taps, taps), (taps, taps, 1, 1, *pads, 1, 1), out, 1
+
+
+def three_by_winograd(case):
+    x_shape, w_shape, geometry, out, _ = case
+    x, w, b = (
+        values(i, *s).astype(np.float32) for i, s in enumerate((x_shape, w_shape, w_shape[:1]))
+    )
+    grad = values(3, x_shape[0], *out, w_shape[0]).astype(np.float32)
+    more = values(4, x_shape[3]).astype(np.float32)
+    pads = geometry[4:6]
+    return [
+        winograd.conv(x, w, b, *out, pads),
+        winograd.conv_input_grad(grad, w, more, x_shape, pads),
+        *winograd.conv_weight_grad(x, grad, w_shape, pads),
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(winograd_cases(), st.sampled_from([1, 2, 4]))
+def test_winograd_is_the_definition_to_its_bound(case, threads):
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = three_by_winograd(case)
+    finally:
+        dptrain.set_num_threads(before)
+    for result, expected, bound in zip(
+        got, three(reference, np.float64, case), (2e-5, 2e-5, 1e-4, 1e-5), strict=True
+    ):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("taps", winograd.SIZES)
+def test_cook_toom_matrices_are_exact(taps):
+    """In fractions: y = output @ ((taps @ g) * (image @ d)) is the correlation, for all unit vectors."""
+    found = transforms(winograd.TILE, taps)
+    size = winograd.TILE + taps - 1
+    for g in range(taps):
+        for d in range(size):
+            product = [f[g] * i[d] for f, i in zip(found.taps, found.image, strict=True)]
+            for y, row in enumerate(found.output):
+                total = sum(p * c for p, c in zip(product, row, strict=True))
+                assert total == int(y + g == d)
+
+
+def test_the_choice_is_a_pure_function_and_can_be_pinned():
+    plain = Problem(8, 16, 16, 8, 8, (3, 3, 1, 1, 1, 1, 1, 1), 1, True)
+    assert algorithm(plain) == "winograd"
+    for change in (
+        {"float32": False},
+        {"channels": 15},
+        {"images": 1},
+        {"groups": 2},
+        {"geometry": (3, 3, 2, 2, 1, 1, 1, 1)},
+        {"geometry": (3, 3, 1, 1, 1, 1, 2, 2)},
+        {"geometry": (3, 5, 1, 1, 1, 1, 1, 1)},
+    ):
+        assert algorithm(plain._replace(**change)) == "direct"
+    assert algorithm(plain._replace(groups=16)) == "depthwise"
+    assert algorithm(plain._replace(images=0)) == "reference"
+    dptrain.backends.conv_algo = "direct"
+    try:
+        assert dptrain.backends.conv_algo == "direct"
+        assert algorithm(plain) == "direct"
+    finally:
+        dptrain.backends.conv_algo = "auto"
+    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, got 'fast'"):
+        dptrain.backends.conv_algo = "fast"
+
+
+def planted(monkeypatch, old, new):
+    """The tile with a fault in its generator, in the place of the right one."""
+    import inspect
+
+    source = inspect.getsource(micro._emit_tile)
+    assert old in source
+    space = dict(vars(micro))
+    exec(source.replace(old, new), space)
+    monkeypatch.setattr(micro, "_emit_tile", space["_emit_tile"])
+    faulty = type(micro.tile)(
+        micro.tile._function,
+        micro.tile._signature,
+        {**micro.tile._options},
+    )
+    monkeypatch.setattr(faulty, "_compile", lambda variant, names: uncached(faulty, names))
+    monkeypatch.setattr(direct, "tile", faulty)
+
+
+def uncached(made, names):
+    from types import FunctionType
+
+    import numba
+
+    original = made._function
+    copy = FunctionType(original.__code__, {**original.__globals__, **names}, "tile")
+    return numba.cfunc(made._signature, **made._options)(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('offsets = [b.mul(g["a_m"], _INT(m))', 'offsets = [b.mul(g["a_m"], _INT(max(m - 1, 0)))'),
+        ('emitter.loop(g["size_j"]', 'emitter.loop(b.sub(g["size_j"], _INT(1))'),
+        ("before = (number % vectors)", "before = 1 + (number % vectors)"),
+    ],
+    ids=["a row read twice", "a missing tap", "a wrong edge"],
+)
+def test_faults_planted_in_the_generator_are_seen(monkeypatch, old, new):
+    """What the comparison above is worth: it fails for each of these."""
+    planted(monkeypatch, old, new)
+    case = ((2, 6, 9, 7), (21, 7, 3, 3), (3, 3, 1, 1, 1, 1, 2, 2), (4, 7), 1)
+    with pinned("direct"):
+        got = three(native, np.float32, case)
+    exact = three(reference, np.float64, case)
+    wrong = [not np.allclose(g, e, atol=1e-3) for g, e in zip(got, exact, strict=True)]
+    assert any(wrong)
