@@ -7,6 +7,7 @@ import pytest
 from thread_ranks import errors_on_ranks, on_ranks
 
 import dptrain
+import dptrain.distributed as dist
 from dptrain import nn, optim
 from dptrain.data import DataLoader, TensorDataset
 from dptrain.futures import Future, collect_all, wait_all
@@ -365,3 +366,28 @@ def test_a_driven_future_runs_where_it_is_waited_for():
     assert chained.wait() == 6
     assert ran == ["work", "then"]
     assert future.wait() == 5
+
+
+def test_a_hook_in_pytorchs_words():
+    """Futures of collectives over tensors, chained with `then`, over a group of some ranks."""
+
+    def rank(comm):
+        group = dist.new_group([0, 1])
+        if comm.rank == 2:
+            return None
+        model = DistributedDataParallel(net(), process_group=group, bucket_cap_mb=0)
+        plain = DistributedDataParallel(net(), process_group=group)
+        plain.load_state_dict(model.state_dict())
+
+        def hook(state, bucket: dist.GradBucket) -> Future:
+            work = dist.all_reduce(bucket.buffer(), group=state, async_op=True)
+            size = dist.get_world_size(state)
+            return work.get_future().then(lambda done: done.value()[0].div_(size))
+
+        model.register_comm_hook(group, hook)
+        return gradient(model, mine(comm)), gradient(plain, mine(comm))
+
+    results = on_ranks(3, rank)
+    for hooked, plain in results[:2]:
+        for a, b in zip(hooked, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
