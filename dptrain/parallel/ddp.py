@@ -341,6 +341,15 @@ class DistributedDataParallel(EqualEnds, Module):
         self._reducer.hook = (state, hook)
 
     @property
+    def require_backward_grad_sync(self) -> bool:
+        """Whether the next backward averages: PyTorch's switch behind `no_sync`."""
+        return self._reducer.enabled
+
+    @require_backward_grad_sync.setter
+    def require_backward_grad_sync(self, wanted: bool) -> None:
+        self._reducer.enabled = wanted
+
+    @property
     def times(self) -> StepTimes:
         """Communication of this rank so far, and how much of it was hidden behind backward."""
         return self._reducer.times

@@ -93,6 +93,23 @@ def test_no_sync_counts_where_backward_runs():
     np.testing.assert_array_equal(np.concatenate(mean), [[1.5, 1.5], [1.5, 1.5]])
 
 
+def test_the_switch_behind_no_sync():
+    def rank(comm):
+        model = DistributedDataParallel(Branches(1))
+        model.require_backward_grad_sync = False
+        with model.no_sync():
+            assert not model.require_backward_grad_sync
+        assert not model.require_backward_grad_sync
+        x = dptrain.full((1, 2), comm.rank + 1.0, dtype=DTYPE)
+        model(x, {0}).sum().backward()
+        local = grads(model)[0].tolist()
+        model.require_backward_grad_sync = True
+        model(x, {0}).sum().backward()
+        return local, grads(model)[0].tolist()
+
+    assert on_ranks(2, rank) == [([[1.0, 1.0]], [[3.0, 3.0]]), ([[2.0, 2.0]], [[3.0, 3.0]])]
+
+
 @pytest.mark.parametrize(("steps", "every"), [(6, 3), (5, 2), (3, 1), (2, 5)])
 def test_accumulate_averages_every_so_often_and_at_the_end(steps, every):
     def rank(comm):
