@@ -11,6 +11,7 @@ from thread_ranks import errors_on_ranks, on_ranks
 import dptrain
 from dptrain import nn, optim
 from dptrain.parallel import DistributedDataParallel
+from dptrain.parallel.comm_hooks import allreduce_hook
 
 DTYPE = dptrain.float64
 
@@ -453,3 +454,36 @@ def test_logging_data_and_times_tell_of_buckets():
             assert bucket.started_ns <= bucket.met_ns <= bucket.finished_ns
             assert bucket.finished_ns <= last.waited_until_ns
             assert 0 <= last.hidden(bucket) <= 1
+
+
+@pytest.mark.parametrize("dtype", [dptrain.bfloat16, dptrain.float16, dptrain.float32])
+@pytest.mark.parametrize("mode", ["plain", "hook", "weighted", "join"])
+def test_parameters_of_several_types_at_once(dtype, mode):
+    """A model of two types: a section of each, whose small numbers are exact in any of them."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low = nn.Linear(2, 1, bias=False).to(dtype)
+            self.high = nn.Linear(2, 1, bias=False).to(DTYPE)
+            self.unused = nn.Linear(2, 1, bias=False).to(dtype)
+
+        def forward(self, x):
+            return self.low(x.to(dtype)).to(DTYPE) + self.high(x)
+
+    def rank(comm):
+        model = DistributedDataParallel(Mixed(), weighted=mode == "weighted")
+        if mode == "hook":
+            model.register_comm_hook(None, allreduce_hook)
+        x = dptrain.full((1, 2), comm.rank * 2.0 + 1, dtype=DTYPE)
+        if mode == "join":
+            with model.join():
+                model(x).sum().backward()
+        else:
+            model(x).sum().backward()
+        return [
+            None if p.grad is None else (p.grad.dtype, p.grad.tolist()) for p in model.parameters()
+        ]
+
+    for found in on_ranks(2, rank):
+        assert found == [(dtype, [[2.0, 2.0]]), (DTYPE, [[2.0, 2.0]]), None]
