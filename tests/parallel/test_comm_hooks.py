@@ -20,7 +20,7 @@ from dptrain.parallel.comm_hooks import (
     fp16_compress_wrapper,
     noop_hook,
 )
-from dptrain.parallel.power_sgd import PowerSGDState, powerSGD_hook
+from dptrain.parallel.power_sgd import PowerSGDState, batched_powerSGD_hook, powerSGD_hook
 
 
 def net(dtype=dptrain.float64):
@@ -237,6 +237,24 @@ def test_full_rank_power_sgd_is_the_average():
         return [(gradient(model, mine(comm, s)), gradient(plain, mine(comm, s))) for s in range(4)]
 
     for steps in on_ranks(2, rank):
+        for ours, plain in steps:
+            for a, b in zip(ours, plain, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batched_bucket_of_full_rank_is_the_average():
+    """96 elements in a square of 10 x 10; the bucket's padding makes it larger."""
+
+    def rank(comm):
+        model, plain = DistributedDataParallel(net()), DistributedDataParallel(net())
+        plain.load_state_dict(model.state_dict())
+        state = PowerSGDState(None, 16, start_powerSGD_iter=2)
+        model.register_comm_hook(state, batched_powerSGD_hook)
+        found = [(gradient(model, mine(comm, s)), gradient(plain, mine(comm, s))) for s in range(4)]
+        return found, state.total_numel_before_compression
+
+    for steps, count in on_ranks(2, rank):
+        assert count >= 2 * 96
         for ours, plain in steps:
             for a, b in zip(ours, plain, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
