@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher_environment import clean_environment
+
 from dptrain.core import device
 from dptrain.core.settings import settings
 
@@ -36,21 +38,6 @@ def pytest_runtest_makereport(item, call):
 
 
 ROOT = Path(__file__).resolve().parent.parent
-_RANK_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_", "SLURM_", "DPTRAIN_")
-_RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-
-
-def clean_environment(**changes):
-    """The environment without what an MPI launcher around this test run may have set."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(_RANK_VARIABLES) and k not in _RANK_NAMES
-    }
-    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return {**kept, **changes}
-
-
 def run_job(command, **options):
     """Run a command as `run_once` does, again where mpirun could not start its own server.
 

@@ -28,6 +28,7 @@ from dptrain.parallel.ddp_arguments import (
     check_devices,
     check_module,
     check_options,
+    check_reachable,
     check_trained,
 )
 from dptrain.parallel.ddp_report import logging_data
@@ -136,6 +137,7 @@ class DistributedDataParallel(EqualEnds, Module):
         self.communicator = communicator_of(process_group, "DistributedDataParallel")
         check_module(module)
         check_devices(module, device_ids, output_device)
+        check_reachable(module)
         self.module = module
         self.process_group = process_group if process_group is not None else self.communicator
         self.device_ids, self.output_device, self.dim = device_ids, output_device, dim
@@ -337,6 +339,15 @@ class DistributedDataParallel(EqualEnds, Module):
                 "register_comm_hook or register_builtin_comm_hook can only be called once."
             )
         self._reducer.hook = (state, hook)
+
+    @property
+    def require_backward_grad_sync(self) -> bool:
+        """Whether the next backward averages: PyTorch's switch behind `no_sync`."""
+        return self._reducer.enabled
+
+    @require_backward_grad_sync.setter
+    def require_backward_grad_sync(self, wanted: bool) -> None:
+        self._reducer.enabled = wanted
 
     @property
     def times(self) -> StepTimes:

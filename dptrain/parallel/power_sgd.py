@@ -1,6 +1,6 @@
 """PowerSGD: gradients averaged as products of two thin matrices.
 
-Owns: `PowerSGDState`, `powerSGD_hook`. Must not know: the reducer.
+Owns: `PowerSGDState`, `powerSGD_hook`, `batched_powerSGD_hook`. Must not know: the reducer.
 
 A gradient, seen as an n x m matrix M, is replaced by P Q^T of rank r: P = M Q, averaged and
 orthonormalised; Q = M^T P, averaged. That is one step of subspace iteration, started from the last
@@ -11,6 +11,7 @@ low-rank gradient compression for distributed optimization", NeurIPS 2019, algor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,19 +114,54 @@ def powerSGD_hook(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
         state: made once, the same on all ranks.
         bucket: the gradients.
     """
-    if state.iter < state.start_powerSGD_iter:
-        state.iter += bucket.is_last()
+    if not _begins(state, bucket):
         return allreduce_hook(state.process_group, bucket)
-    state.iter += bucket.is_last()
-    index, flat = bucket.index(), bucket.buffer()._array
+    flat = bucket.buffer()._array
     work = lift(flat)  # the same memory, unless it has 16 bits
-    gradients = [_at(work, flat, g._array) for g in bucket.gradients()]
+    chosen, rest = _divided([_at(work, flat, g._array) for g in bucket.gradients()], state)
+    return _averaged(state, bucket, work, chosen, rest)
+
+
+def batched_powerSGD_hook(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
+    """Average the whole bucket, padded with zeros, as one square matrix in low rank.
+
+    Two messages per bucket and less to compute than with `powerSGD_hook`, but the matrix has no
+    meaning, and its low-rank approximation is worse.
+
+    Args:
+        state: made once, the same on all ranks.
+        bucket: the gradients.
+    """
+    if not _begins(state, bucket):
+        return allreduce_hook(state.process_group, bucket)
+    flat = lift(bucket.buffer()._array)
+    side = math.isqrt(max(flat.size - 1, 0)) + 1
+    work = np.zeros(side * side, flat.dtype)
+    work[: flat.size] = flat
+    return _averaged(state, bucket, work, [work.reshape(side, side)], [])
+
+
+def _begins(state: PowerSGDState, bucket: GradBucket) -> bool:
+    """Whether this step compresses; counts the steps."""
+    compresses = state.iter >= state.start_powerSGD_iter
+    state.iter += bucket.is_last()
+    return compresses
+
+
+def _averaged(
+    state: PowerSGDState,
+    bucket: GradBucket,
+    work: np.ndarray,
+    chosen: Sequence[np.ndarray],
+    rest: Sequence[np.ndarray],
+) -> Future[Tensor]:
+    """Average `work`, the bucket's values: the matrices `chosen` in it in low rank, `rest` as it is."""
+    index, flat = bucket.index(), bucket.buffer()._array
     if state.use_error_feedback and index in state.error_dict:
         work += state.error_dict[index]
     mine = work.copy() if state.use_error_feedback else None
-    chosen, rest = _divided(gradients, state)
     lows, ps, qs = _low_rank(chosen, state.matrix_approximation_rank, work.dtype)
-    state.total_numel_before_compression += sum(g.size for g in gradients)
+    state.total_numel_before_compression += sum(g.size for g in (*chosen, *rest))
     state.total_numel_after_compression += ps.size + qs.size + sum(g.size for g in rest)
     for position, low in enumerate(lows):
         _start(low.q, state, index, position)
@@ -160,7 +196,7 @@ def powerSGD_hook(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
             g[...] = plain[start : start + g.size].reshape(g.shape)
             start += g.size
         if work is not flat:
-            np.copyto(flat, work, casting="same_kind")
+            np.copyto(flat, work[: flat.size], casting="same_kind")
         return bucket.buffer()
 
     return p_arrives.then(find_q).then(restore)

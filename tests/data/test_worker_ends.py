@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import clean_environment
+from launcher_environment import clean_environment
 
 PREAMBLE = """
 import os, signal, sys, threading, time

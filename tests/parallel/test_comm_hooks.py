@@ -7,6 +7,7 @@ import pytest
 from thread_ranks import errors_on_ranks, on_ranks
 
 import dptrain
+import dptrain.distributed as dist
 from dptrain import nn, optim
 from dptrain.data import DataLoader, TensorDataset
 from dptrain.futures import Future, collect_all, wait_all
@@ -19,7 +20,7 @@ from dptrain.parallel.comm_hooks import (
     fp16_compress_wrapper,
     noop_hook,
 )
-from dptrain.parallel.power_sgd import PowerSGDState, powerSGD_hook
+from dptrain.parallel.power_sgd import PowerSGDState, batched_powerSGD_hook, powerSGD_hook
 
 
 def net(dtype=dptrain.float64):
@@ -241,6 +242,24 @@ def test_full_rank_power_sgd_is_the_average():
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
+def test_a_batched_bucket_of_full_rank_is_the_average():
+    """96 elements in a square of 10 x 10; the bucket's padding makes it larger."""
+
+    def rank(comm):
+        model, plain = DistributedDataParallel(net()), DistributedDataParallel(net())
+        plain.load_state_dict(model.state_dict())
+        state = PowerSGDState(None, 16, start_powerSGD_iter=2)
+        model.register_comm_hook(state, batched_powerSGD_hook)
+        found = [(gradient(model, mine(comm, s)), gradient(plain, mine(comm, s))) for s in range(4)]
+        return found, state.total_numel_before_compression
+
+    for steps, count in on_ranks(2, rank):
+        assert count >= 2 * 96
+        for ours, plain in steps:
+            for a, b in zip(ours, plain, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"warm_start": False}, {"use_error_feedback": False}, {"matrix_approximation_rank": 2}],
@@ -365,3 +384,28 @@ def test_a_driven_future_runs_where_it_is_waited_for():
     assert chained.wait() == 6
     assert ran == ["work", "then"]
     assert future.wait() == 5
+
+
+def test_a_hook_in_pytorchs_words():
+    """Futures of collectives over tensors, chained with `then`, over a group of some ranks."""
+
+    def rank(comm):
+        group = dist.new_group([0, 1])
+        if comm.rank == 2:
+            return None
+        model = DistributedDataParallel(net(), process_group=group, bucket_cap_mb=0)
+        plain = DistributedDataParallel(net(), process_group=group)
+        plain.load_state_dict(model.state_dict())
+
+        def hook(state, bucket: dist.GradBucket) -> Future:
+            work = dist.all_reduce(bucket.buffer(), group=state, async_op=True)
+            size = dist.get_world_size(state)
+            return work.get_future().then(lambda done: done.value()[0].div_(size))
+
+        model.register_comm_hook(group, hook)
+        return gradient(model, mine(comm)), gradient(plain, mine(comm))
+
+    results = on_ranks(3, rank)
+    for hooked, plain in results[:2]:
+        for a, b in zip(hooked, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)

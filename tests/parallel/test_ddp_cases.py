@@ -11,6 +11,7 @@ from thread_ranks import errors_on_ranks, on_ranks
 import dptrain
 from dptrain import nn, optim
 from dptrain.parallel import DistributedDataParallel
+from dptrain.parallel.comm_hooks import allreduce_hook
 
 DTYPE = dptrain.float64
 
@@ -91,6 +92,23 @@ def test_no_sync_counts_where_backward_runs():
     np.testing.assert_array_equal(np.concatenate(own), [[1, 1], [2, 2]])
     mean = on_ranks(2, rank, "forward")
     np.testing.assert_array_equal(np.concatenate(mean), [[1.5, 1.5], [1.5, 1.5]])
+
+
+def test_the_switch_behind_no_sync():
+    def rank(comm):
+        model = DistributedDataParallel(Branches(1))
+        model.require_backward_grad_sync = False
+        with model.no_sync():
+            assert not model.require_backward_grad_sync
+        assert not model.require_backward_grad_sync
+        x = dptrain.full((1, 2), comm.rank + 1.0, dtype=DTYPE)
+        model(x, {0}).sum().backward()
+        local = grads(model)[0].tolist()
+        model.require_backward_grad_sync = True
+        model(x, {0}).sum().backward()
+        return local, grads(model)[0].tolist()
+
+    assert on_ranks(2, rank) == [([[1.0, 1.0]], [[3.0, 3.0]]), ([[2.0, 2.0]], [[3.0, 3.0]])]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(6, 3), (5, 2), (3, 1), (2, 5)])
@@ -382,6 +400,15 @@ def test_arguments_that_cannot_be_honoured_are_named(options, kind, words):
     assert words in str(error)
 
 
+def test_a_module_on_another_device_is_refused(host_devices):
+    host_devices(2)
+    (error,) = errors_on_ranks(
+        1, lambda comm: DistributedDataParallel(nn.Linear(2, 1).to("cpu:1"), device_ids=["cpu:1"])
+    )
+    assert isinstance(error, ValueError)
+    assert "lives on cpu:1" in str(error)
+
+
 def test_the_old_name_of_an_argument_still_decides_and_warns():
     def rank(comm):
         with warnings.catch_warnings(record=True) as seen:
@@ -427,3 +454,36 @@ def test_logging_data_and_times_tell_of_buckets():
             assert bucket.started_ns <= bucket.met_ns <= bucket.finished_ns
             assert bucket.finished_ns <= last.waited_until_ns
             assert 0 <= last.hidden(bucket) <= 1
+
+
+@pytest.mark.parametrize("dtype", [dptrain.bfloat16, dptrain.float16, dptrain.float32])
+@pytest.mark.parametrize("mode", ["plain", "hook", "weighted", "join"])
+def test_parameters_of_several_types_at_once(dtype, mode):
+    """A model of two types: a section of each, whose small numbers are exact in any of them."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low = nn.Linear(2, 1, bias=False).to(dtype)
+            self.high = nn.Linear(2, 1, bias=False).to(DTYPE)
+            self.unused = nn.Linear(2, 1, bias=False).to(dtype)
+
+        def forward(self, x):
+            return self.low(x.to(dtype)).to(DTYPE) + self.high(x)
+
+    def rank(comm):
+        model = DistributedDataParallel(Mixed(), weighted=mode == "weighted")
+        if mode == "hook":
+            model.register_comm_hook(None, allreduce_hook)
+        x = dptrain.full((1, 2), comm.rank * 2.0 + 1, dtype=DTYPE)
+        if mode == "join":
+            with model.join():
+                model(x).sum().backward()
+        else:
+            model(x).sum().backward()
+        return [
+            None if p.grad is None else (p.grad.dtype, p.grad.tolist()) for p in model.parameters()
+        ]
+
+    for found in on_ranks(2, rank):
+        assert found == [(dtype, [[2.0, 2.0]]), (DTYPE, [[2.0, 2.0]]), None]

@@ -388,3 +388,24 @@ def test_a_collective_of_the_users_own_beside_join_is_an_error_that_names_both()
         assert isinstance(error, CommunicatorError)
         assert "metrics" in str(error)
         assert "join" in str(error)
+
+
+@pytest.mark.parametrize("by_initial_world_size", [True, False])
+def test_join_around_loops_over_loaders_of_different_lengths(by_initial_world_size):
+    """The end of a pass and the end of the context both wait; the context decides what divides."""
+
+    def rank(comm):
+        model = DistributedDataParallel(nn.Linear(1, 1, bias=False).to(DTYPE))
+        found = []
+        with model.join(divide_by_initial_world_size=by_initial_world_size):
+            for _ in range(2):
+                data = TensorDataset(dptrain.ones(comm.rank + 1, 1, dtype=DTYPE))
+                for (x,) in DataLoader(data, batch_size=1):
+                    model.zero_grad()
+                    model(x).sum().backward()
+                    found.append(grads(model)[0].item())
+        return found
+
+    first, second = on_ranks(2, rank)
+    assert first == [1.0, 1.0]
+    assert second == [1.0, 0.5, 1.0, 0.5] if by_initial_world_size else second == [1.0] * 4

@@ -3,5 +3,8 @@
 from dptrain.distributed.later import found_in
 
 __getattr__ = found_in(
-    __name__, dict.fromkeys(("PowerSGDState", "powerSGD_hook"), "dptrain.parallel.power_sgd")
+    __name__,
+    dict.fromkeys(
+        ("PowerSGDState", "batched_powerSGD_hook", "powerSGD_hook"), "dptrain.parallel.power_sgd"
+    ),
 )
