@@ -18,6 +18,7 @@ import sys
 import types
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import dptrain
@@ -47,6 +48,7 @@ PIECES = [
     b"J\xff\xff\xff\xff",
     b"X\xff\xff\xff\x7f",
     b"\x8b\xff\xff\xff\x7f",
+    b")" + b"q\x00h\x00\x86" * 60,  # a tuple of itself twice, sixty times over
     b"(", b")", b"]", b"}", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"R", b"b", b"\x81", b"Q", b"s",
     b"u", b"a", b"e", b"0", b"2", b"h\x00", b"h\x01", b"h\x05", b"q\x00", b"N", b"\x88", b".",
     b"\x94", b"\x93", b"\x8f", b"\x90", b"\x91",
@@ -152,6 +154,7 @@ def change(data, rng, seeds, pickles):
             ValueError,
             EOFError,
             OSError,
+            zlib.error,
             RuntimeError,
             IndexError,
         ):
