@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from launcher_environment import clean_environment
 
 from dptrain.core import device
@@ -38,6 +37,8 @@ def pytest_runtest_makereport(item, call):
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 def run_job(command, **options):
     """Run a command as `run_once` does, again where mpirun could not start its own server.
 
