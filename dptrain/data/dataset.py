@@ -193,5 +193,8 @@ def take_rows(tensor: Tensor, where: np.ndarray) -> Tensor:
     """`tensor[where]` for row numbers `where` (int64); recorded only if the tensor requires gradients."""
     if tensor.requires_grad:
         return tensor[wrap(where)]
-    # np.take copies rows several times faster than fancy indexing does.
-    return wrap(np.take(tensor.numpy(), where, axis=0))
+    array = tensor.numpy()
+    # np.take copies rows several times faster than fancy indexing does, and faster still where it need not
+    # find out first whether a number is out of range or, being negative, counts from the end.
+    inside = where.size > 0 and where.view(np.uint64).max() < array.shape[0]
+    return wrap(np.take(array, where, axis=0, mode="clip" if inside else "raise"))
