@@ -209,9 +209,12 @@ class _Worker:
     def answer(self, channel: Channel) -> None:
         with use_generator(self._generator):
             while True:
-                task = channel.recv()
-                if isinstance(task, Begin):
+                try:
+                    task = channel.recv(wait=False)
+                except BlockingIOError:
+                    task = channel.recv()
                     spread(self._number)
+                if isinstance(task, Begin):
                     self._fetching = self._recipe.fetcher.begin()
                     continue
                 number, taken, keys = task
