@@ -64,9 +64,23 @@ def _by_value() -> Any:
         return make, tuple(obj.co_filename if a == "<dynamic-code>" else a for a in arguments)
 
     class ByValue(cloudpickle.Pickler):
-        dispatch_table: ClassVar = ChainMap({types.CodeType: code}, known)
+        dispatch_table: ClassVar = ChainMap(
+            {types.CodeType: code, np.memmap: _reduce_memmap}, known
+        )
 
     return ByValue
+
+
+def _reduce_memmap(array: np.memmap) -> Any:
+    """A memory-mapped file by its name: it may be larger than memory."""
+    root = array
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    if array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return np.asarray(array).__reduce_ex__(5)
+    offset = root.offset + array.ctypes.data - root.ctypes.data
+    mode = "r+" if array.flags.writeable else "r"
+    return np.memmap, (array.filename, array.dtype, mode, offset, array.shape)
 
 
 def _dumps_fast(obj: Any, buffers: list[pickle.PickleBuffer]) -> bytes:

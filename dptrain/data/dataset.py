@@ -16,6 +16,7 @@ import numpy as np
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.data.fetch import batch_getter, samples_at
+from dptrain.data.reuse import LEAST_BYTES, ReusedArrays
 
 if TYPE_CHECKING:
     from dptrain.data.joined import ChainDataset, ConcatDataset
@@ -70,6 +71,7 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
     """
 
     tensors: tuple[Tensor, ...]
+    _memory: ReusedArrays | None = None
 
     def __init__(self, *tensors: Tensor) -> None:
         if not tensors or any(tensor.dim() == 0 for tensor in tensors):
@@ -96,8 +98,9 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
         Returns:
             Tensors of shape `(len(indices), ...)`.
         """
-        where = np.asarray(indices, dtype=np.int64)
-        return [take_rows(tensor, where) for tensor in self.tensors]
+        if self._memory is None:
+            self._memory = ReusedArrays()
+        return gather(self.tensors, indices, self._memory)
 
 
 class Subset(Dataset[T_co]):
@@ -189,9 +192,31 @@ def _sizes_of_fractions(size: int, fractions: Sequence[float]) -> list[int]:
     return sizes
 
 
-def take_rows(tensor: Tensor, where: np.ndarray) -> Tensor:
-    """`tensor[where]` for row numbers `where` (int64); recorded only if the tensor requires gradients."""
-    if tensor.requires_grad:
+def gather(
+    tensors: Sequence[Tensor], indices: Sequence[int], memory: ReusedArrays | None = None
+) -> list[Tensor]:
+    """`[tensor[indices] for tensor in tensors]`; recorded only of tensors that require gradients.
+
+    Args:
+        tensors: one or more, equally long.
+        indices: row numbers.
+        memory: where large results go.
+    """
+    where = np.asarray(indices, dtype=np.int64)
+    # As unsigned numbers the negative ones are large.
+    if not where.size or where.view(np.uint64).max() >= len(tensors[0]):
+        return [tensor[wrap(where)] for tensor in tensors]
+    return [_take_rows(tensor, where, memory) for tensor in tensors]
+
+
+def _take_rows(tensor: Tensor, where: np.ndarray, memory: ReusedArrays | None) -> Tensor:
+    """`tensor[where]` for row numbers that are neither negative nor out of range."""
+    array = tensor._array
+    if tensor.requires_grad or type(array) is not np.ndarray:
         return tensor[wrap(where)]
-    # np.take copies rows several times faster than fancy indexing does.
-    return wrap(np.take(tensor.numpy(), where, axis=0))
+    # This copies rows several times faster than fancy indexing, but only where it need not look at the
+    # numbers first: "clip" would take a negative one for 0.
+    rows = None
+    if memory is not None and where.size * array.strides[0] >= LEAST_BYTES:
+        rows = memory.empty((where.size, *array.shape[1:]), array.dtype)
+    return wrap(array.take(where, 0, rows, "clip"))

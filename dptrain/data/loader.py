@@ -308,19 +308,19 @@ class DataLoader:
                 return sampler
         return None
 
-    def _place_after(self, place: int, taken: Any) -> int:
-        """Samples consumed once the numbers in `taken` are, `place` having been before."""
+    def _place_counter(self) -> Callable[[int, Any], int]:
+        """A function of a place and of what is taken there; it gives the place after that."""
         order, batches = self._order, self._batches
-        if _only_cuts(batches):
-            # The nominal size, so that a rank whose last batch is shorter counts as the others do.
-            count = batches.batch_size
-        else:
-            count = 1 if self.batch_sampler is None else len(taken)
+        # The nominal size, so that a rank whose last batch is shorter counts as the others do.
+        nominal: int = batches.batch_size if _only_cuts(batches) else 0
+        if self.batch_sampler is None:
+            nominal = 1
         if hasattr(order, "place_after"):
-            return int(order.place_after(place, count))
+            return lambda place, taken: int(order.place_after(place, nominal or len(taken)))
         if _only_cuts(batches) and hasattr(order, "__len__"):
-            return int(min(place + count, len(order)))
-        return place + count
+            end = len(order)
+            return lambda place, taken: min(place + nominal, end)
+        return lambda place, taken: place + (nominal or len(taken))
 
     # ---- position --------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Pass:
         self._position, self._taken = loader._begin_pass()
         self._place = self._position.samples_consumed
         self._dealt = loader._dealt()
+        self._place_after = loader._place_counter()
         self._first_batch_time_ns: int | None = None
         self._handed_out = 0
         self._start()
@@ -102,7 +103,7 @@ class Pass:
         offset, step, shard = self._dealt
         position, place = self._position, self._place
         keys = (position.base_seed or 0, position.epoch, place + offset, shard, step)
-        self._place = self._loader._place_after(place, taken)
+        self._place = self._place_after(place, taken)
         return Task(taken, keys, place)
 
     def _finish(self) -> None:
@@ -121,14 +122,14 @@ class InProcessPass(Pass):
     def _start(self) -> None:
         self._generator = SampleGenerator(self._position.base_seed or 0)
         with use_generator(self._generator):
-            self._fetching = self._fetcher.begin()
+            self._fetch = self._fetcher.begin().fetch
 
     def _next_batch(self) -> Any:
         task = self._next_task()
         if task is None:
             raise Exhausted
         with use_generator(self._generator):
-            batch = self._fetching.fetch(task.taken, task.keys, self._generator)
+            batch = self._fetch(task.taken, task.keys, self._generator)
         # Only now: a batch that could not be fetched was not consumed.
         self._position.samples_consumed = self._place
         return batch

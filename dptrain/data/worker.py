@@ -6,6 +6,8 @@ how the process was started.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import signal
 import socket
@@ -150,6 +152,7 @@ def work(
     channel = Channel(end)
     try:
         surroundings, begin = channel.recv()
+        spread(number)
         adopt(**surroundings)
         try:
             worker = _Worker(load(descriptors), number, begin)
@@ -161,6 +164,18 @@ def work(
     except ChannelClosed:
         pass
     return 0
+
+
+def spread(number: int) -> None:
+    """Move to a core by this worker's number, and from there wherever the system wants.
+
+    A message wakes its receiver on the sender's core. Where others keep the machine busy, workers that
+    never sleep again would stay there, all on one core.
+    """
+    allowed = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):  # some containers do not allow it
+        os.sched_setaffinity(0, {sorted(allowed)[(number + 1) % len(allowed)]})
+        os.sched_setaffinity(0, allowed)
 
 
 def _answer_all(channel: Channel, failure: Failure) -> None:
@@ -194,7 +209,11 @@ class _Worker:
     def answer(self, channel: Channel) -> None:
         with use_generator(self._generator):
             while True:
-                task = channel.recv()
+                try:
+                    task = channel.recv(wait=False)
+                except BlockingIOError:
+                    task = channel.recv()
+                    spread(self._number)
                 if isinstance(task, Begin):
                     self._fetching = self._recipe.fetcher.begin()
                     continue

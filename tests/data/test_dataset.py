@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dptrain.core.creation import from_numpy, tensor
-from dptrain.data import Dataset, Subset, TensorDataset
+from dptrain.data import DataLoader, Dataset, Subset, TensorDataset
+from dptrain.data.reuse import ReusedArrays
 
 
 def test_tensor_dataset_slices_every_tensor():
@@ -58,3 +59,60 @@ def test_subset_gives_batches_only_where_the_whole_dataset_does():
 def test_a_dataset_without_getitem_says_so():
     with pytest.raises(NotImplementedError, match="Dataset must implement __getitem__"):
         Dataset()[0]
+
+
+# ---- memory that is used again ----------------------------------------------------------------------
+
+
+def pointer(memory):
+    return memory.empty((200, 200), np.dtype(np.float32)).ctypes.data
+
+
+def test_memory_is_given_out_again_once_nothing_refers_to_it():
+    memory = ReusedArrays()
+    assert pointer(memory) == pointer(memory)
+    assert memory.empty((200, 201), np.dtype(np.float32)).shape == (200, 201)
+    assert memory.empty((200, 200), np.dtype(np.int32)).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "refer",
+    [
+        lambda a: a[3:, 4],
+        lambda a: a.reshape(-1)[5],
+        lambda a: from_numpy(a)[0].view(2, 100),
+        memoryview,
+        lambda a: (from_numpy(a).requires_grad_() ** 2).sum(),
+        lambda a: from_numpy(a).untyped_storage(),
+        lambda a: np.from_dlpack(a)[0],
+    ],
+)
+def test_memory_that_something_refers_to_is_not_given_out_again(refer):
+    memory = ReusedArrays()
+    array = memory.empty((200, 200), np.dtype(np.float32))
+    array[:] = 1
+    where, reference = array.ctypes.data, refer(array)
+    del array
+    if isinstance(reference, np.float32):
+        assert pointer(memory) == where  # a copy
+        return
+    taken = [memory.empty((200, 200), np.dtype(np.float32)) for _ in range(6)]
+    assert where not in {array.ctypes.data for array in taken}
+    del reference
+
+
+def test_rows_by_any_number_that_a_tensor_takes():
+    dataset = TensorDataset(tensor(np.arange(40000.0).reshape(10, 4000)), tensor(list(range(10))))
+    rows, numbers = dataset.get_batch([3, -1, 0])
+    assert numbers.tolist() == [3, 9, 0]
+    assert rows[:, 0].tolist() == [12000.0, 36000.0, 0.0]
+    assert dataset.get_batch([])[0].shape == (0, 4000)
+    for bad in (10, -11):
+        with pytest.raises(IndexError):
+            dataset.get_batch([1, bad])
+
+
+def test_batches_that_are_kept_stay_as_they_were():
+    dataset = TensorDataset(tensor(np.arange(40.0).repeat(20000).reshape(40, 20000)))
+    kept = [batch[0] for batch in DataLoader(dataset, 4)]
+    assert [batch[0, 0].item() for batch in kept] == list(range(0, 40, 4))

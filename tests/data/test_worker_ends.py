@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-from launcher_environment import clean_environment
 
 PREAMBLE = """
 import os, signal, sys, threading, time
@@ -81,7 +80,6 @@ def script(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=clean_environment(),
             start_new_session=True,
         )
         started.append(process)

@@ -196,6 +196,41 @@ def test_what_only_exists_here_travels():
     assert list(loader) == [Local, [7, 8]]
 
 
+def test_a_memory_mapped_file_is_opened_by_the_worker_and_other_arrays_are_shared(tmp_path):
+    mapped = np.memmap(tmp_path / "data", np.int32, "w+", shape=(6, 100000))
+    mapped[:] = np.arange(6)[:, None]
+    mapped.flush()
+
+    class Mapped(Dataset):
+        def __init__(self):
+            self.part = mapped[2:5]
+            self.strided = mapped[:, ::2]
+            self.array = np.arange(3.0).repeat(100000).reshape(3, 100000)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            with open("/proc/self/maps") as file:
+                files = file.read()
+            assert "memfd:dptrain" in files
+            self.array[index] += 10  # of this worker alone
+            return (
+                int(self.part[index, 7]),
+                int(self.strided[index, 3]),
+                self.array[:, 5].tolist(),
+                str(tmp_path / "data") in files,
+            )
+
+    dataset = Mapped()
+    found = list(DataLoader(dataset, None, num_workers=3))
+    assert [f[0] for f in found] == [2, 3, 4]
+    assert [f[1] for f in found] == [0, 1, 2]
+    assert [f[2] for f in found] == [[10, 1, 2], [0, 11, 2], [0, 1, 12]]
+    assert all(f[3] for f in found)
+    assert dataset.array[:, 5].tolist() == [0, 1, 2]
+
+
 # ---- streams ----------------------------------------------------------------------------------------
 
 

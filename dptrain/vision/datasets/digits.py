@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.tensor import Tensor, wrap
-from dptrain.data.dataset import Dataset, take_rows
+from dptrain.data.dataset import Dataset, gather
 
 #: Of every five samples of a class, in the order of the file, the third is for testing.
 _TEST_EVERY, _TEST_FIRST = 5, 2
@@ -79,8 +79,7 @@ class Digits(Dataset[tuple[Any, Any]]):
         """The collated samples at `indices`, or NotImplemented where transforms want single samples."""
         if self.transform is not None or self.target_transform is not None:
             return NotImplemented
-        where = np.asarray(indices, dtype=np.int64)
-        return [take_rows(tensor, where) for tensor in self.tensors()]
+        return gather(self.tensors(), indices)
 
     def __len__(self) -> int:
         return len(self.data)
