@@ -175,7 +175,8 @@ def convert_image_dtype(image: Tensor, dtype: DType = float32) -> Tensor:
     Raises:
         RuntimeError: floating point numbers too coarse for the integers asked for.
     """
-    check_tensor_image(image)
+    if not isinstance(image, Tensor):
+        raise TypeError(f"Input img should be Tensor Image. Got {type(image)}")
     source = image.dtype
     if source == dtype:
         return image
