@@ -124,12 +124,18 @@ def _partial_file(target: Path) -> Iterator[tuple[Path, IO[bytes] | None]]:
 
 def _fetch(url: str, file: IO[bytes], progress: bool) -> None:
     """Append what `file` lacks of the content of `url`."""
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     file.seek(0, os.SEEK_END)
     have = file.tell()
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urlopen(request, timeout=_CONNECT_TIMEOUT_S) as response:
+    try:
+        opened = urlopen(request, timeout=_CONNECT_TIMEOUT_S)
+    except HTTPError as error:
+        error.close()  # it is an open response, too
+        raise
+    with opened as response:
         if have and getattr(response, "status", None) != 206:
             # The server (or file:) sends everything again.
             file.truncate(0)

@@ -1,6 +1,7 @@
 """Transforms of images, under torchvision's names: PIL images and tensors (..., C, H, W)."""
 
 from dptrain.vision.transforms import functional
+from dptrain.vision.transforms.autoaugment import RandAugment, TrivialAugmentWide
 from dptrain.vision.transforms.color import (
     ColorJitter,
     GaussianBlur,
@@ -63,7 +64,9 @@ __all__ = [
     "Normalize",
     "PILToTensor",
     "Pad",
+    "RandAugment",
     "RandomAdjustSharpness",
+    "TrivialAugmentWide",
     "RandomAffine",
     "RandomApply",
     "RandomAutocontrast",

@@ -25,6 +25,7 @@ from dptrain.vision.transforms import (
     Normalize,
     Pad,
     PILToTensor,
+    RandAugment,
     RandomAdjustSharpness,
     RandomAffine,
     RandomApply,
@@ -47,6 +48,7 @@ from dptrain.vision.transforms import (
     TenCrop,
     ToPILImage,
     ToTensor,
+    TrivialAugmentWide,
     functional,
 )
 from dptrain.vision.transforms import functional as F
@@ -65,7 +67,9 @@ __all__ = [
     "Normalize",
     "PILToTensor",
     "Pad",
+    "RandAugment",
     "RandomAdjustSharpness",
+    "TrivialAugmentWide",
     "RandomAffine",
     "RandomApply",
     "RandomAutocontrast",
