@@ -100,6 +100,16 @@ def test_pad_in_colour_by_cutting_and_backwards():
     )
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I", "F", "LA", "RGBA", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("padding_mode", ["constant", "edge", "reflect", "symmetric"])
+def test_padding_keeps_pillows_modes(mode, padding_mode):
+    source = Image.fromarray(pixels()).convert("L" if mode in ("LA", "I", "F") else "RGB")
+    image = source.convert(mode)
+    out = F.pad(image, 2, padding_mode=padding_mode)
+    assert (out.mode, out.size) == (mode, (18, 15))
+    assert np.array_equal(np.asarray(F.pad(out, -2)), np.asarray(image))
+
+
 def test_flips_and_crops_of_ten():
     image, tensor = pair()
     array = tensor.numpy()

@@ -12,7 +12,12 @@ from dptrain.core.creation import as_tensor
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn import functional as F
 from dptrain.vision.pillow import pillow
-from dptrain.vision.transforms.functional.image import check_image, get_dimensions, max_value
+from dptrain.vision.transforms.functional.image import (
+    check_image,
+    get_dimensions,
+    image_of_pixels,
+    max_value,
+)
 from dptrain.vision.transforms.modes import (
     InterpolationMode,
     interpolation_mode,
@@ -264,7 +269,7 @@ def _pad_pil(img: Any, around: tuple[int, int, int, int], fill: Any, mode: str) 
         _taken(size, before, after, mode).numpy()
         for size, before, after in ((img.height, top, bottom), (img.width, left, right))
     )
-    out = pillow("Image").fromarray(np.asarray(img)[rows][:, columns])
+    out = image_of_pixels(np.asarray(img)[rows][:, columns], img.mode)
     if img.mode == "P":
         out.putpalette(img.getpalette())
     return out

@@ -20,6 +20,7 @@ _MODES_OF_CHANNELS = {
     3: ("RGB", "YCbCr", "HSV"),
     4: ("RGBA", "CMYK", "RGBX"),
 }
+_NOT_THE_FIRST = frozenset(mode for modes in _MODES_OF_CHANNELS.values() for mode in modes[1:])
 
 
 def check_image(img: Any) -> None:
@@ -134,15 +135,19 @@ def to_pil_image(pic: Any, mode: str | None = None) -> Any:
             f"Incorrect mode ({mode}) supplied for input type {pixels.dtype} with {channels} "
             f"channels. Should be one of {list(fits)}"
         )
-    image = pillow("Image", "to_pil_image")
+    return image_of_pixels(pixels, mode or fits[0])
+
+
+def image_of_pixels(pixels: np.ndarray, mode: str) -> Any:
+    """(H, W) or (H, W, C) as a PIL image of `mode`, which fits the dtype and the channels."""
+    image = pillow("Image", "making images")
     pixels = np.ascontiguousarray(pixels)
-    chosen = mode or fits[0]
-    if chosen == "I;16":
-        return image.frombytes("I;16", pixels.shape[::-1], pixels.astype("<i2").tobytes())
-    if channels == 1 or chosen in ("LA", "RGB", "RGBA"):
+    if mode == "I;16":
+        pixels = pixels.astype("<i2")
+    elif mode not in _NOT_THE_FIRST:
         return image.fromarray(pixels)
-    # What fromarray would take for RGB or RGBA.
-    return image.frombytes(chosen, pixels.shape[1::-1], pixels.tobytes())
+    # What fromarray would take for another mode of the same channels.
+    return image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes())
 
 
 def _pixels(pic: Any, mode: str | None) -> np.ndarray:
