@@ -50,6 +50,34 @@ def test_rand_augment_has_one_strength(recorded):
             assert len(found) == 2  # both signs
 
 
+@pytest.mark.parametrize("policy", list(T.AutoAugmentPolicy))
+def test_auto_augment_follows_its_policy(recorded, policy):
+    x = dptrain.tensor(PIXELS.transpose(2, 0, 1))
+    transform = T.AutoAugment(policy)
+    assert len(transform.policies) == 25
+    pairs = {(first[0], second[0]) for first, second in transform.policies}
+    for _ in range(150):
+        recorded.clear()
+        transform(x)
+        names = tuple(name for name, _ in recorded)
+        assert len(names) < 2 or names in pairs
+    transform.policies = [(("Rotate", 1.0, 9), ("Posterize", 0.0, 9))]
+    recorded.clear()
+    for _ in range(20):
+        transform(x)
+    assert {name for name, _ in recorded} == {"Rotate"}
+    assert sorted({value for _, value in recorded}) == pytest.approx([-30, 30])
+    assert len(recorded) == 20
+
+
+def test_auto_augment_on_images():
+    image = Image.fromarray(PIXELS)
+    for policy in T.AutoAugmentPolicy:
+        for _ in range(20):
+            assert T.AutoAugment(policy)(image).size == (30, 20)
+    assert repr(T.AutoAugment()) == "AutoAugment(policy=AutoAugmentPolicy.IMAGENET, fill=None)"
+
+
 def test_trivial_augment_draws_the_strength(recorded):
     x = dptrain.tensor(PIXELS.transpose(2, 0, 1))
     for _ in range(400):

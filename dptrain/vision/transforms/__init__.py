@@ -1,7 +1,8 @@
 """Transforms of images, under torchvision's names: PIL images and tensors (..., C, H, W)."""
 
 from dptrain.vision.transforms import functional
-from dptrain.vision.transforms.autoaugment import RandAugment, TrivialAugmentWide
+from dptrain.vision.transforms.autoaugment import AutoAugment, RandAugment, TrivialAugmentWide
+from dptrain.vision.transforms.autoaugment_policies import AutoAugmentPolicy
 from dptrain.vision.transforms.color import (
     ColorJitter,
     GaussianBlur,
@@ -64,6 +65,8 @@ __all__ = [
     "Normalize",
     "PILToTensor",
     "Pad",
+    "AutoAugment",
+    "AutoAugmentPolicy",
     "RandAugment",
     "RandomAdjustSharpness",
     "TrivialAugmentWide",

@@ -1,4 +1,4 @@
-"""Augmentation by operations that are drawn from a list: RandAugment and TrivialAugment.
+"""Augmentation by operations that are drawn: AutoAugment, RandAugment, TrivialAugment.
 
 Owns: the operations, their strengths, the draw. Must not know: how images are changed.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from dptrain import nn
 from dptrain.vision.transforms import draws
 from dptrain.vision.transforms import functional as F
+from dptrain.vision.transforms.autoaugment_policies import POLICIES, AutoAugmentPolicy
 from dptrain.vision.transforms.modes import InterpolationMode, interpolation_mode
 
 #: Strengths of an operation, weak to strong, and whether its sign is drawn.
@@ -55,7 +56,9 @@ _CHANGES: dict[str, Callable[[Any, float], Any]] = {
     "Solarize": F.solarize,
     "AutoContrast": lambda img, strength: F.autocontrast(img),
     "Equalize": lambda img, strength: F.equalize(img),
+    "Invert": lambda img, strength: F.invert(img),
 }
+_AUTO_STEPS = 10
 
 
 def _space(
@@ -90,6 +93,13 @@ def _space(
     }
 
 
+def _relative_space(img: Any, bins: int) -> _Space:
+    """Strengths of AutoAugment and RandAugment: translations are relative to the image."""
+    width, height = F.get_image_size(img)
+    shift = (150.0 / 331.0 * width, 150.0 / 331.0 * height)
+    return _space(bins, 0.3, shift, 30.0, 0.9, 4)
+
+
 class _Augment(nn.Module):
     """Base: draws operations of a space of strengths, and applies them.
 
@@ -110,16 +120,53 @@ class _Augment(nn.Module):
         self.interpolation = interpolation_mode(interpolation)
         self.fill = fill
 
-    def _apply_one(self, img: Any, space: _Space, step: int) -> Any:
-        """A drawn operation at one of its strengths."""
-        name = list(space)[draws.integer(0, len(space) - 1)]
-        strengths, signed = space[name]
-        strength = float(strengths[step if len(strengths) > 1 else 0])
+    def _changed(self, img: Any, name: str, strength: float, signed: bool) -> Any:
+        """One operation; the sign of its strength is drawn if it has one."""
         if signed and draws.chance(0.5):
             strength = -strength
         if name in _MOVES:
             return _MOVES[name](img, strength, interpolation=self.interpolation, fill=self.fill)
         return _CHANGES[name](img, strength)
+
+    def _apply_one(self, img: Any, space: _Space, step: int) -> Any:
+        """A drawn operation at one of its strengths."""
+        name = list(space)[draws.integer(0, len(space) - 1)]
+        strengths, signed = space[name]
+        return self._changed(img, name, float(strengths[step if len(strengths) > 1 else 0]), signed)
+
+
+class AutoAugment(_Augment):
+    """Two operations that were found to go well together: PIL images and uint8 tensors.
+
+    Source: E. Cubuk et al., "AutoAugment: learning augmentation strategies from data", 2018.
+
+    Args:
+        policy: what the pairs were found on; a sub-policy is drawn of its 25.
+        interpolation: how pixels between pixels are found.
+        fill: the value outside the image, or one for each channel.
+    """
+
+    def __init__(
+        self,
+        policy: AutoAugmentPolicy = AutoAugmentPolicy.IMAGENET,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Sequence[float] | float | None = None,
+    ) -> None:
+        super().__init__(_AUTO_STEPS, interpolation, fill)
+        self.policy = AutoAugmentPolicy(policy)
+        self.policies = POLICIES[self.policy]
+
+    def forward(self, img: Any) -> Any:
+        """The changed image."""
+        space = _relative_space(img, self.num_magnitude_bins)
+        for name, probability, step in self.policies[draws.integer(0, len(self.policies) - 1)]:
+            strengths, signed = space.get(name, (_NONE, False))
+            if draws.chance(probability):
+                img = self._changed(img, name, float(strengths[step or 0]), signed)
+        return img
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(policy={self.policy}, fill={self.fill})"
 
 
 class RandAugment(_Augment):
@@ -157,9 +204,7 @@ class RandAugment(_Augment):
 
     def forward(self, img: Any) -> Any:
         """The changed image."""
-        width, height = F.get_image_size(img)
-        shift = (150.0 / 331.0 * width, 150.0 / 331.0 * height)
-        space = _space(self.num_magnitude_bins, 0.3, shift, 30.0, 0.9, 4)
+        space = _relative_space(img, self.num_magnitude_bins)
         for _ in range(self.num_ops):
             img = self._apply_one(img, space, self.magnitude)
         return img

@@ -12,6 +12,8 @@ from dptrain.core.dtypes import float32
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.vision.pillow import is_pil_image
 from dptrain.vision.transforms import (
+    AutoAugment,
+    AutoAugmentPolicy,
     CenterCrop,
     ColorJitter,
     Compose,
@@ -67,6 +69,8 @@ __all__ = [
     "Normalize",
     "PILToTensor",
     "Pad",
+    "AutoAugment",
+    "AutoAugmentPolicy",
     "RandAugment",
     "RandomAdjustSharpness",
     "TrivialAugmentWide",
