@@ -7,23 +7,22 @@ talk to each other (ranks on one host share a download through `dptrain.data`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dptrain.core.tensor import Tensor, wrap
-from dptrain.data.dataset import Dataset
 from dptrain.data.ranks import local_rank_zero_first
 from dptrain.vision.datasets.download import download_file
 from dptrain.vision.datasets.idx import read_idx
+from dptrain.vision.datasets.vision_dataset import VisionDataset, pil_image
 
 _ITEMS = {"train": 60_000, "t10k": 10_000}
 _SIDE = 28
 
 
-class MNIST(Dataset[tuple[Any, Any]]):
+class MNIST(VisionDataset):
     """The MNIST handwritten digits: 60,000 training and 10,000 test images of 28x28 pixels.
 
     The four files `{train,t10k}-{images-idx3,labels-idx1}-ubyte`, plain or as `.gz`, are looked for in
@@ -83,16 +82,12 @@ class MNIST(Dataset[tuple[Any, Any]]):
         target_transform: Callable[[Any], Any] | None = None,
         download: bool = False,
     ) -> None:
-        self.root = Path(root).expanduser()
+        super().__init__(root, transform=transform, target_transform=target_transform)
         self.train = train
-        self.transform = transform
-        self.target_transform = target_transform
         if download:
             with local_rank_zero_first(f"downloading {type(self).__name__}"):
                 self._download_missing()
-        part = "train" if train else "t10k"
-        image_path = self._path(f"{part}-images-idx3-ubyte")
-        label_path = self._path(f"{part}-labels-idx1-ubyte")
+        image_path, label_path = (self._path(name) for name in self._file_names(train))
         images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
         if len(images) != len(labels):
             raise ValueError(
@@ -105,7 +100,7 @@ class MNIST(Dataset[tuple[Any, Any]]):
     @property
     def raw_folder(self) -> Path:
         """Where downloads go: torchvision's `root/<dataset>/raw`."""
-        return self.root / type(self).__name__ / "raw"
+        return Path(self.root) / type(self).__name__ / "raw"
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -115,24 +110,38 @@ class MNIST(Dataset[tuple[Any, Any]]):
     def _candidates(self, name: str) -> list[Path]:
         """The paths at which the file `name` may lie, in order of preference."""
         return [
-            folder / (name + end) for folder in (self.raw_folder, self.root) for end in ("", ".gz")
+            folder / (name + end)
+            for folder in (self.raw_folder, Path(self.root))
+            for end in ("", ".gz")
         ]
 
+    def _part(self, train: bool) -> str:
+        """What the names of a part's files begin with."""
+        return "train" if train else "t10k"
+
+    def _file_names(self, train: bool) -> tuple[str, str]:
+        part = self._part(train)
+        return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+    def _found(self, name: str) -> Path | None:
+        return next((path for path in self._candidates(name) if path.is_file()), None)
+
     def _path(self, name: str) -> Path:
-        candidates = self._candidates(name)
-        for path in candidates:
-            if path.is_file():
-                return path
-        kind, items = name.split("-")[1], _ITEMS[name.split("-")[0]]
-        nbytes = 16 + items * _SIDE * _SIDE if kind == "images" else 8 + items
+        path = self._found(name)
+        if path is not None:
+            return path
+        size = ""
+        items = _ITEMS.get(name.split("-")[0])
+        if items is not None:
+            size = f"{16 + items * _SIDE * _SIDE if 'images' in name else 8 + items:,} bytes, or "
         raise RuntimeError(
-            f"Dataset not found: {name} ({nbytes:,} bytes, or compressed as {name}.gz) is neither in "
+            f"Dataset not found: {name} ({size}compressed as {name}.gz) is neither in "
             f"{self.raw_folder} nor in {self.root}. You can use download=True to download it"
         )
 
     def _download_missing(self) -> None:
         for filename, md5 in self.resources:
-            if not any(path.is_file() for path in self._candidates(filename.removesuffix(".gz"))):
+            if self._found(filename.removesuffix(".gz")) is None:
                 download_file(self.mirrors, filename, md5, self.raw_folder)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -145,25 +154,16 @@ class MNIST(Dataset[tuple[Any, Any]]):
         return wrap(images[:, np.newaxis]), self.targets
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image = _pil_image(self.data.numpy()[index])
-        target: Any = int(self.targets.numpy()[index])
-        if self.transform is not None:
-            image = self.transform(image)
-        if self.target_transform is not None:
-            target = self.target_transform(target)
-        return image, target
+        pixels = self.data.numpy()[index]
+        image = pil_image(pixels, self, "TensorDataset(*dataset.tensors())")
+        return self._transformed(image, int(self.targets.numpy()[index]))
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __repr__(self) -> str:
-        lines = [
-            f"Dataset {type(self).__name__}",
-            f"    Number of datapoints: {len(self)}",
-            f"    Root location: {self.root}",
-            f"    Split: {'Train' if self.train else 'Test'}",
-        ]
-        return "\n".join(lines)
+    def extra_repr(self) -> str:
+        """Which part it is."""
+        return f"Split: {'Train' if self.train else 'Test'}"
 
 
 class FashionMNIST(MNIST):
@@ -193,14 +193,3 @@ class FashionMNIST(MNIST):
         "Bag",
         "Ankle boot",
     ]
-
-
-def _pil_image(pixels: np.ndarray) -> Any:
-    try:
-        image_module = import_module("PIL.Image")
-    except ImportError:
-        raise ImportError(
-            "single MNIST samples are PIL images, and pillow is not installed: "
-            'pip install "dptrain[vision]", or use TensorDataset(*dataset.tensors())'
-        ) from None
-    return image_module.fromarray(pixels)

@@ -1,0 +1,83 @@
+"""The transforms as functions, under the names of `torchvision.transforms.functional`."""
+
+from dptrain.vision.transforms.functional.color import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_gamma,
+    adjust_hue,
+    adjust_saturation,
+    rgb_to_grayscale,
+    to_grayscale,
+)
+from dptrain.vision.transforms.functional.geometry import (
+    center_crop,
+    crop,
+    five_crop,
+    hflip,
+    pad,
+    resize,
+    resized_crop,
+    ten_crop,
+    vflip,
+)
+from dptrain.vision.transforms.functional.image import (
+    convert_image_dtype,
+    get_dimensions,
+    get_image_num_channels,
+    get_image_size,
+    normalize,
+    pil_to_tensor,
+    to_pil_image,
+    to_tensor,
+)
+from dptrain.vision.transforms.functional.tone import (
+    adjust_sharpness,
+    autocontrast,
+    equalize,
+    erase,
+    gaussian_blur,
+    invert,
+    posterize,
+    solarize,
+)
+from dptrain.vision.transforms.functional.warp import affine, perspective, rotate
+from dptrain.vision.transforms.modes import InterpolationMode
+
+__all__ = [
+    "InterpolationMode",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_gamma",
+    "adjust_hue",
+    "adjust_saturation",
+    "adjust_sharpness",
+    "affine",
+    "autocontrast",
+    "center_crop",
+    "convert_image_dtype",
+    "crop",
+    "equalize",
+    "erase",
+    "five_crop",
+    "gaussian_blur",
+    "get_dimensions",
+    "get_image_num_channels",
+    "get_image_size",
+    "hflip",
+    "invert",
+    "normalize",
+    "pad",
+    "perspective",
+    "pil_to_tensor",
+    "posterize",
+    "resize",
+    "resized_crop",
+    "rgb_to_grayscale",
+    "rotate",
+    "solarize",
+    "ten_crop",
+    "to_grayscale",
+    "to_pil_image",
+    "to_tensor",
+    "vflip",
+]

@@ -1,0 +1,126 @@
+"""Downloads from a server on this machine: mirrors, checksums, resumption, two at once."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from dptrain.vision.datasets.download import Checksum, download_file
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 700_000, dtype=np.uint8).tobytes()
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `CONTENT` at /good/, half of it at /breaks/, other bytes at /wrong/, all of it at /whole/."""
+
+    def do_GET(self):
+        server, folder = self.server, self.path.split("/")[1]
+        asked = self.headers.get("Range")
+        server.asked.append((folder, asked))
+        if folder not in ("good", "breaks", "wrong", "whole"):
+            self.send_error(404)
+            return
+        content = CONTENT if folder != "wrong" else CONTENT[::-1]
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and folder != "whole" else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = len(content) // 2 if folder == "breaks" else len(content)
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *args):
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_mirrors_are_tried_in_turn_and_what_came_is_kept(tmp_path, server):
+    mirrors = [f"{server.url}/{folder}/" for folder in ("none", "breaks", "good")]
+    path = download_file(mirrors, "file.bin", MD5, tmp_path / "new")
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [
+        ("none", None),
+        ("breaks", None),
+        ("good", f"bytes={len(CONTENT) // 2}-"),
+    ]
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    assert path.stat().st_mode & 0o444 == 0o444
+
+
+def test_the_next_call_goes_on(tmp_path, server):
+    half = f"{len(CONTENT) // 2:,} of {len(CONTENT):,} bytes"
+    with pytest.raises(RuntimeError, match=f"connection ended after {half}"):
+        download_file([f"{server.url}/breaks/"], "file.bin", MD5, tmp_path)
+    assert not (tmp_path / "file.bin").exists()
+    download_file([f"{server.url}/good/"], "file.bin", MD5, tmp_path)
+    assert server.asked[-1] == ("good", f"bytes={len(CONTENT) // 2}-")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_server_that_sends_everything_again_is_understood(tmp_path, server):
+    mirrors = [f"{server.url}/breaks/", f"{server.url}/whole/"]
+    assert download_file(mirrors, "file.bin", MD5, tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_content_is_thrown_away(tmp_path, server):
+    with pytest.raises(RuntimeError, match=f"expected MD5 {MD5}, found"):
+        download_file([f"{server.url}/wrong/"], "file.bin", MD5, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    # Half of it is of the wrong content: the second mirror's answer is no better, the third is whole.
+    mirrors = [f"{server.url}/{folder}/" for folder in ("wrong", "good")]
+    assert download_file(mirrors, "file.bin", MD5, tmp_path).read_bytes() == CONTENT
+
+
+def test_beginnings_of_other_checksums(tmp_path, server):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    mirrors = [f"{server.url}/good/"]
+    download_file(mirrors, "file.bin", Checksum("sha256", digest[:8]), tmp_path)
+    with pytest.raises(RuntimeError, match=r"put it at .*other\.bin"):
+        download_file(mirrors, "other.bin", Checksum("sha256", "0" * 8), tmp_path)
+
+
+def test_two_at_once_download_once(tmp_path, server):
+    paths = []
+    threads = [
+        threading.Thread(
+            target=lambda: paths.append(
+                download_file([f"{server.url}/good/"], "file.bin", MD5, tmp_path)
+            )
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 4
+    assert len(server.asked) == 1
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_the_bar_shows_bytes_on_a_terminal_only(tmp_path, server, capsys, monkeypatch):
+    download_file([f"{server.url}/good/"], "a.bin", MD5, tmp_path)
+    assert capsys.readouterr().err == ""
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    download_file([f"{server.url}/good/"], "b.bin", MD5, tmp_path)
+    assert "b.bin" in capsys.readouterr().err
+    download_file([f"{server.url}/good/"], "c.bin", MD5, tmp_path, progress=False)
+    assert capsys.readouterr().err == ""
