@@ -54,8 +54,13 @@ def divide(memory: Any, parts: Iterable[tuple[int, int]]) -> None:
     _DIVIDED[key] = gone, [a for a, _ in spans], [b for _, b in spans]
 
 
-def owner_of(array: Any) -> np.ndarray:
+def owner_of(array: Any) -> Any:
     """The storage of an array: the part that it lies in, or all of the memory if it lies in none."""
+    part = _part_of(array)
+    return HostArray(part, array.index) if type(array) is HostArray else part
+
+
+def _part_of(array: Any) -> np.ndarray:
     root = root_of(array)
     known = _DIVIDED.get(id(root))
     if known is None or not array.size:

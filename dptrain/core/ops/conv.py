@@ -95,7 +95,7 @@ class Convolution(_Convolution):
         d_input = d_weight = d_bias = None
         if self.needs[0]:
             d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)
-        if isinstance(grad, Tensor):
+        if isinstance(grad, Tensor) or device_of(grad).type == "cuda":
             if self.needs[1]:
                 d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
             if self.needs[2]:

@@ -36,7 +36,7 @@ def given_dim(name: str, input: Tensor, dim: int | None, stacklevel: int) -> int
         return dim
     warnings.warn(
         f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.",
-        stacklevel=stacklevel,
+        stacklevel=stacklevel + 1,  # the functions are called through autocast's wrapper
     )
     return 0 if input.ndim in (0, 1, 3) else 1
 
