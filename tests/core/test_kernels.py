@@ -262,3 +262,35 @@ def test_batch_norm_twins_agree(rows, c, dtype, affine, offset, threads):
     for value, expected in zip(got_grads, reference.batch_norm_grad(*wide), strict=True):
         scale = max(1, np.abs(expected).max(initial=0))
         np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * 10 * scale)
+
+
+@relaxed
+@given(
+    st.sampled_from([(3,), (4, 5), (2, 3, 40, 40), (0, 2), (1, 96, 700)]),
+    dtypes,
+    st.sampled_from(["C", "F", "gaps"]),
+    st.sampled_from([1, 2]),
+)
+def test_relu_twins_agree(shape, dtype, order, threads):
+    x, grad = (image(shape, dtype, seed, nan=True) for seed in (1, 2))
+    if order == "F":
+        x, grad = np.asfortranarray(x), np.asfortranarray(grad)
+    if order == "gaps":
+        x, grad = (np.repeat(a, 2, axis=-1)[..., ::2] for a in (x, grad))
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        out = native.relu(x)
+        got = native.relu_grad(grad, out)
+    finally:
+        dptrain.set_num_threads(before)
+    np.testing.assert_array_equal(out, reference.relu(x))
+    np.testing.assert_array_equal(got, reference.relu_grad(grad, out))
+    assert out.dtype == got.dtype == dtype
+
+
+def test_relu_lets_the_gradient_of_what_is_no_number_pass_and_stops_infinity_at_zero():
+    """As PyTorch: the slope is a choice, not a factor."""
+    out, grad = np.array([0, 0, np.nan, 1], "f"), np.array([np.inf, np.nan, 2, 3], "f")
+    for provider in (native, reference):
+        np.testing.assert_array_equal(provider.relu_grad(grad, out), [0, 0, 2, 3])

@@ -15,24 +15,45 @@ real: Any = None  # each compiled copy has its own
 
 @kernel
 def _relu_grad(args, share, shares, worker):
-    size = args[0]
-    out = array_at(args[1], (size,), real)
-    grad = array_at(args[2], (size,), real)
-    to = array_at(args[3], (size,), real)
-    for k in range(share * size // shares, (share + 1) * size // shares):
+    size = (share + 1) * args[0] // shares - share * args[0] // shares
+    first = share * args[0] // shares * args[1]  # bytes
+    out = array_at(args[2] + first, (size,), real)
+    grad = array_at(args[3] + first, (size,), real)
+    to = array_at(args[4] + first, (size,), real)
+    for k in range(size):
         to[k] = real(0) if out[k] <= 0 else grad[k]
+
+
+@kernel
+def _relu(args, share, shares, worker):
+    size = (share + 1) * args[0] // shares - share * args[0] // shares
+    first = share * args[0] // shares * args[1]  # bytes
+    x, to = array_at(args[2] + first, (size,), real), array_at(args[3] + first, (size,), real)
+    for k in range(size):
+        to[k] = real(0) if x[k] <= 0 else x[k]  # what is no number stays
+
+
+def _dense(array: np.ndarray) -> bool:
+    """Whether the elements lie without gaps or repetition, in whichever order."""
+    steps = zip(array.shape, array.strides, strict=True)
+    span = sum((n - 1) * s for n, s in steps) + array.itemsize
+    return array.size > 0 and min(array.strides, default=1) > 0 and span == array.nbytes
 
 
 def _alike(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether the elements of both lie in the same order, without gaps."""
-    if first.strides != second.strides or first.shape != second.shape:
-        return False
-    span = sum((n - 1) * s for n, s in zip(first.shape, first.strides, strict=True))
-    return (
-        first.size > 0
-        and min(first.strides, default=1) > 0
-        and span == first.nbytes - first.itemsize
-    )
+    return first.strides == second.strides and first.shape == second.shape and _dense(first)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """See `reference.relu`."""
+    shares = pool.shares(x.size, 2 * x.nbytes)
+    if shares < 2 or not _dense(x):
+        return reference.relu(x)
+    out = np.empty_like(x)
+    args = (x.size, x.itemsize, address(x), address(out))
+    pool.run(_relu.address(x.dtype.type), args, shares)
+    return out
 
 
 def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -40,6 +61,6 @@ def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     if not _alike(grad, out) or grad.dtype != out.dtype:
         return reference.relu_grad(grad, out)
     result = np.empty_like(grad)
-    args = (grad.size, address(out), address(grad), address(result))
+    args = (grad.size, grad.itemsize, address(out), address(grad), address(result))
     pool.run(_relu_grad.address(grad.dtype.type), args, pool.shares(grad.size, 2 * grad.nbytes))
     return result

@@ -17,7 +17,7 @@ import numpy as np
 
 from dptrain.core.kernels import reference
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import relu_grad
+from dptrain.core.kernels.elementwise import relu, relu_grad
 from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import batch_norm, batch_norm_grad
 from dptrain.core.kernels.pooling import (
@@ -43,6 +43,7 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu",
     "relu_grad",
     "sum_pool",
     "sum_pool_scatter",

@@ -323,6 +323,11 @@ def batch_norm_grad(
     return out * (rstd if weight is None else rstd * weight), products, sums
 
 
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0); NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
 def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     """`grad` where the result of the ReLU is not (below or equal to) 0; there, 0 whatever it is."""
     return np.where(out <= 0, grad.dtype.type(0), grad)

@@ -28,6 +28,7 @@ from dptrain.core.kernels.cook_toom import Matrix, transforms
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
 from dptrain.core.kernels.micro import Emitter, call_tile, tile
 from dptrain.core.kernels.target import target
+from dptrain.core.kernels.weights import collected, panels
 from dptrain.core.threads import get_num_threads
 
 #: Results of a tile along each side.
@@ -388,32 +389,20 @@ class _Plan:
         self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
 
 
-def _panels(filters: np.ndarray, plan: _Plan) -> np.ndarray:
-    """(a * a, C, O) -> (a * a, panels, C, two vectors)."""
-    area, c, o = filters.shape
-    wide = 2 * plan.lanes
-    count = -(-o // wide)
-    if o != count * wide:
-        filters = np.concatenate(
-            [filters, np.zeros((area, c, count * wide - o), np.float32)], axis=2
-        )
-    return np.ascontiguousarray(filters.reshape(area, c, count, wide).transpose(0, 2, 1, 3))
-
-
 def _correlate(
     x: np.ndarray,
     taps: np.ndarray,
+    o: int,
     bias: np.ndarray | None,
     out_h: int,
     out_w: int,
     pads: tuple[int, int],
 ) -> np.ndarray:
-    """Results at stride 1 for filters (r * r, C, O)."""
+    """`o` results at stride 1, for filters as panels with the taps first."""
     n, h, w, c = x.shape
-    o = taps.shape[2]
     r = int(len(taps) ** 0.5)
     plan = _Plan(n, out_h, out_w, c, o, r)
-    filters = _panels((_filter_matrix(r) @ taps.reshape(r * r, c * o)).reshape(-1, c, o), plan)
+    filters = _filter_matrix(r) @ taps.reshape(r * r, -1)
     start = np.zeros(len(plan.zeros), np.float32)
     if bias is not None:
         start[:o] = bias
@@ -443,9 +432,8 @@ def conv(
     pads: tuple[int, int],
 ) -> np.ndarray:
     """`reference.conv` for stride 1, dilation 1, one group, square filters of a size in `SIZES`."""
-    o, c, r, _ = weight.shape
-    taps = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(r * r, c, o)
-    return _correlate(x, taps, bias, out_h, out_w, pads)
+    taps = panels(weight, taps_first=True)
+    return _correlate(x, taps, len(weight), bias, out_h, out_w, pads)
 
 
 def conv_input_grad(
@@ -456,9 +444,11 @@ def conv_input_grad(
     pads: tuple[int, int],
 ) -> np.ndarray:
     """`reference.conv_input_grad`, likewise, for padding below the size of the filter."""
-    o, c, r, _ = weight.shape
-    taps = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)).reshape(r * r, o, c)
-    return _correlate(grad, taps, bias, shape[1], shape[2], (r - 1 - pads[0], r - 1 - pads[1]))
+    r = weight.shape[2]
+    taps = panels(weight, transposed=True, flip=(True, True), taps_first=True)
+    return _correlate(
+        grad, taps, shape[3], bias, shape[1], shape[2], (r - 1 - pads[0], r - 1 - pads[1])
+    )
 
 
 def conv_weight_grad(
@@ -488,5 +478,6 @@ def conv_weight_grad(
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
     taps = _filter_matrix(r).T @ total[:-1].reshape(area, c * line)
-    out = taps.reshape(r, r, c, line)[..., :o].transpose(3, 2, 0, 1)
-    return np.ascontiguousarray(out), total[-1, :o].copy()
+    out = np.empty(w_shape, np.float32)
+    collected(taps.reshape(1, r * r * c, line), r * r, c, out)
+    return out, total[-1, :o].copy()
