@@ -17,9 +17,14 @@ import numpy as np
 
 from dptrain.core.kernels import reference
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import relu, relu_grad
+from dptrain.core.kernels.elementwise import gelu, gelu_grad, relu, relu_grad
 from dptrain.core.kernels.memory import keep_freed_pages
-from dptrain.core.kernels.normalisation import batch_norm, batch_norm_grad
+from dptrain.core.kernels.normalisation import (
+    batch_norm,
+    batch_norm_grad,
+    layer_norm,
+    layer_norm_grad,
+)
 from dptrain.core.kernels.pooling import (
     max_pool,
     max_pool_scatter,
@@ -39,7 +44,11 @@ __all__ = [
     "cross_entropy",
     "describe",
     "erf",
+    "gelu",
+    "gelu_grad",
     "im2col",
+    "layer_norm",
+    "layer_norm_grad",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
