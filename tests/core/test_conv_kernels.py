@@ -17,6 +17,7 @@ from dptrain.core.kernels import direct, micro, winograd  # noqa: E402
 from dptrain.core.kernels.convolution import Problem, algorithm  # noqa: E402
 from dptrain.core.kernels.cook_toom import transforms  # noqa: E402
 from dptrain.core.kernels.target import Target, target, target_of  # noqa: E402
+from dptrain.core.kernels.transform import TILE  # noqa: E402
 
 # The first example of a test compiles; timing says nothing about the code.
 relaxed = settings(max_examples=60, deadline=None)
@@ -233,8 +234,8 @@ def test_winograd_is_the_definition_to_its_bound(case, threads):
 @pytest.mark.parametrize("taps", winograd.SIZES)
 def test_cook_toom_matrices_are_exact(taps):
     """In fractions: y = output @ ((taps @ g) * (image @ d)) is the correlation, for all unit vectors."""
-    found = transforms(winograd.TILE, taps)
-    size = winograd.TILE + taps - 1
+    found = transforms(TILE, taps)
+    size = TILE + taps - 1
     for g in range(taps):
         for d in range(size):
             product = [f[g] * i[d] for f, i in zip(found.taps, found.image, strict=True)]

@@ -1,9 +1,8 @@
-"""The kernels compiled by numba: one pass over memory each, same results as `reference`.
+"""The compiled kernels, with the results of `reference`: those written here, and those of their families.
 
-Serial on purpose: they run beside NumPy's BLAS threads, and a second pool of threads on the same
-cores costs more than it gains. `nogil`, so that the communication thread goes on meanwhile.
-Compiled code is cached on disk; the first call ever of each kernel takes about a second.
-No fastmath: the order and rounding of every operation is that of the NumPy twin.
+The ones of this file are serial (`nogil`, so that the communication thread goes on meanwhile) and take
+every operation in the order and with the rounding of the NumPy twin. The others state their bounds and
+run on the threads of `pool`. Compiled code is kept on disk; the first call ever takes about a second.
 """
 
 from __future__ import annotations
