@@ -13,6 +13,7 @@ import numpy as np
 from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import kernel
 from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.target import target
 
 real: Any = None  # each compiled copy has its own
@@ -53,6 +54,52 @@ def _collect(args, share, shares, worker):
                 for part in range(1, parts):
                     total += sums[part, place + k]
                 out[k, depth, tap] = total
+
+
+@kernel
+def _multiply(args, share, shares, worker):
+    tile_code, size, lanes, narrow, wide = args[0], args[1], args[2], args[3], args[4]
+    a, rows, depth, b, columns, out, zeros = (
+        args[5], args[6], args[7], args[8], args[9], args[10], args[11],
+    )  # fmt: skip
+    blocks = -(-columns // (2 * lanes))
+    for block in range(share * blocks // shares, (share + 1) * blocks // shares):
+        first = block * 2 * lanes
+        used = min(2 * lanes, columns - first)
+        most = narrow if used <= lanes else wide
+        parts = -(-rows // most)
+        for part in range(parts):
+            m = part * rows // parts
+            call_tile(
+                tile_code,
+                (
+                    (part + 1) * rows // parts - m, used, zeros, 0,
+                    a + m * depth * size, depth * size, 0, 0, size,
+                    b + first * size, 0, 0, columns * size,
+                    1, 1, depth, out + (m * columns + first) * size, columns * size,
+                ),
+            )  # fmt: skip
+
+
+def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b of contiguous matrices, b's columns whole vectors, on the threads of `pool`.
+
+    A BLAS library would bring threads of its own, and the two sets would wait for each other's cores.
+    """
+    (rows, depth), columns = a.shape, b.shape[1]
+    kind, size = target(), a.itemsize
+    lanes = kind.lanes(size)
+    out = np.empty((rows, columns), a.dtype)
+    zeros = np.zeros(2 * lanes, a.dtype)
+    pool.run(
+        _multiply.address(),
+        (
+            *(tile.address(a.dtype.type), size, lanes, kind.most_rows(1), kind.most_rows(2)),
+            *(address(a), rows, depth, address(b), columns, address(out), address(zeros)),
+        ),
+        pool.shares(-(-columns // (2 * lanes)), out.nbytes),
+    )
+    return out
 
 
 def panels(

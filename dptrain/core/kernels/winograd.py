@@ -24,7 +24,7 @@ from dptrain.core.kernels.memory import address, lines, move, scratch, zero
 from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.target import target
 from dptrain.core.kernels.transform import TILE, addresses, call_transform
-from dptrain.core.kernels.weights import collected, panels
+from dptrain.core.kernels.weights import collected, multiply, panels
 from dptrain.core.threads import get_num_threads
 
 #: Sizes of filters that it serves.
@@ -270,7 +270,7 @@ def _correlate(
     n, h, w, c = x.shape
     r = int(len(taps) ** 0.5)
     plan = _Plan(n, out_h, out_w, c, o, r)
-    filters = _filter_matrix(r) @ taps.reshape(r * r, -1)
+    filters = multiply(_filter_matrix(r), taps.reshape(r * r, -1))
     start = np.zeros(len(plan.zeros), np.float32)
     if bias is not None:
         start[:o] = bias
@@ -345,7 +345,8 @@ def conv_weight_grad(
         shares,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
-    taps = _filter_matrix(r).T @ total[:-1].reshape(area, c * line)
+    back = np.ascontiguousarray(_filter_matrix(r).T)
+    taps = multiply(back, total[:-1].reshape(area, c * line))
     out = np.empty(w_shape, np.float32)
     collected(taps.reshape(1, r * r * c, line), r * r, c, out)
     return out, total[-1, :o].copy()
