@@ -3,49 +3,32 @@
     python benchmarks/step.py                          # both in this environment (extra `oracle`)
     python benchmarks/step.py --torch-python PATH      # PyTorch from another environment
 
-Prints the medians with quartiles and the ratio of medians, for 1 and 2 threads. The losses of the
-first steps are compared before any time is printed.
+Prints the medians with quartiles and the ratio of medians, for 1 and 2 threads, the peak of resident
+memory and the time of the first step. The losses of the first steps are compared before any time is
+printed.
 """
 
 import argparse
+import resource
 import statistics
 import sys
 import time
 
+import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
 
 
-def layers(nn, model):
-    if model == "mlp":
-        return [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
-    return [
-        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    ]  # fmt: skip
-
-
-def build(library, model, batch, optimizer, device="cpu"):
-    """The same weights and data in either library; returns a function that makes one step."""
-    nn, optim = library.nn, library.optim
-    net = nn.Sequential(*layers(nn, model))
-    stream = np.random.default_rng(0)
-    with library.no_grad():
-        for p in net.parameters():
-            bound = 1 / np.sqrt(np.prod(p.shape[1:]) or p.shape[0])
-            p.copy_(
-                library.from_numpy(stream.uniform(-bound, bound, tuple(p.shape)).astype(np.float32))
-            )
-    net.to(device)
-    shape = (batch, 784) if model == "mlp" else (batch, 1, 28, 28)
-    x = library.from_numpy(stream.standard_normal(shape).astype(np.float32)).to(device)
-    y = library.from_numpy(stream.integers(0, 10, batch)).to(device)
+def make_step(library, model, batch, optimizer):
+    """A function that makes one step, from weights and data that are equal in every library."""
+    net = models.build(library, model)
+    x, y = models.data(library, model, batch)
     make = {
-        "sgd": lambda: optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
-        "adam": lambda: optim.Adam(net.parameters(), lr=1e-3),
+        "sgd": lambda: library.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
+        "adam": lambda: library.optim.Adam(net.parameters(), lr=1e-3),
+        "adamw": lambda: library.optim.AdamW(net.parameters(), lr=1e-3),
     }[optimizer]()
-    criterion = nn.CrossEntropyLoss()
+    criterion = library.nn.CrossEntropyLoss()
 
     def step():
         make.zero_grad()
@@ -60,27 +43,38 @@ def build(library, model, batch, optimizer, device="cpu"):
 def worker(args):
     if args.worker == "torch":
         import torch as library
-
-        library.set_num_threads(args.threads)
     else:
         import dptrain as library
-    step = build(library, args.model, args.batch, args.optimizer)
-    losses = [step().item() for _ in range(5)]
-    for _ in range(20):
-        step()
+    library.set_num_threads(args.threads)
+    step = make_step(library, args.model, args.batch, args.optimizer)
+    first = time.perf_counter()
+    losses = [step().item()]
+    first = time.perf_counter() - first
+    losses += [step().item() for _ in range(4)]
 
     def measure():
         times = []
-        for _ in range(args.steps):
+        end = time.perf_counter() + args.seconds
+        while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-        return {"ms": statistics.median(times) * 1e3, "losses": losses}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        ms = statistics.median(times) * 1e3
+        return {"ms": ms, "losses": losses, "peak": peak, "first": first}
 
     serve(args.address, measure)
 
 
-CASES = [("mlp", 64, "sgd"), ("mlp", 64, "adam"), ("lenet", 64, "sgd")]
+CASES = [
+    ("mlp", 64, "sgd"),
+    ("mlp", 64, "adam"),
+    ("lenet", 4, "sgd"),
+    ("lenet", 36, "adam"),
+    ("conv3", 64, "sgd"),
+    ("resnet20", 64, "sgd"),
+    ("gpt", 8, "adamw"),
+]
 
 
 def main():
@@ -89,11 +83,14 @@ def main():
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=40, help="steps per measurement")
-    parser.add_argument("--model", default=None, choices=("mlp", "lenet"))
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a measurement")
+    parser.add_argument("--model", default=None, choices=sorted(models.SAMPLES))
     parser.add_argument("--batch", type=int)
     parser.add_argument("--optimizer")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--tolerance", type=float, default=2e-4, help="relative difference of the first losses"
+    )
     parser.add_argument("--worker", choices=("torch", "dptrain"), help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,24 +101,28 @@ def main():
 
 
 def run(args):
-    print(HEADER)
+    print(f"{HEADER}   peak MB (ours, theirs)   first step s")
     for model, batch, optimizer in CASES:
-        if args.model not in (None, model):
+        if args.model not in (None, model) or args.optimizer not in (None, optimizer):
             continue
-        for threads in (1, 2):
+        for threads in (1, 2) if args.threads is None else (args.threads,):
             options = ["--model", model, "--batch", str(batch), "--optimizer", optimizer]
-            options += ["--threads", str(threads), "--steps", str(args.steps)]
+            options += ["--threads", str(threads), "--seconds", str(args.seconds)]
             sides = [
                 Side(name, [python, __file__, "--worker", name, *options], threads)
                 for name, python in (("dptrain", sys.executable), ("torch", args.torch_python))
             ]
-            first, second = (np.array(side.measure()["losses"]) for side in sides)
-            if not np.allclose(first, second, rtol=1e-4):
+            before = [side.measure() for side in sides]
+            first, second = (np.array(m["losses"]) for m in before)
+            if not np.allclose(first, second, rtol=args.tolerance):
                 raise SystemExit(f"{model}: the losses differ: {first} and {second}")
+            line = compare(*sides, args.rounds).line(
+                f"{model} batch {batch} {optimizer}, {threads} thread(s)"
+            )
+            peaks = [side.measure()["peak"] for side in sides]
+            firsts = [m["first"] for m in before]
             print(
-                compare(*sides, args.rounds).line(
-                    f"{model} batch {batch} {optimizer}, {threads} thread(s)"
-                ),
+                f"{line}   {peaks[0]:5.0f} {peaks[1]:5.0f}   {firsts[0]:5.2f} {firsts[1]:5.2f}",
                 flush=True,
             )
             for side in sides:

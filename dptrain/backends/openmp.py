@@ -2,5 +2,5 @@
 
 
 def is_available() -> bool:
-    """False: the threads are those of the BLAS library."""
+    """False: the threads are dptrain's own and those of the BLAS library."""
     return False

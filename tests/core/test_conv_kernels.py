@@ -17,6 +17,7 @@ from dptrain.core.kernels import direct, micro, winograd  # noqa: E402
 from dptrain.core.kernels.convolution import Problem, algorithm  # noqa: E402
 from dptrain.core.kernels.cook_toom import transforms  # noqa: E402
 from dptrain.core.kernels.target import Target, target, target_of  # noqa: E402
+from dptrain.core.kernels.transform import TILE  # noqa: E402
 
 # The first example of a test compiles; timing says nothing about the code.
 relaxed = settings(max_examples=60, deadline=None)
@@ -233,8 +234,8 @@ def test_winograd_is_the_definition_to_its_bound(case, threads):
 @pytest.mark.parametrize("taps", winograd.SIZES)
 def test_cook_toom_matrices_are_exact(taps):
     """In fractions: y = output @ ((taps @ g) * (image @ d)) is the correlation, for all unit vectors."""
-    found = transforms(winograd.TILE, taps)
-    size = winograd.TILE + taps - 1
+    found = transforms(TILE, taps)
+    size = TILE + taps - 1
     for g in range(taps):
         for d in range(size):
             product = [f[g] * i[d] for f, i in zip(found.taps, found.image, strict=True)]
@@ -314,3 +315,20 @@ def test_faults_planted_in_the_generator_are_seen(monkeypatch, old, new):
     exact = three(reference, np.float64, case)
     wrong = [not np.allclose(g, e, atol=1e-3) for g, e in zip(got, exact, strict=True)]
     assert any(wrong)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_products_are_products(dtype, threads):
+    from dptrain.core.kernels.weights import multiply
+
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        for rows, depth, vectors in ((1, 1, 1), (36, 9, 5), (25, 64, 2000), (64, 25, 7)):
+            a = values(1, rows, depth).astype(dtype)
+            b = values(2, depth, vectors * target().lanes(np.dtype(dtype).itemsize)).astype(dtype)
+            bound = 8 * depth * np.finfo(dtype).eps
+            np.testing.assert_allclose(multiply(a, b), a @ b, rtol=bound, atol=bound * 10)
+    finally:
+        dptrain.set_num_threads(before)

@@ -146,14 +146,14 @@ def test_flags_of_backends_reach_the_plan_and_float64_does_not_go_there(library,
 
 def test_what_cudnn_has_no_algorithm_for_is_computed_otherwise(library, monkeypatch):
     from dptrain.core.kernels import reference
-    from dptrain.core.ops import windows
+    from dptrain.core.ops import convolve
 
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
     w = np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32)
     expected = F.conv2d(dptrain.tensor(x), dptrain.tensor(w))
     monkeypatch.setattr(cudnn, "_library", [Recorder(False)])
     monkeypatch.setattr(
-        windows, "kernels_for", lambda a: library.functions_beside(a, _OverFakes(reference))
+        convolve, "kernels_for", lambda a: library.functions_beside(a, _OverFakes(reference))
     )
     found = F.conv2d(*(dptrain.tensor(a).to("cuda:1") for a in (x, w)))
     np.testing.assert_allclose(found.cpu().numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)

@@ -274,3 +274,83 @@ def test_batch_norm_twins_agree(rows, c, dtype, affine, offset, threads):
     for value, expected in zip(got_grads, reference.batch_norm_grad(*wide), strict=True):
         scale = max(1, np.abs(expected).max(initial=0))
         np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * 10 * scale)
+
+
+@relaxed
+@given(
+    st.sampled_from([(3,), (4, 5), (2, 3, 40, 40), (0, 2), (1, 96, 700)]),
+    dtypes,
+    st.sampled_from(["C", "F", "gaps"]),
+    st.sampled_from([1, 2]),
+)
+def test_relu_twins_agree(shape, dtype, order, threads):
+    x, grad = (image(shape, dtype, seed, nan=True) for seed in (1, 2))
+    if order == "F":
+        x, grad = np.asfortranarray(x), np.asfortranarray(grad)
+    if order == "gaps":
+        x, grad = (np.repeat(a, 2, axis=-1)[..., ::2] for a in (x, grad))
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        out = native.relu(x)
+        got = native.relu_grad(grad, out)
+    finally:
+        dptrain.set_num_threads(before)
+    np.testing.assert_array_equal(out, reference.relu(x))
+    np.testing.assert_array_equal(got, reference.relu_grad(grad, out))
+    assert out.dtype == got.dtype == dtype
+
+
+def test_relu_lets_the_gradient_of_what_is_no_number_pass_and_stops_infinity_at_zero():
+    """As PyTorch: the slope is a choice, not a factor."""
+    out, grad = np.array([0, 0, np.nan, 1], "f"), np.array([np.inf, np.nan, 2, 3], "f")
+    for provider in (native, reference):
+        np.testing.assert_array_equal(provider.relu_grad(grad, out), [0, 0, 2, 3])
+
+
+@relaxed
+@given(
+    st.integers(0, 70),
+    st.integers(1, 70),
+    dtypes,
+    st.booleans(),
+    st.sampled_from([0.0, 100.0]),
+    st.sampled_from([1, 2]),
+)
+def test_layer_norm_twins_agree(rows, c, dtype, affine, offset, threads):
+    stream = np.random.default_rng(rows * 71 + c)
+    x = (stream.standard_normal((rows, c)) + offset).astype(dtype)
+    grad = stream.standard_normal((rows, c)).astype(dtype)
+    weight, bias = stream.standard_normal((2, c)).astype(dtype) if affine else (None, None)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.layer_norm(x, weight, bias, 1e-2)
+        got += native.layer_norm_grad(grad, x, weight, *got[1:])
+    finally:
+        dptrain.set_num_threads(before)
+    wide = [a if a is None else a.astype(np.float64) for a in (x, weight, bias, grad)]
+    exact = reference.layer_norm(*wide[:3], 1e-2)
+    exact += reference.layer_norm_grad(wide[3], *wide[:2], *exact[1:])
+    atol = (1e-4 if dtype is np.float32 else 1e-11) * (1 + offset / 10)
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == dtype
+        scale = max(1, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(value, expected, rtol=0, atol=atol * scale)
+
+
+def test_gelu_is_right_everywhere_and_keeps_what_is_no_number():
+    x = np.linspace(-12, 12, 200_001)
+    exact, slope = reference.gelu(x), reference.gelu_grad(np.ones_like(x), x)
+    for dtype, atol in ((np.float32, 4e-7), (np.float64, 1e-14)):
+        got = native.gelu(x.astype(dtype))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, exact, rtol=4e-7, atol=atol)
+        got = native.gelu_grad(np.ones_like(x, dtype), x.astype(dtype))
+        np.testing.assert_allclose(got, slope, rtol=4e-7, atol=2 * atol)
+    edges = np.array([np.nan, np.inf, -1e30, 1e30, 0, -0.0], "f")
+    for provider in (native, reference):
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(
+                provider.gelu(edges), np.array([np.nan, np.inf, 0, 1e30, 0, 0], "f")
+            )

@@ -37,6 +37,9 @@ _SHARE = "void(CPointer(int64), int64, int64, int64)"
 #: What a sum may be: taken in another order, and fused with a product. NaN and infinity stay what they are.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
+#: Products fused with sums, nothing else.
+KEEP_NAN = {"contract"}
+
 
 @cache
 def source_digest() -> str:

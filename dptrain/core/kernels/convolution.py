@@ -12,6 +12,7 @@ import numpy as np
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import depthwise, direct, reference, winograd
 from dptrain.core.kernels.reference import Geometry
+from dptrain.core.kernels.transform import TILE
 
 #: Fewer tiles than this do not pay for the transform of the filters; fewer channels, not for their own.
 _LEAST_TILES, _LEAST_CHANNELS = 32, 16
@@ -40,9 +41,9 @@ def algorithm(problem: Problem) -> str:
         return "depthwise"
     square = kh == kw and kh in winograd.SIZES and max(ph, pw) < kh
     dense = groups == 1 and (*steps, dh, dw) == (1, 1, 1, 1)
-    tiles = n * -(-out_h // winograd.TILE) * -(-out_w // winograd.TILE)
+    tiles = n * -(-out_h // TILE) * -(-out_w // TILE)
     pays = tiles >= _LEAST_TILES and min(c, o) >= _LEAST_CHANNELS
-    fits = min(out_h, out_w) >= winograd.TILE
+    fits = min(out_h, out_w) >= TILE
     if get_conv_algo() == "auto" and float32 and square and dense and pays and fits:
         return "winograd"
     return "direct"

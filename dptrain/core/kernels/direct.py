@@ -29,6 +29,7 @@ from dptrain.core.kernels.memory import address, array_at, lines, move, scratch,
 from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.target import target
+from dptrain.core.kernels.weights import collected, panels
 from dptrain.core.threads import get_num_threads
 
 
@@ -197,20 +198,6 @@ def _outer(args, share, shares, worker):
             )  # fmt: skip
 
 
-def _panels(weight: np.ndarray) -> np.ndarray:
-    """(K, columns) -> (panels, K, two vectors), the last panel filled up with zeros."""
-    depth, columns = weight.shape
-    wide = 2 * target().lanes(weight.itemsize)
-    count = -(-columns // wide)
-    if columns == count * wide:
-        return np.ascontiguousarray(weight.reshape(depth, count, wide).transpose(1, 0, 2))
-    out = np.zeros((count, depth, wide), weight.dtype)
-    for block in range(count):
-        part = weight[:, block * wide : (block + 1) * wide]
-        out[block, :, : part.shape[1]] = part
-    return out
-
-
 def _padded_bias(bias: np.ndarray | None, columns: int, dtype: Any) -> np.ndarray:
     wide = 2 * target().lanes(np.dtype(dtype).itemsize)
     out = np.zeros(-(-columns // wide) * wide, dtype)
@@ -302,13 +289,12 @@ def conv(
     size, wide = x.itemsize, 2 * target().lanes(x.itemsize)
     line = run * wide * size
     for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
-        rows = weight[outs].transpose(2, 3, 1, 0).reshape(kh * kw * depth, outs.stop - outs.start)
         phase = _Phase(
             out_h, out_w, 0, out_w * o * size, o * size, -ph, 0, sh, sw, dh, dw,
             kh, taps_j, run, 0, taps_j * line, line,
         )  # fmt: skip
         part = None if bias is None else bias[outs]
-        _run_gather(x, ins, _panels(rows), part, out, outs, [phase], (pw, pw))
+        _run_gather(x, ins, panels(weight[outs]), part, out, outs, [phase], (pw, pw))
     return out
 
 
@@ -344,7 +330,7 @@ def conv_input_grad(
     kh, kw, sh, sw, ph, pw, dh, dw = geometry
     _, h, w, c = shape
     _, _, grad_w, o = grad.shape
-    depth, columns = o // groups, c // groups
+    depth = o // groups
     out = np.empty(shape, grad.dtype)
     size, wide = grad.itemsize, 2 * target().lanes(grad.itemsize)
     line = depth * wide * size
@@ -372,10 +358,9 @@ def conv_input_grad(
                 )
             )  # fmt: skip
     for ins, outs in zip(_groups(o, groups), _groups(c, groups), strict=True):
-        taps = weight[ins, :, :, ::-1] if flat else weight[ins]
-        rows = taps.transpose(2, 3, 0, 1).reshape(kh * kw * depth, columns)
+        packed = panels(weight[ins], transposed=True, flip=(False, flat))
         part = None if bias is None else bias[outs]
-        _run_gather(grad, ins, _panels(rows), part, out, outs, phases, (left, right))
+        _run_gather(grad, ins, packed, part, out, outs, phases, (left, right))
     return out
 
 
@@ -418,8 +403,6 @@ def conv_weight_grad(
             ),
             shares,
         )  # fmt: skip
-        result = sums[0] if shares == 1 else sums.sum(axis=0)
-        taps = result[:-1, :columns].reshape(kh, kw, depth, columns)
-        out[outs] = taps.transpose(3, 2, 0, 1)
-        out_bias[outs] = result[-1, :columns]
+        collected(sums, kh * kw, depth, out[outs])
+        out_bias[outs] = sums[:, -1, :columns].sum(axis=0)
     return out, out_bias

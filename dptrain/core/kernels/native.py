@@ -1,9 +1,8 @@
-"""The kernels compiled by numba: one pass over memory each, same results as `reference`.
+"""The compiled kernels, with the results of `reference`: those written here, and those of their families.
 
-Serial on purpose: they run beside NumPy's BLAS threads, and a second pool of threads on the same
-cores costs more than it gains. `nogil`, so that the communication thread goes on meanwhile.
-Compiled code is cached on disk; the first call ever of each kernel takes about a second.
-No fastmath: the order and rounding of every operation is that of the NumPy twin.
+The ones of this file are serial (`nogil`, so that the communication thread goes on meanwhile) and take
+every operation in the order and with the rounding of the NumPy twin. The others state their bounds and
+run on the threads of `pool`. Compiled code is kept on disk; the first call ever takes about a second.
 """
 
 from __future__ import annotations
@@ -17,9 +16,14 @@ import numpy as np
 
 from dptrain.core.kernels import reference
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import relu_grad
+from dptrain.core.kernels.elementwise import gelu, gelu_grad, relu, relu_grad
 from dptrain.core.kernels.memory import keep_freed_pages
-from dptrain.core.kernels.normalisation import batch_norm, batch_norm_grad
+from dptrain.core.kernels.normalisation import (
+    batch_norm,
+    batch_norm_grad,
+    layer_norm,
+    layer_norm_grad,
+)
 from dptrain.core.kernels.pooling import (
     max_pool,
     max_pool_scatter,
@@ -39,10 +43,15 @@ __all__ = [
     "cross_entropy",
     "describe",
     "erf",
+    "gelu",
+    "gelu_grad",
     "im2col",
+    "layer_norm",
+    "layer_norm_grad",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu",
     "relu_grad",
     "sum_pool",
     "sum_pool_scatter",

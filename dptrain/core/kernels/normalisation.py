@@ -114,6 +114,56 @@ def _input_grad(args, share, shares, worker):
             to[k] = g[k] * a[k] + (line[k] - mean[k]) * b[k] + d[k]
 
 
+@kernel(fastmath=FAST)
+def _rows(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    mean, rstd = array_at(args[4], (rows,), real), array_at(args[5], (rows,), real)
+    weight, bias = array_at(args[6], (c,), real), array_at(args[7], (c,), real)
+    eps = array_at(args[8], (1,), real)[0]
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, to = x[r], out[r]
+        total = real(0)
+        for k in range(c):
+            total += line[k]
+        m = total / real(c)
+        total = real(0)
+        for k in range(c):
+            total += (line[k] - m) * (line[k] - m)
+        s = real(1) / np.sqrt(total / real(c) + eps)
+        mean[r], rstd[r] = m, s
+        for k in range(c):
+            to[k] = (line[k] - m) * s * weight[k] + bias[k]
+
+
+@kernel(fastmath=FAST)
+def _rows_grad(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    x, grad = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    out = array_at(args[4], (rows, c), real)
+    mean, rstd = array_at(args[5], (rows,), real), array_at(args[6], (rows,), real)
+    weight = array_at(args[7], (c,), real)
+    sums = array_at(args[8], (shares, 2, c), real)[share]
+    d_weight, d_bias = sums[0], sums[1]
+    for k in range(c):
+        d_weight[k] = 0
+        d_bias[k] = 0
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, g, to = x[r], grad[r], out[r]
+        m, s = mean[r], rstd[r]
+        total, products = real(0), real(0)
+        for k in range(c):
+            normal, d = (line[k] - m) * s, g[k] * weight[k]
+            total += d
+            products += d * normal
+            d_weight[k] += g[k] * normal
+            d_bias[k] += g[k]
+        total /= real(c)
+        products /= real(c)
+        for k in range(c):
+            to[k] = s * (g[k] * weight[k] - total - (line[k] - m) * s * products)
+
+
 def _fold(rows: int, columns: int) -> int:
     """How many rows to see as one."""
     fold = 1
@@ -179,3 +229,38 @@ def batch_norm_grad(
     places = (r, wide, address(x), address(grad), address(out), address(vectors))
     pool.run(_input_grad.address(x.dtype.type), places, pool.shares(r, x.nbytes))
     return out, d_weight.astype(x.dtype), sums.astype(x.dtype)
+
+
+def layer_norm(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See `reference.layer_norm`."""
+    rows, c = x.shape
+    out, facts = np.empty_like(x), np.empty((2, rows), x.dtype)
+    affine = np.empty((2, c), x.dtype)
+    affine[0] = 1 if weight is None else weight.reshape(-1)
+    affine[1] = 0 if bias is None else bias.reshape(-1)
+    arrays = (x, out, facts[0], facts[1], affine[0], affine[1], np.array([eps], x.dtype))
+    args = (rows, c, *(address(a) for a in arrays))
+    pool.run(_rows.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
+    return out, facts[0], facts[1]
+
+
+def layer_norm_grad(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See `reference.layer_norm_grad`."""
+    rows, c = x.shape
+    out = np.empty_like(x)
+    factor = np.empty(c, x.dtype)
+    factor[:] = 1 if weight is None else weight.reshape(-1)
+    shares = pool.even_shares(rows, x.nbytes)
+    sums = np.empty((shares, 2, c), x.dtype)
+    args = (rows, c, *(address(a) for a in (x, grad, out, mean, rstd, factor, sums)))
+    pool.run(_rows_grad.address(x.dtype.type), args, shares)
+    d_weight, d_bias = sums[0] if shares == 1 else sums.sum(axis=0)
+    return out, d_weight, d_bias

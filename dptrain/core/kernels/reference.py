@@ -6,6 +6,7 @@ Every function takes raw arrays. Images are channels-last: (N, H, W, C). `geomet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -324,6 +325,62 @@ def batch_norm_grad(
     return out * (rstd if weight is None else rstd * weight), products, sums
 
 
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0); NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
 def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     """`grad` where the result of the ReLU is not (below or equal to) 0; there, 0 whatever it is."""
     return np.where(out <= 0, grad.dtype.type(0), grad)
+
+
+def _normal_cdf(x: np.ndarray) -> np.ndarray:
+    return erf(x * x.dtype.type(math.sqrt(0.5))) * x.dtype.type(0.5) + x.dtype.type(0.5)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the distribution function of the normal distribution.
+
+    Source: Hendrycks & Gimpel, "Gaussian error linear units", 2016.
+    """
+    return x * _normal_cdf(x)
+
+
+def gelu_grad(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The gradient of `gelu`'s input."""
+    density = np.exp(x * x * x.dtype.type(-0.5)) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+    return grad * (_normal_cdf(x) + x * density)
+
+
+def layer_norm(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row of (R, C) normalised over the columns: result, mean, 1 / sqrt(variance + eps)."""
+    columns = max(x.shape[1], 1)
+    mean = x.sum(axis=1, keepdims=True) / columns
+    out = x - mean
+    var = (out * out).sum(axis=1, keepdims=True) / columns
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    out *= rstd
+    if weight is not None:
+        out *= weight
+    if bias is not None:
+        out += bias
+    return out, mean[:, 0], rstd[:, 0]
+
+
+def layer_norm_grad(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of `layer_norm`'s input, weight and bias."""
+    columns = max(x.shape[1], 1)
+    normal = (x - mean[:, None]) * rstd[:, None]
+    d = grad if weight is None else grad * weight
+    products = (d * normal).sum(axis=1, keepdims=True) / columns
+    out = (d - d.sum(axis=1, keepdims=True) / columns - normal * products) * rstd[:, None]
+    return out, (grad * normal).sum(axis=0), grad.sum(axis=0)

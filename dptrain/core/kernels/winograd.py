@@ -12,154 +12,23 @@ Rounding: the transforms magnify it. Relative to the largest result in float32, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fractions import Fraction
 from functools import cache
-from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import intrinsic, kernel
-from dptrain.core.kernels.cook_toom import Matrix, transforms
+from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.cook_toom import transforms
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
-from dptrain.core.kernels.micro import Emitter, call_tile, tile
+from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.target import target
+from dptrain.core.kernels.transform import TILE, addresses, call_transform
+from dptrain.core.kernels.weights import collected, multiply, panels
 from dptrain.core.threads import get_num_threads
 
-#: Results of a tile along each side.
-TILE = 4
 #: Sizes of filters that it serves.
 SIZES = (3, 5)
-
-_INT = ir.IntType(64)
-_TRANSFORM = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
-
-
-def _combination(emitter: Emitter, row: Sequence[Fraction], vectors: Sequence[Any]) -> Any:
-    """The sum of row[k] * vectors[k]; None if all factors are 0."""
-    builder, total = emitter.builder, None
-    terms = [(c, v) for c, v in zip(row, vectors, strict=True) if c]
-    for factor, vector in sorted(terms, key=lambda t: abs(t[0]) != 1):
-        if total is None:
-            total = vector if factor == 1 else builder.fmul(vector, emitter.constant(float(factor)))
-        elif factor == 1:
-            total = builder.fadd(total, vector)
-        elif factor == -1:
-            total = builder.fsub(total, vector)
-        else:
-            total = emitter.multiply_add(vector, emitter.constant(float(factor)), total)
-    return total
-
-
-def _product(emitter: Emitter, matrix: Matrix, vectors: Sequence[Any]) -> list[Any]:
-    """matrix @ vectors. Rows of opposite points differ in some signs and share their two halves."""
-    out: list[Any] = [None] * len(matrix)
-    for i, row in enumerate(matrix):
-        if out[i] is not None:
-            continue
-        for j in range(i + 1, len(matrix)):
-            same = [(p + q) / 2 for p, q in zip(row, matrix[j], strict=True)]
-            opposite = [(p - q) / 2 for p, q in zip(row, matrix[j], strict=True)]
-            apart = not any(s and o for s, o in zip(same, opposite, strict=True))
-            if apart and any(same) and any(opposite):
-                plus = _combination(emitter, same, vectors)
-                minus = _combination(emitter, opposite, vectors)
-                out[i] = emitter.builder.fadd(plus, minus)
-                out[j] = emitter.builder.fsub(plus, minus)
-                break
-        if out[i] is None:
-            out[i] = _combination(emitter, row, vectors)
-    return out
-
-
-def _transform_intrinsic(matrix: Matrix) -> Any:
-    """out = matrix @ in @ matrix^T + bias for square blocks of vectors, for a run of vectors."""
-    size, results = len(matrix[0]), len(matrix)
-
-    @intrinsic
-    def emit(typing_context: Any, arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            emitter = Emitter(builder, np.float32, target().width)
-            named = [builder.extract_value(values[0], k) for k in range(9)]
-            source, row, column, to, to_row, to_column, bias, bias_step, count = named
-
-            def each(carried: list[Any]) -> list[Any]:
-                source, to, bias = carried
-                block = [
-                    [
-                        emitter.load(
-                            builder.add(
-                                source,
-                                builder.add(
-                                    builder.mul(row, _INT(i)), builder.mul(column, _INT(j))
-                                ),
-                            )
-                        )
-                        for j in range(size)
-                    ]
-                    for i in range(size)
-                ]
-                sides = [_product(emitter, matrix, line) for line in block]
-                columns = [
-                    _product(emitter, matrix, [sides[i][j] for i in range(size)])
-                    for j in range(results)
-                ]
-                start = emitter.load(bias)
-                for i in range(results):
-                    for j in range(results):
-                        place = builder.add(
-                            builder.mul(to_row, _INT(i)), builder.mul(to_column, _INT(j))
-                        )
-                        value = builder.fadd(columns[j][i], start)
-                        emitter.store(value, builder.add(to, place))
-                step = _INT(emitter.width)
-                return [
-                    builder.add(source, step),
-                    builder.add(to, step),
-                    builder.add(bias, bias_step),
-                ]
-
-            emitter.loop(count, [source, to, bias], each)
-            return context.get_dummy_value()
-
-        return types.void(arguments), generate
-
-    return emit
-
-
-emit: Any = None  # each compiled copy has its own
-
-
-@kernel(signature=_TRANSFORM)
-def _transform(source, row, column, to, to_row, to_column, bias, bias_step, count):
-    emit((source, row, column, to, to_row, to_column, bias, bias_step, count))
-
-
-@intrinsic
-def _call_transform(typing_context: Any, function: Any, arguments: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        form = ir.FunctionType(ir.VoidType(), [_INT] * 9)
-        numbers = [builder.extract_value(values[1], k) for k in range(9)]
-        builder.call(builder.inttoptr(values[0], form.as_pointer()), numbers)
-        return context.get_dummy_value()
-
-    return types.void(function, arguments), generate
-
-
-@cache
-def _addresses(taps: int) -> tuple[int, ...]:
-    """The compiled transforms: of tiles of the image, back to results, of results' gradients."""
-    found = transforms(TILE, taps)
-    gradient = tuple(zip(*found.output, strict=True))
-    kinds = (("image", found.image), ("output", found.output), ("gradient", gradient))
-    return tuple(
-        _transform.address(None, f"{name}{taps}", emit=_transform_intrinsic(matrix))
-        for name, matrix in kinds
-    )
 
 
 @numba.njit(inline="always")
@@ -214,7 +83,7 @@ def _forward(args, share, shares, worker):
             for y in range(down):
                 for x in range(tiles_x):
                     number = (b * down + y) * tiles_x + x
-                    _call_transform(
+                    call_transform(
                         into,
                         (
                             pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
@@ -247,7 +116,7 @@ def _forward(args, share, shares, worker):
                     to = out + (((first + b) * out_h + (top + y) * 4) * out_w + x * 4) * o * 4
                     if not whole:
                         to, to_row, to_pixel = results, 4 * line, line
-                    _call_transform(
+                    call_transform(
                         back,
                         (
                             products + number * line, size * total * line, total * line,
@@ -298,7 +167,7 @@ def _weight(args, share, shares, worker):
             for y in range(down):
                 for x in range(tiles_x):
                     number = (b * down + y) * tiles_x + x
-                    _call_transform(
+                    call_transform(
                         into,
                         (
                             pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
@@ -306,7 +175,7 @@ def _weight(args, share, shares, worker):
                             zeros, 0, depth // width,
                         ),
                     )  # fmt: skip
-                    _call_transform(
+                    call_transform(
                         over,
                         (
                             grad_pixels + (y * 16 * tiles_x + x * 4) * line, tiles_x * 4 * line, line,
@@ -388,37 +257,25 @@ class _Plan:
         self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
 
 
-def _panels(filters: np.ndarray, plan: _Plan) -> np.ndarray:
-    """(a * a, C, O) -> (a * a, panels, C, two vectors)."""
-    area, c, o = filters.shape
-    wide = 2 * plan.lanes
-    count = -(-o // wide)
-    if o != count * wide:
-        filters = np.concatenate(
-            [filters, np.zeros((area, c, count * wide - o), np.float32)], axis=2
-        )
-    return np.ascontiguousarray(filters.reshape(area, c, count, wide).transpose(0, 2, 1, 3))
-
-
 def _correlate(
     x: np.ndarray,
     taps: np.ndarray,
+    o: int,
     bias: np.ndarray | None,
     out_h: int,
     out_w: int,
     pads: tuple[int, int],
 ) -> np.ndarray:
-    """Results at stride 1 for filters (r * r, C, O)."""
+    """`o` results at stride 1, for filters as panels with the taps first."""
     n, h, w, c = x.shape
-    o = taps.shape[2]
     r = int(len(taps) ** 0.5)
     plan = _Plan(n, out_h, out_w, c, o, r)
-    filters = _panels((_filter_matrix(r) @ taps.reshape(r * r, c * o)).reshape(-1, c, o), plan)
+    filters = multiply(_filter_matrix(r), taps.reshape(r * r, -1))
     start = np.zeros(len(plan.zeros), np.float32)
     if bias is not None:
         start[:o] = bias
     out = np.empty((n, out_h, out_w, o), np.float32)
-    into, back, _ = _addresses(r)
+    into, back, _ = addresses(r)
     shares = plan.units if get_num_threads() > 1 else 1
     where = scratch(plan.own * min(shares, get_num_threads()))
     pool.run(
@@ -443,9 +300,8 @@ def conv(
     pads: tuple[int, int],
 ) -> np.ndarray:
     """`reference.conv` for stride 1, dilation 1, one group, square filters of a size in `SIZES`."""
-    o, c, r, _ = weight.shape
-    taps = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(r * r, c, o)
-    return _correlate(x, taps, bias, out_h, out_w, pads)
+    taps = panels(weight, taps_first=True)
+    return _correlate(x, taps, len(weight), bias, out_h, out_w, pads)
 
 
 def conv_input_grad(
@@ -456,9 +312,11 @@ def conv_input_grad(
     pads: tuple[int, int],
 ) -> np.ndarray:
     """`reference.conv_input_grad`, likewise, for padding below the size of the filter."""
-    o, c, r, _ = weight.shape
-    taps = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)).reshape(r * r, o, c)
-    return _correlate(grad, taps, bias, shape[1], shape[2], (r - 1 - pads[0], r - 1 - pads[1]))
+    r = weight.shape[2]
+    taps = panels(weight, transposed=True, flip=(True, True), taps_first=True)
+    return _correlate(
+        grad, taps, shape[3], bias, shape[1], shape[2], (r - 1 - pads[0], r - 1 - pads[1])
+    )
 
 
 def conv_weight_grad(
@@ -473,7 +331,7 @@ def conv_weight_grad(
     shares = min(plan.units, get_num_threads())
     sums = np.empty((shares, area * c + 1, line), np.float32)
     one = np.ones(1, np.float32)
-    into, _, over = _addresses(r)
+    into, _, over = addresses(r)
     where = scratch(plan.own * shares)
     pool.run(
         _weight.address(),
@@ -487,6 +345,8 @@ def conv_weight_grad(
         shares,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
-    taps = _filter_matrix(r).T @ total[:-1].reshape(area, c * line)
-    out = taps.reshape(r, r, c, line)[..., :o].transpose(3, 2, 0, 1)
-    return np.ascontiguousarray(out), total[-1, :o].copy()
+    back = np.ascontiguousarray(_filter_matrix(r).T)
+    taps = multiply(back, total[:-1].reshape(area, c * line))
+    out = np.empty(w_shape, np.float32)
+    collected(taps.reshape(1, r * r * c, line), r * r, c, out)
+    return out, total[-1, :o].copy()

@@ -128,17 +128,17 @@ class Gelu(Op):
         self.approximate = approximate
         x = _wide(input)
         if approximate == "none":
-            self.factor = NormalCdf().forward(x)
-        else:
-            inner = x * (1 + _GELU_CUBIC * x * x) * _GELU_OUTER
-            self.factor = self.xp.tanh(inner) * 0.5 + 0.5
+            return kernels_for(x).gelu(x).astype(input.dtype, copy=False)
+        inner = x * (1 + _GELU_CUBIC * x * x) * _GELU_OUTER
+        self.factor = self.xp.tanh(inner) * 0.5 + 0.5
         return (x * self.factor).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         again = isinstance(input, Tensor)  # under create_graph the factor has a history
         if self.approximate == "none":
-            factor = NormalCdf.call(input) if again else self.factor
-            return grad * (factor + input * _normal_density(input))
+            if not again and not isinstance(grad, Tensor):
+                return kernels_for(input).gelu_grad(grad, input)
+            return grad * (NormalCdf.call(input) + input * _normal_density(input))
         square = input * input
         if again:
             factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5

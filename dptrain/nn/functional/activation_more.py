@@ -60,7 +60,7 @@ def softmin(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     """softmax(-input) along `dim`; without it, along 0 or 1 with a warning."""
-    return Softmax.apply(-input, given_dim("softmin", input, dim, _stacklevel), dtype)
+    return Softmax.apply(-input, given_dim("softmin", input, dim), dtype)
 
 
 def gumbel_softmax(

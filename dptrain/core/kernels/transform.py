@@ -1,0 +1,150 @@
+"""Generator of the Winograd transforms: blocks of vectors times a small matrix from both sides.
+
+A block is a tile of an image (or of results, or of their gradients), a vector holds channels. The
+matrices are those of `cook_toom`; their zeros, ones and shared halves become fewer instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from dptrain.core.kernels.compiled import intrinsic, kernel
+from dptrain.core.kernels.cook_toom import Matrix, transforms
+from dptrain.core.kernels.micro import Emitter
+from dptrain.core.kernels.target import target
+
+#: Results of a tile along each side.
+TILE = 4
+
+_INT = ir.IntType(64)
+_TRANSFORM = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
+
+
+def _combination(emitter: Emitter, row: Sequence[Fraction], vectors: Sequence[Any]) -> Any:
+    """The sum of row[k] * vectors[k]; None if all factors are 0."""
+    builder, total = emitter.builder, None
+    terms = [(c, v) for c, v in zip(row, vectors, strict=True) if c]
+    for factor, vector in sorted(terms, key=lambda t: abs(t[0]) != 1):
+        if total is None:
+            total = vector if factor == 1 else builder.fmul(vector, emitter.constant(float(factor)))
+        elif factor == 1:
+            total = builder.fadd(total, vector)
+        elif factor == -1:
+            total = builder.fsub(total, vector)
+        else:
+            total = emitter.multiply_add(vector, emitter.constant(float(factor)), total)
+    return total
+
+
+def _product(emitter: Emitter, matrix: Matrix, vectors: Sequence[Any]) -> list[Any]:
+    """matrix @ vectors. Rows of opposite points differ in some signs and share their two halves."""
+    out: list[Any] = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        if out[i] is not None:
+            continue
+        for j in range(i + 1, len(matrix)):
+            same = [(p + q) / 2 for p, q in zip(row, matrix[j], strict=True)]
+            opposite = [(p - q) / 2 for p, q in zip(row, matrix[j], strict=True)]
+            apart = not any(s and o for s, o in zip(same, opposite, strict=True))
+            if apart and any(same) and any(opposite):
+                plus = _combination(emitter, same, vectors)
+                minus = _combination(emitter, opposite, vectors)
+                out[i] = emitter.builder.fadd(plus, minus)
+                out[j] = emitter.builder.fsub(plus, minus)
+                break
+        if out[i] is None:
+            out[i] = _combination(emitter, row, vectors)
+    return out
+
+
+def _transform_intrinsic(matrix: Matrix) -> Any:
+    """out = matrix @ in @ matrix^T + bias for square blocks of vectors, for a run of vectors."""
+    size, results = len(matrix[0]), len(matrix)
+
+    @intrinsic
+    def emit(typing_context: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            emitter = Emitter(builder, np.float32, target().width)
+            named = [builder.extract_value(values[0], k) for k in range(9)]
+            source, row, column, to, to_row, to_column, bias, bias_step, count = named
+
+            def each(carried: list[Any]) -> list[Any]:
+                source, to, bias = carried
+                block = [
+                    [
+                        emitter.load(
+                            builder.add(
+                                source,
+                                builder.add(
+                                    builder.mul(row, _INT(i)), builder.mul(column, _INT(j))
+                                ),
+                            )
+                        )
+                        for j in range(size)
+                    ]
+                    for i in range(size)
+                ]
+                sides = [_product(emitter, matrix, line) for line in block]
+                columns = [
+                    _product(emitter, matrix, [sides[i][j] for i in range(size)])
+                    for j in range(results)
+                ]
+                start = emitter.load(bias)
+                for i in range(results):
+                    for j in range(results):
+                        place = builder.add(
+                            builder.mul(to_row, _INT(i)), builder.mul(to_column, _INT(j))
+                        )
+                        value = builder.fadd(columns[j][i], start)
+                        emitter.store(value, builder.add(to, place))
+                step = _INT(emitter.width)
+                return [
+                    builder.add(source, step),
+                    builder.add(to, step),
+                    builder.add(bias, bias_step),
+                ]
+
+            emitter.loop(count, [source, to, bias], each)
+            return context.get_dummy_value()
+
+        return types.void(arguments), generate
+
+    return emit
+
+
+emit: Any = None  # each compiled copy has its own
+
+
+@kernel(signature=_TRANSFORM)
+def _transform(source, row, column, to, to_row, to_column, bias, bias_step, count):
+    emit((source, row, column, to, to_row, to_column, bias, bias_step, count))
+
+
+@intrinsic
+def call_transform(typing_context: Any, function: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        form = ir.FunctionType(ir.VoidType(), [_INT] * 9)
+        numbers = [builder.extract_value(values[1], k) for k in range(9)]
+        builder.call(builder.inttoptr(values[0], form.as_pointer()), numbers)
+        return context.get_dummy_value()
+
+    return types.void(function, arguments), generate
+
+
+@cache
+def addresses(taps: int) -> tuple[int, ...]:
+    """The compiled transforms: of tiles of the image, back to results, of results' gradients."""
+    found = transforms(TILE, taps)
+    gradient = tuple(zip(*found.output, strict=True))
+    kinds = (("image", found.image), ("output", found.output), ("gradient", gradient))
+    return tuple(
+        _transform.address(None, f"{name}{taps}", emit=_transform_intrinsic(matrix))
+        for name, matrix in kinds
+    )
