@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
-from step import layers
 
 
 def job(args):
@@ -36,13 +36,10 @@ def job(args):
         dist.init_process_group()
     nn, optim = library.nn, library.optim
     library.manual_seed(0)
-    model = DistributedDataParallel(nn.Sequential(*layers(nn, args.model)))
+    model = DistributedDataParallel(models.build(library, args.model))
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
-    stream = np.random.default_rng(dist.get_rank())
-    shape = (args.batch, 784) if args.model == "mlp" else (args.batch, 1, 28, 28)
-    x = library.from_numpy(stream.standard_normal(shape).astype(np.float32))
-    y = library.from_numpy(stream.integers(0, 10, args.batch))
+    x, y = models.data(library, args.model, args.batch)
 
     def step():
         optimizer.zero_grad()

@@ -13,9 +13,9 @@ import statistics
 import sys
 import time
 
+import models
 import numpy as np
-from step import build as build_step
-from step import layers
+from step import make_step
 
 import dptrain
 
@@ -139,7 +139,7 @@ def steps(device):
         for optimizer in ("sgd", "adam"):
 
             def make(library, model=model, batch=batch, optimizer=optimizer):
-                step = build_step(library, model, batch, optimizer, device)
+                step = make_step(library, model, batch, optimizer, device)
                 make.losses[library.__name__] = [float(step()) for _ in range(3)]
                 return step
 
@@ -154,7 +154,7 @@ def graphs(device):
     for replayed in (False, True):
 
         def make(library, replayed=replayed):
-            net = library.nn.Sequential(*layers(library.nn, "mlp")).to(device)
+            net = models.build(library, "mlp").to(device)
             (x,) = on(library, device, array((128, 784)))
             with library.no_grad():
                 for _ in range(3):

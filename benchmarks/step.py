@@ -19,10 +19,10 @@ import numpy as np
 from interleave import HEADER, Side, compare, serve
 
 
-def make_step(library, model, batch, optimizer):
+def make_step(library, model, batch, optimizer, device="cpu"):
     """A function that makes one step, from weights and data that are equal in every library."""
-    net = models.build(library, model)
-    x, y = models.data(library, model, batch)
+    net = models.build(library, model).to(device)
+    x, y = (part.to(device) for part in models.data(library, model, batch))
     make = {
         "sgd": lambda: library.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
         "adam": lambda: library.optim.Adam(net.parameters(), lr=1e-3),
