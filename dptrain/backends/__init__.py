@@ -6,7 +6,7 @@ from types import ModuleType
 from dptrain.backends import cpu, cuda, cudnn, mkl, mkldnn, mps, openmp, opt_einsum
 from dptrain.core.conv_algo import get_conv_algo, set_conv_algo
 
-__all__ = ["conv_algo", "cpu", "cuda", "cudnn", "mkl", "mkldnn", "mps", "openmp", "opt_einsum"]
+__all__ = ["cpu", "cuda", "cudnn", "mkl", "mkldnn", "mps", "openmp", "opt_einsum"]
 
 
 class _Backends(ModuleType):
