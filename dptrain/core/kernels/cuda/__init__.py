@@ -20,10 +20,19 @@ from dptrain.core.kernels.cuda.products import (
     sum_pool_scatter,
 )
 from dptrain.core.kernels.cuda.rows import cross_entropy, erf
+from dptrain.core.kernels.cuda.smooth import gelu, gelu_grad
 from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
-from dptrain.core.kernels.reference import batch_norm, batch_norm_grad, relu_grad, unscale
+from dptrain.core.kernels.reference import (
+    batch_norm,
+    batch_norm_grad,
+    layer_norm,
+    layer_norm_grad,
+    relu,
+    relu_grad,
+    unscale,
+)
 
 __all__ = [
     "FAMILIES",
@@ -36,10 +45,15 @@ __all__ = [
     "conv_weight_grad",
     "cross_entropy",
     "erf",
+    "gelu",
+    "gelu_grad",
     "im2col",
+    "layer_norm",
+    "layer_norm_grad",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "relu",
     "relu_grad",
     "sgd",
     "sum_pool",
