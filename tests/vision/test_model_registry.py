@@ -33,7 +33,7 @@ def read_files(monkeypatch):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights_module.Path, "home", staticmethod(lambda: tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = weights_module.weights_folder()
     folder.mkdir(parents=True)
     return folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.core.tensor import Tensor
+from dptrain.hub import get_dir
 from dptrain.vision.datasets.download import Checksum, download_file
 
 _SERVER = "https://download.pytorch.org/models/"
@@ -101,7 +102,7 @@ class WeightsEnum(Enum):
 
 def weights_folder() -> Path:
     """Where files of weights lie: PyTorch's own folder, so that what it brought is found."""
-    return Path.home() / ".cache" / "torch" / "hub" / "checkpoints"
+    return Path(get_dir()) / "checkpoints"
 
 
 def load_weights_file(path: Path) -> Mapping[str, Tensor]:
