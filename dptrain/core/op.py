@@ -39,8 +39,6 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
-#: Raw constants: arrays, and what NumPy makes of a comparison of 0-dimensional ones.
-_RAW = (np.ndarray, np.bool_)
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -211,7 +209,7 @@ class Op:
             if isinstance(a, Tensor):
                 # What a node keeps beside its saved values (masks, indices) are raw constants.
                 return cls.apply(
-                    *[wrap(as_array(a)) if type(a) in _RAW or is_array(a) else a for a in args],
+                    *[wrap(as_array(a)) if type(a) is np.bool_ or is_array(a) else a for a in args],
                     **kwargs,
                 )
             if type(a) in REMOTE:

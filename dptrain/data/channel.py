@@ -16,7 +16,6 @@ from __future__ import annotations
 import array
 import io
 import pickle
-import select
 import socket
 import struct
 import types
@@ -288,12 +287,3 @@ def receive_packet(
     if not packet:
         raise ChannelClosed
     return packet, list(descriptors)
-
-
-def wait_readable(ends: Sequence[Any], timeout_s: float | None) -> list[int]:
-    """Positions in `ends` of those that have something to read or are closed; [] after `timeout_s`."""
-    poll = select.poll()
-    for end in ends:
-        poll.register(end, select.POLLIN)
-    ready = {number for number, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)}
-    return [i for i, end in enumerate(ends) if end.fileno() in ready]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -13,13 +14,14 @@ def by_group(columns: Any, groups: int, taps: int) -> Any:
 
 
 def weight_matrix(weight: Any, groups: int) -> Any:
-    """(O, C/g, kh, kw) -> (g, taps * C/g, O/g), rows in the order of `by_group`."""
-    o, c, kh, kw = weight.shape
-    split = weight.reshape(groups, o // groups, c, kh * kw).transpose(0, 3, 2, 1)
-    return split.reshape(groups, kh * kw * c, o // groups)
+    """(O, C/g, *kernel) -> (g, taps * C/g, O/g), rows in the order of `by_group`."""
+    o, c, *kernel = weight.shape
+    taps = math.prod(kernel)
+    split = weight.reshape(groups, o // groups, c, taps).transpose(0, 3, 2, 1)
+    return split.reshape(groups, taps * c, o // groups)
 
 
 def channel_rows(image: Any, groups: int) -> Any:
-    """(N, H, W, C) -> (g, N * H * W, C/g)."""
-    n, h, w, c = image.shape
-    return image.reshape(n * h * w, groups, c // groups).transpose(1, 0, 2)
+    """(N, *sizes, C) -> (g, N * sizes, C/g)."""
+    *places, c = image.shape
+    return image.reshape(math.prod(places), groups, c // groups).transpose(1, 0, 2)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.grouping import by_group, channel_rows, weight_matrix
 from dptrain.core.ops.windows import (
     Sizes,
     Window,
@@ -43,28 +44,7 @@ def _taps(weight: Any) -> Any:
 
 def _columns(x: Any, outs: Sizes, window: Window, groups: int) -> Any:
     """Windows of each group: (groups, N * outs, taps * C / groups)."""
-    cols = columns(x, outs, window)
-    taps, depth = math.prod(window.kernel), x.shape[1] // groups
-    grouped = cols.reshape(len(cols), taps, groups, depth).transpose(2, 0, 1, 3)
-    return grouped.reshape(groups, len(cols), taps * depth)
-
-
-def _weight_matrix(weight: Any, groups: int) -> Any:
-    """(O, C/g, *kernel) -> (g, taps * C/g, O/g), rows in the order of `_columns`."""
-    o, c, *kernel = weight.shape
-    taps = math.prod(kernel)
-    return (
-        weight.reshape(groups, o // groups, c, taps)
-        .transpose(0, 3, 2, 1)
-        .reshape(groups, taps * c, o // groups)
-    )
-
-
-def _rows(grad: Any, groups: int) -> Any:
-    """(N, O, *outs) -> (g, N * outs, O/g)."""
-    o = grad.shape[1]
-    flat = channels_last(grad).reshape(grad.size // o if o else 0, o)
-    return flat.reshape(len(flat), groups, o // groups).transpose(1, 0, 2)
+    return by_group(columns(x, outs, window), groups, math.prod(window.kernel))
 
 
 def convolve(x: Any, weight: Any, bias: Any, outs: Sizes, window: Window, groups: int) -> Any:
@@ -75,7 +55,7 @@ def convolve(x: Any, weight: Any, bias: Any, outs: Sizes, window: Window, groups
         taps = _taps(weight)
         out = kernels_for(x).conv(_flat(x), taps, bias, oh, ow, window.geometry(), groups)
         return _deep(out, rank)
-    out = np.matmul(_columns(x, outs, window, groups), _weight_matrix(weight, groups))
+    out = np.matmul(_columns(x, outs, window, groups), weight_matrix(weight, groups))
     out = out.transpose(1, 0, 2).reshape(x.shape[0], *outs, weight.shape[0])
     if bias is not None:
         out += bias  # the product is nobody else's
@@ -95,7 +75,9 @@ def input_gradient(
             _flat(grad), _taps(weight), bias, (n, h, w, c), window.geometry(), groups
         )
         return _deep(out, rank)
-    cols = np.matmul(_rows(grad, groups), _weight_matrix(weight, groups).transpose(0, 2, 1))
+    cols = np.matmul(
+        channel_rows(channels_last(grad), groups), weight_matrix(weight, groups).transpose(0, 2, 1)
+    )
     taps, count = math.prod(window.kernel), n * math.prod(outs)
     cols = cols.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
     out = image_of(cols.reshape(count, c * taps), tuple(x_shape), outs, window)
@@ -115,7 +97,7 @@ def weight_gradient(
         return out.reshape(tuple(w_shape)), sums
     o, c, *_ = w_shape
     cols = _columns(x, outs, window, groups)
-    rows = _rows(grad, groups)
+    rows = channel_rows(channels_last(grad), groups)
     out = np.matmul(cols.transpose(0, 2, 1), rows)  # (g, taps*C/g, O/g)
     taps = out.reshape(groups, math.prod(window.kernel), c, o // groups).transpose(0, 3, 2, 1)
     flat = namespace_of(grad).ascontiguousarray(channels_last(grad)).reshape(-1, o)
