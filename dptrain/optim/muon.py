@@ -26,8 +26,8 @@ _RATES = (None, "original", "match_rms_adamw")
 class Muon(Optimizer):
     """Momentum, orthogonalised by Newton-Schulz iterations, as PyTorch computes it.
 
-    For the two-dimensional parameters of hidden layers. The iterations run in bfloat16 precision (sums
-    in float32), as PyTorch's do. Source: Jordan, "Muon: an optimizer for hidden layers in neural
+    For the two-dimensional parameters of hidden layers. The iterations run in bfloat16 precision, as
+    PyTorch's do. Source: Jordan, "Muon: an optimizer for hidden layers in neural
     networks", 2024; rates: Liu et al., "Muon is scalable for LLM training", 2025.
 
     Args:
@@ -100,7 +100,8 @@ class Muon(Optimizer):
         return (_BUFFER,)
 
     def _update(self, run: Run) -> None:
-        group, lr = run.group, number(run.group["lr"])
+        group = run.group
+        lr = group["lr"]  # a tensor counts in its own precision, as in PyTorch
         kernels = optim_kernels_for(run.param)
         directions = np.empty_like(run.param)
         kernels.muon_direction(
@@ -116,8 +117,8 @@ class Muon(Optimizer):
             kernels.scaled_step(
                 x.reshape(-1),
                 namespace_of(x).ascontiguousarray(step, dtype=x.dtype).reshape(-1),
-                1 - lr * group["weight_decay"],
-                lr * _ratio(group["adjust_lr_fn"], *x.shape),
+                number(1 - lr * group["weight_decay"]),
+                number(lr * _ratio(group["adjust_lr_fn"], *x.shape)),
             )
 
 
@@ -128,19 +129,23 @@ def _ratio(rate: str | None, rows: int, columns: int) -> float:
 
 
 def _rounded(values: Any) -> np.ndarray:
-    """float32 values, rounded to what bfloat16 can hold."""
-    wide = as_array(values).astype(np.float32, copy=False)
-    return wide.astype(ml_dtypes.bfloat16).astype(np.float32)
+    """Values rounded to what bfloat16 can hold, by way of float32 as sums of bfloat16 products are."""
+    narrow = as_array(values).astype(np.float32).astype(ml_dtypes.bfloat16)
+    return narrow.astype(np.float64)
 
 
 def _orthogonalised(
     matrix: np.ndarray, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> np.ndarray:
-    """About U V' of the matrix U S V': its singular values brought near 1."""
-    a, b, c = (np.float32(v) for v in coefficients)
+    """About U V' of the matrix U S V': its singular values brought near 1.
+
+    Every product is summed in float64 and rounded to bfloat16 once, its added term included: the bits do
+    not depend on the order of a sum, and are those of a float32 sum but for ties that its error decides.
+    """
+    a, b, c = (float(np.float32(v)) for v in coefficients)
     tall = matrix.shape[0] > matrix.shape[1]
     x = _rounded(matrix.T if tall else matrix)
-    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)[()]))
+    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)))
     for _ in range(steps):
         gram = _rounded(x @ x.T)
         x = _rounded(a * x + _rounded(b * gram + c * (gram @ gram)) @ x)
