@@ -168,3 +168,18 @@ def row_major(size: Any) -> tuple[int, ...]:
     for n in reversed(tuple(size)[1:]):
         steps.append(steps[-1] * max(n, 1))
     return tuple(reversed(steps))[: len(tuple(size))]
+
+
+def strides_of(array: Any) -> tuple[int, ...]:
+    """The strides of a tensor over that array, in elements.
+
+    NumPy has zeros where an array is empty, and for a dimension that an index of None made; a tensor has
+    what row-major order has there, and steps over all that the next dimension holds.
+    """
+    if not array.size:
+        return row_major(array.shape)
+    steps, next_step = [], 1
+    for n, step in zip(reversed(array.shape), reversed(array.strides), strict=True):
+        steps.append(step // array.itemsize if step or n > 1 else next_step)
+        next_step = steps[-1] * n
+    return tuple(reversed(steps))

@@ -20,7 +20,7 @@ from dptrain.core.arrays import address, as_array, beside, device_of, move, to_h
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
-from dptrain.core.layout import contiguous_format, lies_in, memory_format, row_major
+from dptrain.core.layout import contiguous_format, lies_in, memory_format, strides_of
 from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
@@ -140,12 +140,7 @@ class Tensor(ArrayProtocols):
 
     def stride(self, dim: int | None = None) -> Any:
         """Elements to step over for the next index of each dimension, or of one."""
-        array = self._array
-        steps = (
-            tuple(s // array.itemsize for s in array.strides)
-            if array.size
-            else row_major(array.shape)  # NumPy has zeros there
-        )
+        steps = strides_of(self._array)
         return steps if dim is None else steps[dim]
 
     def is_contiguous(self, memory_format: memory_format = contiguous_format) -> bool:

@@ -25,7 +25,7 @@ from dptrain.core.arrays import address, device_of, to_host
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype, uint8
 from dptrain.core.host_array import HostArray
-from dptrain.core.layout import layout, memory_format, row_major
+from dptrain.core.layout import layout, memory_format, strides_of
 from dptrain.core.parts import owner_of
 from dptrain.core.size import Size
 from dptrain.core.storage import TypedStorage, UntypedStorage
@@ -117,7 +117,7 @@ def _tensor_call(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
         _Reference(memory, FROM_NUMPY[host.dtype], _location(tensor._array)),
         (address(host) - address(memory)) // step if host.size else 0,
         tuple(host.shape),
-        tuple(s // step for s in host.strides) if host.size else row_major(host.shape),
+        strides_of(host),
         tensor.requires_grad,
         OrderedDict(),
     )

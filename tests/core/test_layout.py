@@ -130,6 +130,10 @@ def test_bad_use_of_memory(call, error, words):
         lambda m, x: list(x.clone().set_().shape),
         lambda m, x: x.permute(1, 0).dim_order(),
         lambda m, x: m.empty_permuted((2, 3, 4), (2, 0, 1)).stride(),
+        lambda m, x: [
+            v.stride() for v in (x[None], x[:, None], x[..., None], x.t()[None], x[1, 1][None])
+        ],
+        lambda m, x: [v.stride() for v in (x[:1].expand(5, -1, -1), x[:0], x[:1, None], x[:, :1])],
         lambda m, x: x.new_empty_strided((2, 3), (1, 2)).stride(),
         lambda m, x: x.new_empty_strided((2, 3), (1, 2), dtype=m.int16).element_size(),
         lambda m, x: (x.is_shared(), x.is_pinned(), x.is_set_to(x[:]), x.is_set_to(x[1:])),
