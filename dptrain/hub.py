@@ -1,28 +1,24 @@
 """Bringing published weights: `load_state_dict_from_url` and its cache, which is PyTorch's own.
 
-Owns: downloading a file whole and checked or not at all, the cache folder. Must not know: models.
+Owns: the cache folder. Must not know: models, how a file is brought.
 
 Files that PyTorch has downloaded are found, and PyTorch finds those that came through here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dptrain.core.settings import torch_home
+from dptrain.download import Checksum, DownloadError, WrongContentError, download_file
 from dptrain.serialization.files import load
 
-_TIMEOUT_S = 30.0
-_CHUNK = 1 << 17
 #: `resnet18-bf5a0c4c.pth`: the first digits of the file's SHA-256.
 _HASH_IN_NAME = re.compile(r"-([a-f0-9]*)\.")
 
@@ -49,87 +45,26 @@ def download_url_to_file(
         url: where it is.
         dst: where to put it.
         hash_prefix: the first digits of its SHA-256.
-        progress: show a bar on standard error.
+        progress: show a bar where standard error is a terminal.
 
     Raises:
         RuntimeError: it has another hash.
         URLError: it cannot be brought; the message names the file to bring by hand.
     """
 
-    def check(path: Path) -> None:
-        if hash_prefix is None:
-            return
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(hash_prefix):
-            raise RuntimeError(f'invalid hash value (expected "{hash_prefix}", got "{digest}")')
-
-    from http.client import HTTPException  # imported late: slow, and needed by few
-    from urllib.error import URLError
+    from urllib.error import URLError  # imported late: slow, and needed by few
 
     target = Path(os.path.expanduser(dst))
+    checksum = None if hash_prefix is None else Checksum("sha256", hash_prefix)
     try:
-        fetch(url, target, check, progress)
-    except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
-        raise URLError(
-            f"could not download {url} ({error}). Without a network, bring the file {target.name} from elsewhere "
-            f"and put it at {target}"
-        ) from error
-
-
-def fetch(url: str, target: Path, check: Callable[[Path], None], progress: bool = False) -> None:
-    """Download into the target's folder, check, and only then give the file its name.
-
-    Args:
-        url: where the file is.
-        target: its path when all is well; an older file there is replaced.
-        check: raises if the file at the path that it is given is not the right one.
-        progress: show a bar on standard error.
-
-    Raises:
-        OSError: the network or the disk; also when the transfer ended early.
-    """
-    # In the target's folder, because a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _transfer(url, file, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        check(partial)
-        # mkstemp makes the file private; this one is for everyone who may read the folder.
-        partial.chmod(0o644)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _transfer(url: str, file: Any, progress: bool) -> None:
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from tqdm import tqdm
-
-    request = Request(url, headers={"User-Agent": "dptrain.hub"})
-    try:
-        response = urlopen(request, timeout=_TIMEOUT_S)
-    except HTTPError as error:
-        error.close()  # it is an open response, too
-        raise
-    with response:
-        length = response.headers.get("Content-Length")
-        total = int(length) if length and length.isdecimal() else None
-        done = 0
-        with tqdm(
-            total=total, disable=not progress, unit="B", unit_scale=True, unit_divisor=1024
-        ) as bar:
-            while data := response.read(_CHUNK):
-                file.write(data)
-                done += len(data)
-                bar.update(len(data))
-    if total is not None and done != total:  # `read(n)` of a cut transfer just ends
-        raise OSError(f"the transfer ended after {done:,} of {total:,} bytes")
+        download_file([url], target, checksum, progress)
+    except DownloadError as error:
+        (_, cause), *_ = error.answers
+        if isinstance(cause, WrongContentError):
+            raise RuntimeError(
+                f'invalid hash value (expected "{hash_prefix}", got "{cause.digest}")'
+            ) from error
+        raise URLError(str(error)) from cause
 
 
 def load_state_dict_from_url(
@@ -147,7 +82,7 @@ def load_state_dict_from_url(
         url: where it is.
         model_dir: folder of the cache; `checkpoints` in `get_dir()` by default.
         map_location: see `dptrain.load`.
-        progress: show a bar while it is downloaded.
+        progress: show a bar where standard error is a terminal.
         check_hash: the file's name ends with the first digits of its SHA-256 (`name-<sha256>.pth`), and
             what is downloaded has to have them.
         file_name: its name in the cache; that in the URL by default.

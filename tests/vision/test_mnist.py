@@ -187,9 +187,9 @@ def test_one_rank_downloads_and_all_read(tmp_path, mirrored, monkeypatch):
     downloaded = []
     download_file = module.download_file
 
-    def counted(mirrors, filename, *args):
-        downloaded.append(filename)
-        return download_file(mirrors, filename, *args)
+    def counted(urls, target, *args):
+        downloaded.append(target.name)
+        return download_file(urls, target, *args)
 
     monkeypatch.setattr(module, "download_file", counted)
 

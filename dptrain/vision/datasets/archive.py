@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from dptrain.vision.datasets.download import download_file
+from dptrain.download import download_file
 
 
 def download_and_extract(
@@ -23,7 +23,7 @@ def download_and_extract(
     """
     archive = folder / filename
     if not archive.is_file():
-        download_file(mirrors, filename, md5, folder)
+        download_file([mirror + filename for mirror in mirrors], archive, md5)
     extract_archive(archive, into or folder)
 
 

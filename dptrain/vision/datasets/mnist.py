@@ -14,7 +14,7 @@ import numpy as np
 
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.data.ranks import local_rank_zero_first
-from dptrain.vision.datasets.download import download_file
+from dptrain.download import download_file
 from dptrain.vision.datasets.idx import read_idx
 from dptrain.vision.datasets.vision_dataset import VisionDataset, pil_image
 
@@ -142,7 +142,8 @@ class MNIST(VisionDataset):
     def _download_missing(self) -> None:
         for filename, md5 in self.resources:
             if self._found(filename.removesuffix(".gz")) is None:
-                download_file(self.mirrors, filename, md5, self.raw_folder)
+                urls = [mirror + filename for mirror in self.mirrors]
+                download_file(urls, self.raw_folder / filename, md5)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """All images and targets, ready for a `TensorDataset`; transforms are not applied.

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.data.ranks import local_rank_zero_first
+from dptrain.download import download_file
 from dptrain.vision.datasets.arguments import verify_str_arg
-from dptrain.vision.datasets.download import download_file
 from dptrain.vision.datasets.matlab import read_mat
 from dptrain.vision.datasets.vision_dataset import VisionDataset, pil_image
 
@@ -58,7 +58,7 @@ class SVHN(VisionDataset):
         if download:
             with local_rank_zero_first("downloading SVHN"):
                 if not path.is_file():
-                    download_file(self.mirrors, name, md5, Path(self.root))
+                    download_file([mirror + name for mirror in self.mirrors], path, md5)
         if not path.is_file():
             raise RuntimeError(
                 f"Dataset not found or corrupted: {path} is not there. You can use download=True to "

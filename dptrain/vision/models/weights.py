@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.core.tensor import Tensor
+from dptrain.download import Checksum, download_file
 from dptrain.hub import get_dir
-from dptrain.vision.datasets.download import Checksum, download_file
 
 _SERVER = "https://download.pytorch.org/models/"
 
@@ -87,13 +87,7 @@ class WeightsEnum(Enum):
         if not path.is_file():
             # The file's name carries the first eight digits of its content's SHA-256.
             digest = name.removesuffix(".pth").rpartition("-")[2]
-            download_file(
-                [self.url.removesuffix(name)],
-                name,
-                Checksum("sha256", digest),
-                path.parent,
-                progress=progress,
-            )
+            download_file([self.url], path, Checksum("sha256", digest), progress)
         return load_weights_file(path)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Bringing a file from a mirror, whole and verified, or not at all.
+"""Bringing a file from the network, whole and verified, or not at all.
 
 Owns: download, resumption, checksum, atomic placement. Must not know: what the files contain, ranks.
 """
@@ -31,69 +31,92 @@ class Checksum:
     digits: str
 
     def check(self, path: Path) -> None:
-        """Raise ValueError if the content of `path` is another."""
+        """Raise WrongContentError if the content of `path` is another."""
         with path.open("rb") as file:
             found = hashlib.file_digest(
                 file, lambda: hashlib.new(self.algorithm, usedforsecurity=False)
             ).hexdigest()
         if not found.startswith(self.digits):
-            raise ValueError(
-                f"expected {self}, found {found[: len(self.digits)]} ({path.stat().st_size:,} bytes)"
-            )
+            raise WrongContentError(self, found, path.stat().st_size)
 
     def __str__(self) -> str:
         return f"{self.algorithm.upper()} {self.digits}"
 
 
-def download_file(
-    mirrors: Sequence[str],
-    filename: str,
-    checksum: str | Checksum,
-    folder: Path,
-    progress: bool = True,
-) -> Path:
-    """Fetch `filename` from the first mirror that gives the right content.
+class WrongContentError(ValueError):
+    """A file hashes to something else than its checksum.
 
-    The file appears in `folder` under its name only when it is complete and its checksum is right. What
-    came before a connection broke is kept beside it and not asked for again, by the next mirror or by
-    the next call.
+    Attributes:
+        digest: what it hashes to, in hexadecimal.
+    """
+
+    def __init__(self, expected: Checksum, digest: str, nbytes: int) -> None:
+        found = digest[: len(expected.digits)]
+        super().__init__(f"expected {expected}, found {found} ({nbytes:,} bytes)")
+        self.digest = digest
+
+
+class DownloadError(RuntimeError):
+    """No address gave a file.
+
+    Attributes:
+        answers: the addresses, and what each answered.
+    """
+
+    def __init__(
+        self, target: Path, checksum: Checksum | None, answers: list[tuple[str, Exception]]
+    ) -> None:
+        shown = target.name if checksum is None else f"{target.name} ({checksum})"
+        said = "; ".join(f"{url}: {error}" for url, error in answers)
+        super().__init__(
+            f"could not download {target.name} ({said}). Without a network, bring "
+            f"the file {shown} from elsewhere and put it at {target}"
+        )
+        self.answers = answers
+
+
+def download_file(
+    urls: Sequence[str], target: Path, checksum: str | Checksum | None, progress: bool = True
+) -> Path:
+    """Bring a file from the first of several addresses that gives the right content.
+
+    The file appears under its name only when it is complete and its checksum is right. What came before
+    a connection broke is kept beside it and not asked for again, by the next address or by the next call;
+    without a checksum nothing is kept, since nothing would tell two halves of different files.
 
     Args:
-        mirrors: URLs of folders, each ending in "/", tried in turn.
-        filename: the file's name there and here.
+        urls: addresses, tried in turn.
+        target: where to put it; its folder is created if necessary.
         checksum: of its content; a text is an MD5 in hexadecimal.
-        folder: where to put it; created if necessary.
         progress: show a bar where standard error is a terminal.
 
     Returns:
-        The path of the file.
+        `target`.
 
     Raises:
-        RuntimeError: no mirror gave it; the message says what each answered, and which file to bring.
+        DownloadError: no address gave it; the message says what each answered, and which file to bring.
     """
     from http.client import HTTPException  # imported late: slow, and needed by few
 
     if isinstance(checksum, str):
         checksum = Checksum("md5", checksum)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / filename
-    answers = []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    answers: list[tuple[str, Exception]] = []
     with _partial_file(target) as (partial, file):
         if file is None:  # another process brought it meanwhile
             return target
-        for mirror in mirrors:
-            url = mirror + filename
+        for url in urls:
             try:
                 _fetch(url, file, progress)
-                _check(checksum, partial, file)
+                if checksum is not None:
+                    checksum.check(partial)
                 os.replace(partial, target)
                 return target
             except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
-                answers.append(f"{url}: {error}")
-    raise RuntimeError(
-        f"could not download {filename} ({'; '.join(answers)}). Without a network, bring the file "
-        f"{filename} ({checksum}) from elsewhere and put it at {target}"
-    )
+                if checksum is None or isinstance(error, WrongContentError):
+                    file.truncate(0)  # nothing of it can be trusted
+                answers.append((url, error))
+    raise DownloadError(target, checksum, answers)
 
 
 @contextmanager
@@ -151,14 +174,6 @@ def _fetch(url: str, file: IO[bytes], progress: bool) -> None:
     found = file.tell()
     if total is not None and found < total:
         raise OSError(f"the connection ended after {found:,} of {total:,} bytes")
-
-
-def _check(checksum: Checksum, partial: Path, file: IO[bytes]) -> None:
-    try:
-        checksum.check(partial)
-    except ValueError:
-        file.truncate(0)  # nothing of it can be trusted
-        raise
 
 
 def _bar(url: str, have: int, total: int | None, progress: bool) -> Any:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from dptrain.vision.datasets.download import Checksum, download_file
+from dptrain.download import Checksum, DownloadError, download_file
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 700_000, dtype=np.uint8).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -50,8 +50,8 @@ def server():
 
 
 def test_mirrors_are_tried_in_turn_and_what_came_is_kept(tmp_path, server):
-    mirrors = [f"{server.url}/{folder}/" for folder in ("none", "breaks", "good")]
-    path = download_file(mirrors, "file.bin", MD5, tmp_path / "new")
+    urls = [f"{server.url}/{folder}/file.bin" for folder in ("none", "breaks", "good")]
+    path = download_file(urls, tmp_path / "new" / "file.bin", MD5)
     assert path.read_bytes() == CONTENT
     assert server.asked == [
         ("none", None),
@@ -65,33 +65,43 @@ def test_mirrors_are_tried_in_turn_and_what_came_is_kept(tmp_path, server):
 def test_the_next_call_goes_on(tmp_path, server):
     half = f"{len(CONTENT) // 2:,} of {len(CONTENT):,} bytes"
     with pytest.raises(RuntimeError, match=f"connection ended after {half}"):
-        download_file([f"{server.url}/breaks/"], "file.bin", MD5, tmp_path)
+        download_file([f"{server.url}/breaks/file.bin"], tmp_path / "file.bin", MD5)
     assert not (tmp_path / "file.bin").exists()
-    download_file([f"{server.url}/good/"], "file.bin", MD5, tmp_path)
+    download_file([f"{server.url}/good/file.bin"], tmp_path / "file.bin", MD5)
     assert server.asked[-1] == ("good", f"bytes={len(CONTENT) // 2}-")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
+def test_without_a_checksum_nothing_is_kept_of_a_broken_transfer(tmp_path, server):
+    urls = [f"{server.url}/{folder}/file.bin" for folder in ("breaks", "good")]
+    with pytest.raises(DownloadError, match="connection ended") as caught:
+        download_file(urls[:1], tmp_path / "file.bin", None)
+    assert [url for url, _ in caught.value.answers] == urls[:1]
+    assert list(tmp_path.iterdir()) == []
+    assert download_file(urls, tmp_path / "file.bin", None).read_bytes() == CONTENT
+    assert [asked for _, asked in server.asked] == [None] * 3
+
+
 def test_a_server_that_sends_everything_again_is_understood(tmp_path, server):
-    mirrors = [f"{server.url}/breaks/", f"{server.url}/whole/"]
-    assert download_file(mirrors, "file.bin", MD5, tmp_path).read_bytes() == CONTENT
+    urls = [f"{server.url}/breaks/file.bin", f"{server.url}/whole/file.bin"]
+    assert download_file(urls, tmp_path / "file.bin", MD5).read_bytes() == CONTENT
 
 
 def test_wrong_content_is_thrown_away(tmp_path, server):
     with pytest.raises(RuntimeError, match=f"expected MD5 {MD5}, found"):
-        download_file([f"{server.url}/wrong/"], "file.bin", MD5, tmp_path)
+        download_file([f"{server.url}/wrong/file.bin"], tmp_path / "file.bin", MD5)
     assert list(tmp_path.iterdir()) == []
     # Half of it is of the wrong content: the second mirror's answer is no better, the third is whole.
-    mirrors = [f"{server.url}/{folder}/" for folder in ("wrong", "good")]
-    assert download_file(mirrors, "file.bin", MD5, tmp_path).read_bytes() == CONTENT
+    urls = [f"{server.url}/{folder}/file.bin" for folder in ("wrong", "good")]
+    assert download_file(urls, tmp_path / "file.bin", MD5).read_bytes() == CONTENT
 
 
 def test_beginnings_of_other_checksums(tmp_path, server):
     digest = hashlib.sha256(CONTENT).hexdigest()
-    mirrors = [f"{server.url}/good/"]
-    download_file(mirrors, "file.bin", Checksum("sha256", digest[:8]), tmp_path)
+    urls = [f"{server.url}/good/file.bin"]
+    download_file(urls, tmp_path / "file.bin", Checksum("sha256", digest[:8]))
     with pytest.raises(RuntimeError, match=r"put it at .*other\.bin"):
-        download_file(mirrors, "other.bin", Checksum("sha256", "0" * 8), tmp_path)
+        download_file(urls, tmp_path / "other.bin", Checksum("sha256", "0" * 8))
 
 
 def test_two_at_once_download_once(tmp_path, server):
@@ -99,7 +109,7 @@ def test_two_at_once_download_once(tmp_path, server):
     threads = [
         threading.Thread(
             target=lambda: paths.append(
-                download_file([f"{server.url}/good/"], "file.bin", MD5, tmp_path)
+                download_file([f"{server.url}/good/file.bin"], tmp_path / "file.bin", MD5)
             )
         )
         for _ in range(4)
@@ -115,12 +125,12 @@ def test_two_at_once_download_once(tmp_path, server):
 
 
 def test_the_bar_shows_bytes_on_a_terminal_only(tmp_path, server, capsys, monkeypatch):
-    download_file([f"{server.url}/good/"], "a.bin", MD5, tmp_path)
+    download_file([f"{server.url}/good/a.bin"], tmp_path / "a.bin", MD5)
     assert capsys.readouterr().err == ""
     import sys
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    download_file([f"{server.url}/good/"], "b.bin", MD5, tmp_path)
+    download_file([f"{server.url}/good/b.bin"], tmp_path / "b.bin", MD5)
     assert "b.bin" in capsys.readouterr().err
-    download_file([f"{server.url}/good/"], "c.bin", MD5, tmp_path, progress=False)
+    download_file([f"{server.url}/good/c.bin"], tmp_path / "c.bin", MD5, progress=False)
     assert capsys.readouterr().err == ""
