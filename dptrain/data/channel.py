@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.comm.segment import Segment
+from dptrain.data.backing import LEAST_BYTES, PAGE
 
 #: Larger contents lie in a segment. Small enough for many packets to wait in a socket's buffer.
 INLINE_BYTES = 16 * 1024
@@ -91,34 +92,57 @@ def _dumps_fast(obj: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
 
 
 class Content:
-    """A pickle and its buffers, laid out one after the other with aligned beginnings."""
+    """A pickle and its buffers, laid out one after the other with aligned beginnings.
+
+    Large buffers begin as far from a page's beginning as they do in this process (see `backing`).
+    """
 
     def __init__(self, body: bytes, buffers: Sequence[pickle.PickleBuffer]) -> None:
         self.body = body
         self.raw = [buffer.raw() for buffer in buffers]
-        sizes = struct.pack(f"<{len(self.raw)}Q", *(part.nbytes for part in self.raw))
-        self._parts: list[Any] = [sizes, body, *self.raw]
-        self.nbytes = sum(map(_padded, map(len, self._parts)))
+        table, end = [], _padded(16 * len(self.raw)) + _padded(len(body))
+        for part in self.raw:
+            if part.nbytes >= LEAST_BYTES:
+                end += (np.frombuffer(part, np.uint8).ctypes.data - end) % PAGE
+            table += [end, part.nbytes]
+            end += _padded(part.nbytes)
+        self._table = table
+        self.nbytes = end
 
-    def write(self, target: np.ndarray) -> None:
-        """Lay it out in `target` (uint8, at least `nbytes` long)."""
-        start = 0
-        for part in self._parts:
-            if len(part):
-                target[start : start + len(part)] = np.frombuffer(part, np.uint8)
-            start += _padded(len(part))
+    def write(
+        self, target: np.ndarray, copy: Callable[[np.ndarray, int, int], Any] | None = None
+    ) -> None:
+        """Lay it out in `target` (uint8, at least `nbytes` long).
+
+        Args:
+            target: where.
+            copy: what to do instead of copying with a buffer, the beginning of its place in `target` and
+                the end of it.
+        """
+        start = self._put(target, 0, struct.pack(f"<{len(self._table)}Q", *self._table))
+        self._put(target, start, self.body)
+        for part, start in zip(self.raw, self._table[::2], strict=True):
+            if copy is None:
+                self._put(target, start, part)
+            elif part.nbytes:
+                copy(np.frombuffer(part, np.uint8), start, start + part.nbytes)
+
+    @staticmethod
+    def _put(target: np.ndarray, start: int, part: Any) -> int:
+        if len(part):
+            target[start : start + len(part)] = np.frombuffer(part, np.uint8)
+        return start + _padded(len(part))
 
     @staticmethod
     def read(source: memoryview, body_bytes: int, count: int) -> Any:
         """The object; its arrays look into `source`."""
-        sizes = struct.unpack_from(f"<{count}Q", source)
-        start = _padded(8 * count)
+        table = struct.unpack_from(f"<{2 * count}Q", source)
+        start = _padded(16 * count)
         body = source[start : start + body_bytes]
-        start += _padded(body_bytes)
-        buffers = []
-        for size in sizes:
-            buffers.append(source[start : start + size])
-            start += _padded(size)
+        buffers = [
+            source[begin : begin + size]
+            for begin, size in zip(table[::2], table[1::2], strict=True)
+        ]
         return pickle.loads(body, buffers=buffers)
 
 

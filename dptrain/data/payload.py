@@ -2,8 +2,8 @@
 
 Owns: `Payload`. Must not know: what is in it.
 
-Every worker maps the memory privately: its large arrays are the same pages in all workers until one of
-them writes, which the others do not see.
+Every worker maps the memory privately: its large arrays are the same pages in all workers, and in the
+process that made it, until one of them writes, which the others do not see.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.segment import Segment
+from dptrain.data.backing import PAGE, move
 from dptrain.data.channel import Content, dumps
 
-_HEADER = struct.Struct(
-    "<QQ48x"
-)  # bytes of the pickle, number of buffers; then aligned as they are
+#: Bytes of the pickle, number of buffers. What follows begins with a page.
+_HEADER = struct.Struct(f"<QQ{PAGE - 16}x")
 
 
 class Payload:
@@ -34,9 +34,14 @@ class Payload:
     def __init__(self, obj: Any) -> None:
         buffers: list[pickle.PickleBuffer] = []
         content = Content(dumps(obj, buffers.append), buffers)
-        self._segment = Segment.create(_HEADER.size + content.nbytes)
-        _HEADER.pack_into(self._segment.bytes.data, 0, len(content.body), len(content.raw))
-        content.write(self._segment.bytes[_HEADER.size :])
+        self._segment = segment = Segment.create(_HEADER.size + content.nbytes)
+        _HEADER.pack_into(segment.bytes.data, 0, len(content.body), len(content.raw))
+        target = segment.bytes[_HEADER.size :]
+
+        def share(source: np.ndarray, start: int, end: int) -> None:
+            move(source, segment.fileno(), target[start:end], _HEADER.size + start)
+
+        content.write(target, share)
 
     def descriptors(self) -> list[int]:
         """The open files to hand over."""
