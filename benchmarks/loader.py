@@ -5,8 +5,8 @@
     python benchmarks/loader.py --what arrays jpeg       # some of the comparisons
 
 Prints milliseconds per batch, the medians with quartiles, and the ratio of the medians; and for the memory
-of workers their proportional share (PSS), over a dataset of `--dataset-mb`. The transforms are written here: for
-PyTorch the steps of torchvision's, for dptrain the same on arrays. The JPEG images are made here, of
+of workers their proportional share (PSS), over a dataset of `--dataset-mb`. dptrain's
+transforms meet the steps of torchvision's, which are written here. The JPEG images are made here, of
 CIFAR-10's size.
 """
 
@@ -23,7 +23,7 @@ BATCH = 64
 MEAN, STD = 0.2860, 0.3530
 WHAT = {
     "arrays": "array-backed, batch 64, 0 workers",
-    "samples": "samples one by one, normalised, 0 workers",
+    "samples": "PIL, ToTensor, Normalize, 0 workers",
     "jpeg": "JPEG, crop, flip, normalise, 2 workers",
     "overhead": "a ready batch through 1 worker",
     "start": "one batch of 1 worker, started anew",
@@ -49,60 +49,58 @@ def arrays(library, data):
     return data.DataLoader(data.TensorDataset(images, labels), BATCH, shuffle=True)
 
 
-class TorchTransforms:
-    """The steps of torchvision's transforms, which are not in this environment's extras."""
+class TorchSteps:
+    """What torchvision's transforms do, which is not in this environment's extras."""
 
-    def __init__(self, library, mean, std):
-        self.torch, self.mean, self.std = library, mean, std
+    def __init__(self, mean, std):
+        import torch
 
-    def normalised(self, pixels):
-        """ToTensor and Normalize of an image (height, width, channels)."""
+        self.torch, self.mean, self.std = torch, mean, std
+
+    def normalised(self, image):
+        """ToTensor and Normalize of a PIL image."""
         torch = self.torch
-        image = torch.from_numpy(pixels).permute((2, 0, 1)).contiguous()
-        image = image.to(dtype=torch.get_default_dtype()).div(255).clone()
+        pixels = torch.from_numpy(np.array(image, np.uint8, copy=True))
+        pixels = pixels.view(image.size[1], image.size[0], len(image.getbands()))
+        image = pixels.permute((2, 0, 1)).contiguous().to(dtype=torch.get_default_dtype()).div(255)
+        image = image.clone()
         mean = torch.as_tensor(self.mean, dtype=image.dtype)
         std = torch.as_tensor(self.std, dtype=image.dtype)
         if (std == 0).any():
             raise ValueError("std evaluated to zero")
         return image.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
-    def draw(self):
-        """Where RandomCrop and RandomHorizontalFlip cut and whether they flip."""
+    def augmented(self, image):
+        """RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize."""
+        from PIL import Image, ImageOps
+
+        image = ImageOps.expand(image, border=4)
         top, left = (self.torch.randint(0, 9, size=(1,)).item() for _ in range(2))
-        return top, left, self.torch.rand(1) < 0.5
+        image = image.crop((left, top, left + 32, top + 32))
+        if self.torch.rand(1) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self.normalised(image)
 
 
-class ArrayTransforms:
-    """A stand-in for dptrain's transforms: the same steps on NumPy arrays."""
+class Transforms:
+    """dptrain's transforms."""
 
-    def __init__(self, library, mean, std):
-        self.library = library
-        self.mean, self.std = (np.float32(v).reshape(-1, 1, 1) for v in (mean, std))
+    def __init__(self, mean, std):
+        from dptrain.vision import transforms as T
 
-    def normalised(self, pixels):
-        image = np.divide(pixels.transpose(2, 0, 1), 255, dtype=np.float32, order="C")
-        image -= self.mean
-        image /= self.std
-        return self.library.from_numpy(image)
-
-    def draw(self):
-        stream = default_stream()
-        return *stream.integers(9, size=2).tolist(), stream.random() < 0.5
-
-
-def default_stream():
-    from dptrain.core.random import default_generator
-
-    return default_generator().stream()
+        end = [T.ToTensor(), T.Normalize(mean, std)]
+        self.normalised = T.Compose(end)
+        self.augmented = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), *end])
 
 
 def transforms(library, mean, std):
-    kind = TorchTransforms if library.__name__ == "torch" else ArrayTransforms
-    return kind(library, mean, std)
+    return (TorchSteps if library.__name__ == "torch" else Transforms)(mean, std)
 
 
 def samples(library, data):
-    images = np.random.default_rng(0).integers(256, size=(10000, 28, 28, 1), dtype=np.uint8)
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(256, size=(10000, 28, 28), dtype=np.uint8)
     transform = transforms(library, [MEAN], [STD])
 
     class Normalised(data.Dataset):
@@ -110,7 +108,7 @@ def samples(library, data):
             return len(images)
 
         def __getitem__(self, index):
-            return transform.normalised(images[index]), index % 10
+            return transform.normalised(Image.fromarray(images[index])), index % 10
 
     return data.DataLoader(Normalised(), BATCH, shuffle=True)
 
@@ -132,7 +130,7 @@ def jpeg_files(count):
 
 
 def jpeg(library, data):
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     class Jpeg(data.Dataset):
         def __init__(self):
@@ -143,12 +141,8 @@ def jpeg(library, data):
             return len(self.files)
 
         def __getitem__(self, index):
-            image = ImageOps.expand(Image.open(io.BytesIO(self.files[index])), border=4)
-            top, left, flip = self.transform.draw()
-            image = image.crop((left, top, left + 32, top + 32))
-            if flip:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            return self.transform.normalised(np.array(image)), index % 10
+            image = Image.open(io.BytesIO(self.files[index])).convert("RGB")
+            return self.transform.augmented(image), index % 10
 
     return data.DataLoader(Jpeg(), BATCH, num_workers=2, persistent_workers=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -226,12 +227,30 @@ def normalize(
             "Expected tensor to be a tensor image of size (..., C, H, W). Got tensor.size() = "
             f"{tensor.size()}"
         )
-    means, stds = (as_tensor(x, dtype=tensor.dtype, device=tensor.device) for x in (mean, std))
-    if not stds.numpy().all():
+    means, stds = (_channel_numbers(_values(x), tensor.dtype) for x in (mean, std))
+    if not stds.all():
         raise ValueError(
             f"std evaluated to zero after conversion to {tensor.dtype}, leading to division by zero."
         )
-    means, stds = (x.reshape(-1, 1, 1) if x.ndim == 1 else x for x in (means, stds))
+    if not inplace and type(tensor._array) is np.ndarray and not tensor.requires_grad:
+        # A sample on its way into a batch: as many as there are, each too small for tensor operations.
+        out = np.subtract(tensor.numpy(), means)
+        return wrap(np.divide(out, stds, out=out))
+    shift, scale = (wrap(x).to(tensor.device) for x in (means, stds))
     if inplace:
-        return tensor.sub_(means).div_(stds)
-    return (tensor - means) / stds
+        return tensor.sub_(shift).div_(scale)
+    return (tensor - shift) / scale
+
+
+def _values(numbers: Any) -> tuple[float, ...]:
+    """One number or several, of any kind."""
+    try:
+        return tuple(map(float, numbers))
+    except TypeError:
+        return (float(numbers),)
+
+
+@lru_cache(maxsize=64)
+def _channel_numbers(values: tuple[float, ...], dtype: DType) -> np.ndarray:
+    """One number for each channel, to be broadcast over (..., C, H, W)."""
+    return as_tensor(values, dtype=dtype).numpy().reshape(-1, 1, 1)
