@@ -353,7 +353,7 @@ def _like(
     kind = input.dtype if dtype is None else as_dtype(dtype)
     place = input.device if device is None else device
     if memory_format is contiguous_format or (
-        memory_format is preserve_format and input._array.flags.c_contiguous
+        memory_format is preserve_format and input.is_contiguous()
     ):
         return make(input._array.shape, dtype=kind, device=place, requires_grad=requires_grad)
     array = empty_in(input._array, memory_format, kind.numpy)

@@ -17,7 +17,7 @@ from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.history import set_history
 from dptrain.core.op import Op, SavedTensorError, edge_of
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import Tensor, alias, wrap, wrap_computed
 
 
 class FunctionCtx:
@@ -113,8 +113,8 @@ class _SavedOutput(_Saved):
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    result = wrap(tensor._array)
-    result._version = tensor._version_counter()
+    result = alias(tensor)
+    result._counter = tensor._version_counter()
     return result
 
 
@@ -155,7 +155,7 @@ class FunctionNode(Op):
         if grad is None:
             shape, kind = self.outs[index]
             return wrap(self.spaces[index].zeros(shape, kind)) if self.ctx._materialize else None
-        return grad if isinstance(grad, Tensor) else wrap(as_array(grad))
+        return grad if isinstance(grad, Tensor) else wrap_computed(as_array(grad))
 
     def _outgoing(self, index: int, grad: Any, recording: bool) -> Any:
         if grad is None:

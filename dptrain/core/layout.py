@@ -133,6 +133,11 @@ def _kept_order(array: np.ndarray) -> list[int]:
     return order
 
 
+def same_order(array: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the dimensions of two arrays lie in memory in the same order, gaps or not."""
+    return _kept_order(array) == _kept_order(other)
+
+
 def empty_in(
     array: np.ndarray, wanted: memory_format, kind: np.dtype[Any] | None = None
 ) -> np.ndarray:

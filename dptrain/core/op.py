@@ -34,8 +34,9 @@ from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
+from dptrain.core.memory_order import keep_unseen
 from dptrain.core.operands import check_count, one_device, promote, refuse_argument, shape_error
-from dptrain.core.tensor import Tensor, catch_up, wrap
+from dptrain.core.tensor import Tensor, catch_up, wrap, wrap_computed
 
 _sequence = count().__next__
 
@@ -118,6 +119,8 @@ class Op:
     target: Any = None
     #: The result may share memory with the first argument.
     is_view: ClassVar[bool] = False
+    #: Set by a forward whose result lies in memory as the user asked, whatever the arguments' order.
+    order_asked: bool = False
     name: ClassVar[str] = ""
     #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
     #: may set it on the instance, where PyTorch numbers the forms of one operation.
@@ -271,6 +274,8 @@ class Op:
         for i in range(cls.num_tensors):
             if i >= len(args) or not isinstance(args[i], Tensor):
                 refuse_argument(cls, args, i)
+        if cls.is_view and args[0]._unseen is not None:
+            raw[0] = args[0]._settled()
         op = cls()
         if remote:
             guard = elsewhere(raw)
@@ -301,6 +306,8 @@ class Op:
         result = wrap(out)
         if cls.is_view and np.may_share_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
+        elif out.ndim > 2 and not out.flags.c_contiguous and not op.order_asked:
+            keep_unseen(result, args)
         if recording and FROM_NUMPY[out.dtype].category == 2:
             op.outs = ((out.shape, out.dtype),)
             op._record(args, raw, out, result)
@@ -368,6 +375,8 @@ class Op:
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
             if self.is_view and np.may_share_memory(out, raw[0]):
                 _share(result, args[0], (type(self), raw[1:], kwargs, i))
+            elif out.ndim > 2 and not out.flags.c_contiguous:
+                keep_unseen(result, args)
             if recording and FROM_NUMPY[out.dtype].category == 2:
                 result._node, result._index = self, i
                 result._requires_grad = True
@@ -415,7 +424,7 @@ class Op:
         edge: Any = (self, 0) if position < 0 else self.edges[position]
         if edge is not None and edge[1] is None:
             return edge[0]
-        tensor = wrap(value)
+        tensor = wrap_computed(value)
         if edge is not None:
             tensor._node, tensor._index = edge
             tensor._requires_grad = True
@@ -439,7 +448,7 @@ def edge_of(tensor: Tensor) -> tuple[Any, int | None]:
 
 def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
     """A view counts in-place changes together with its base and remembers the way from there."""
-    view._version = source._version_counter()
+    view._counter = source._version_counter()
     base = view._base = source if source._base is None else source._base
     view._seen = base._node
     steps = () if base is source else source._steps

@@ -20,6 +20,7 @@ class ArrayProtocols:
     """The methods of `Tensor` through which its values leave it, and Python's special methods."""
 
     _array: np.ndarray
+    _settled: Any
 
     if TYPE_CHECKING:  # of Tensor
 
@@ -49,13 +50,13 @@ class ArrayProtocols:
                 "can't call numpy() on Tensor that requires grad; use tensor.detach().numpy() instead"
             )
         if isinstance(self._array, np.ndarray):
-            return self._array
+            return self._settled()
         if not force:
             raise TypeError(
                 f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
                 "host memory first."
             )
-        return to_host(self._array)
+        return to_host(self._settled())
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
@@ -88,7 +89,7 @@ class ArrayProtocols:
             raise BufferError(
                 f"can't lend the memory of a tensor on {self.device} through DLPack; use Tensor.cpu() to copy it first"
             )
-        return self._array
+        return self._settled()
 
     def cpu(self) -> Self:
         """The tensor in host memory, on the first CPU device (itself when it is there)."""

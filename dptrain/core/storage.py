@@ -22,7 +22,7 @@ from dptrain.core.tensor import Tensor, wrap
 
 def _owner(tensor: Tensor) -> np.ndarray:
     """The array that owns the memory that the tensor looks into; a parameter's own part of a flat buffer."""
-    return owner_of(tensor._array)
+    return owner_of(tensor._settled())
 
 
 class PrivateMap(mmap.mmap):

@@ -16,16 +16,16 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import address, as_array, beside, device_of, move, to_host
+from dptrain.core.arrays import as_array, beside, device_of, move, to_host
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
-from dptrain.core.layout import contiguous_format, lies_in, memory_format, strides_of
+from dptrain.core.memory_order import MemoryOrder, keep_unseen
 from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
 
-class Tensor(ArrayProtocols):
+class Tensor(MemoryOrder, ArrayProtocols):
     """An n-dimensional array with PyTorch's interface and reverse-mode differentiation.
 
     `Tensor(2, 3)` is uninitialised of that shape, `Tensor([1, 3])` holds those values, both float32;
@@ -43,7 +43,7 @@ class Tensor(ArrayProtocols):
     _base: Tensor | None = None
     _steps: tuple[Any, ...] | None = None
     _seen: Any = None
-    _version: list[int] | None = None
+    _counter: list[int] | None = None
     _hooks: dict[int, Any] | None = None
     _post_hooks: dict[int, Any] | None = None
     #: The tensor's place in a flat gradient buffer (see core/flat.py); its first gradient goes there.
@@ -137,21 +137,6 @@ class Tensor(ArrayProtocols):
     def element_size(self) -> int:
         """Bytes of one element."""
         return self._array.itemsize
-
-    def stride(self, dim: int | None = None) -> Any:
-        """Elements to step over for the next index of each dimension, or of one."""
-        steps = strides_of(self._array)
-        return steps if dim is None else steps[dim]
-
-    def is_contiguous(self, memory_format: memory_format = contiguous_format) -> bool:
-        """Whether the elements lie in row-major order (or that of the format) without gaps."""
-        if memory_format is contiguous_format:
-            return bool(self._array.flags.c_contiguous)
-        return lies_in(self._array, memory_format)
-
-    def data_ptr(self) -> int:
-        """Address of the first element."""
-        return address(self._array)
 
     def is_floating_point(self) -> bool:
         """Whether the element type is a floating point type."""
@@ -289,8 +274,8 @@ class Tensor(ArrayProtocols):
 
     def detach(self) -> Tensor:
         """The same values (shared memory), cut off from the graph."""
-        result = wrap(self._array)
-        result._version = self._version_counter()
+        result = alias(self)
+        result._counter = self._version_counter()
         return result
 
     def detach_(self) -> Tensor:
@@ -302,7 +287,7 @@ class Tensor(ArrayProtocols):
     @property
     def data(self) -> Tensor:
         """The values without history. Assigning rebinds the tensor to other values."""
-        return wrap(self._array)
+        return alias(self)
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -313,14 +298,20 @@ class Tensor(ArrayProtocols):
             slot._array.dtype != value._array.dtype or slot._array.shape != value._array.shape
         ):
             self._slot = None  # gradients are of the new type and shape from here on
-        self._array = value._array
+        self._array = value._settled()
+        self._unseen = None
 
     # ---- in-place changes ------------------------------------------------------------------------
 
     def _version_counter(self) -> list[int]:
-        if self._version is None:
-            self._version = [0]
-        return self._version
+        if self._counter is None:
+            self._counter = [0]
+        return self._counter
+
+    @property
+    def _version(self) -> int:
+        """How often the values were changed in place."""
+        return self._version_counter()[0]
 
     def _bump_version(self) -> None:
         self._version_counter()[0] += 1
@@ -334,7 +325,7 @@ class Tensor(ArrayProtocols):
         result = type(self).__new__(type(self))
         memo[id(self)] = result
         with beside(self._array):
-            result._array = self._array.copy(order="K")
+            result._array = self._array.copy(order="K" if self._unseen is None else "C")
         result._requires_grad = self._requires_grad
         result._grad = copy.deepcopy(self._grad, memo)
         return result
@@ -408,6 +399,23 @@ def wrap(array: np.ndarray) -> Tensor:
     """A Tensor around an array, nothing copied."""
     result = _new(Tensor)
     result._array = array
+    return result
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Another Tensor around a tensor's array, without history."""
+    result = wrap(tensor._array)
+    if tensor._unseen is not None:
+        result._unseen = tensor._unseen
+        result._unseen.append(ref(result))
+    return result
+
+
+def wrap_computed(array: Any) -> Tensor:
+    """A Tensor around an array that an operation or a derivative has just made."""
+    result = wrap(array)
+    if array.ndim > 2 and not array.flags.c_contiguous:
+        keep_unseen(result)
     return result
 
 

@@ -22,7 +22,7 @@ from dptrain.core.arrays import as_array, elsewhere
 from dptrain.core.half import lift
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
-from dptrain.core.tensor import RetainGrad, Tensor, wrap
+from dptrain.core.tensor import RetainGrad, Tensor, wrap_computed
 
 _sequence = attrgetter("sequence")
 
@@ -162,7 +162,7 @@ class Pass:
         return leaf._slot._array if alone and free else None
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
-        as_tensor = grad if isinstance(grad, Tensor) else wrap(as_array(grad))
+        as_tensor = grad if isinstance(grad, Tensor) else wrap_computed(as_array(grad))
         # A copy: hooks may come and go while they run. Those of retain_grad see what the others made.
         for hook in sorted(hooks.values(), key=lambda h: type(h) is RetainGrad):
             replaced = hook(as_tensor)

@@ -31,8 +31,8 @@ class Parameter(Tensor):
         if data is None:
             super().__init__()
         elif isinstance(data, Tensor):
-            self._array = data._array
-            self._version = data._version_counter()
+            self._array = data._settled()
+            self._counter = data._version_counter()
         else:
             raise TypeError(f"Parameter data must be a Tensor, got {type(data).__name__}")
         self.requires_grad = requires_grad

@@ -111,7 +111,7 @@ def _location(array: Any) -> str:
 
 
 def _tensor_call(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
-    memory, host = _storage_of(tensor._array)
+    memory, host = _storage_of(tensor._settled())
     step = host.itemsize
     return torch_global("torch._utils._rebuild_tensor_v2"), (
         _Reference(memory, FROM_NUMPY[host.dtype], _location(tensor._array)),

@@ -5,6 +5,7 @@ Owns: what PyTorch's `_rebuild_...` functions are here, `LoadedStorage`. Must no
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ _Device, _Dtype = device, dtype
 #: More dimensions than NumPy has.
 _MAX_DIMS = 64
 #: What the engine keeps in a tensor; the rest of its `__dict__` is the user's.
-_ENGINE_FIELDS = frozenset(Tensor.__annotations__) | {"_held"}
+_ENGINE_FIELDS = frozenset(
+    name for base in Tensor.__mro__ for name in inspect.get_annotations(base)
+) | {"_held"}
 
 
 class LoadedStorage(TypedStorage):

@@ -11,7 +11,7 @@ from dptrain.core.arrays import beside, device_of, move
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
-from dptrain.core.layout import copy_in, preserve_format, suggested
+from dptrain.core.layout import contiguous_format, copy_in, preserve_format, suggested
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
 
@@ -30,6 +30,7 @@ class Cast(Op):
         non_blocking: bool = False,
     ) -> Any:
         self.source, self.origin = input.dtype, None if place is None else device_of(input)
+        self.order_asked = memory_format is not preserve_format
         if place is None:
             return _converted(input, target, memory_format, copy=True)
         moved = move(input, place, non_blocking)
@@ -59,7 +60,8 @@ def _cast(
 ) -> Tensor:
     if place is not None and place == self.device:
         place = None
-    kept = memory_format is preserve_format or suggested(self._array) is memory_format
+    order = contiguous_format if self._unseen is not None else suggested(self._array)
+    kept = memory_format is preserve_format or order is memory_format
     if self._array.dtype == target.numpy and kept and place is None and not copy:
         return self
     return Cast.apply(self, target.numpy, memory_format, place, non_blocking)

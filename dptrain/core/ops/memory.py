@@ -20,6 +20,7 @@ class Clone(Op):
     """A copy that passes gradients."""
 
     def forward(self, input: Any, memory_format: Any = preserve_format) -> Any:
+        self.order_asked = memory_format is not preserve_format
         if memory_format is preserve_format and input.flags.c_contiguous:
             return input.copy()
         return copy_in(input, memory_format)
