@@ -145,7 +145,7 @@ def _orthogonalised(
     a, b, c = (float(np.float32(v)) for v in coefficients)
     tall = matrix.shape[0] > matrix.shape[1]
     x = _rounded(matrix.T if tall else matrix)
-    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)))
+    x = _rounded(x / np.maximum(_rounded(np.linalg.norm(x)), _rounded(eps)[()]))
     for _ in range(steps):
         gram = _rounded(x @ x.T)
         x = _rounded(a * x + _rounded(b * gram + c * (gram @ gram)) @ x)
