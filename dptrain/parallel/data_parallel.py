@@ -115,6 +115,8 @@ class DataParallel(Module):
     """
 
     module: Module
+    #: Its forward computes what that of `module` does.
+    forwards_to_module = True
 
     def __init__(
         self,

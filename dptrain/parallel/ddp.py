@@ -98,6 +98,9 @@ class DistributedDataParallel(EqualEnds, Module):
         ValueError: an argument that cannot be honoured.
     """
 
+    #: Its forward computes what that of `module` does.
+    forwards_to_module = True
+
     def __init__(
         self,
         module: Module,

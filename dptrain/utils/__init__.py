@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_PLACES = ("checkpoint", "data")
+_PLACES = ("checkpoint", "data", "tensorboard")
 
 
 def __getattr__(name: str) -> Any:
