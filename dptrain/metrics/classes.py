@@ -13,7 +13,6 @@ from dptrain.comm.communicator import Communicator
 from dptrain.core.arrays import to_host
 from dptrain.core.creation import from_numpy, tensor
 from dptrain.core.dtypes import float64
-from dptrain.core.export import FUNCTIONS
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.spaced import arange
 from dptrain.core.tensor import Tensor
@@ -75,11 +74,13 @@ class Accuracy(Metric):
                 raise ValueError(
                     f"Accuracy: top_k={self.top_k} is more than the {classes} classes of scores of shape {list(output.shape)}"
                 )
-            right = _place(output, target, classes).lt(self.top_k)
-        counted = None if self.ignore_index is None else target.ne(self.ignore_index)
-        limit = self.num_classes if classes is None else classes
-        right_count, total = _count("Accuracy", right, target, counted, limit)
-        self._counts += np.array([right_count, total])
+            right = _is_right(output, target, self.top_k)
+        hits, true = to_host(right._array), to_host(target._array)
+        if self.ignore_index is not None:
+            counted = true != self.ignore_index
+            hits, true = hits[counted], true[counted]
+        _check_range("Accuracy", true, self.num_classes if classes is None else classes)
+        self._counts += np.array([np.count_nonzero(hits), hits.size])
         return self
 
     def _counted(self) -> Counts:
@@ -148,9 +149,7 @@ class ConfusionMatrix(Metric):
             counted = true != self.ignore_index
             predicted, true = predicted[counted], true[counted]
         for classes in (predicted, true):
-            if classes.size:
-                low, high = int(classes.min()), int(classes.max())
-                _check_range("ConfusionMatrix", low, high, self.num_classes)
+            _check_range("ConfusionMatrix", classes, self.num_classes)
         places = true * self.num_classes + predicted
         found = np.bincount(places, minlength=self.num_classes**2)
         self._counts += found.reshape(self._counts.shape)
@@ -199,35 +198,27 @@ def _check(name: str, output: Any, target: Any, num_classes: int | None) -> int 
     return int(output.shape[1])
 
 
-def _place(output: Tensor, target: Tensor, classes: int) -> Tensor:
-    """How many classes have a higher score than that of `target`."""
+def _is_right(output: Tensor, target: Tensor, top_k: int) -> Tensor:
+    """Whether less than `top_k` classes have a higher score than that of `target`."""
+    if output.numel() == 0:
+        return target.new_zeros(target.shape).bool()
+    if top_k == 1:
+        best, index = output.max(1)
+        return index.eq(target) & best.eq(best)  # the maximum is NaN where any score is
+    classes = output.shape[1]
     target = target.clamp(0, classes - 1).long().unsqueeze(1)
     own = output.gather(1, target)
     index = arange(classes, device=output.device).reshape(-1, *[1] * (output.ndim - 2))
-    higher = output.le(own).logical_not()
-    return (higher | (output.eq(own) & index.lt(target))).sum(1)
+    higher = output.le(own).logical_not() | (output.eq(own) & index.lt(target))
+    return higher.sum(1).lt(top_k)
 
 
-def _count(
-    name: str, right: Tensor, target: Tensor, counted: Tensor | None, classes: int | None
-) -> tuple[int, int]:
-    """How many samples are right, and how many count; checked to be in range.
-
-    Everything that is asked of the device is asked in one transfer.
-    """
-    if target.numel() == 0:
-        return 0, 0
-    wanted = [right.sum(), target.min(), target.max()]
-    if counted is not None:
-        target = target.where(counted, 0)
-        wanted = [(right & counted).sum(), target.min(), target.max(), counted.sum()]
-    right_count, low, high, *rest = FUNCTIONS["stack"]([w.long() for w in wanted]).tolist()
-    _check_range(name, low, high, classes)
-    return right_count, rest[0] if rest else target.numel()
-
-
-def _check_range(name: str, low: int, high: int, classes: int | None) -> None:
-    if low < 0 or (classes is not None and high >= classes):
+def _check_range(name: str, classes: np.ndarray[Any, Any], count: int | None) -> None:
+    """Refuse classes that are not among `count`; None: negative ones."""
+    if classes.size == 0:
+        return
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or (count is not None and high >= count):
         wrong = low if low < 0 else high
-        expected = "0 or more" if classes is None else f"from 0 to {classes - 1}"
+        expected = "0 or more" if count is None else f"from 0 to {count - 1}"
         raise ValueError(f"{name}: class {wrong} is out of range; expected classes {expected}")
