@@ -2,6 +2,7 @@
 
 dprun -n 2 examples/fashion_mnist.py --data DIR --model lenet --epochs 5
 dprun -n 2 examples/fashion_mnist.py --data DIR --model lenet --epochs 10 --resume
+dprun -n 2 examples/fashion_mnist.py --data DIR --tensorboard runs/lenet     # then: tensorboard --logdir runs
 
 DIR holds the four idx files, plain or gzipped; --download fetches them.
 """
@@ -19,6 +20,7 @@ from dptrain.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoi
 from dptrain.data import DataLoader, DistributedSampler, TensorDataset
 from dptrain.nn.parallel import DistributedDataParallel
 from dptrain.profiler import RunTimes
+from dptrain.tensorboard import SummaryWriter
 from dptrain.vision.datasets import FashionMNIST
 
 
@@ -67,6 +69,7 @@ def main():
     parser.add_argument(
         "--stop-after", type=int, help="end after this many epochs; --resume goes on"
     )
+    parser.add_argument("--tensorboard", type=Path, help="folder for TensorBoard (needs the extra)")
     args = parser.parse_args()
 
     dist.init_process_group()
@@ -90,6 +93,13 @@ def main():
         else 0
     )
     times = RunTimes(model, loader)
+    # Rank 0 writes; on the other ranks the calls do nothing. What comes after a resume replaces what
+    # the stopped run wrote about the same epochs.
+    writer = args.tensorboard and SummaryWriter(args.tensorboard, purge_step=done)
+    if writer:
+        images, _ = test[:16]
+        writer.add_images("test images", images)
+        writer.add_graph(model, images)
 
     for epoch in range(done, args.stop_after or args.epochs):
         batches = tqdm(loader, desc=f"epoch {epoch}", disable=rank != 0, leave=False)
@@ -108,12 +118,21 @@ def main():
             "random": dptrain.get_rng_state(),
         }
         save_checkpoint(args.checkpoints, state, step=epoch + 1)
+        if writer:
+            writer.add_scalar("loss/train", loss, epoch)
+            writer.add_scalar("accuracy/train", accuracy, epoch)
+            writer.add_scalar("accuracy/test", test_accuracy, epoch)
+            writer.add_scalar("learning rate", scheduler.get_last_lr()[0], epoch)
+            for name, parameter in model.module.named_parameters():
+                writer.add_histogram(name, parameter, epoch)
         if rank == 0:
             print(
                 f"epoch {epoch:2}  train loss {loss:.4f}  train accuracy {accuracy:.2f} %  "
                 f"test accuracy {test_accuracy:.2f} %"
             )
 
+    if writer:
+        writer.close()
     _, accuracy = run_epoch(model, test_loader)
     table = times.table()
     if rank == 0:

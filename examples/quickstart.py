@@ -12,7 +12,7 @@ from tqdm import tqdm
 import dptrain
 import dptrain.distributed as dist
 import dptrain.nn.functional as F
-from dptrain import nn, optim
+from dptrain import metrics, nn, optim
 from dptrain.data import DataLoader, DistributedSampler, TensorDataset
 from dptrain.nn.parallel import DistributedDataParallel
 from dptrain.profiler import RunTimes
@@ -30,7 +30,7 @@ def build_model():
 def run_epoch(model, batches, optimizer=None):
     """One pass; returns mean loss and accuracy over the samples of all ranks."""
     model.train(optimizer is not None)
-    sums = dptrain.zeros(3)  # loss, correct predictions, samples
+    mean_loss, accuracy = metrics.Mean(), metrics.Accuracy()
     for images, labels in batches:
         with dptrain.set_grad_enabled(optimizer is not None):
             logits = model(images)
@@ -39,11 +39,9 @@ def run_epoch(model, batches, optimizer=None):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        correct = (logits.argmax(1) == labels).sum().item()
-        sums += dptrain.tensor([loss.item() * len(labels), correct, len(labels)])
-    dist.all_reduce(sums)
-    loss_sum, correct, samples = sums.tolist()
-    return loss_sum / samples, 100 * correct / samples
+        mean_loss.update(loss, len(labels))
+        accuracy.update(logits, labels)
+    return mean_loss.compute().item(), 100 * accuracy.compute().item()
 
 
 def main():

@@ -3,6 +3,7 @@
 import gzip
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,14 @@ def flat(state):
     return {"": state.numpy() if hasattr(state, "numpy") else state}
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("model", ["mlp", "lenet"])
 def test_fashion_mnist_learns_and_resumes_exactly(dprun, small_fashion_mnist, tmp_path, model):
+    shown = model == "mlp" and find_spec("tensorboard") is not None
+
     def run(folder, epochs, *options):
+        if shown:
+            options = (*options, "--tensorboard", folder / "seen")
         return dprun(
             2, EXAMPLES / "fashion_mnist.py", "--data", small_fashion_mnist, "--model", model, "--lr", "0.002",
             "--epochs", epochs, "--batch-size", "20", "--checkpoints", folder, *options,
@@ -107,6 +113,21 @@ def test_fashion_mnist_learns_and_resumes_exactly(dprun, small_fashion_mnist, tm
     assert whole.keys() == parts.keys()
     for key, value in whole.items():
         np.testing.assert_array_equal(value, parts[key], err_msg=key)
+    if shown:
+        curves = [_curves(tmp_path / folder / "seen") for folder in ("whole", "parts")]
+        assert curves[0] == curves[1]
+        assert [step for step, _ in curves[0]["accuracy/test"]] == [0, 1, 2]
+
+
+def _curves(folder):
+    """All scalars of a run as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(folder))
+    seen.Reload()
+    assert seen.Tags()["graph"]
+    assert seen.Tags()["images"] == ["test images"]
+    return {t: [(s.step, s.value) for s in seen.Scalars(t)] for t in seen.Tags()["scalars"]}
 
 
 def test_fashion_mnist_names_what_is_missing(dprun, tmp_path):
