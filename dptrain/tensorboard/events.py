@@ -143,3 +143,34 @@ class FileWriter:
                 entry.set()
             if entry is None:
                 return
+
+
+class NoFile:
+    """`FileWriter` of a rank that does not write: scripts may call it, and nothing happens."""
+
+    def __init__(self, log_dir: str | Path) -> None:
+        self._log_dir = str(log_dir)
+
+    def get_logdir(self) -> str:
+        """The folder in which there is no file of this rank."""
+        return self._log_dir
+
+    def add_event(self, event: Any, step: Any = None, walltime: float | None = None) -> None:
+        """Write nothing."""
+
+    def add_summary(
+        self, summary: Any, global_step: Any = None, walltime: float | None = None
+    ) -> None:
+        """Write nothing."""
+
+    def add_graph(self, graph: Any, walltime: float | None = None) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
+        """Nothing to flush."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def reopen(self) -> None:
+        """Nothing to open."""

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from dptrain.comm.default import default_communicator, is_initialized
 from dptrain.comm.env import discover
 from dptrain.tensorboard import protos
-from dptrain.tensorboard.events import FileWriter
+from dptrain.tensorboard.events import FileWriter, NoFile
 
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
@@ -75,25 +75,26 @@ class RunFiles:
         self.max_queue = max_queue
         self.flush_secs = flush_secs
         self.filename_suffix = filename_suffix
-        self.file_writer: FileWriter | None = None
-        self.all_writers: dict[str, FileWriter] | None = None
+        self.file_writer: FileWriter | NoFile | None = None
+        self.all_writers: dict[str, FileWriter | NoFile] | None = None
         self._embeddings = ""
-        if self.writes:
-            self._get_file_writer()
+        self._get_file_writer()
 
-    def _get_file_writer(self) -> FileWriter:
-        """The run's file; opened anew after `close`."""
+    def _get_file_writer(self) -> FileWriter | NoFile:
+        """The run's file; opened anew after `close`. On ranks that do not write, a stand-in."""
         if self.file_writer is None or self.all_writers is None:
             self.file_writer = self._open(self.log_dir)
             self.all_writers = {self.file_writer.get_logdir(): self.file_writer}
-            if self.purge_step is not None:
+            if self.writes and self.purge_step is not None:
                 start = protos.SessionLog(status=protos.SessionLog.START)
                 for event in ({"file_version": "brain.Event:2"}, {"session_log": start}):
                     self.file_writer.add_event(protos.Event(**event), self.purge_step)
                 self.purge_step = None
         return self.file_writer
 
-    def _open(self, log_dir: str | Path) -> FileWriter:
+    def _open(self, log_dir: str | Path) -> FileWriter | NoFile:
+        if not self.writes:
+            return NoFile(log_dir)
         return FileWriter(log_dir, self.max_queue, self.flush_secs, self.filename_suffix)
 
     def _add(self, made: Any, global_step: Any = None, walltime: float | None = None) -> None:

@@ -10,6 +10,8 @@ from dptrain import nn
 from dptrain.comm import run_ranks, set_default
 from dptrain.tensorboard import SummaryWriter
 from dptrain.tensorboard.graph import graph
+from dptrain.utils.checkpoint import checkpoint
+from dptrain.vision.models import squeezenet1_1
 
 pytest.importorskip("tensorboardX", reason="tensorboardX is not installed (extra `tensorboard`)")
 
@@ -166,6 +168,66 @@ def test_what_wraps_a_model_is_not_drawn_and_asks_no_other_rank(tmp_path):
     assert len(event.graph_def) > 0
     names = [n.name for n in graph(nn.DataParallel(Net()), dptrain.rand(2, 1, 8, 8)).node]
     assert "Net/Linear[fc]/Linear" in names
+
+
+class Square(dptrain.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        y = dptrain.zeros(2, 3)
+        y[:, 0] = x[:, 0]
+        y[:, 1:] += Square.apply(x)[:, 1:]
+        return y
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+    def forward(self, x):
+        return self.layers[1](checkpoint(self.layers[0], x, use_reentrant=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (InPlace(), [(2, 3)]),
+        (Checkpointed(), [(2, 3)]),
+        (nn.GRU(4, 3, 2, bidirectional=True), [(3, 2, 4)]),
+        (nn.Transformer(8, 2, 1, 1, 16), [(3, 1, 8), (2, 1, 8)]),
+        (squeezenet1_1(num_classes=4), [(1, 3, 32, 32)]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_graphs_of_all_kinds_hang_together(model, shapes):
+    nodes = graph(model, tuple(dptrain.rand(shape) for shape in shapes)).node
+    seen = set()
+    for node in nodes:
+        assert node.name not in seen
+        assert all(name.partition(":")[0] in seen for name in node.input), node.name
+        seen.add(node.name)
+    by_name = {node.name: node for node in nodes}
+    inputs = {name for name in by_name if name.startswith("input/")}
+    assert len(inputs) == len(shapes)
+    for name in by_name:
+        if name.startswith("output/"):
+            assert inputs & ancestors(by_name, name)
+
+
+def test_on_another_device(host_devices):
+    host_devices(2)
+    nodes = drawn(Net().to("cpu:1"), dptrain.rand(2, 1, 8, 8, device="cpu:1"))
+    assert ancestors(nodes, "output/output") == nodes.keys()
 
 
 def test_long_graphs_are_drawn_without_recursion():

@@ -15,6 +15,7 @@ import pytest
 import dptrain
 from dptrain.comm import run_ranks, set_default
 from dptrain.tensorboard import FileWriter, SummaryWriter, protos
+from dptrain.tensorboard.events import NoFile
 
 pytest.importorskip("tensorboardX", reason="tensorboardX is not installed (extra `tensorboard`)")
 
@@ -79,6 +80,10 @@ def test_a_silent_rank_accepts_every_call_and_makes_nothing(tmp_path):
                 p for p in inspect.signature(method).parameters.values() if p.default is p.empty
             ]
             assert method(*([None] * len(required))) is None
+    # What scripts reach for that put a call of their own together.
+    for file in (writer.file_writer, writer._get_file_writer(), *writer.all_writers.values()):
+        file.add_summary(protos.Summary(), 1)
+        assert file.get_logdir() == str(tmp_path / "run")
     writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists()
@@ -192,6 +197,14 @@ def test_without_tensorboardx_the_constructor_names_the_extra(tmp_path, monkeypa
     for ranks in (0, 1):
         with pytest.raises(ImportError, match=r"dptrain\[tensorboard\]"):
             SummaryWriter(tmp_path, ranks=ranks)
+
+
+def test_the_file_has_the_same_calls_on_silent_ranks():
+    calls = dict(inspect.getmembers(FileWriter, inspect.isfunction))
+    for name, method in inspect.getmembers(NoFile, inspect.isfunction):
+        if name != "__init__":
+            assert inspect.signature(method) == inspect.signature(calls.pop(name))
+    assert [name for name in calls if not name.startswith("_")] == []
 
 
 def test_importing_the_room_imports_no_tensorboardx(job):
