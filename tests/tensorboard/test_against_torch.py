@@ -279,6 +279,22 @@ def test_calls_have_the_same_arguments_and_defaults():
         ], name
 
 
+def test_names_are_found_where_pytorch_has_them():
+    pytest.importorskip("torch", reason="PyTorch is not installed (extra `oracle`)")
+    event_files.reader()
+    import torch.utils.tensorboard as theirs
+    from torch.utils.tensorboard import summary as their_summary
+
+    import dptrain.utils.tensorboard as ours
+    from dptrain.utils.tensorboard import summary as our_summary
+    from dptrain.utils.tensorboard import writer as our_writer
+
+    left_out = {"RecordWriter", "half_to_int", "int_to_half", "draw_boxes"}
+    assert set(theirs.__all__) - left_out == set(ours.__all__)
+    assert our_writer.SummaryWriter is ours.SummaryWriter is dptrain.tensorboard.SummaryWriter
+    assert set(their_summary.__all__) - left_out == set(our_summary.__all__)
+
+
 @pytest.mark.parametrize(
     "call",
     [
