@@ -99,12 +99,10 @@ class FileWriter:
         """After `close`, go on in a new file of the same folder."""
         if not self._closed:
             return
-        from tensorboardX.record_writer import RecordWriter, directory_check
-
-        directory_check(self._log_dir)
+        protos.directory_check(self._log_dir)
         # Process and number keep apart the files of one second.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{_number()}"
-        self._records = RecordWriter(os.path.join(self._log_dir, name + self._suffix))
+        self._records = protos.RecordWriter(os.path.join(self._log_dir, name + self._suffix))
         self._queue: queue.Queue[Any] = queue.Queue(self._max_queue)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="tensorboard", daemon=True)

@@ -1,31 +1,35 @@
-"""The messages of TensorBoard's files, as tensorboardX brings them; imported when first asked for.
+"""What tensorboardX brings: the messages of TensorBoard's files, and the form of their records.
 
-Owns: the import and the error without it. Must not know: what is written.
+Owns: the import, when something is first asked for, and the error without it. Must not know: what is
+written.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 _PLACES = {
-    "api": "DataType Experiment HParamInfo MetricInfo MetricName Status",
-    "attr_value": "AttrValue",
-    "event": "Event SessionLog",
-    "graph": "GraphDef",
-    "layout": "Category Chart Layout MarginChartContent MultilineChartContent",
-    "node_def": "NodeDef",
-    "plugin_hparams": "HParamsPluginData SessionEndInfo SessionStartInfo",
-    "plugin_mesh": "MeshPluginData",
-    "plugin_pr_curve": "PrCurvePluginData",
-    "plugin_text": "TextPluginData",
-    "summary": "HistogramProto Summary SummaryMetadata",
-    "tensor": "TensorProto",
-    "tensor_shape": "TensorShapeProto",
-    "versions": "VersionDef",
+    "record_writer": "RecordWriter directory_check",
+    "proto.api_pb2": "DataType Experiment HParamInfo MetricInfo MetricName Status",
+    "proto.attr_value_pb2": "AttrValue",
+    "proto.event_pb2": "Event SessionLog",
+    "proto.graph_pb2": "GraphDef",
+    "proto.layout_pb2": "Category Chart Layout MarginChartContent MultilineChartContent",
+    "proto.node_def_pb2": "NodeDef",
+    "proto.plugin_hparams_pb2": "HParamsPluginData SessionEndInfo SessionStartInfo",
+    "proto.plugin_mesh_pb2": "MeshPluginData",
+    "proto.plugin_pr_curve_pb2": "PrCurvePluginData",
+    "proto.plugin_text_pb2": "TextPluginData",
+    "proto.summary_pb2": "HistogramProto Summary SummaryMetadata",
+    "proto.tensor_pb2": "TensorProto",
+    "proto.tensor_shape_pb2": "TensorShapeProto",
+    "proto.versions_pb2": "VersionDef",
 }
-_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
+_lock = threading.Lock()
 
 
 def require() -> None:
@@ -41,10 +45,31 @@ def require() -> None:
         )
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _load() -> dict[str, Any]:
+    """All names.
+
+    The package's own `__init__` imports PyTorch where that is installed, which nothing here needs: some
+    seconds, some hundred megabytes, threads of its own. So its modules are imported below an empty one.
+    """
     require()
-    found = getattr(import_module(f"tensorboardX.proto.{_PLACE_OF[name]}_pb2"), name)
-    globals()[name] = found
-    return found
+    with _lock:
+        spec = find_spec("tensorboardX")
+        assert spec is not None
+        bare = module_from_spec(spec)
+        imported = sys.modules.setdefault("tensorboardX", bare)
+        try:
+            return {
+                name: getattr(import_module(f"tensorboardX.{place}"), name)
+                for place, names in _PLACES.items()
+                for name in names.split()
+            }
+        finally:
+            if imported is bare:
+                del sys.modules["tensorboardX"]
+
+
+def __getattr__(name: str) -> Any:
+    if not any(name in names.split() for names in _PLACES.values()):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals().update(_load())
+    return globals()[name]

@@ -72,6 +72,23 @@ def test_the_rank_is_known_before_the_ranks_are_connected(tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_ranks_that_are_threads_may_be_the_first_to_write_at_once(job, tmp_path):
+    script = (
+        "from dptrain.comm import run_ranks, set_default\n"
+        "from dptrain.tensorboard import SummaryWriter\n"
+        "def rank(communicator):\n"
+        "    set_default(communicator)\n"
+        f"    with SummaryWriter({str(tmp_path)!r}, ranks='all') as writer:\n"
+        "        writer.add_scalar('rank', communicator.rank)\n"
+        "run_ranks(4, rank)\n"
+    )
+    done = job([sys.executable, "-c", script])
+    assert done.returncode == 0, done.stderr
+    for rank in range(4):
+        ((_, value),) = event_files.values(tmp_path / f"rank{rank}")
+        assert value.simple_value == rank
+
+
 def test_a_silent_rank_accepts_every_call_and_makes_nothing(tmp_path):
     writer = SummaryWriter(tmp_path / "run", ranks=1)
     for name, method in inspect.getmembers(writer, inspect.ismethod):
@@ -217,6 +234,27 @@ def test_importing_the_room_imports_no_tensorboardx(job):
     )
     done = job([sys.executable, "-c", script])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("first", ["", "import tensorboardX\n"])
+def test_pytorch_is_not_imported_and_tensorboardx_stays_whole(job, tmp_path, first):
+    script = first + (
+        "import sys\n"
+        "from dptrain.tensorboard import SummaryWriter\n"
+        f"with SummaryWriter({str(tmp_path)!r}) as writer:\n"
+        "    writer.add_scalar('a', 1, 1)\n"
+        f"    assert ('torch' in sys.modules) <= {bool(first)}\n"
+        "import tensorboardX\n"
+        "from tensorboardX.proto.event_pb2 import Event\n"
+        "from dptrain.tensorboard import protos\n"
+        "assert Event is protos.Event\n"
+        f"with tensorboardX.SummaryWriter({str(tmp_path / 'theirs')!r}) as writer:\n"
+        "    writer.add_scalar('a', 1, 1)\n"
+    )
+    done = job([sys.executable, "-c", script])
+    assert done.returncode == 0, done.stderr
+    for folder in (tmp_path, tmp_path / "theirs"):
+        assert len(event_files.values(folder)) == 1
 
 
 def test_bfloat16_keeps_its_values(tmp_path):
