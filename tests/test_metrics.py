@@ -227,6 +227,8 @@ def classes_of(*values):
         (lambda m: m.Accuracy(num_classes=4).update(scores_of(2, 3), classes_of(0, 1)), ValueError, "4 classes"),
         (lambda m: m.Mean().update(1.0, -1), ValueError, "whole number of samples, got -1"),
         (lambda m: m.Mean().update(1.0, 0.5), ValueError, "got 0.5"),
+        (lambda m: m.Mean().update(1.0, math.inf), ValueError, "got inf"),
+        (lambda m: m.Mean().update(1.0, math.nan), ValueError, "got nan"),
         (lambda m: m.Mean().update(scores_of(3), classes_of(1, 2)), ValueError, "does not fit"),
         (lambda m: m.ConfusionMatrix(0), ValueError, "positive"),
         (lambda m: m.ConfusionMatrix(3, normalize="rows"), ValueError, "'rows'"),
@@ -248,6 +250,10 @@ def test_bad_use_counts_nothing():
         accuracy.update(scores_of(2, 3), classes_of(0, 5))
     assert accuracy.compute().item() == 1
     assert accuracy.state_dict()["counts"].tolist() == [1, 1]
+    mean = metrics.Mean().update(3.0)
+    with pytest.raises(ValueError, match=r"got -1\b"):
+        mean.update(np.ones(3), np.array([1, -1, 2]))
+    assert mean.compute().item() == 3
 
 
 def test_ranks_that_are_not_connected_are_an_error(monkeypatch):

@@ -45,9 +45,10 @@ class Mean(Metric):
                 raise ValueError(
                     f"Mean: weight of shape {list(weights.shape)} does not fit value of shape {list(values.shape)}"
                 ) from None
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0) & (weights == np.floor(weights)))]
+        if wrong.size:
+            raise ValueError(f"Mean: weight must be a whole number of samples, got {wrong[0]}")
         for number, count in zip(values.ravel().tolist(), weights.ravel().tolist(), strict=True):
-            if not (count >= 0 and count == int(count)):
-                raise ValueError(f"Mean: weight must be a whole number of samples, got {count}")
             self._add(number, int(count))
         return self
 
