@@ -14,7 +14,7 @@ import hashlib
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,10 @@ _TEXT_LIMIT = 160
 RECORD_NBYTES = 240
 # root=None ("the lowest rank that takes part") and calls without a root.
 NO_ROOT = -1
-# An array that lies in no shared window.
+# An array that lies in no shared window, and the window number of one that peers on this host can
+# reach at its address.
 PRIVATE = (-1, 0)
+AT_ADDRESS = -2
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +135,8 @@ class Call:
             of ranks where every rank gets another row. None if it contributes nothing.
         target: where the result goes, (columns,) or (ranks, columns); None if nowhere.
         columns: elements per row of the exchange; equal on all ranks.
-        position: (window, offset in bytes) of `source` in shared memory, or `PRIVATE`.
+        position: (window, offset in bytes) of `source` in shared memory, (`AT_ADDRESS`, address) in
+            memory that the peers can read and write, or `PRIVATE`.
         site: file name and line of the caller.
     """
 
@@ -244,12 +247,14 @@ class Roster:
         participants: ranks that made the call, ascending; the others are in `join()`.
         root: the root rank, resolved, or `NO_ROOT`.
         position: the shared position of the participants' arrays, or `PRIVATE` if they differ.
-        call: the call of this rank, or what a rank in `join()` has to mirror.
+        addresses: by rank, where the participants' arrays lie, if the ranks reach each other's memory
+            and these are in no window; else nothing.
     """
 
     participants: tuple[int, ...]
     root: int
     position: tuple[int, int]
+    addresses: dict[int, int] = field(default_factory=dict)
 
 
 def same_call(records: Sequence[bytes], rank: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.call import (
+    AT_ADDRESS,
     NO_ROOT,
     PRIVATE,
     Call,
@@ -197,11 +198,16 @@ class Meetings:
     def _roster(self, ranks: tuple[int, ...], root: int, records: Sequence[bytes]) -> Roster:
         if not ranks:
             return Roster((), root, PRIVATE)
-        positions = {position_of(records[rank]) for rank in ranks}
-        position = positions.pop() if len(positions) == 1 else PRIVATE
+        found = {rank: position_of(records[rank]) for rank in ranks}
+        positions = set(found.values())
+        position, addresses = PRIVATE, {}
+        if all(window == AT_ADDRESS for window, _ in positions):
+            addresses = {rank: address for rank, (_, address) in found.items()}
+        elif len(positions) == 1:
+            position = positions.pop()
         if root == NO_ROOT and kind_of(records[ranks[0]]) is Kind.BROADCAST:
             root = ranks[0]  # broadcast(root=None): the lowest rank that takes part.
-        return Roster(ranks, root, position)
+        return Roster(ranks, root, position, addresses)
 
 
 class _Breaking:

@@ -1,13 +1,15 @@
 """Collectives among ranks that can read each other's memory.
 
 Owns: `SharedTransport`, how every collective is done once a rank can see the arrays of its peers:
-directly (threads, shared windows), or piece by piece through a staging area.
+directly (threads, shared windows), by copying from and to their memory, or piece by piece through a
+staging area.
 Must not know: how that memory came to be shared, or how ranks wait for each other.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ Array = np.ndarray[Any, Any]
 # Slices of a reduction begin on multiples of this many elements: no cache line has two writers.
 _SLICE_ELEMENTS = 1024
 _FENCE = b""
+_REDUCTIONS = frozenset({Kind.ALL_REDUCE, Kind.REDUCE, Kind.REDUCE_SCATTER})
+# Bytes of the peers' arrays that are copied here before they are reduced: they stay in the cache.
+_ACROSS_NBYTES = 512 * 1024
 
 
 class SharedTransport(Transport):
@@ -41,6 +46,14 @@ class SharedTransport(Transport):
         """Each rank's `nbytes` bytes at `position` of its part of a window: uint8 arrays."""
         raise NotImplementedError(f"{type(self).__name__} has no windows")
 
+    def fetch(self, rank: int, address: int, into: Array, watch: Watch) -> None:
+        """Copy what lies at `address` in the memory of `rank` into the contiguous `into`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot reach other processes' memory")
+
+    def store(self, rank: int, address: int, array: Array, watch: Watch) -> None:
+        """Copy the contiguous `array` to `address` in the memory of `rank`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot reach other processes' memory")
+
     def move(self, call: Call, roster: Roster, watch: Watch) -> None:
         if call.nbytes == 0 or call.dtype is None:
             return
@@ -49,13 +62,15 @@ class SharedTransport(Transport):
                 call, roster, self.views(call.rows, call.columns, call.dtype), watch
             )
         elif call.nbytes <= self.small_nbytes:
-            views = self.views(call.rows, call.columns, call.dtype)
-            self._finish_piece(call, roster, views, 0, call.columns)
+            rows = self._rows(call, self.views(call.rows, call.columns, call.dtype))
+            self._finish_piece(call, roster, rows, 0, call.columns)
         elif roster.position != PRIVATE:
             windows = self.window_views(roster.position, call.nbytes)
             shape = (call.rows, call.columns)
             views = [window.view(call.dtype).reshape(shape) for window in windows]
             self._move_directly(call, roster, views, watch)
+        elif roster.addresses:
+            self._move_across(call, roster, watch)
         else:
             self._move_in_pieces(call, roster, watch)
 
@@ -70,16 +85,16 @@ class SharedTransport(Transport):
         for begin in range(0, call.columns, step):
             end = min(begin + step, call.columns)
             self.meet(_FENCE, None if shown is None else shown[:, begin:end], watch)
-            views = self.views(call.rows, end - begin, call.dtype)
+            rows = self._rows(call, self.views(call.rows, end - begin, call.dtype))
             if shared:
                 # Each rank reduces a slice for all. For two it is less work that each reduces
                 # everything it needs.
-                self._reduce_slice(call, roster, views, end - begin)
+                self._reduce_slice(call, roster, rows)
                 self.meet(_FENCE, None, watch)
                 if call.target is not None:
-                    np.copyto(call.target[begin:end], views[self.rank][0])
+                    np.copyto(call.target[begin:end], rows[self.rank])
             else:
-                self._finish_piece(call, roster, views, begin, end)
+                self._finish_piece(call, roster, rows, begin, end)
         # No closing fence: what is shown stays untouched until every rank has come to the next
         # meeting, whatever that will be.
 
@@ -104,45 +119,100 @@ class SharedTransport(Transport):
         if self.chunk_nbytes is None and longest:
             self.meet(_FENCE, None, watch)  # What was shown is the memory itself.
 
+    def _rows(self, call: Call, views: Sequence[Array]) -> list[Array]:
+        """Of each rank's view the row that this rank has to do with."""
+        row = self._row(call)
+        return [view[row] for view in views]
+
+    def _row(self, call: Call) -> int:
+        return self.rank if call.rows > 1 else 0
+
     def _finish_piece(
-        self, call: Call, roster: Roster, views: list[Array], begin: int, end: int
+        self, call: Call, roster: Roster, rows: Sequence[Array], begin: int, end: int
     ) -> None:
-        """Complete columns `begin` to `end` of this rank's target from the peers' views of them."""
+        """Complete columns `begin` to `end` of this rank's target from the peers' rows of them."""
         target, ranks = call.target, roster.participants
         if target is None or self.rank not in ranks:
             return
-        if call.kind is Kind.ALL_REDUCE or (call.kind is Kind.REDUCE and self.rank == roster.root):
-            assert call.op is not None
-            reduce_arrays([views[rank][0] for rank in ranks], [target[begin:end]], call.op)
-        elif call.kind is Kind.BROADCAST and self.rank != roster.root:
-            np.copyto(target[begin:end], views[roster.root][0])
-        elif call.kind is Kind.ALL_GATHER:
+        if call.kind in _REDUCTIONS:
+            if call.kind is not Kind.REDUCE or self.rank == roster.root:
+                assert call.op is not None
+                reduce_arrays([rows[rank] for rank in ranks], [target[begin:end]], call.op)
+        elif call.kind is Kind.BROADCAST:
+            if self.rank != roster.root:
+                np.copyto(target[begin:end], rows[roster.root])
+        else:
             for rank in ranks:
-                np.copyto(target[rank, begin:end], views[rank][0])
-        elif call.kind is Kind.REDUCE_SCATTER:
-            assert call.op is not None
-            mine = [views[rank][self.rank] for rank in ranks]
-            reduce_arrays(mine, [target[begin:end]], call.op)
-        elif call.kind is Kind.ALL_TO_ALL:
-            for rank in ranks:
-                np.copyto(target[rank, begin:end], views[rank][self.rank])
+                np.copyto(target[rank, begin:end], rows[rank])
 
     def _move_directly(self, call: Call, roster: Roster, views: list[Array], watch: Watch) -> None:
         """Work on the peers' arrays where they lie, then wait until everybody has."""
+        rows = self._rows(call, views)
         if call.kind is Kind.ALL_REDUCE:
-            self._reduce_slice(call, roster, views, call.columns)
+            self._reduce_slice(call, roster, rows)
         else:
-            self._finish_piece(call, roster, views, 0, call.columns)
+            self._finish_piece(call, roster, rows, 0, call.columns)
         self.meet(_FENCE, None, watch)
 
-    def _reduce_slice(self, call: Call, roster: Roster, views: list[Array], columns: int) -> None:
-        """Reduce this rank's slice of the views and write it into all of them.
+    def _reduce_slice(self, call: Call, roster: Roster, rows: Sequence[Array]) -> None:
+        """Reduce this rank's slice of the rows and write it into all of them.
 
         Ranks in join() do their share of the work.
         """
         assert call.op is not None
-        per_rank = -(-columns // (self.world_size * _SLICE_ELEMENTS)) * _SLICE_ELEMENTS
-        mine = slice(self.rank * per_rank, min((self.rank + 1) * per_rank, columns))
+        mine = self._own_slice(rows[self.rank].size)
         if mine.start < mine.stop:
-            sources = [views[rank][0][mine] for rank in roster.participants]
+            sources = [rows[rank][mine] for rank in roster.participants]
             reduce_arrays(sources, sources, call.op)
+
+    def _own_slice(self, columns: int) -> slice:
+        per_rank = -(-columns // (self.world_size * _SLICE_ELEMENTS)) * _SLICE_ELEMENTS
+        return slice(self.rank * per_rank, min((self.rank + 1) * per_rank, columns))
+
+    def _move_across(self, call: Call, roster: Roster, watch: Watch) -> None:
+        """Copy from and to the peers' memory, then wait until everybody has."""
+        target, row = call.target, self._row(call)
+        if call.kind in _REDUCTIONS:
+            self._reduce_across(call, roster, watch)
+        elif target is not None and self.rank in roster.participants:
+            rooms = dict(enumerate(target))
+            if call.kind is Kind.BROADCAST:
+                rooms = {} if self.rank == roster.root else {roster.root: target}
+            for rank, room in rooms.items():
+                if rank == self.rank:
+                    assert call.source is not None
+                    np.copyto(room, call.source[row])
+                else:
+                    self.fetch(rank, roster.addresses[rank] + row * room.nbytes, room, watch)
+        self.meet(_FENCE, None, watch)
+
+    def _reduce_across(self, call: Call, roster: Roster, watch: Watch) -> None:
+        """Reduce what this rank has to do with, block by block; an all_reduce's slice for everybody.
+
+        Ranks in join() do their share of the work.
+        """
+        assert call.op is not None
+        assert call.dtype is not None
+        wanted = slice(0, call.columns)
+        if call.kind is Kind.ALL_REDUCE:
+            wanted = self._own_slice(call.columns)
+        elif call.kind is Kind.REDUCE and self.rank != roster.root:
+            return
+        ranks, row = roster.participants, self._row(call)
+        others = [rank for rank in ranks if rank != self.rank]
+        step = max(_ACROSS_NBYTES // (max(len(others), 1) * call.dtype.itemsize), _SLICE_ELEMENTS)
+        scratch = np.empty((len(ranks), step), call.dtype)
+        for begin in range(wanted.start, wanted.stop, step):
+            end = min(begin + step, wanted.stop)
+            rows = list(scratch[:, : end - begin])
+            total = rows[0]
+            offset = (row * call.columns + begin) * call.dtype.itemsize
+            for i, rank in enumerate(ranks):
+                if rank != self.rank:
+                    self.fetch(rank, roster.addresses[rank] + offset, rows[i], watch)
+                elif call.source is not None and call.target is not None:
+                    rows[i], total = call.source[row, begin:end], call.target[begin:end]
+            reduce_arrays(rows, [total], call.op)
+            if call.kind is Kind.ALL_REDUCE:
+                for rank in others:
+                    self.store(rank, roster.addresses[rank] + offset, total, watch)

@@ -31,6 +31,7 @@ def connect(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     warn_after_s: float | None = 30.0,
     shared_memory: bool = True,
+    peer_memory: bool = True,
     host: int | None = None,
 ) -> TransportCommunicator:
     """Connect the ranks of the MPI job. Collective; may be called several times.
@@ -39,6 +40,8 @@ def connect(
         timeout_s: default timeout of every call, in seconds.
         warn_after_s: when to warn about missing ranks, in seconds; None never does.
         shared_memory: whether ranks of one host meet in shared memory; False always uses messages.
+        peer_memory: whether they may copy from and to each other's own memory, where the system allows
+            it; False passes everything through memory that they share.
         host: which host this rank counts as being on, to try a grouping on one machine; None: the
             one it runs on.
 
@@ -49,7 +52,7 @@ def connect(
     check_launch(found, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size, MPI.Get_library_version())
     if not found.side_channel:
         _report_failures()
-    transport = _transport(MPI.COMM_WORLD.Dup(), shared_memory, host)
+    transport = _transport(MPI.COMM_WORLD.Dup(), shared_memory, peer_memory, host)
     communicator = TransportCommunicator(transport, timeout_s=timeout_s, warn_after_s=warn_after_s)
     _connected.add(communicator)
     return communicator
@@ -88,7 +91,9 @@ def check_launch(found: ProcessEnv, rank: int, world_size: int, library: str) ->
     )
 
 
-def _transport(comm: MPI.Intracomm, shared_memory: bool, host: int | None) -> Transport:
+def _transport(
+    comm: MPI.Intracomm, shared_memory: bool, peer_memory: bool, host: int | None
+) -> Transport:
     """Connect the ranks of `comm`, a communicator of their own, in the fastest way there is."""
     if host is None:
         local = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
@@ -97,7 +102,7 @@ def _transport(comm: MPI.Intracomm, shared_memory: bool, host: int | None) -> Tr
     local_rank, local_world_size = local.rank, local.size
 
     def reconnect(part: MPI.Intracomm) -> Transport:
-        return _transport(part, shared_memory, host)
+        return _transport(part, shared_memory, peer_memory, host)
 
     members = comm.allgather(local.allgather(comm.rank))
     hosts = sorted({tuple(ranks) for ranks in members})
@@ -113,8 +118,8 @@ def _transport(comm: MPI.Intracomm, shared_memory: bool, host: int | None) -> Tr
     assert control is not None
     if len(hosts) == 1:
         local.Free()
-        return HostTransport(comm, control, reconnect)
-    inner = HostTransport(local, control, reconnect)
+        return HostTransport(comm, control, reconnect, peer_memory)
+    inner = HostTransport(local, control, reconnect, peer_memory)
     leading = MPI.Intracomm(comm.Split(0 if local_rank == 0 else MPI.UNDEFINED))
     leaders = None
     if local_rank == 0:

@@ -1,7 +1,7 @@
 """Processes of one host, connected by memory that they share.
 
-Owns: the control memory in which ranks meet, the staging areas through which private arrays pass,
-and the windows of `allocate`. Must not know: what the collectives do with what they see.
+Owns: the control memory in which ranks meet, the staging areas through which private arrays pass
+where ranks may not reach each other's memory, and the windows of `allocate`. Must not know: what the collectives do with what they see.
 
 MPI brings the processes together and carries their sends and receives; collectives never call it.
 
@@ -26,9 +26,10 @@ import numpy as np
 from mpi4py import MPI
 
 from dptrain.comm import futex
-from dptrain.comm.call import PRIVATE, RECORD_NBYTES, Header
+from dptrain.comm.call import AT_ADDRESS, PRIVATE, RECORD_NBYTES, Header
 from dptrain.comm.movement import SharedTransport
 from dptrain.comm.mpi_link import MpiLink
+from dptrain.comm.peer_memory import PeerMemory
 from dptrain.comm.segment import Segment
 from dptrain.comm.transport import Transport, Watch, private_memory
 
@@ -59,6 +60,7 @@ class HostTransport(MpiLink, SharedTransport):
         comm: MPI.Intracomm,
         control: Segment,
         reconnect: Callable[[MPI.Intracomm], Transport],
+        peer_memory: bool,
     ) -> None:
         super().__init__(comm, comm.rank, comm.size)
         self._reconnect = reconnect
@@ -77,6 +79,7 @@ class HostTransport(MpiLink, SharedTransport):
         self._num_windows = 0
         self._order_memory = _memory_barrier()
         self._introduce()
+        self._peer_memory = _reached(comm) if peer_memory else []
 
     def _introduce(self) -> None:
         """Write into the slot what the others have to know to ask for a stack."""
@@ -161,19 +164,32 @@ class HostTransport(MpiLink, SharedTransport):
         self._windows.pop(self.position(buffer)[0], None)
 
     def position(self, array: Array) -> tuple[int, int]:
-        if not self._windows:
+        if not self._windows and array.nbytes <= _SMALL_NBYTES:
             return PRIVATE
         address = array.__array_interface__["data"][0]
         for window, (segment, stride, nbytes) in self._windows.items():
             begin = segment.bytes.__array_interface__["data"][0] + self.rank * stride
             if begin <= address and address + array.nbytes <= begin + nbytes:
                 return window, address - begin
-        return PRIVATE
+        reached = self._peer_memory and array.nbytes > _SMALL_NBYTES
+        return (AT_ADDRESS, address) if reached else PRIVATE
 
     def window_views(self, position: tuple[int, int], nbytes: int) -> list[Array]:
         segment, stride, _ = self._windows[position[0]]
         begins = [rank * stride + position[1] for rank in range(self.world_size)]
         return [segment.bytes[begin : begin + nbytes] for begin in begins]
+
+    def fetch(self, rank: int, address: int, into: Array, watch: Watch) -> None:
+        try:
+            self._peer_memory[rank].read(address, into)
+        except OSError as error:
+            raise watch.left(rank, f"cannot be reached any more ({error.strerror})") from error
+
+    def store(self, rank: int, address: int, array: Array, watch: Watch) -> None:
+        try:
+            self._peer_memory[rank].write(address, array)
+        except OSError as error:
+            raise watch.left(rank, f"cannot be reached any more ({error.strerror})") from error
 
     def split(self, color: int | None, key: int, watch: Watch) -> Transport | None:
         comm = MPI.Intracomm(self.comm.Split(MPI.UNDEFINED if color is None else color, key))
@@ -234,6 +250,22 @@ def share(comm: MPI.Intracomm, nbytes: int) -> Segment | None:
 def control_nbytes(world_size: int) -> int:
     """The size of the control memory: slots, then two sides of staging area for each rank."""
     return world_size * (_SLOT_NBYTES + 2 * _CHUNK_NBYTES)
+
+
+def _reached(comm: MPI.Intracomm) -> list[PeerMemory]:
+    """The memory of every rank of `comm`, or nothing where some rank may not read another's."""
+    token = np.frombuffer(os.urandom(16), np.uint8)
+    facts = comm.allgather((os.getpid(), token.__array_interface__["data"][0], token.tobytes()))
+    found, copy = [PeerMemory(pid) for pid, _, _ in facts], np.zeros_like(token)
+    reached = True
+    for memory, (_, address, wanted) in zip(found, facts, strict=True):
+        try:
+            memory.read(address, copy)
+        except OSError:
+            reached = False
+        reached = reached and copy.tobytes() == wanted
+    # Everybody has to decide alike; and the tokens have to stay until all have looked.
+    return found if all(comm.allgather(reached)) else []
 
 
 def _shows_stacks() -> bool:

@@ -170,7 +170,7 @@ class Transport(ABC):
         """Treat a buffer of `allocate` as any other memory from now on; on all ranks alike."""
 
     def position(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
-        """Where `array` lies in shared memory: (window, offset in bytes), or `PRIVATE`."""
+        """Where peers find `array`; see `Call.position`."""
         return PRIVATE
 
     @abstractmethod

@@ -26,6 +26,17 @@ def test_contract(comm, check):
     check(comm)
 
 
+MOVING = [check for check in CONTRACT if check.__module__ == "contract_collectives"]
+
+
+@pytest.mark.parametrize("check", MOVING, ids=lambda check: check.__name__)
+def test_contract_through_staging_areas(check):
+    from dptrain.comm.mpi import connect
+
+    with connect(timeout_s=20.0, peer_memory=False) as staged:
+        check(staged)
+
+
 @pytest.fixture(params=[True, False], ids=["shared memory", "messages"])
 def fresh(request):
     """Runs checks that break a communicator, each with a new one; needs several ranks."""
