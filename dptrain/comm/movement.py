@@ -9,7 +9,7 @@ Must not know: how that memory came to be shared, or how ranks wait for each oth
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class SharedTransport(Transport):
                 call, roster, self.views(call.rows, call.columns, call.dtype), watch
             )
         elif call.nbytes <= self.small_nbytes:
-            rows = self._rows(call, self.views(call.rows, call.columns, call.dtype))
+            rows = self._rows(call, roster, self.views(call.rows, call.columns, call.dtype))
             self._finish_piece(call, roster, rows, 0, call.columns)
         elif roster.position != PRIVATE:
             windows = self.window_views(roster.position, call.nbytes)
@@ -85,11 +85,11 @@ class SharedTransport(Transport):
         for begin in range(0, call.columns, step):
             end = min(begin + step, call.columns)
             self.meet(_FENCE, None if shown is None else shown[:, begin:end], watch)
-            rows = self._rows(call, self.views(call.rows, end - begin, call.dtype))
+            rows = self._rows(call, roster, self.views(call.rows, end - begin, call.dtype))
             if shared:
                 # Each rank reduces a slice for all. For two it is less work that each reduces
                 # everything it needs.
-                self._reduce_slice(call, roster, rows)
+                self._reduce_slice(call, roster, rows, end - begin)
                 self.meet(_FENCE, None, watch)
                 if call.target is not None:
                     np.copyto(call.target[begin:end], rows[self.rank])
@@ -119,16 +119,17 @@ class SharedTransport(Transport):
         if self.chunk_nbytes is None and longest:
             self.meet(_FENCE, None, watch)  # What was shown is the memory itself.
 
-    def _rows(self, call: Call, views: Sequence[Array]) -> list[Array]:
-        """Of each rank's view the row that this rank has to do with."""
+    def _rows(self, call: Call, roster: Roster, views: Sequence[Array]) -> dict[int, Array]:
+        """By rank that shows something, the row of its view that this rank has to do with."""
         row = self._row(call)
-        return [view[row] for view in views]
+        shown = (roster.root,) if call.kind is Kind.BROADCAST else roster.participants
+        return {rank: views[rank][row] for rank in shown}
 
     def _row(self, call: Call) -> int:
         return self.rank if call.rows > 1 else 0
 
     def _finish_piece(
-        self, call: Call, roster: Roster, rows: Sequence[Array], begin: int, end: int
+        self, call: Call, roster: Roster, rows: Mapping[int, Array], begin: int, end: int
     ) -> None:
         """Complete columns `begin` to `end` of this rank's target from the peers' rows of them."""
         target, ranks = call.target, roster.participants
@@ -147,20 +148,22 @@ class SharedTransport(Transport):
 
     def _move_directly(self, call: Call, roster: Roster, views: list[Array], watch: Watch) -> None:
         """Work on the peers' arrays where they lie, then wait until everybody has."""
-        rows = self._rows(call, views)
+        rows = self._rows(call, roster, views)
         if call.kind is Kind.ALL_REDUCE:
-            self._reduce_slice(call, roster, rows)
+            self._reduce_slice(call, roster, rows, call.columns)
         else:
             self._finish_piece(call, roster, rows, 0, call.columns)
         self.meet(_FENCE, None, watch)
 
-    def _reduce_slice(self, call: Call, roster: Roster, rows: Sequence[Array]) -> None:
+    def _reduce_slice(
+        self, call: Call, roster: Roster, rows: Mapping[int, Array], columns: int
+    ) -> None:
         """Reduce this rank's slice of the rows and write it into all of them.
 
         Ranks in join() do their share of the work.
         """
         assert call.op is not None
-        mine = self._own_slice(rows[self.rank].size)
+        mine = self._own_slice(columns)
         if mine.start < mine.stop:
             sources = [rows[rank][mine] for rank in roster.participants]
             reduce_arrays(sources, sources, call.op)

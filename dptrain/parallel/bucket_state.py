@@ -52,13 +52,18 @@ class Section:
         return [self.storage.params[i] for i in self.positions]
 
     def buckets(
-        self, bucket_cap_mb: float | Sequence[float] | None, name: str, first: int
+        self,
+        bucket_cap_mb: float | Sequence[float] | None,
+        end_cap_mb: float,
+        name: str,
+        first: int,
     ) -> list[BucketState]:
-        """Cut the section into buckets, numbered from `first`."""
+        """Cut the section into buckets, numbered from `first`; for the sizes see `plan_buckets`."""
         made: list[BucketState] = []
         for run in consecutive(self.positions):
             bounds = [(self.storage.places[i].start, self.storage.places[i].stop) for i in run]
-            for bucket in plan_buckets(bounds, self.storage.data.itemsize, bucket_cap_mb):
+            itemsize = self.storage.data.itemsize
+            for bucket in plan_buckets(bounds, itemsize, bucket_cap_mb, end_cap_mb):
                 index = first + len(made)
                 made.append(BucketState(self, run[bucket.first : bucket.last], index, name))
         return made

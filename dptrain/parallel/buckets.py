@@ -14,6 +14,8 @@ MIB = 1024 * 1024
 BUCKET_CAP_MB = 25.0
 #: The first bucket starts the communication early; the last one is all that backward cannot hide.
 END_CAP_MB = 1.0
+#: The same where all ranks are on one host.
+HOST_END_CAP_MB = 4.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ def plan_buckets(
     bounds: Sequence[tuple[int, int]],
     itemsize: int,
     bucket_cap_mb: float | Sequence[float] | None = None,
+    end_cap_mb: float = END_CAP_MB,
 ) -> list[Bucket]:
     """Cut a layout into buckets, in the order in which backward fills them.
 
@@ -40,12 +43,13 @@ def plan_buckets(
         bounds: (start, stop) of each parameter in elements, ascending.
         itemsize: bytes of an element.
         bucket_cap_mb: size of a bucket in MiB, or of each bucket, the last one also for those that
-            follow; None: 25, and 1 at both ends.
+            follow; None: 25, and `end_cap_mb` at both ends.
+        end_cap_mb: see there.
 
     Raises:
         ValueError: a cap that is not positive.
     """
-    caps = _caps(bucket_cap_mb)
+    caps = _caps(bucket_cap_mb, end_cap_mb)
     groups: list[list[int]] = []
     held = 0.0
     for i, (start, stop) in enumerate(bounds):
@@ -59,10 +63,10 @@ def plan_buckets(
     return [Bucket(g[0], g[-1] + 1, bounds[g[0]][0], bounds[g[-1]][1]) for g in groups]
 
 
-def _caps(bucket_cap_mb: float | Sequence[float] | None) -> list[float]:
+def _caps(bucket_cap_mb: float | Sequence[float] | None, end_cap_mb: float) -> list[float]:
     """The cap of each bucket in bytes; the last one holds for all that follow."""
     if bucket_cap_mb is None:
-        return [END_CAP_MB * MIB, BUCKET_CAP_MB * MIB]
+        return [end_cap_mb * MIB, BUCKET_CAP_MB * MIB]
     given = [bucket_cap_mb] if isinstance(bucket_cap_mb, (int, float)) else list(bucket_cap_mb)
     if not given or any(cap < 0 for cap in given):
         raise ValueError(f"bucket_cap_mb must be 0 or more, got {bucket_cap_mb}")

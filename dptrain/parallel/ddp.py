@@ -52,8 +52,10 @@ class DistributedDataParallel(EqualEnds, Module):
     over the ranks; optimizers and clipping need not know of ranks.
 
     Parameters that no rank used keep `grad is None`; parameters that some ranks used get the average
-    with zeros of the others. Both are settled in the same step, without a flag. Parameters may be
-    frozen and unfrozen between steps, on all ranks alike.
+    with zeros of the others. Both are settled in the same step, without a flag. A rank whose backward
+    reaches none of them at all is an error on every rank at its next optimizer step, as the others wait
+    for it in theirs; add `0 * output.sum()` to its loss. Parameters may be frozen and unfrozen between
+    steps, on all ranks alike.
 
     When a DataLoader's pass that trained this module ends on one rank before the others, that rank
     answers the others' averages (which then divide by the ranks that had data) until all are done,
@@ -71,7 +73,8 @@ class DistributedDataParallel(EqualEnds, Module):
         broadcast_buffers: the deprecated name of `forward_sync_buffers`.
         init_sync: compare and broadcast at construction.
         process_group: whose ranks train together; the default group if None.
-        bucket_cap_mb: size of a gradient bucket in MiB; None: 25, and 1 for the first and the last.
+        bucket_cap_mb: size of a gradient bucket in MiB; None: 25, and 1 for the first and the last (4
+            where all ranks are on one host).
         find_unused_parameters: accepted; unused parameters are always handled.
         check_reduction: accepted; has no effect, as in PyTorch.
         gradient_as_bucket_view: accepted; gradients are always views of the buckets.

@@ -26,8 +26,10 @@ from dptrain.core.hooks import RemovableHandle
 from dptrain.core.tensor import Tensor
 from dptrain.futures import Future
 from dptrain.parallel.bucket_state import BucketState, Section
+from dptrain.parallel.buckets import END_CAP_MB, HOST_END_CAP_MB
 from dptrain.parallel.grad_bucket import CommHook, as_buffer
 from dptrain.parallel.statistics import StepRecord, StepTimes
+from dptrain.parallel.step_check import StepCheck
 from dptrain.parallel.weights import SampleWeights
 
 
@@ -73,6 +75,7 @@ class Reducer:
         self._next = 0
         self._seen: set[int] = set()
         self._totals: tuple[np.ndarray, Work] | None = None
+        self.step_check = StepCheck(communicator, name, self.sections)
         self.add(named)
 
     def add(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -86,7 +89,8 @@ class Reducer:
             own = [p for p in storage.params if id(p) in wanted]
             section = Section(storage, own, self.communicator)
             self.sections.append(section)
-            made = section.buckets(self._cap, self._name, len(self._buckets))
+            end_cap_mb = _end_cap_mb(self.communicator)
+            made = section.buckets(self._cap, end_cap_mb, self._name, len(self._buckets))
             self._buckets += made
             self._bucket_of |= {id(storage.params[i]): b for b in made for i in b.members}
         for p in params:
@@ -96,6 +100,7 @@ class Reducer:
 
     def detach(self) -> None:
         """Leave the parameters alone from here on."""
+        self.step_check.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -122,6 +127,7 @@ class Reducer:
         """A parameter's gradient is final (called by the engine during the walk)."""
         if not self.enabled:
             self.last_backward_ns = time.perf_counter_ns()
+            self.step_check.backward_done()
             return
         if self._pass is not engine.current_pass():
             self._begin()
@@ -135,7 +141,10 @@ class Reducer:
         bucket.waiting -= 1
         if bucket.waiting == 0:
             bucket.ready_ns = time.perf_counter_ns()
-            while self._next < len(self._buckets) and self._buckets[self._next].waiting == 0:
+            # The last one is left to `_finish`: the walk is about over, and a change of threads for
+            # nothing costs more than the rest of it could hide.
+            last = len(self._buckets) - 1
+            while self._next < last and self._buckets[self._next].waiting == 0:
                 self._launch(self._buckets[self._next])
 
     def _begin(self) -> None:
@@ -195,7 +204,7 @@ class Reducer:
         """Launch what is missing, wait for everything, settle who used what."""
         waited_from_ns = time.perf_counter_ns()
         while self._next < len(self._buckets):
-            # Nothing is left to overlap with: run it here and save the change of threads.
+            # Nothing is left to overlap with: run it here.
             self._launch(self._buckets[self._next], async_op=False)
         flags = [
             self.communicator.all_reduce(
@@ -212,6 +221,7 @@ class Reducer:
         for work in flags:
             work.wait()
         self._scale()
+        self.step_check.backward_done()
         self.last_backward_ns = time.perf_counter_ns()
         self.times.add(
             StepRecord(
@@ -261,6 +271,16 @@ class Reducer:
                 "DistributedDataParallel was made; convert the module first, then wrap it"
             )
         return placed(p)
+
+
+def _end_cap_mb(communicator: Communicator) -> float:
+    """How small the first and the last bucket are, by default.
+
+    On one host the ranks reduce some MiB in the time that it costs to begin: cutting less than that
+    off, to begin early, takes longer. Sums are made in rank order either way, so no bit depends on it.
+    """
+    one_host = communicator.local_world_size == communicator.world_size
+    return HOST_END_CAP_MB if one_host else END_CAP_MB
 
 
 def _publish(section: Section) -> None:
