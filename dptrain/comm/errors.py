@@ -22,7 +22,15 @@ class CollectiveTimeoutError(CommunicatorError, TimeoutError):
 
 
 class RankLeftError(CommunicatorError):
-    """A rank closed its communicator, or gave up on it, while others still waited for it."""
+    """A rank ended, closed its communicator or gave up on it, while others still waited for it.
+
+    Attributes:
+        cause: what began it: which rank left first as far as is known, and how; "" if unknown.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 def rank_prefix(rank: int, world_size: int) -> str:

@@ -30,7 +30,7 @@ from dptrain.comm.call import (
 from dptrain.comm.communicator import JoinResult
 from dptrain.comm.errors import CommunicatorError, rank_prefix
 from dptrain.comm.reduction import dtype_from_name
-from dptrain.comm.transport import Transport, Watch
+from dptrain.comm.transport import GAVE_UP_AS, Transport, Watch
 from dptrain.comm.work import Work
 
 
@@ -174,7 +174,10 @@ class Meetings:
         """Mark the communicator as broken by `error` and let the others know."""
         if self.broken is None:
             self.broken = error
-            self._transport.leave(f"gave up ({type(error).__name__})")
+            cause = getattr(error, "cause", "")
+            self._transport.leave(
+                f"{GAVE_UP_AS}{cause}" if cause else f"gave up ({type(error).__name__})"
+            )
 
     def _shown(self, call: Call) -> np.ndarray[Any, Any] | None:
         """What the meeting itself shows of `call`: on a broadcast only the root's array."""

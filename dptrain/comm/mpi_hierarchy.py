@@ -1,12 +1,12 @@
 """Processes of several hosts, with several on some host: shared memory inside, messages between.
 
-Owns: how large reductions and broadcasts go through one rank per host, the leader.
+Owns: how large reductions, broadcasts and gatherings go through one rank per host, the leader.
 Must not know: how ranks meet, which is as among hosts of one rank each (`mpi_network`).
 
 A reduction is computed inside every host first, in rank order, and then over the hosts, in the order
 of their leaders. So a result depends on the grouping of the ranks, but neither on timing nor on the
-rank that looks at it. Only the leaders' messages cross the network: two times the array per host,
-however many ranks the host has.
+rank that looks at it. Only the leaders' messages cross the network: for a reduction two times the
+array per host, however many ranks the host has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from dptrain.comm.call import NO_ROOT, PRIVATE, Call, Kind, Roster
+from dptrain.comm.arguments import flat_bytes
+from dptrain.comm.call import NO_ROOT, PRIVATE, Call, Kind, Parts, Roster
 from dptrain.comm.errors import RankLeftError
 from dptrain.comm.mpi_host import HostTransport
 from dptrain.comm.mpi_network import SMALL_NBYTES, NetworkTransport
@@ -72,8 +73,8 @@ class HierarchicalTransport(NetworkTransport):
         self._host_of = {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
 
     def move(self, call: Call, roster: Roster, watch: Watch) -> None:
-        large = call.nbytes > SMALL_NBYTES
-        if not large or call.kind not in (Kind.ALL_REDUCE, Kind.REDUCE, Kind.BROADCAST):
+        # What ranks send each other one by one is the same number of bytes either way.
+        if call.nbytes <= SMALL_NBYTES or call.kind is Kind.ALL_TO_ALL:
             super().move(call, roster, watch)
             return
         assert call.dtype is not None
@@ -83,24 +84,46 @@ class HierarchicalTransport(NetworkTransport):
         shown = call.source
         if call.kind is Kind.BROADCAST and self.rank != roster.root:
             shown = None
-        step = max(self._inside.chunk_nbytes // call.dtype.itemsize, 1)
+        # Rows that a rank shows, and rows that the leader shows of the result.
+        results = {Kind.ALL_GATHER: self.world_size, Kind.REDUCE_SCATTER: len(here)}
+        rows = results.get(call.kind, 1)
+        widest = max(rows, call.rows)
+        step = max(self._inside.chunk_nbytes // (widest * call.dtype.itemsize), 1)
         for begin in range(0, call.columns, step):
             piece = slice(begin, min(begin + step, call.columns))
             length = piece.stop - begin
             self._inside.meet(_FENCE, None if shown is None else shown[:, piece], inner)
             result = None
             if self._leaders is not None:
-                views = self._inside.views(1, length, call.dtype)
-                if call.kind is Kind.BROADCAST:
-                    result = self._passed_on(call, roster, views, outer)
-                else:
-                    result = self._reduced(call, roster, views, outer)
+                views = self._inside.views(call.rows, length, call.dtype)
+                result = self._result(call, roster, views, outer)
             self._inside.meet(_FENCE, result, inner)
-            at_root = self.rank == roster.root
-            wanted = call.kind is Kind.ALL_REDUCE or at_root is (call.kind is Kind.REDUCE)
-            if call.target is not None and wanted and self.rank in roster.participants:
-                np.copyto(call.target[piece], self._inside.views(1, length, call.dtype)[0][0])
+            self._take(call, roster, piece, self._inside.views(rows, length, call.dtype)[0])
         # No closing fence: see `SharedTransport`.
+
+    def _take(self, call: Call, roster: Roster, piece: slice, result: np.ndarray) -> None:
+        """Complete a piece of this rank's target from what the leader shows."""
+        if call.target is None or self.rank not in roster.participants:
+            return
+        at_root = self.rank == roster.root
+        if call.kind is Kind.ALL_GATHER:
+            np.copyto(call.target[:, piece], result)
+        elif call.kind is Kind.REDUCE_SCATTER:
+            np.copyto(call.target[piece], result[self.local_rank])
+        elif call.kind is Kind.ALL_REDUCE or at_root is (call.kind is Kind.REDUCE):
+            np.copyto(call.target[piece], result[0])
+
+    def _result(
+        self, call: Call, roster: Roster, views: list[np.ndarray], watch: Watch
+    ) -> np.ndarray:
+        """(rows, columns) of a piece, on a leader, from what the ranks of its host show."""
+        if call.kind is Kind.BROADCAST:
+            return self._passed_on(call, roster, views, watch)
+        if call.kind is Kind.ALL_GATHER:
+            return self._gathered(views, watch)
+        if call.kind is Kind.REDUCE_SCATTER:
+            return self._scattered(call, views, watch)
+        return self._reduced(call, roster, views, watch)
 
     def _passed_on(
         self, call: Call, roster: Roster, views: list[np.ndarray], watch: Watch
@@ -136,6 +159,44 @@ class HierarchicalTransport(NetworkTransport):
         if call.op is ReduceOp.AVG:
             divide(total, len(roster.participants))
         return total.astype(call.dtype, copy=False).reshape(1, -1)
+
+    def _gathered(self, views: list[np.ndarray], watch: Watch) -> np.ndarray:
+        """The pieces of all ranks: every leader sends its host's to every other."""
+        mine = np.concatenate(views)
+        found = [np.empty((len(ranks), mine.shape[1]), mine.dtype) for ranks in self._hosts]
+        self._exchange([mine] * len(found), found, watch)
+        result = np.empty((self.world_size, mine.shape[1]), mine.dtype)
+        for ranks, rows in zip(self._hosts, found, strict=True):
+            result[list(ranks)] = rows
+        return result
+
+    def _scattered(self, call: Call, views: list[np.ndarray], watch: Watch) -> np.ndarray:
+        """The reduced pieces of this host's ranks: leaders send each other sums over their hosts."""
+        assert call.op is not None
+        assert call.dtype is not None
+        total = np.empty(views[0].shape, accumulator(call.dtype))
+        combine = ReduceOp.SUM if call.op is ReduceOp.AVG else call.op
+        wide = [np.asarray(view, total.dtype).reshape(-1) for view in views]
+        reduce_arrays(wide, [total.reshape(-1)], combine)
+        found = [np.empty((len(views), total.shape[1]), total.dtype) for _ in self._hosts]
+        self._exchange([total[list(ranks)] for ranks in self._hosts], found, watch)
+        result = np.empty_like(found[0])
+        reduce_arrays([part.reshape(-1) for part in found], [result.reshape(-1)], combine)
+        if call.op is ReduceOp.AVG:
+            divide(result, self.world_size)
+        return result.astype(call.dtype, copy=False)
+
+    def _exchange(
+        self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], watch: Watch
+    ) -> None:
+        """Send `outgoing[i]` to the leader of host i, whose message comes into `incoming[i]`."""
+        assert self._leaders is not None
+        parts = Parts([flat_bytes(a) for a in outgoing], [flat_bytes(a) for a in incoming])
+        # A leader looks at what concerns itself only.
+        lengths = np.zeros((len(outgoing), len(incoming)), np.int64)
+        lengths[self._leaders.rank] = [part.size for part in parts.outgoing]
+        lengths[:, self._leaders.rank] = [part.size for part in parts.incoming]
+        self._leaders.move_parts(parts, lengths, watch)
 
     def leave(self, reason: str | None) -> None:
         self._inside.leave(reason)

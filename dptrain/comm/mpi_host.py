@@ -19,7 +19,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,12 @@ from mpi4py import MPI
 
 from dptrain.comm import futex
 from dptrain.comm.call import AT_ADDRESS, PRIVATE, RECORD_NBYTES, Header
+from dptrain.comm.errors import RankLeftError
 from dptrain.comm.movement import SharedTransport
 from dptrain.comm.mpi_link import MpiLink
-from dptrain.comm.peer_memory import PeerMemory
+from dptrain.comm.peer import Peer
 from dptrain.comm.segment import Segment
-from dptrain.comm.transport import Transport, Watch, private_memory
+from dptrain.comm.transport import ENDED, Transport, Watch, private_memory
 
 Array = np.ndarray[Any, Any]
 
@@ -78,8 +79,9 @@ class HostTransport(MpiLink, SharedTransport):
         self._windows: dict[int, tuple[Segment, int, int]] = {}
         self._num_windows = 0
         self._order_memory = _memory_barrier()
+        self._processes = [Peer(pid) for pid in comm.allgather(os.getpid())]
         self._introduce()
-        self._peer_memory = _reached(comm) if peer_memory else []
+        self._reaches = peer_memory and _reach_each_other(comm, self._processes)
 
     def _introduce(self) -> None:
         """Write into the slot what the others have to know to ask for a stack."""
@@ -123,11 +125,13 @@ class HostTransport(MpiLink, SharedTransport):
                 os.sched_yield()  # The rank that is waited for may need this very core.
         while words[at] == behind:
             # The state is read before the word is read again: a rank comes, and then leaves.
-            reason = self.has_left(rank)
+            reason = self._said_why(rank)
             if reason is not None and words[at] == behind:
                 raise watch.left(rank, reason)
             futex.wait(self._address[rank], behind, watch.patience_s())
             if words[at] == behind:
+                if self._processes[rank].has_ended() and words[at] == behind:
+                    raise watch.left(rank, self._said_why(rank) or ENDED)
                 watch.check([r for r in self._peers if words[self._word_at[r]] == behind])
 
     def exchange(self, text: str, watch: Watch) -> list[str]:
@@ -171,7 +175,7 @@ class HostTransport(MpiLink, SharedTransport):
             begin = segment.bytes.__array_interface__["data"][0] + self.rank * stride
             if begin <= address and address + array.nbytes <= begin + nbytes:
                 return window, address - begin
-        reached = self._peer_memory and array.nbytes > _SMALL_NBYTES
+        reached = self._reaches and array.nbytes > _SMALL_NBYTES
         return (AT_ADDRESS, address) if reached else PRIVATE
 
     def window_views(self, position: tuple[int, int], nbytes: int) -> list[Array]:
@@ -181,15 +185,19 @@ class HostTransport(MpiLink, SharedTransport):
 
     def fetch(self, rank: int, address: int, into: Array, watch: Watch) -> None:
         try:
-            self._peer_memory[rank].read(address, into)
+            self._processes[rank].read(address, into)
         except OSError as error:
-            raise watch.left(rank, f"cannot be reached any more ({error.strerror})") from error
+            raise self._lost(rank, error, watch) from error
 
     def store(self, rank: int, address: int, array: Array, watch: Watch) -> None:
         try:
-            self._peer_memory[rank].write(address, array)
+            self._processes[rank].write(address, array)
         except OSError as error:
-            raise watch.left(rank, f"cannot be reached any more ({error.strerror})") from error
+            raise self._lost(rank, error, watch) from error
+
+    def _lost(self, rank: int, error: OSError, watch: Watch) -> RankLeftError:
+        ended = self._processes[rank].has_ended()
+        return watch.left(rank, ENDED if ended else f"cannot be reached any more ({error})")
 
     def split(self, color: int | None, key: int, watch: Watch) -> Transport | None:
         comm = MPI.Intracomm(self.comm.Split(MPI.UNDEFINED if color is None else color, key))
@@ -198,6 +206,11 @@ class HostTransport(MpiLink, SharedTransport):
     # -- who is here -------------------------------------------------------------------------------
 
     def has_left(self, rank: int) -> str | None:
+        reason = self._said_why(rank)
+        return reason or (ENDED if self._processes[rank].has_ended() else None)
+
+    def _said_why(self, rank: int) -> str | None:
+        """What a rank that has left wrote into its slot."""
         if not self._words[self._state_at[rank]]:
             return None
         return self._text(self._slots[rank] + _REASON, _REASON_NBYTES)
@@ -252,20 +265,19 @@ def control_nbytes(world_size: int) -> int:
     return world_size * (_SLOT_NBYTES + 2 * _CHUNK_NBYTES)
 
 
-def _reached(comm: MPI.Intracomm) -> list[PeerMemory]:
-    """The memory of every rank of `comm`, or nothing where some rank may not read another's."""
+def _reach_each_other(comm: MPI.Intracomm, processes: Sequence[Peer]) -> bool:
+    """Whether every rank of `comm` may read the memory of every other."""
     token = np.frombuffer(os.urandom(16), np.uint8)
-    facts = comm.allgather((os.getpid(), token.__array_interface__["data"][0], token.tobytes()))
-    found, copy = [PeerMemory(pid) for pid, _, _ in facts], np.zeros_like(token)
-    reached = True
-    for memory, (_, address, wanted) in zip(found, facts, strict=True):
+    facts = comm.allgather((token.__array_interface__["data"][0], token.tobytes()))
+    copy, reached = np.zeros_like(token), True
+    for process, (address, wanted) in zip(processes, facts, strict=True):
         try:
-            memory.read(address, copy)
+            process.read(address, copy)
         except OSError:
             reached = False
         reached = reached and copy.tobytes() == wanted
     # Everybody has to decide alike; and the tokens have to stay until all have looked.
-    return found if all(comm.allgather(reached)) else []
+    return all(comm.allgather(reached))
 
 
 def _shows_stacks() -> bool:

@@ -109,3 +109,12 @@ def pieces(array: Array) -> list[Array]:
     """A (nbytes,) array cut into what one message of MPI can carry; at least one piece."""
     count = max(-(-array.size // MESSAGE_NBYTES), 1)
     return [array[i * MESSAGE_NBYTES : (i + 1) * MESSAGE_NBYTES] for i in range(count)]
+
+
+def failed_ranks(comm: MPI.Intracomm) -> list[int]:
+    """The ranks of `comm` that MPI knows to have died; none where MPI cannot tell."""
+    try:
+        found = comm.Get_group().Translate_ranks(range(comm.size), comm.Get_failed())
+    except (NotImplementedError, MPI.Exception):
+        return []
+    return [rank for rank, among in enumerate(found) if among != MPI.UNDEFINED]

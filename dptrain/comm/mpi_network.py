@@ -11,16 +11,17 @@ keep a core busy.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Parts, Roster, kind_of
-from dptrain.comm.mpi_link import MpiLink, pieces
+from dptrain.comm.mpi_link import MpiLink, failed_ranks, pieces
 from dptrain.comm.reduction import reduce_arrays
-from dptrain.comm.transport import Transport, Watch, private_memory
+from dptrain.comm.transport import ENDED, Transport, Watch, private_memory
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +36,8 @@ _CHUNK_NBYTES = 32 << 20
 _EAGER_S = 50e-6
 _MOVING_S = 0.1
 _LONGEST_PAUSE_S = 500e-6
+# How long it may take until MPI knows which process has ended, after an error that says that one has.
+_NEWS_S = 0.5
 
 
 class NetworkTransport(MpiLink):
@@ -62,6 +65,23 @@ class NetworkTransport(MpiLink):
     # -- meeting -----------------------------------------------------------------------------------
 
     def meet(self, record: bytes, source: Array | None, watch: Watch) -> list[bytes]:
+        with self._naming_the_dead(watch):
+            return self._meet(record, watch)
+
+    @contextmanager
+    def _naming_the_dead(self, watch: Watch) -> Iterator[None]:
+        """An error of MPI is the end of a process, where MPI lives to tell."""
+        try:
+            yield
+        except MPI.Exception as error:
+            until_s = time.monotonic() + _NEWS_S
+            while not (failed := failed_ranks(self.comm)):
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(_LONGEST_PAUSE_S)
+            raise watch.left(failed[0], ENDED) from error
+
+    def _meet(self, record: bytes, watch: Watch) -> list[bytes]:
         self._send_notes(record)
         self._look_for_leavers(watch)
         self._poll(self._all_here, self._missing, watch, _EAGER_S)
@@ -81,10 +101,17 @@ class NetworkTransport(MpiLink):
         return self.comm.Irecv([self._inbox[rank], MPI.BYTE], source=rank, tag=_NOTE_TAG)
 
     def _send_notes(self, record: bytes) -> None:
-        self._sending = [pair for pair in self._sending if not pair[0].Test()]
+        self._sending = [pair for pair in self._sending if not _is_over(pair[0])]
+        error: MPI.Exception | None = None
         for rank in self._peers:
-            request = self.comm.Isend([record, MPI.BYTE], dest=rank, tag=_NOTE_TAG)
-            self._sending.append((request, record))  # The bytes have to live until it is sent.
+            try:
+                request = self.comm.Isend([record, MPI.BYTE], dest=rank, tag=_NOTE_TAG)
+            except MPI.Exception as dead:
+                error = dead  # The others are told all the same.
+            else:
+                self._sending.append((request, record))  # The bytes have to live until it is sent.
+        if error is not None:
+            raise error
 
     def _all_here(self) -> bool:
         return MPI.Request.Testall(list(self._coming.values()))
@@ -120,11 +147,9 @@ class NetworkTransport(MpiLink):
             if self._left[rank] is None and self._arrived(rank):
                 record = bytes(self._inbox[rank])
                 if kind_of(record) is Kind.CLOSE:
-                    steps, gave_up = divmod(Header.parse(record).nbytes, 2)
-                    self._left[rank] = (
-                        "gave up after an error" if gave_up else "closed its communicator"
-                    )
-                    self._steps_of_leaver[rank] = steps
+                    header = Header.parse(record)
+                    self._left[rank] = _reason_in(header.text)
+                    self._steps_of_leaver[rank] = header.nbytes
             reason = self._left[rank]
             # A rank that has finished this step and left since has done its part.
             if reason is not None and self._steps_of_leaver[rank] <= self._steps:
@@ -148,14 +173,15 @@ class NetworkTransport(MpiLink):
         if call.nbytes == 0 or call.dtype is None:
             return
         step = max(_CHUNK_NBYTES // (call.rows * call.dtype.itemsize), 1)
-        for begin in range(0, call.columns, step):
-            piece = slice(begin, min(begin + step, call.columns))
-            if call.kind is Kind.BROADCAST:
-                self._broadcast(call, roster, piece, watch)
-            elif call.kind in (Kind.ALL_REDUCE, Kind.REDUCE):
-                self._reduce(call, roster, piece, watch)
-            else:
-                self._distribute(call, piece, watch)
+        with self._naming_the_dead(watch):
+            for begin in range(0, call.columns, step):
+                piece = slice(begin, min(begin + step, call.columns))
+                if call.kind is Kind.BROADCAST:
+                    self._broadcast(call, roster, piece, watch)
+                elif call.kind in (Kind.ALL_REDUCE, Kind.REDUCE):
+                    self._reduce(call, roster, piece, watch)
+                else:
+                    self._distribute(call, piece, watch)
 
     def _distribute(self, call: Call, piece: slice, watch: Watch) -> None:
         """The calls in which ranks get different things, and no rank can be missing."""
@@ -203,6 +229,10 @@ class NetworkTransport(MpiLink):
             call.target[piece] = result
 
     def move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
+        with self._naming_the_dead(watch):
+            self._move_parts(parts, lengths, watch)
+
+    def _move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
         requests = []
         for rank, room in enumerate(parts.incoming):
             if rank == self.rank:
@@ -257,9 +287,23 @@ class NetworkTransport(MpiLink):
         return f"{header.text}, number {header.number}"
 
     def leave(self, reason: str | None) -> None:
-        self._send_notes(Call(Kind.CLOSE, count=2 * self._steps + (reason is not None)).record())
+        why = reason or "closed its communicator"
+        with suppress(MPI.Exception):  # A dead rank need not be told.
+            self._send_notes(Call(Kind.CLOSE, count=self._steps, name=why).record())
         for request in self._coming.values():
             if request != MPI.REQUEST_NULL:
                 request.Cancel()
                 request.Free()
         self._coming = dict.fromkeys(self._peers, MPI.REQUEST_NULL)
+
+
+def _is_over(request: MPI.Request) -> bool:
+    try:
+        return request.Test()
+    except MPI.Exception:  # To a rank that is dead.
+        return True
+
+
+def _reason_in(text: str) -> str:
+    """Why a rank left, from the text of its last record, which may have been cut."""
+    return text.removeprefix("close(name='").removesuffix("')")

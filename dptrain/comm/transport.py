@@ -19,6 +19,10 @@ from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError, rank_pref
 
 # How often somebody who waits looks whether a peer has left.
 POLL_S = 0.25
+# How the reason of a rank begins that leaves because another did.
+GAVE_UP_AS = "gave up, as "
+# Why a process is gone of which nothing was heard.
+ENDED = "has ended without closing its communicator"
 
 
 class Pending(ABC):
@@ -99,10 +103,15 @@ class Watch:
 
     def left(self, rank: int, reason: str) -> RankLeftError:
         """The error for a peer that will not come any more."""
+        # Who gives up because of another rank says so, and its cause is passed on as it is.
+        cause = f"rank {rank} {reason}"
+        if reason.startswith(GAVE_UP_AS):
+            cause = reason.removeprefix(GAVE_UP_AS)
         return RankLeftError(
             f"{self._prefix()} rank {rank} {reason} while this rank waits for it in "
             f"{self._call.describe()}; rank {rank}'s last collective: "
-            f"{self._transport.last_seen(rank)}"
+            f"{self._transport.last_seen(rank)}",
+            cause,
         )
 
     def stopped(self, reason: str) -> RankLeftError:

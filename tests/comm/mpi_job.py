@@ -51,26 +51,36 @@ def run_job(
     limit_s: float,
     script: str | None = None,
     python: str = sys.executable,
+    options: tuple[str, ...] = (),
 ) -> Result:
     """Run `python arguments` (or the text of a script) as an MPI job of that interpreter's library.
 
-    A job that takes longer than `limit_s` is killed and fails the test, with what it has printed.
+    `options` are mpirun's. A job that takes longer than `limit_s` is killed and fails the test, with what it has printed.
     """
     # mpirun sometimes fails to start its own server on a loaded machine, before it starts a rank.
     for _ in range(2):
-        result = _run_once(world_size, *arguments, limit_s=limit_s, script=script, python=python)
+        result = _run_once(
+            world_size, *arguments, limit_s=limit_s, script=script, python=python, options=options
+        )
         if result.code == 0 or "listener thread failed to start" not in result.stderr:
             return result
-    return _run_once(world_size, *arguments, limit_s=limit_s, script=script, python=python)
+    return _run_once(
+        world_size, *arguments, limit_s=limit_s, script=script, python=python, options=options
+    )
 
 
 def _run_once(
-    world_size: int, *arguments: str, limit_s: float, script: str | None, python: str
+    world_size: int,
+    *arguments: str,
+    limit_s: float,
+    script: str | None,
+    python: str,
+    options: tuple[str, ...],
 ) -> Result:
     if script is not None:
         arguments = ("-c", script, *arguments)
     process = subprocess.Popen(
-        [find_mpirun(python), "-n", str(world_size), python, *arguments],
+        [find_mpirun(python), *options, "-n", str(world_size), python, *arguments],
         env=job_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
-"""Reading and writing the memory of another process of this host.
+"""Another process of this host: whether it lives, and reading and writing its memory.
 
-Owns: `PeerMemory`, over process_vm_readv(2) and process_vm_writev(2), called through ctypes. Must not
+Owns: `Peer`, over /proc, process_vm_readv(2) and process_vm_writev(2), called through ctypes. Must not
 know: MPI, ranks' calls.
 
 One copy by the kernel takes the place of two through a staging area, and no meeting is needed in
@@ -37,22 +37,41 @@ def _function(name: str) -> ctypes._NamedFuncPointer | None:
 _read, _write = _function("process_vm_readv"), _function("process_vm_writev")
 
 
-class PeerMemory:
-    """The memory of the process `pid`.
-
-    Raises:
-        OSError: from its methods: the process has ended, or the system does not allow it.
-    """
+class Peer:
+    """The process `pid`."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
 
+    def has_ended(self) -> bool:
+        """Whether the process is gone, or only waits for its parent to take note of that."""
+        try:
+            with open(f"/proc/{self._pid}/stat") as facts:
+                return facts.read().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            pass
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # Somebody else's: it is there.
+        return False
+
     def read(self, begin: int, into: Array) -> None:
-        """Copy what lies at address `begin` there into the contiguous array `into`."""
+        """Copy what lies at address `begin` there into the contiguous array `into`.
+
+        Raises:
+            OSError: the process has ended, or the system does not allow it.
+        """
         self._copy(_read, begin, into)
 
     def write(self, begin: int, array: Array) -> None:
-        """Copy the contiguous `array` to address `begin` there."""
+        """Copy the contiguous `array` to address `begin` there.
+
+        Raises:
+            OSError: as `read`.
+        """
         self._copy(_write, begin, array)
 
     def _copy(self, function: ctypes._NamedFuncPointer | None, begin: int, array: Array) -> None:
