@@ -99,6 +99,11 @@ class BucketState:
         return self.section.storage.grad_memory[self.start : self.stop]
 
     @property
+    def flags(self) -> np.ndarray:
+        """Of the bucket's parameters, in their order: not 0 where one was used."""
+        return self.section.flags[self.members[0] : self.members[-1] + 1]
+
+    @property
     def message(self) -> np.ndarray:
         """The gradients, and with the last bucket of a section the flags."""
         memory = self.section.storage.grad_memory

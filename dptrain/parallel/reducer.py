@@ -21,7 +21,7 @@ import numpy as np
 from dptrain.comm.communicator import Communicator, Work
 from dptrain.core import engine
 from dptrain.core.arrays import address
-from dptrain.core.flat import Place, adopt, place_of, placed
+from dptrain.core.flat import adopt, place_of
 from dptrain.core.hooks import RemovableHandle
 from dptrain.core.tensor import Tensor
 from dptrain.futures import Future
@@ -131,12 +131,11 @@ class Reducer:
             return
         if self._pass is not engine.current_pass():
             self._begin()
-        place = self._settled(p)
+        self._settle(p)
         if id(p) in self._seen:
             return
         self._seen.add(id(p))
         bucket = self._bucket_of[id(p)]
-        bucket.section.flags[place.position] = 1
         bucket.arrived += 1
         bucket.waiting -= 1
         if bucket.waiting == 0:
@@ -154,8 +153,6 @@ class Reducer:
         self._began_ns = time.perf_counter_ns()
         for bucket in self._buckets:
             bucket.begin()
-        for section in self.sections:
-            section.flags[section.positions] = 0
         self._totals = None
         if self.weights is not None or (self.divide_by is not None and self.hook is not None):
             count = 0.0 if self.weights is None else self.weights.take()
@@ -166,7 +163,9 @@ class Reducer:
 
     def _launch(self, bucket: BucketState, async_op: bool = True) -> None:
         self._next += 1
-        if bucket.arrived < len(bucket.members):
+        if bucket.arrived == len(bucket.members):
+            bucket.flags[:] = 1
+        else:
             self._fill_unused(bucket)
         bucket.launched_ns = time.perf_counter_ns()
         bucket.ready_ns = bucket.ready_ns or bucket.launched_ns
@@ -186,17 +185,16 @@ class Reducer:
     def _fill_unused(self, bucket: BucketState) -> None:
         """Parameters that this pass did not touch take part with zeros, or with what they hold."""
         storage = bucket.section.storage
-        for i in bucket.members:
+        for k, i in enumerate(bucket.members):
             p = storage.params[i]
-            if id(p) in self._seen:
-                continue
-            if p._grad is None:
+            unused = id(p) not in self._seen and p._grad is None
+            bucket.flags[k] = not unused
+            if unused:
                 storage.grad[storage.places[i].start : storage.places[i].stop] = 0
-            else:
+            elif id(p) not in self._seen:
                 if self.weights is not None:
                     self.weights.refuse_averaged(p, self.name_of(p))
-                self._settled(p)
-                bucket.section.flags[i] = 1
+                self._settle(p)
 
     # ---- when the walk is over -----------------------------------------------------------------
 
@@ -232,8 +230,9 @@ class Reducer:
                 [b.times() for b in self._buckets],
             )
         )
-        for section in self.sections:
-            _publish(section)
+        if len(self._seen) < len(self._names):  # What this rank used, it has.
+            for section in self.sections:
+                _publish(section)
         if self.weights is not None:
             self.weights.averaged(p for s in self.sections for p in s.params())
         self._pass = None
@@ -261,8 +260,8 @@ class Reducer:
         for bucket in self._buckets:
             bucket.gradients[...] *= bucket.gradients.dtype.type(factor)
 
-    def _settled(self, p: Tensor) -> Place:
-        """Where the parameter lies, with its gradient in its slot."""
+    def _settle(self, p: Tensor) -> None:
+        """See to it that the parameter's gradient lies in its slot."""
         place = place_of(p)
         if place is None or (p._grad is not p._slot and not place.storage.settle(place.position)):
             raise RuntimeError(
@@ -270,7 +269,6 @@ class Reducer:
                 f"shape {list(p.shape)} and dtype {p.dtype} changed its dtype or was rebound after "
                 "DistributedDataParallel was made; convert the module first, then wrap it"
             )
-        return placed(p)
 
 
 def _end_cap_mb(communicator: Communicator) -> float:

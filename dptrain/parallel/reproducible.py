@@ -143,6 +143,7 @@ class ShardedStep:
         self._settle_grads(params, grads)
         self._settle_buffers(ends)
         self.steps += 1
+        self._reducer.step_check.backward_done()  # Also on a rank that has no shard.
         self._reducer.communicator.all_reduce(losses, name=f"{self._name} losses", async_op=False)
         return tensor(losses.sum() / self.shards, dtype=float64)
 

@@ -45,14 +45,15 @@ class StepCheck:
         self._passes += 1
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._used.get(optimizer, 0) != self._passes:
+            self._used[optimizer] = self._passes
+            return
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None or not any(
             owner is optimizer for s in self._sections for owner in s.storage.owners()
         ):
             return
-        if self._used.get(optimizer, 0) == self._passes:
-            # Where no rank had a backward (a step to set up state), all meet here and go on.
-            self._communicator.all_reduce(
-                np.zeros(1, np.float32), name=self._name, joinable=True, async_op=False
-            )
-        self._used[optimizer] = self._passes
+        # Where no rank had a backward (a step to set up state), all meet here and go on.
+        self._communicator.all_reduce(
+            np.zeros(1, np.float32), name=self._name, joinable=True, async_op=False
+        )
