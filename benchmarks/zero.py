@@ -4,19 +4,23 @@
 
 Prints, for a model of so many million float32 parameters, the proportional set size (PSS: shared pages
 count by share) that building and training it adds to each rank, the highest over the ranks, beside what
-parameters + gradients + state (/ ranks) take.
+parameters + gradients + state (/ ranks) take, and the time of a step. "scattered" is `reduce_scatter`:
+each averaged gradient goes to the rank that updates it alone.
 """
 
 import argparse
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 
 from memory import pss_mib
 
 WIDTH = 1024
+HOW = ("whole", "divided", "scattered")
 
 
 def worker(args):
@@ -37,28 +41,33 @@ def worker(args):
     model = DistributedDataParallel(
         nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)])
     )
-    optimizer = (
-        ZeroRedundancyOptimizer(model.parameters(), optim.Adam)
-        if args.zero
-        else optim.Adam(model.parameters())
-    )
+    if args.how == "whole":
+        optimizer = optim.Adam(model.parameters())
+    else:
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optim.Adam)
+    if args.how == "scattered":
+        optimizer.reduce_scatter(model)
     x = dptrain.randn(4, WIDTH)
-    for _ in range(2):
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
+        times.append(time.perf_counter() - begin)
     gc.collect()
     dist.barrier()
     ranks = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, pss_mib() - before)
     if dist.get_rank() == 0:
         size = sum(p.numel() for p in model.parameters()) * 4 / 2**20
-        print(json.dumps({"pss_mib": ranks, "parameters_mib": size}))
+        ms = statistics.median(times[1:]) * 1e3
+        print(json.dumps({"pss_mib": ranks, "parameters_mib": size, "ms": ms}))
     dist.barrier()
 
 
-def run(ranks, zero, parameters):
-    options = [__file__, "--worker", "--parameters", str(parameters), *(["--zero"] if zero else [])]
+def run(ranks, how, parameters):
+    options = [__file__, "--worker", how, "--parameters", str(parameters)]
     done = subprocess.run(
         [sys.executable, "-m", "dptrain.launch", "-n", str(ranks), *options],
         stdout=subprocess.PIPE,
@@ -75,20 +84,20 @@ def main():
     )
     parser.add_argument("--parameters", type=float, default=50.0, help="in millions")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--zero", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", dest="how", choices=HOW, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
+    if args.how:
         worker(args)
         return
-    print("ranks  optimizer  PSS per rank  expected  (MiB)")
+    print("ranks  optimizer  PSS per rank, MiB  expected  ms per step")
     for ranks in args.ranks:
-        for zero in (False, True):
-            found = run(ranks, zero, args.parameters)
+        for how in HOW:
+            found = run(ranks, how, args.parameters)
             size = found["parameters_mib"]
-            expected = 2 * size + 2 * size / (ranks if zero else 1)
-            name = "divided" if zero else "Adam"
-            print(f"{ranks:5d}  {name:9s}  {max(found['pss_mib']):12.0f}  {expected:8.0f}")
+            expected = 2 * size + 2 * size / (1 if how == "whole" else ranks)
+            print(
+                f"{ranks:5d}  {how:9s}  {max(found['pss_mib']):17.0f}  {expected:8.0f}  {found['ms']:11.1f}"
+            )
 
 
 if __name__ == "__main__":

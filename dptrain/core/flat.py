@@ -67,6 +67,7 @@ class FlatStorage:
         grad: all gradients, one-dimensional, of the same layout.
         extra: elements that follow the gradients in the same memory, for the owner's use.
         grad_memory: the gradients and the extra elements together.
+        incomplete: why not all gradients that were computed are here; "" if they are.
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
@@ -84,6 +85,7 @@ class FlatStorage:
         self.data.fill(0)
         self.mark_parts(self.data)
         self.grad = self.extra = self.grad_memory = self.data[:0]
+        self.incomplete = ""
         self._slots: list[Tensor] = []
         self._owners: list[weakref.ref[Any]] = []
         for p, place in zip(self.params, self.places, strict=True):
@@ -227,13 +229,30 @@ def placed(p: Tensor) -> Place:
     return place
 
 
+def refuse_incomplete(params: Iterable[Tensor]) -> None:
+    """Refuse to look at the gradients of `params` together where some of them are elsewhere.
+
+    Raises:
+        RuntimeError: see there.
+    """
+    for p in params:
+        place = place_of(p)
+        if place is not None and place.storage.incomplete:
+            raise RuntimeError(place.storage.incomplete)
+
+
 def gradients(params: Iterable[Tensor]) -> list[Any]:
     """The arrays of all gradients, in as few pieces as possible.
 
     Returns:
         One-dimensional stretches of flat storages, gaps (zeros) included, and the gradients that lie
         in none, as they are.
+
+    Raises:
+        RuntimeError: some of them are elsewhere.
     """
+    params = list(params)
+    refuse_incomplete(params)
     placed_at: dict[int, list[Place]] = {}
     pieces: list[Any] = []
     for p in {id(p): p for p in params}.values():

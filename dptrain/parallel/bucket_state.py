@@ -132,7 +132,7 @@ class BucketState:
             )
         return BucketTimes(
             self.index,
-            work.nbytes,
+            self.gradients.nbytes,
             self.ready_ns,
             self.launched_ns,
             work.started_ns,

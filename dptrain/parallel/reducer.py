@@ -28,6 +28,7 @@ from dptrain.futures import Future
 from dptrain.parallel.bucket_state import BucketState, Section
 from dptrain.parallel.buckets import END_CAP_MB, HOST_END_CAP_MB
 from dptrain.parallel.grad_bucket import CommHook, as_buffer
+from dptrain.parallel.gradient_owners import GradientOwners
 from dptrain.parallel.statistics import StepRecord, StepTimes
 from dptrain.parallel.step_check import StepCheck
 from dptrain.parallel.weights import SampleWeights
@@ -47,6 +48,7 @@ class Reducer:
         enabled: whether backward averages; else gradients stay this rank's.
         divide_by: what sums are divided by in place of the ranks that had data; None: those.
         hook: averages a bucket in place of an all-reduce, with its state.
+        owners: bring each averaged gradient to the rank that updates it alone; None: to all.
         last_backward_ns: when the last backward began to bring gradients (`time.perf_counter_ns`).
     """
 
@@ -62,6 +64,7 @@ class Reducer:
         self.enabled = True
         self.divide_by: int | None = None
         self.hook: tuple[Any, CommHook] | None = None
+        self.owners: GradientOwners | None = None
         self.times = StepTimes()
         self.forward_ns = (0, 0)
         self.last_backward_ns = self._began_ns = -1
@@ -97,6 +100,8 @@ class Reducer:
             if self.weights is not None:
                 self._handles.append(p.register_hook(self.weights.hook(p, self._names[id(p)])))
             self._handles.append(p.register_post_accumulate_grad_hook(self._on_ready))
+        if self.owners is not None:
+            self.owners.watch(self, params)
 
     def detach(self) -> None:
         """Leave the parameters alone from here on."""
@@ -174,6 +179,9 @@ class Reducer:
             last = bucket is self._buckets[-1]
             bucket.future = _checked(hook(state, bucket.as_grad_bucket(last)), hook)
             return
+        if self.owners is not None:
+            bucket.work = self.owners.reduce(bucket, self.communicator, async_op)
+            return
         bucket.work = self.communicator.all_reduce(
             bucket.message, self._op, name=bucket.name, joinable=True, async_op=async_op
         )
@@ -193,7 +201,7 @@ class Reducer:
                 storage.grad[storage.places[i].start : storage.places[i].stop] = 0
             elif id(p) not in self._seen:
                 if self.weights is not None:
-                    self.weights.refuse_averaged(p, self.name_of(p))
+                    self.weights.once.refuse(p, self.name_of(p))
                 self._settle(p)
 
     # ---- when the walk is over -----------------------------------------------------------------
@@ -209,7 +217,7 @@ class Reducer:
                 section.flags, "max", name=f"{self._name} used parameters", joinable=True
             )
             for section in self.sections
-            if self.hook is not None or not section.whole
+            if self.hook is not None or self.owners is not None or not section.whole
         ]
         for bucket in self._buckets:
             if bucket.work is not None:
@@ -233,6 +241,8 @@ class Reducer:
         if len(self._seen) < len(self._names):  # What this rank used, it has.
             for section in self.sections:
                 _publish(section)
+        if self.owners is not None:
+            self.owners.keep_own(p for s in self.sections for p in s.params())
         if self.weights is not None:
             self.weights.averaged(p for s in self.sections for p in s.params())
         self._pass = None

@@ -19,16 +19,50 @@ from dptrain.core import engine
 from dptrain.core.tensor import Tensor
 
 
+class OnceAveraged:
+    """Refuses to add to gradients that were averaged already, where the sum would mean nothing.
+
+    Args:
+        mode: what makes it so, for the message.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._averaged: set[int] = set()
+
+    def refuse(self, p: Tensor, name: str) -> None:
+        """Refuse to add to the gradient of a parameter.
+
+        Raises:
+            RuntimeError: it holds an average.
+        """
+        if p._grad is None:
+            self._averaged.discard(id(p))
+        elif id(p) in self._averaged and np.any(p._grad._array):
+            raise RuntimeError(
+                f"{self._mode}: parameter {name!r} still holds the average of an earlier backward; call "
+                "zero_grad() after each step"
+            )
+
+    def hook(self, p: Tensor, name: str) -> Callable[[Tensor], None]:
+        """What looks at a parameter before a gradient is added to its own."""
+        return lambda _: self.refuse(p, name)
+
+    def done(self, params: Iterable[Tensor]) -> None:
+        """The gradients of these parameters, and of no others, are averages."""
+        self._averaged = {id(p) for p in params}
+
+
 class SampleWeights:
     """Counts the samples of forward passes for the backward pass that follows."""
 
     def __init__(self) -> None:
+        self.once = OnceAveraged("weighted=True")
         self._forwarded: float | None = None
         self._told: float | None = None
         self._count: float | None = None
         self._held = 0.0
         self._pass: object | None = None
-        self._averaged: set[int] = set()
 
     def add_forward(self, inputs: Iterable[Any]) -> None:
         """A forward pass over the batch whose size is the first dimension of the first tensor."""
@@ -51,26 +85,12 @@ class SampleWeights:
         """What multiplies the gradients of a parameter as they arrive."""
 
         def weigh(grad: Tensor) -> Tensor:
-            self.refuse_averaged(p, name)
+            self.once.refuse(p, name)
             count = self._of_pass()
             # The mean over an empty batch is not a number; it weighs nothing.
             return grad * count if count else grad.new_zeros(grad.shape)
 
         return weigh
-
-    def refuse_averaged(self, p: Tensor, name: str) -> None:
-        """Refuse to add to a gradient that was divided already.
-
-        Raises:
-            RuntimeError: the parameter holds one.
-        """
-        if p._grad is None:
-            self._averaged.discard(id(p))
-        elif id(p) in self._averaged and np.any(p._grad._array):
-            raise RuntimeError(
-                f"weighted=True: parameter {name!r} still holds the average of an earlier backward; call "
-                "zero_grad() after each step"
-            )
 
     def _of_pass(self) -> float:
         current = engine.current_pass()
@@ -96,5 +116,5 @@ class SampleWeights:
 
     def averaged(self, params: Iterable[Tensor]) -> None:
         """The gradients of these parameters have been divided."""
-        self._averaged = {id(p) for p in params}
+        self.once.done(params)
         self._pass = None

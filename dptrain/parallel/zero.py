@@ -5,7 +5,7 @@ Owns: the sharded optimizer. Must not know: backends, how any optimizer updates.
 The parameters of each flat storage are cut into one contiguous range per rank, at borders between
 parameters, so that every optimizer whose update looks at one parameter at a time works unchanged on
 its range. The ranges are sent in place, from the rank that updated them. DistributedDataParallel has
-averaged the gradients before. Source: Rajbhandari, Rasley, Ruwase & He, "ZeRO: memory optimizations
+averaged the gradients before, on all ranks or (`reduce_scatter`) on those that own them. Source: Rajbhandari, Rasley, Ruwase & He, "ZeRO: memory optimizations
 toward training trillion parameter models", SC'20, stage 1.
 """
 
@@ -22,8 +22,11 @@ from dptrain.core.device import device
 from dptrain.core.flat import FlatStorage, Place, place_of
 from dptrain.core.grad_mode import enable_grad
 from dptrain.core.tensor import Tensor
+from dptrain.nn.utils.clip_grad import clip_grads_with_norm_, get_total_norm
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.buckets import consecutive
+from dptrain.parallel.ddp import DistributedDataParallel
+from dptrain.parallel.gradient_owners import GradientOwners
 from dptrain.parallel.join import Joinable, JoinHook
 from dptrain.parallel.process_group import communicator_of
 
@@ -69,7 +72,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         if overlap_with_ddp:
             raise ValueError(
                 "ZeroRedundancyOptimizer: overlap_with_ddp=True is not supported; gradients are averaged during "
-                "backward and the update follows in step()"
+                "backward and the update follows in step(). To reduce each gradient to its owner alone, call "
+                "optimizer.reduce_scatter(model)"
             )
         self._communicator = communicator_of(process_group, "ZeroRedundancyOptimizer")
         self.process_group = process_group if process_group is not None else self._communicator
@@ -172,9 +176,83 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         for work in works:
             work.wait()
         for p in self._params():
-            if p._grad is not None and self._owner.get(id(p)) != self._communicator.rank:
+            others = self._owner.get(id(p)) != self._communicator.rank
+            unseen = p._place is not None and p._place.storage.incomplete
+            if others and (p._grad is not None or unseen):
                 p._bump_version()
         return loss
+
+    # ---- gradients that only their owners get ------------------------------------------------------
+
+    def reduce_scatter(self, model: DistributedDataParallel) -> None:
+        """Let the backward of `model` bring each averaged gradient to the rank that updates it alone.
+
+        Half of an all-reduce then; `step()` sends the updated parameters as before, and the numbers are
+        the same. Afterwards `grad` is None for the other ranks' parameters: the norm of all gradients
+        is known to this optimizer's `clip_grad_norm_` only, and `zero_grad()` is needed between steps.
+
+        Args:
+            model: all of whose parameters this optimizer has.
+
+        Raises:
+            ValueError: a model of other ranks or parameters, or one that averages in another way (a
+                communication hook, `weighted`, `reproducible`).
+        """
+        reducer = model._reducer
+        if reducer.communicator is not self._communicator:
+            raise ValueError("reduce_scatter: the model and the optimizer belong to other groups")
+        if reducer.hook is not None or model.weighted or model.reproducible:
+            raise ValueError(
+                "reduce_scatter: the model averages its gradients in another way (a communication hook, weighted or "
+                "reproducible)"
+            )
+        self._follow_changes()
+        params = [p for section in reducer.sections for p in section.params()]
+        missing = [reducer.name_of(p) for p in params if id(p) not in self._owner]
+        if missing:
+            raise ValueError(f"reduce_scatter: the optimizer lacks parameter {missing[0]!r}")
+        reducer.owners = GradientOwners(self._owner_of, self._communicator.rank)
+        reducer.owners.watch(reducer, params)
+
+    def _owner_of(self, p: Tensor) -> int:
+        if id(p) not in self._owner:  # unfrozen since the last step
+            self._follow_changes()
+        return self._owner[id(p)]
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Scale the averaged gradients of all ranks' parameters down to a total norm. Collective.
+
+        Args:
+            max_norm: the largest total norm allowed.
+            norm_type: the order of the norm; may be inf.
+            error_if_nonfinite: refuse a norm that is infinite or no number.
+
+        Returns:
+            The total norm before.
+
+        Raises:
+            RuntimeError: see `error_if_nonfinite`.
+        """
+        rank = self._communicator.rank
+        own = [p for p in self._params() if self._owner.get(id(p)) == rank]
+        mine = float(get_total_norm([p._grad for p in own if p._grad is not None], norm_type))
+        largest = norm_type == float("inf")
+        total = np.array([mine if largest else mine**norm_type])
+        self._communicator.all_reduce(
+            total, "max" if largest else "sum", name="norm of gradients", async_op=False
+        )
+        norm = float(total[0]) if largest else float(total[0]) ** (1 / norm_type)
+        if error_if_nonfinite and not np.isfinite(norm):
+            raise RuntimeError(
+                f"The total norm of order {norm_type} for gradients of all ranks' parameters is non-finite, so it cannot "
+                "be clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+                "`error_if_nonfinite=False`"
+            )
+        found = tensor(norm)
+        clip_grads_with_norm_(own, max_norm, found)
+        return found
 
     def _follow_changes(self) -> None:
         """Notice parameters that were unfrozen or bound to something else since the last step."""

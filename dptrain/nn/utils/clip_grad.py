@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import as_array, device_of, move, namespace_of
+from dptrain.core.flat import refuse_incomplete
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.tensor import Tensor, wrap
 
@@ -56,7 +57,9 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
     """
-    grads = _gradients(parameters)
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    refuse_incomplete(params)
+    grads = _gradients(params)
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     _scale(grads, max_norm, total)
     return total
