@@ -290,6 +290,10 @@ def main() -> None:
         LOCAL_RANK=str(facts.local_rank),
         LOCAL_WORLD_SIZE=str(facts.local_world_size),
     )
+    if facts.local_world_size == facts.world_size:
+        # Nothing here reads them, but scripts written for torchrun do.
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
     if sys.stderr is not None:
         faulthandler.enable()
         # Anyone on this host may ask a rank that hangs for its stacks, even without the GIL.

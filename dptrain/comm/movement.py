@@ -178,8 +178,9 @@ class SharedTransport(Transport):
         if call.kind in _REDUCTIONS:
             self._reduce_across(call, roster, watch)
         elif target is not None and self.rank in roster.participants:
-            rooms = dict(enumerate(target))
-            if call.kind is Kind.BROADCAST:
+            if call.kind is not Kind.BROADCAST:
+                rooms = dict(enumerate(target))
+            else:
                 rooms = {} if self.rank == roster.root else {roster.root: target}
             for rank, room in rooms.items():
                 if rank == self.rank:

@@ -34,7 +34,7 @@ pytestmark = [
 
 _FACTS = """
 import json, os, sys
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_ADDR")
 facts = {name: os.environ.get(name) for name in names}
 facts |= {"argv": sys.argv, "path0": sys.path[0], "name": __name__, "cwd": os.getcwd()}
 facts["main"] = sys.modules["__main__"].__dict__ is globals()
@@ -66,6 +66,7 @@ def test_ranks_know_who_they_are(dprun: Dprun, nproc: int) -> None:
     assert (
         {f["WORLD_SIZE"] for f in facts} == {f["LOCAL_WORLD_SIZE"] for f in facts} == {str(nproc)}
     )
+    assert {f["MASTER_ADDR"] for f in facts} == {"127.0.0.1"}
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
     assert {f["OMP_NUM_THREADS"] for f in facts} == {str(threads)}
 
