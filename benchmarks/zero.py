@@ -36,6 +36,7 @@ def worker(args):
     warm(dptrain.ones(1, 8)).sum().backward()
     optimizer.step()
     gc.collect()
+    dist.barrier()  # what the ranks share counts for each by its share, once all have it
     before = pss_mib()
     layers = max(1, round(args.parameters * 1e6 / WIDTH**2))
     model = DistributedDataParallel(
