@@ -110,10 +110,12 @@ def hooks():
             equal_on_all_ranks([p.grad.numpy().copy() for p in model.parameters()])
 
 
-def zero():
+def zero(scattered=False):
     model, plain = DistributedDataParallel(net()), DistributedDataParallel(net())
     plain.load_state_dict(model.state_dict())
     divided = ZeroRedundancyOptimizer(model.parameters(), optim.Adam, lr=0.01)
+    if scattered:
+        divided.reduce_scatter(model)
     whole = optim.Adam(plain.parameters(), lr=0.01)
     for row in range(4):
         for wrapped, optimizer in ((model, divided), (plain, whole)):
@@ -129,6 +131,10 @@ def zero():
         for i in wanted:
             for name, value in wanted[i].items():
                 np.testing.assert_array_equal(found[i][name].numpy(), value.numpy())
+
+
+def scattered():
+    zero(scattered=True)
 
 
 def timeline():
@@ -170,7 +176,17 @@ def reproducible():
     return digest.hexdigest()
 
 
-FEATURES = [weighted, uneven, joined, sync_batchnorm, hooks, zero, timeline, reproducible]
+FEATURES = [
+    weighted,
+    uneven,
+    joined,
+    sync_batchnorm,
+    hooks,
+    zero,
+    scattered,
+    timeline,
+    reproducible,
+]
 done = {f.__name__: f() for f in FEATURES if not sys.argv[1:] or f.__name__ in sys.argv[1:]}
 if RANK == 0:
     print(json.dumps(done))
