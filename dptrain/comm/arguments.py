@@ -20,6 +20,7 @@ from dptrain.comm.reduction import (
     dtype_name,
     reduce_arrays,
 )
+from dptrain.core.arrays import device_of, is_array, namespace_of, span
 
 Array = np.ndarray[Any, Any]
 MAX_TAG = 32767  # The largest tag that every MPI library has to accept.
@@ -30,11 +31,13 @@ def check_array(label: str, array: Array, *, writeable: bool = False) -> None:
     """Refuse what the collectives cannot take.
 
     Raises:
-        TypeError: no NumPy array, or a dtype that is not supported.
+        TypeError: no array, or a dtype that is not supported.
         ValueError: not C-contiguous, or read-only where a result is to be written.
     """
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} has to be a numpy.ndarray, got {type(array).__name__}")
+    if not is_array(array):
+        raise TypeError(
+            f"{label} has to be a numpy.ndarray or an array on a GPU, got {type(array).__name__}"
+        )
     if dtype_name(array.dtype) not in _SUPPORTED or not array.dtype.isnative:
         raise TypeError(
             f"{label} has dtype {array.dtype}; communicators move {', '.join(DTYPE_NAMES)}"
@@ -44,7 +47,8 @@ def check_array(label: str, array: Array, *, writeable: bool = False) -> None:
             f"{label} has to be C-contiguous, got shape {array.shape} with strides "
             f"{array.strides} (bytes); pass numpy.ascontiguousarray({label}) and copy back"
         )
-    if writeable and not array.flags.writeable:
+    # What lies on a GPU is never read-only.
+    if writeable and type(array) is np.ndarray and not array.flags.writeable:
         raise ValueError(f"{label} receives the result but is read-only (shape {array.shape})")
 
 
@@ -83,6 +87,36 @@ def flat_bytes(array: Array) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
+def _rows(array: Array) -> list[Array]:
+    return [flat_bytes(array[i]) for i in range(array.shape[0])]
+
+
+def _placed(call: Call, first: Array, *others: Array) -> Call:
+    """`call`, with the device on which its arrays live.
+
+    Raises:
+        ValueError: they live on several.
+    """
+    if type(first) is np.ndarray and all(type(other) is np.ndarray for other in others):
+        return call
+    found = device_of(first)
+    for other in others:
+        if device_of(other) != found:
+            raise ValueError(
+                f"{call.kind.name.lower()} was given arrays on {found} and {device_of(other)}; all arrays "
+                "of a call have to live on one device"
+            )
+    call.device = None if type(first) is np.ndarray else found
+    return call
+
+
+def _overlap(first: Array, second: Array) -> bool:
+    if device_of(first) != device_of(second):
+        return False
+    (start, end), (other_start, other_end) = span(first), span(second)
+    return start < other_end and other_start < end
+
+
 def reduction(kind: Kind, array: Array, op: ReduceOp | str) -> Call:
     """The call of an `all_reduce` or `reduce`."""
     check_array("array", array, writeable=True)
@@ -101,7 +135,7 @@ def _in_place(call: Call, array: Array) -> Call:
     call.dtype, call.shape, call.columns = array.dtype, array.shape, array.size
     call.target = array.reshape(-1)
     call.source = call.target.reshape(1, -1)
-    return call
+    return _placed(call, array)
 
 
 def all_gather(out: Array, array: Array, world_size: int) -> Call:
@@ -109,7 +143,7 @@ def all_gather(out: Array, array: Array, world_size: int) -> Call:
     check_array("array", array)
     check_array("out", out, writeable=True)
     _check_like("out", out, (world_size, *array.shape), array.dtype, "(world_size, *array.shape)")
-    return Call(
+    call = Call(
         Kind.ALL_GATHER,
         dtype=array.dtype,
         shape=array.shape,
@@ -117,6 +151,7 @@ def all_gather(out: Array, array: Array, world_size: int) -> Call:
         source=array.reshape(1, array.size),
         target=out.reshape(world_size, array.size),
     )
+    return _placed(call, array, out)
 
 
 def reduce_scatter(out: Array, array: Array, op: ReduceOp | str, world_size: int) -> Call:
@@ -128,7 +163,7 @@ def reduce_scatter(out: Array, array: Array, op: ReduceOp | str, world_size: int
     length = _part_length("reduce_scatter", array, world_size)
     expected = (length, *array.shape[1:])
     _check_like("out", out, expected, array.dtype, "a part of array")
-    return Call(
+    call = Call(
         Kind.REDUCE_SCATTER,
         op=chosen,
         dtype=array.dtype,
@@ -138,6 +173,7 @@ def reduce_scatter(out: Array, array: Array, op: ReduceOp | str, world_size: int
         source=array.reshape(world_size, out.size),
         target=out.reshape(-1),
     )
+    return _placed(call, array, out)
 
 
 def all_to_all(out: Array, array: Array, world_size: int) -> Call:
@@ -146,10 +182,10 @@ def all_to_all(out: Array, array: Array, world_size: int) -> Call:
     check_array("out", out, writeable=True)
     _part_length("all_to_all", array, world_size)
     _check_like("out", out, array.shape, array.dtype, "array.shape")
-    if array.size and np.may_share_memory(out, array):
+    if array.size and _overlap(out, array):
         raise ValueError("all_to_all needs out and array to be different memory")
     columns = array.size // world_size
-    return Call(
+    call = Call(
         Kind.ALL_TO_ALL,
         dtype=array.dtype,
         shape=array.shape,
@@ -158,6 +194,7 @@ def all_to_all(out: Array, array: Array, world_size: int) -> Call:
         source=array.reshape(world_size, columns),
         target=out.reshape(world_size, columns),
     )
+    return _placed(call, array, out)
 
 
 def all_gather_uneven(outs: Sequence[Array], array: Array) -> Call:
@@ -166,7 +203,8 @@ def all_gather_uneven(outs: Sequence[Array], array: Array) -> Call:
     _check_parts("outs", outs, array.dtype, writeable=True)
     sent = flat_bytes(array)
     parts = Parts([sent] * len(outs), [flat_bytes(out) for out in outs], same_to_all=True)
-    return _in_parts(Call(Kind.ALL_GATHER), parts, array.dtype, array.size)
+    call = _placed(Call(Kind.ALL_GATHER), array, *outs)
+    return _in_parts(call, parts, array.dtype, array.size)
 
 
 def reduce_scatter_uneven(out: Array, arrays: Sequence[Array], op: ReduceOp | str) -> Call:
@@ -175,27 +213,29 @@ def reduce_scatter_uneven(out: Array, arrays: Sequence[Array], op: ReduceOp | st
     _check_parts("arrays", arrays, out.dtype)
     chosen = ReduceOp.of(op)
     check_reducible(chosen, out.dtype)
-    come = np.empty((len(arrays), out.size), out.dtype)
+    call = _placed(Call(Kind.REDUCE_SCATTER, op=chosen), out, *arrays)
+    come = namespace_of(out).empty((len(arrays), out.size), out.dtype)
     target = out.reshape(-1)
     parts = Parts(
         [flat_bytes(array) for array in arrays],
-        [flat_bytes(row) for row in come],
-        finish=lambda: reduce_arrays(list(come), [target], chosen),
+        _rows(come),
+        finish=lambda: reduce_arrays([come[i] for i in range(len(arrays))], [target], chosen),
     )
     size = sum(array.size for array in arrays)
-    return _in_parts(Call(Kind.REDUCE_SCATTER, op=chosen), parts, out.dtype, size)
+    return _in_parts(call, parts, out.dtype, size)
 
 
 def all_to_all_uneven(outs: Sequence[Array], arrays: Sequence[Array]) -> Call:
     """The call of an `all_to_all_uneven`; both lists have one array for each rank."""
-    dtype = arrays[0].dtype if len(arrays) and isinstance(arrays[0], np.ndarray) else None
+    dtype = arrays[0].dtype if len(arrays) and is_array(arrays[0]) else None
     _check_parts("arrays", arrays, dtype)
     _check_parts("outs", outs, dtype, writeable=True)
-    if any(np.may_share_memory(out, array) for out in outs for array in arrays if array.size):
+    if any(_overlap(out, array) for out in outs for array in arrays if array.size and out.size):
         raise ValueError("all_to_all_uneven needs outs and arrays to be different memory")
     parts = Parts([flat_bytes(array) for array in arrays], [flat_bytes(out) for out in outs])
     size = sum(array.size for array in arrays)
-    return _in_parts(Call(Kind.ALL_TO_ALL), parts, arrays[0].dtype, size)
+    call = _placed(Call(Kind.ALL_TO_ALL), *arrays, *outs)
+    return _in_parts(call, parts, arrays[0].dtype, size)
 
 
 def gather(out: Array | None, array: Array, root: int, rank: int, world_size: int) -> Call:
@@ -212,8 +252,9 @@ def gather(out: Array | None, array: Array, root: int, rank: int, world_size: in
         check_array("out", out, writeable=True)
         expected = (world_size, *array.shape)
         _check_like("out", out, expected, array.dtype, "(world_size, *array.shape)")
-        incoming = [flat_bytes(row) for row in out.reshape(world_size, array.size)]
-    call = Call(Kind.GATHER, root=root, shape=array.shape)
+        incoming = _rows(out.reshape(world_size, array.size))
+    at_root = (out,) if rank == root and out is not None else ()
+    call = _placed(Call(Kind.GATHER, root=root, shape=array.shape), array, *at_root)
     return _in_parts(call, Parts(outgoing, incoming, lengths), array.dtype, array.size)
 
 
@@ -230,8 +271,9 @@ def scatter(out: Array, array: Array | None, root: int, rank: int, world_size: i
             raise ValueError("scatter needs array on the root rank, got None")
         check_array("array", array)
         _check_like("array", array, (world_size, *out.shape), out.dtype, "(world_size, *out.shape)")
-        outgoing = [flat_bytes(row) for row in array.reshape(world_size, out.size)]
-    call = Call(Kind.SCATTER, root=root, shape=out.shape)
+        outgoing = _rows(array.reshape(world_size, out.size))
+    at_root = (array,) if rank == root and array is not None else ()
+    call = _placed(Call(Kind.SCATTER, root=root, shape=out.shape), out, *at_root)
     return _in_parts(call, Parts(outgoing, incoming, lengths), out.dtype, out.size)
 
 

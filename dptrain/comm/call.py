@@ -23,6 +23,7 @@ import numpy as np
 
 from dptrain.comm.errors import CollectiveMismatchError, rank_prefix
 from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, dtype_name
+from dptrain.core.device import device
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 # NumPy's decorators stand between the user's line and a call that backward makes.
@@ -49,10 +50,10 @@ class Kind(enum.IntEnum):
 
 
 _OPS = tuple(ReduceOp)
-# number, digest, kind, op, dtype, joinable, root | nbytes, window, offset, length of the text.
-# What has to be equal on all ranks comes first, so that one comparison of bytes decides.
-_HEADER = struct.Struct("<QQBBBBi qqq H")
-_EQUAL_PART = struct.calcsize("<QQBBBBi")
+# number, digest, kind, op, dtype, joinable, on GPUs, root | nbytes, window, offset, length of the
+# text. What has to be equal on all ranks comes first, so that one comparison of bytes decides.
+_HEADER = struct.Struct("<QQBBBBBi qqq H")
+_EQUAL_PART = struct.calcsize("<QQBBBBBi")
 _TEXT_LIMIT = 160
 RECORD_NBYTES = 240
 # root=None ("the lowest rank that takes part") and calls without a root.
@@ -73,6 +74,7 @@ def _signature(
     name: str | None,
     joinable: bool,
     uneven: bool,
+    on_gpu: bool,
 ) -> tuple[int, int, int, bytes]:
     """Digest, codes of op and dtype, and text of a call.
 
@@ -93,6 +95,8 @@ def _signature(
         parts.append("joinable")
     if uneven:
         parts.append("sizes by rank")
+    if on_gpu:
+        parts.append("on GPUs")
     text = f"{kind.name.lower()}({', '.join(parts)})"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     short = text.encode()[:_TEXT_LIMIT].decode(errors="ignore").encode()
@@ -138,6 +142,12 @@ class Call:
         position: (window, offset in bytes) of `source` in shared memory, (`AT_ADDRESS`, address) in
             memory that the peers can read and write, or `PRIVATE`.
         site: file name and line of the caller.
+        device: where the arrays live, if that is not the host's own memory.
+        on_gpu: whether the transport moves them from GPU to GPU; else they have been brought to the
+            host.
+        ready: what the arrays' values wait for on their GPU; the transport's business.
+        settled: what the result waits for, likewise.
+        captured: whether the call is recorded into a CUDA graph.
     """
 
     kind: Kind
@@ -159,6 +169,11 @@ class Call:
     count: int = 0
     # For the calls that move other things than one equal row per rank.
     parts: Parts | None = None
+    device: device | None = None
+    on_gpu: bool = False
+    ready: Any = None
+    settled: Any = None
+    captured: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -175,6 +190,7 @@ class Call:
             op,
             dtype,
             self.joinable,
+            self.on_gpu,
             self.root,
             self.nbytes if self.dtype is not None else self.count,
             *self.position,
@@ -203,6 +219,7 @@ class Call:
             self.name,
             self.joinable,
             self.is_uneven,
+            self.on_gpu,
         )
 
 
@@ -215,6 +232,7 @@ class Header:
     op: ReduceOp
     dtype_name: str
     joinable: bool
+    on_gpu: bool
     root: int
     nbytes: int
     position: tuple[int, int]
@@ -222,7 +240,7 @@ class Header:
 
     @classmethod
     def parse(cls, record: bytes) -> Header:
-        number, _, kind, op, dtype, joinable, root, nbytes, window, offset, length = (
+        number, _, kind, op, dtype, joinable, on_gpu, root, nbytes, window, offset, length = (
             _HEADER.unpack_from(record)
         )
         text = record[_HEADER.size : _HEADER.size + length].decode(errors="replace")
@@ -232,6 +250,7 @@ class Header:
             op=_OPS[op],
             dtype_name=DTYPE_NAMES[dtype],
             joinable=bool(joinable),
+            on_gpu=bool(on_gpu),
             root=root,
             nbytes=nbytes,
             position=(window, offset),
@@ -266,7 +285,7 @@ def same_call(records: Sequence[bytes], rank: int) -> bool:
 def position_of(record: bytes) -> tuple[int, int]:
     """The (window, offset) of a record, without reading the rest."""
     fields = _HEADER.unpack_from(record)
-    return fields[8], fields[9]
+    return fields[9], fields[10]
 
 
 def kind_of(record: bytes) -> Kind:

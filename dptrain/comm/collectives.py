@@ -19,8 +19,10 @@ from dptrain.comm.errors import CommunicatorError, rank_prefix
 from dptrain.comm.meetings import Meetings
 from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.comm.reduction import ReduceOp
+from dptrain.comm.staging import Staging, stage
 from dptrain.comm.transport import Pending, Transport
 from dptrain.comm.work import Work
+from dptrain.core.arrays import device_of
 
 Array = np.ndarray[Any, Any]
 _Result = TypeVar("_Result")
@@ -233,8 +235,13 @@ class TransportCommunicator(Communicator):
         arguments.check_peer("dst", dst, tag, self.rank, self.world_size)
         arguments.check_array("array", array)
         self._meetings.check_usable()
-        pending = self._transport.post_send(arguments.flat_bytes(array), dst, tag)
-        return self._started("send", array, None, pending, timeout)
+        shown = arguments.flat_bytes(array)
+        staging = self._staged([shown], [])
+        if staging is not None:
+            staging.fetch()
+            shown = staging.twin(shown)
+        pending = self._transport.post_send(shown, dst, tag)
+        return self._started("send", array, None, pending, timeout, shown)
 
     def recv(
         self, array: Array, src: int | None = None, tag: int = 0, *, timeout: float | None = None
@@ -242,8 +249,18 @@ class TransportCommunicator(Communicator):
         arguments.check_peer("src", src, tag, self.rank, self.world_size)
         arguments.check_array("array", array, writeable=True)
         self._meetings.check_usable()
-        pending = self._transport.post_recv(arguments.flat_bytes(array), src, tag)
-        return self._started("recv", array, array, pending, timeout)
+        room = arguments.flat_bytes(array)
+        staging = self._staged([], [room])
+        pending = self._transport.post_recv(
+            room if staging is None else staging.twin(room), src, tag
+        )
+        bring = None if staging is None else staging.bring
+        return self._started("recv", array, array, pending, timeout, room, bring)
+
+    def _staged(self, sources: list[Array], targets: list[Array]) -> Staging | None:
+        """The twins of what a message carries; of the host's own memory there are none."""
+        (array,) = sources or targets
+        return None if type(array) is np.ndarray else Staging(sources, targets, device_of(array))
 
     def _started(
         self,
@@ -252,13 +269,16 @@ class TransportCommunicator(Communicator):
         result: Array | None,
         pending: Pending,
         timeout: float | None,
+        moved: Array,
+        bring: Callable[[], None] | None = None,
     ) -> PointToPointWork:
         return PointToPointWork(
             kind,
             pending,
             nbytes=array.nbytes,
             result=result,
-            kept=(array,),
+            kept=(array, moved),
+            bring=bring,
             prefix=rank_prefix(self.rank, self.world_size),
             timeout_s=self.timeout_s if timeout is None else timeout,
             has_left=self._transport.has_left,
@@ -374,7 +394,8 @@ class TransportCommunicator(Communicator):
     ) -> Work:
         """Queue a collective; a world of one has nobody to overlap with and runs it at once."""
         self._prepare(call, name, timeout)
-        if call.source is not None:
+        execute, settle = self._ways(call) if call.device is not None else (None, None)
+        if call.source is not None and not call.on_gpu:
             call.position = self._transport.position(call.source)
         work = Work(
             call.kind.name.lower(),
@@ -382,10 +403,12 @@ class TransportCommunicator(Communicator):
             nbytes=call.nbytes,
             result=result,
             kept=kept,
-            execute=lambda work: self._meetings.execute(call, work),
+            execute=execute or (lambda work: self._meetings.execute(call, work)),
+            settle=settle,
             observe=self._observe if self._listeners else None,
         )
-        if async_op and self.world_size > 1:
+        # What a graph records it records from the thread that captures it.
+        if async_op and self.world_size > 1 and not call.captured:
             self._queue.start(work)
         else:
             self._queue.run(work)
@@ -393,6 +416,20 @@ class TransportCommunicator(Communicator):
         if not async_op:
             work.wait()  # Never blocks here; raises what went wrong.
         return work
+
+    def _ways(self, call: Call) -> tuple[Callable[[Work], None] | None, Callable[[], None] | None]:
+        """How a call over a device's arrays runs, where the host's arrays would run otherwise."""
+        assert call.device is not None
+        if self._transport.serves(call.device):
+            return None, self._transport.order(call)
+        staging, finish = stage(call)
+
+        def execute(work: Work) -> None:
+            staging.fetch()
+            self._meetings.execute(call, work)
+            staging.bring(then=finish)
+
+        return execute, None
 
     def _run_now(
         self, call: Call, timeout: float | None, action: Callable[[Work], _Result]

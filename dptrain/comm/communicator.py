@@ -39,13 +39,17 @@ class JoinResult:
 
 
 class Communicator(ABC):
-    """Moves NumPy arrays between the ranks of a group.
+    """Moves arrays between the ranks of a group: NumPy's, and those of devices.
 
     The contract, which the tests hold every backend to:
 
     - Arrays are C-contiguous NumPy arrays of bool, uint8 to uint64, int8 to int64, float16,
       bfloat16 (`ml_dtypes`), float32 or float64, of any shape and length: 0-d and empty ones too.
       Anything else is an error before any rank is asked.
+    - Arrays may live on a device (CuPy's, a virtual host device's), all of a call on one. With backend
+      "nccl" those of this rank's GPU go from GPU to GPU: `wait()` then does not block, but what the
+      calling thread's current stream is given afterwards comes after the result. With every other
+      backend, and in messages between two ranks, they are brought to the host and back.
     - Every rank makes the same collective calls in the same order, with equal op, dtype, shape,
       root and name. The ranks compare this before any data moves; a difference raises
       `CollectiveMismatchError` on every rank and names both sides.
@@ -56,7 +60,8 @@ class Communicator(ABC):
       which saves the change of threads. Calls run in the order they were made, either way.
     - Reductions are computed in rank order, so that a result does not depend on timing and is the
       same, bit for bit, on every rank. Sums of 16-bit floats accumulate in float32. Integers wrap
-      around. NaN of any operand is the maximum and the minimum.
+      around. NaN of any operand is the maximum and the minimum. Exception: NCCL adds in an order of
+      its own, 16-bit floats in 16 bits; the result is still the same on every rank.
     - Every call takes `name` (it appears in messages, and names have to agree) and `timeout` in
       seconds (default: that of the communicator, 1800). A rank that waits longer than
       `warn_after_s` warns on stderr, naming the missing ranks, and shows the Python stack of those
@@ -71,7 +76,7 @@ class Communicator(ABC):
         world_size: number of ranks in the group.
         local_rank: position among the ranks of this host.
         local_world_size: number of ranks of the group on this host.
-        backend: "serial", "thread" or "mpi".
+        backend: "serial", "thread", "mpi" or "nccl".
         name: for messages; "world", and a name derived from it for the result of `split`.
         timeout_s: of calls that give none, in seconds.
         owner: free for whoever uses it, to find its own object for a communicator.

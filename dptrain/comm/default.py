@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Callable
+from typing import Any
 
+from dptrain.comm.collectives import TransportCommunicator
 from dptrain.comm.communicator import DEFAULT_TIMEOUT_S, Communicator
-from dptrain.comm.env import discover
-from dptrain.comm.serial import SerialCommunicator
+from dptrain.comm.env import ProcessEnv, discover
+from dptrain.comm.serial import SerialCommunicator, SerialTransport
+from dptrain.comm.transport import Transport
 
-BACKENDS = ("mpi", "serial")
+BACKENDS = ("mpi", "nccl", "serial")
 
 _of_context: contextvars.ContextVar[Communicator | None] = contextvars.ContextVar(
     "dptrain_default_communicator", default=None
@@ -28,17 +32,19 @@ def init(
     timeout: float = DEFAULT_TIMEOUT_S,
     *,
     warn_after_s: float | None = 30.0,
+    device: Any = None,
 ) -> Communicator:
     """Connect this process with the other ranks and make the result the default communicator.
 
     Args:
-        backend: "mpi" or "serial"; None is "mpi" where a launcher started several ranks, else
-            "serial".
+        backend: "mpi", "nccl" (GPUs by NCCL, the host's arrays by MPI) or "serial"; None is "mpi"
+            where a launcher started several ranks, else "serial".
         timeout: default timeout of every call, in seconds.
         warn_after_s: when to warn about missing ranks, in seconds; None never does.
+        device: with "nccl", the GPU of this rank; None: see `gpus.choose`.
 
     Raises:
-        RuntimeError: already initialised; MPI is not installed; or the launcher and MPI disagree
+        RuntimeError: already initialised; no GPU or no NCCL for "nccl"; MPI is not installed; or the launcher and MPI disagree
             about the number of ranks.
         ValueError: no such backend.
     """
@@ -59,6 +65,8 @@ def init(
         communicator = SerialCommunicator(timeout_s=timeout, warn_after_s=warn_after_s)
     elif backend == "mpi":
         communicator = _connect_mpi(timeout, warn_after_s)
+    elif backend == "nccl":
+        communicator = _connect_nccl(found, device, timeout, warn_after_s)
     else:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
     set_default(communicator, process_wide=True)
@@ -102,7 +110,30 @@ def _alone() -> Communicator:
         return _serial
 
 
-def _connect_mpi(timeout_s: float, warn_after_s: float | None) -> Communicator:
+def _connect_nccl(
+    found: ProcessEnv, device: Any, timeout_s: float, warn_after_s: float | None
+) -> Communicator:
+    from dptrain.comm import gpus, nccl  # They load CuPy, which a program on the CPU never needs.
+
+    index = gpus.choose(found.local_rank, device)
+    library = nccl.binding()
+
+    def wrap(host: Transport) -> Transport:
+        return nccl.NcclTransport(host, index, library)
+
+    if found.world_size == 1:
+        alone = wrap(SerialTransport())
+        return TransportCommunicator(alone, timeout_s=timeout_s, warn_after_s=warn_after_s)
+    communicator = _connect_mpi(timeout_s, warn_after_s, wrap)
+    gpus.check_distinct(communicator, index, library.get_version())
+    return communicator
+
+
+def _connect_mpi(
+    timeout_s: float,
+    warn_after_s: float | None,
+    wrap: Callable[[Transport], Transport] = lambda transport: transport,
+) -> Communicator:
     try:
         from dptrain.comm.mpi import connect
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError without a libmpi.
@@ -110,4 +141,4 @@ def _connect_mpi(timeout_s: float, warn_after_s: float | None) -> Communicator:
             f"backend 'mpi' was asked for, but MPI cannot be loaded ({error}); "
             'pip install "dptrain[mpi]" brings an MPI library, or load the one of your cluster'
         ) from error
-    return connect(timeout_s=timeout_s, warn_after_s=warn_after_s)
+    return connect(timeout_s=timeout_s, warn_after_s=warn_after_s, wrap=wrap)

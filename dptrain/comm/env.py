@@ -161,6 +161,12 @@ def thread_count_is_set(environ: Mapping[str, str] | None = None) -> bool:
     return any(name in found for name in _THREAD_VARIABLES)
 
 
+def gpu_sharing_is_allowed(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether NCCL was told to let ranks share a GPU."""
+    found = os.environ if environ is None else environ
+    return found.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
+
+
 #: What makes a process a rank of an MPI job or of dprun, by the beginnings of the variables.
 _OF_RANKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "HYDRA_", _SIDE_CHANNEL)
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

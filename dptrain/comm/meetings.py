@@ -83,15 +83,18 @@ class Meetings:
 
     def execute(self, call: Call, work: Work) -> None:
         """Meet, then move the data of `call`."""
+        if call.kind is Kind.BARRIER:
+            self.check_usable()
+            with _Breaking(self):
+                self._transport.settle()
         roster, _, watch = self.meet(call, work)
         with _Breaking(self):
             if call.parts is not None:
                 lengths = call.parts.lengths
                 if lengths is None:
                     lengths = self._tell_sizes(call, roster, watch)
-                self._transport.move_parts(call.parts, lengths, watch)
-                if call.parts.finish is not None:
-                    call.parts.finish()
+                self._transport.move_parts(call, lengths, watch)
+                self._transport.finish(call)
             elif call.dtype is not None:
                 self._transport.move(call, roster, watch)
 
@@ -166,6 +169,7 @@ class Meetings:
                 timeout_s=call.timeout_s,
                 columns=header.nbytes // dtype.itemsize,
                 site=call.site,
+                on_gpu=header.on_gpu,
             )
             with _Breaking(self):
                 self._transport.move(mirror, roster, watch)
@@ -180,7 +184,12 @@ class Meetings:
             )
 
     def _shown(self, call: Call) -> np.ndarray[Any, Any] | None:
-        """What the meeting itself shows of `call`: on a broadcast only the root's array."""
+        """What the meeting itself shows of `call`: on a broadcast only the root's array.
+
+        Of arrays on GPUs nothing, but the sizes where these differ by rank.
+        """
+        if call.on_gpu and not call.is_uneven:
+            return None
         if call.kind is Kind.BROADCAST and call.root not in (NO_ROOT, self._transport.rank):
             return None
         return call.source

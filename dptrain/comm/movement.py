@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.comm.call import PRIVATE, Call, Kind, Parts, Roster
+from dptrain.comm.call import PRIVATE, Call, Kind, Roster
 from dptrain.comm.reduction import reduce_arrays
 from dptrain.comm.transport import Transport, Watch
 
@@ -98,8 +98,10 @@ class SharedTransport(Transport):
         # No closing fence: what is shown stays untouched until every rank has come to the next
         # meeting, whatever that will be.
 
-    def move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
+    def move_parts(self, call: Call, lengths: Array, watch: Watch) -> None:
         """Show this rank's parts behind one another, as much at a time as a meeting can show."""
+        parts = call.parts
+        assert parts is not None
         if parts.same_to_all:
             stream, offsets, totals = parts.outgoing[0], np.zeros_like(lengths), lengths.max(axis=1)
         else:

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 
 from mpi4py import MPI
@@ -33,6 +34,7 @@ def connect(
     shared_memory: bool = True,
     peer_memory: bool = True,
     host: int | None = None,
+    wrap: Callable[[Transport], Transport] = lambda transport: transport,
 ) -> TransportCommunicator:
     """Connect the ranks of the MPI job. Collective; may be called several times.
 
@@ -44,6 +46,7 @@ def connect(
             it; False passes everything through memory that they share.
         host: which host this rank counts as being on, to try a grouping on one machine; None: the
             one it runs on.
+        wrap: makes the transport that is used of the one that MPI gives.
 
     Raises:
         RuntimeError: the launcher says another rank or number of ranks than MPI.
@@ -52,7 +55,7 @@ def connect(
     check_launch(found, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size, MPI.Get_library_version())
     if not found.side_channel:
         _report_failures()
-    transport = _transport(MPI.COMM_WORLD.Dup(), shared_memory, peer_memory, host)
+    transport = wrap(_transport(MPI.COMM_WORLD.Dup(), shared_memory, peer_memory, host))
     communicator = TransportCommunicator(transport, timeout_s=timeout_s, warn_after_s=warn_after_s)
     _connected.add(communicator)
     return communicator

@@ -196,7 +196,7 @@ class HierarchicalTransport(NetworkTransport):
         lengths = np.zeros((len(outgoing), len(incoming)), np.int64)
         lengths[self._leaders.rank] = [part.size for part in parts.outgoing]
         lengths[:, self._leaders.rank] = [part.size for part in parts.incoming]
-        self._leaders.move_parts(parts, lengths, watch)
+        self._leaders.move_parts(Call(Kind.ALL_TO_ALL, parts=parts), lengths, watch)
 
     def leave(self, reason: str | None) -> None:
         self._inside.leave(reason)

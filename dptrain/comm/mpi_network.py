@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Parts, Roster, kind_of
+from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Roster, kind_of
 from dptrain.comm.mpi_link import MpiLink, failed_ranks, pieces
 from dptrain.comm.reduction import reduce_arrays
 from dptrain.comm.transport import ENDED, Transport, Watch, private_memory
@@ -228,12 +228,13 @@ class NetworkTransport(MpiLink):
         if call.target is not None and (call.kind is Kind.ALL_REDUCE or self.rank == roster.root):
             call.target[piece] = result
 
-    def move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
+    def move_parts(self, call: Call, lengths: Array, watch: Watch) -> None:
         with self._naming_the_dead(watch):
-            self._move_parts(parts, lengths, watch)
+            self._move_parts(call, lengths, watch)
 
-    def _move_parts(self, parts: Parts, lengths: Array, watch: Watch) -> None:
-        requests = []
+    def _move_parts(self, call: Call, lengths: Array, watch: Watch) -> None:
+        parts, requests = call.parts, []
+        assert parts is not None
         for rank, room in enumerate(parts.incoming):
             if rank == self.rank:
                 np.copyto(room, parts.outgoing[rank])

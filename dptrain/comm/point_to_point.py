@@ -25,7 +25,7 @@ _DELIVERY_S = 0.25
 class PointToPointWork(Work):
     """A send or receive under way; whoever waits for it or asks for it drives it on."""
 
-    __slots__ = ("_has_left", "_left_s", "_pending", "_prefix", "_timeout_s")
+    __slots__ = ("_bring", "_has_left", "_left_s", "_pending", "_prefix", "_timeout_s")
 
     def __init__(
         self,
@@ -38,11 +38,13 @@ class PointToPointWork(Work):
         prefix: str,
         timeout_s: float,
         has_left: Callable[[int], str | None],
+        bring: Callable[[], None] | None = None,
         observe: Callable[[Work], None],
     ) -> None:
         super().__init__(kind, nbytes=nbytes, result=result, kept=kept, observe=observe)
         self.started_ns = self.queued_ns
         self._pending = pending
+        self._bring = bring  # Takes a message over into the memory of its device.
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._has_left = has_left
@@ -93,6 +95,8 @@ class PointToPointWork(Work):
         reason = None if peer is None else self._has_left(peer)
         try:
             if self._pending.test():
+                if self._bring is not None:
+                    self._bring()
                 self._finish(None)
             elif reason is not None and self._was_given_time():
                 self._finish(

@@ -134,12 +134,27 @@ def reduce_arrays(
         targets: flat arrays of that length and type; each is a source itself or overlaps none.
         op: the operator; `AVG` divides by `len(sources)`.
     """
+    if type(sources[0]) is not np.ndarray:
+        _reduce_whole(sources, targets, op)
+        return
     # What the values are is the caller's business: an inf or an overflow travels, it does not warn.
     with np.errstate(all="ignore"):
         if dtype_name(sources[0].dtype) in _ACCUMULATE_FLOAT32:
             _reduce_16_bit(sources, targets, op)
         else:
             _reduce_blocks(sources, targets, op)
+
+
+def _reduce_whole(sources: Sequence[Any], targets: Sequence[Any], op: ReduceOp) -> None:
+    """The same over arrays of a GPU, which has no use for blocks that fit a cache."""
+    kind, combine = sources[0].dtype, _BINARY[op]
+    total = sources[0].astype(accumulator(kind))
+    for source in sources[1:]:
+        combine(total, source.astype(total.dtype), out=total)
+    if op is ReduceOp.AVG:
+        divide(total, len(sources))
+    for target in targets:
+        target[...] = total.astype(kind)
 
 
 def _reduce_blocks(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dptrain.comm.call import PRIVATE, Call, Parts, Roster
+from dptrain.comm.call import PRIVATE, Call, Roster
 from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError, rank_prefix
+from dptrain.core.device import device
 
 # How often somebody who waits looks whether a peer has left.
 POLL_S = 0.25
@@ -155,12 +156,17 @@ class Transport(ABC):
         """Move the data of a call that all ranks agreed on in the `meet` just before."""
 
     @abstractmethod
-    def move_parts(self, parts: Parts, lengths: np.ndarray[Any, Any], watch: Watch) -> None:
-        """Move every rank's outgoing parts into the incoming ones of the others.
+    def move_parts(self, call: Call, lengths: np.ndarray[Any, Any], watch: Watch) -> None:
+        """Move every rank's outgoing parts of a call into the incoming ones of the others.
 
         Args:
             lengths: (ranks, ranks) int64, bytes from rank i to rank j, as all ranks agreed.
         """
+
+    def finish(self, call: Call) -> None:
+        """Do what is left to do with the parts that have come."""
+        if call.parts is not None and call.parts.finish is not None:
+            call.parts.finish()
 
     @abstractmethod
     def exchange(self, text: str, watch: Watch) -> list[str]:
@@ -181,6 +187,27 @@ class Transport(ABC):
     def position(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
         """Where peers find `array`; see `Call.position`."""
         return PRIVATE
+
+    def serves(self, place: device) -> bool:
+        """Whether arrays on a GPU are moved as they are; else they are brought to the host first.
+
+        Raises:
+            ValueError: arrays there cannot be moved at all.
+        """
+        return False
+
+    def order(self, call: Call) -> Callable[[], None]:
+        """Have a call on a GPU run after the work that the caller has started there so far.
+
+        Sets the call's `on_gpu` and `captured`.
+
+        Returns:
+            What whoever waits for the call has to do on their own thread.
+        """
+        raise NotImplementedError(f"{type(self).__name__} moves the host's memory only")
+
+    def settle(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """Return when what was moved on GPUs so far is there; before a barrier."""
 
     @abstractmethod
     def post_send(self, array: np.ndarray[Any, Any], dst: int, tag: int) -> Pending:

@@ -17,6 +17,10 @@ import numpy as np
 class Work:
     """One call of a communicator. Keeps the arrays of the call alive until it is dropped.
 
+    Over arrays on a GPU that the ranks exchange without the host (NCCL), the call is over for the host
+    once it is in the GPU's queue. `wait()` then does not block until the result is there: it makes what
+    the calling thread's current stream is given from now on come after it.
+
     Attributes:
         kind: the call, such as "all_reduce".
         name: the name that the caller gave, or None.
@@ -36,6 +40,7 @@ class Work:
         "_help",
         "_kept",
         "_observe",
+        "_settle",
         "blocked_ns",
         "finished_ns",
         "kind",
@@ -56,6 +61,7 @@ class Work:
         result: np.ndarray[Any, Any] | None = None,
         kept: tuple[Any, ...] = (),
         execute: Callable[[Work], None] | None = None,
+        settle: Callable[[], None] | None = None,
         observe: Callable[[Work], None] | None = None,
     ) -> None:
         self.kind = kind
@@ -70,6 +76,7 @@ class Work:
         self._kept = kept
         self._execute = execute
         self._observe = observe
+        self._settle = settle
         self._help: Callable[[Work], None] | None = None
         self._error: BaseException | None = None
         # Held until the work is done: cheaper than an Event, and one is made for every call.
@@ -99,6 +106,8 @@ class Work:
             self.blocked_ns += time.perf_counter_ns() - begin_ns
         if self._error is not None:
             raise self._error
+        if self._settle is not None:
+            self._settle()
         return True
 
     def exception(self) -> BaseException | None:

@@ -1,6 +1,6 @@
-"""Shared by the tests of the communicators: the contract module is importable by its name."""
+"""Shared by the tests of the communicators: the contract and the stand-ins are importable by their names."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "core")]

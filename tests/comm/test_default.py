@@ -64,7 +64,7 @@ def test_serial_in_a_job_of_several_ranks_is_an_error(monkeypatch):
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known():
-    with pytest.raises(ValueError, match=r"'smoke' is not one of 'mpi', 'serial'"):
+    with pytest.raises(ValueError, match=r"'smoke' is not one of 'mpi', 'nccl', 'serial'"):
         init("smoke")
 
 

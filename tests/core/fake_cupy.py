@@ -5,6 +5,7 @@ access or a result on the wrong GPU). With it the core's device guards, copies b
 counts are shown without a GPU; what CuPy itself does is for the tests marked `gpu`.
 """
 
+import ctypes
 import threading
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -128,6 +129,16 @@ class _Stream:
     def use(self):
         _state.stream = self
 
+    def __enter__(self):
+        self.before = getattr(_state, "stream", None)
+        _state.stream = self
+
+    def __exit__(self, *error):
+        _state.stream = self.before
+
+    def synchronize(self):
+        LOG.append(("synchronize", self.index))
+
     def begin_capture(self, mode):
         LOG.append(("begin", mode))
         self.capturing = True
@@ -139,12 +150,21 @@ class _Stream:
     def is_capturing(self):
         return self.capturing
 
-    def record(self):
+    def record(self, event=None):
         LOG.append(("record", self.index))
-        return ("event", self.index)
+        found = Event() if event is None else event
+        found.index = self.index
+        return found
 
     def wait_event(self, event):
-        LOG.append(("wait", self.index, event[1]))
+        LOG.append(("wait", self.index, event.index))
+
+
+class Event:
+    done = True
+
+    def __init__(self, disable_timing=False):
+        self.index = None
 
 
 class OutOfMemoryError(MemoryError):
@@ -182,6 +202,11 @@ class Pool:
         self.held = self.used
 
 
+def _memcpy(dst, src, nbytes, kind, stream):
+    LOG.append(("memcpy", kind, nbytes, stream))
+    ctypes.memmove(dst, src, nbytes)
+
+
 def make(count=2):
     """A module like CuPy for a machine with `count` GPUs."""
     pool, streams = Pool(), [_Stream(i) for i in range(count)]
@@ -197,6 +222,9 @@ def make(count=2):
     memory = SimpleNamespace(
         OutOfMemoryError=OutOfMemoryError, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory
     )
+    runtime.memcpyDeviceToHost, runtime.memcpyHostToDevice = 2, 1
+    runtime.memcpyAsync = _memcpy
+    runtime.getDeviceProperties = lambda index: {"uuid": b"gpu%d" % index}
     runtime.streamCaptureModeRelaxed, runtime.deviceSynchronize = 2, lambda: None
 
     def stream(non_blocking=False, priority=None):
@@ -214,6 +242,8 @@ def make(count=2):
 
     cupy.cuda = SimpleNamespace(
         Stream=stream,
+        Event=Event,
+        alloc_pinned_memory=lambda nbytes: LOG.append(("pinned", nbytes)) or bytearray(nbytes),
         Device=Device,
         runtime=runtime,
         memory=memory,
