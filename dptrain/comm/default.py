@@ -129,6 +129,17 @@ def _connect_nccl(
     return communicator
 
 
+def nccl_trouble() -> str | None:
+    """Why NCCL cannot be used with the CuPy that is installed, in one line; None if it can."""
+    try:
+        from dptrain.comm import nccl
+
+        nccl.binding()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
 def _connect_mpi(
     timeout_s: float,
     warn_after_s: float | None,

@@ -6,12 +6,15 @@ Owns: what the arguments of `init_process_group` mean here. Must not know: tenso
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from dptrain.comm import default as _default
 from dptrain.comm.communicator import DEFAULT_TIMEOUT_S
+from dptrain.comm.default import nccl_trouble
 from dptrain.comm.env import discover, thread_count_is_set
 from dptrain.core import random
+from dptrain.core.cuda import device_count
 from dptrain.core.threads import set_num_threads, usable_cores
 from dptrain.distributed.groups import (
     Group,
@@ -77,8 +80,8 @@ class BackendConfig:
         return ",".join(f"{device}:{name}" for device, name in self.device_backend_map.items())
 
 
-#: PyTorch's backend names -> ours. On the CPU both gloo and mpi mean MPI.
-_BACKENDS = {"mpi": "mpi", "gloo": "mpi", "serial": "serial"}
+#: PyTorch's backend names -> ours. Both gloo and mpi mean MPI; nccl is MPI for what lives on the CPU.
+_BACKENDS = {"mpi": "mpi", "gloo": "mpi", "serial": "serial", "nccl": "nccl"}
 _METHODS = ("env://", "tcp://", "file://")
 
 
@@ -98,8 +101,8 @@ def is_mpi_available() -> bool:
 
 
 def is_nccl_available() -> bool:
-    """Whether GPUs communicate by NCCL: not in this version."""
-    return False
+    """Whether CuPy is installed and finds NCCL. Whether there is a GPU is another question."""
+    return find_spec("cupy") is not None and nccl_trouble() is None
 
 
 def is_ucc_available() -> bool:
@@ -156,16 +159,20 @@ def init_process_group(
     launcher this is a world of one, and the same script runs.
 
     Args:
-        backend: "mpi" or "gloo" (both: CPU tensors over MPI), or one for each kind of device as in
-            "cpu:gloo,cuda:nccl", of which that for the CPU counts; None chooses.
+        backend: "nccl" (GPU tensors by NCCL, CPU tensors over MPI), "mpi" or "gloo" (both: MPI, GPU
+            tensors through the host's memory), or one for each kind of device as in "cpu:gloo,cuda:nccl";
+            None is that where every rank of this host has a GPU, else "mpi". Where GPUs are named beside
+            the CPU and there is none, that is no error until one is asked for.
         init_method: None, or an "env://", "tcp://" or "file://" address, which is not used.
         timeout: of every collective; seconds or a timedelta; default 30 minutes.
         world_size, rank: if given, they must be what the launcher says.
         store: must be None: MPI connects the ranks.
-        group_name, pg_options, device_id: accepted; nothing here depends on them.
+        group_name, pg_options: accepted; nothing here depends on them.
+        device_id: with NCCL, the GPU of this rank; None: the current one if that was set, else the one
+            with the number of LOCAL_RANK. It becomes the current one.
 
     Raises:
-        RuntimeError: no MPI; the launcher and MPI disagree; an init_method of another form.
+        RuntimeError: no MPI; for "nccl" no GPU, no NCCL, or more ranks than GPUs; the launcher and MPI disagree; an init_method of another form.
         ValueError: initialised already; a backend that is not available; another rank or world size
             than the launcher's.
     """
@@ -179,8 +186,8 @@ def init_process_group(
         raise RuntimeError(
             f"No rendezvous handler for {init_method!r}: expected one of {', '.join(_METHODS)}, or nothing"
         )
-    chosen = _chosen(backend)
     found = discover()
+    chosen = _chosen(backend, found.local_world_size)
     for asked, actual, what in (
         (world_size, found.world_size, "world_size"),
         (rank, found.rank, "rank"),
@@ -193,7 +200,8 @@ def init_process_group(
     if chosen == "mpi" and found.world_size == 1:
         chosen = None  # one process: a world of one needs no MPI library
     limit_s = seconds(timeout)
-    communicator = _default.init(chosen, *(() if limit_s is None else (limit_s,)))
+    limits = () if limit_s is None else (limit_s,)
+    communicator = _default.init(chosen, *limits, device=device_id)
     ProcessGroup(communicator, range(communicator.world_size), "default_pg", backend or "")
     if communicator.local_world_size > 1 and not thread_count_is_set():
         # dprun sets the variables itself; under mpirun every rank would start a thread per core.
@@ -202,16 +210,20 @@ def init_process_group(
     random.set_shard(communicator.rank)
 
 
-def _chosen(backend: str | None) -> str | None:
-    """Our name of the backend that serves the CPU."""
+def _chosen(backend: str | None, local_ranks: int) -> str | None:
+    """Our name of the backend that serves what a text of PyTorch's names."""
     if backend is None:
-        return None
-    name = BackendConfig(Backend(backend)).device_backend_map.get("cpu", backend)
-    if name not in _BACKENDS:
-        raise ValueError(
-            f"backend {backend!r} is not available in this version; expected one of {', '.join(_BACKENDS)}"
-        )
-    return _BACKENDS[name]
+        return "nccl" if 0 < local_ranks <= device_count() and is_nccl_available() else None
+    by_device = BackendConfig(Backend(backend)).device_backend_map
+    for name in by_device.values():
+        if name not in _BACKENDS:
+            raise ValueError(
+                f"backend {backend!r} is not available in this version; expected one of {', '.join(_BACKENDS)}"
+            )
+    names = set(by_device.values())
+    if len(names) == 1:
+        return _BACKENDS[names.pop()]
+    return "nccl" if "nccl" in names and device_count() > 0 else "mpi"
 
 
 def destroy_process_group(group: Group = None) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from dptrain.comm.communicator import Communicator, ReduceOp
 from dptrain.comm.reduction import check_reducible
 from dptrain.comm.work import Work as ArrayWork
+from dptrain.core.arrays import address, beside, namespace_of
 from dptrain.core.tensor import Tensor
 from dptrain.distributed.groups import Group, ProcessGroup, member, peer, seconds
 from dptrain.distributed.work import Work
@@ -42,16 +43,7 @@ def checked(op: str, tensor: Any, name: str = "tensor") -> Tensor:
             f"{op}: Invalid function argument. Expected parameter `{name}` of type Tensor but got "
             f"{type(tensor)} instead."
         )
-    _check_device(op, tensor)
     return tensor
-
-
-def _check_device(op: str, tensor: Tensor) -> None:
-    if not isinstance(tensor._array, np.ndarray):
-        raise RuntimeError(
-            f"{op}: No backend type associated with device {tensor.device}; the ranks exchange tensors "
-            "on 'cpu': pass tensor.cpu()"
-        )
 
 
 def checked_list(op: str, tensors: Any, name: str) -> list[Tensor]:
@@ -65,8 +57,6 @@ def checked_list(op: str, tensors: Any, name: str) -> list[Tensor]:
             f"{op}: Invalid function argument. Expected parameter `{name}` of type list of Tensor but "
             f"got {type(tensors)} instead."
         )
-    for tensor in tensors:
-        _check_device(op, tensor)
     return list(tensors)
 
 
@@ -101,7 +91,15 @@ def reduction(op: Any, tensor: Tensor) -> ReduceOp:
 
 def read(tensor: Tensor) -> Array:
     """The values of a tensor that is only read, without gaps."""
-    return np.ascontiguousarray(tensor._array).reshape(tensor._array.shape)
+    with beside(tensor._array):
+        values = namespace_of(tensor._array).ascontiguousarray(tensor._array)
+        return values.reshape(tensor._array.shape)
+
+
+def fill(target: Array, values: Array) -> None:
+    """Copy values into an array on the same device."""
+    with beside(target):
+        np.copyto(target, values.reshape(target.shape))
 
 
 class Targets:
@@ -116,8 +114,8 @@ class Targets:
     def bring_home(self) -> None:
         """Copy back what was received into copies."""
         for tensor, array in zip(self._tensors, self.arrays, strict=True):
-            if not np.may_share_memory(tensor._array, array):
-                np.copyto(tensor._array, array)
+            if array.size and address(tensor._array) != address(array):
+                fill(tensor._array, array)
 
     def done(
         self,
@@ -171,12 +169,13 @@ def all_reduce_coalesced(
     if pg is None or not found:
         return None
     chosen, targets = reduction(op, found[0]), Targets(found)
-    flat = np.concatenate([array.reshape(-1) for array in targets.arrays])
+    with beside(targets.arrays[0]):
+        flat = np.concatenate([array.reshape(-1) for array in targets.arrays])
 
     def cut() -> None:
         begin = 0
         for array in targets.arrays:
-            np.copyto(array, flat[begin : begin + array.size].reshape(array.shape))
+            fill(array, flat[begin : begin + array.size])
             begin += array.size
 
     work = pg.communicator.all_reduce(flat, chosen, async_op=async_op)
@@ -346,7 +345,7 @@ def barrier(
     """Wait until every rank has come here.
 
     Args:
-        device_ids: accepted; a barrier here concerns no device.
+        device_ids: accepted: with NCCL this rank's GPU is waited for, which is the only one it drives.
     """
     pg = joined("barrier", group)
     if pg is None:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import ReduceOp
+from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.tensor import Tensor
 from dptrain.distributed.collectives import (
     Targets,
     checked,
     checked_list,
+    fill,
     joined,
     read,
     reduction,
@@ -63,14 +65,19 @@ def all_gather(
             )
         works = [comm.all_gather_uneven(targets.arrays, source, async_op=async_op)]
         return targets.done(works, async_op, pg)
-    out = np.empty((pg.size(), *source.shape), source.dtype)
+    out = namespace_of(source).empty((pg.size(), *source.shape), source.dtype)
     works = [comm.all_gather(out, source, async_op=async_op)]
     return targets.done(works, async_op, pg, lambda: _fill(targets.arrays, out))
 
 
+def _stacked(arrays: Sequence[Array]) -> Array:
+    with beside(arrays[0]):
+        return np.stack(arrays)
+
+
 def _fill(targets: Sequence[Array], rows: Array) -> None:
-    for target, row in zip(targets, rows, strict=True):
-        np.copyto(target, row.reshape(target.shape))
+    for rank, target in enumerate(targets):
+        fill(target, rows[rank])
 
 
 def all_gather_coalesced(
@@ -138,7 +145,7 @@ def gather(
     if not gather_list:
         raise ValueError("Argument ``gather_list`` must be specified on destination rank.")
     targets = _alike("gather", "gather_list", gather_list, tensor, pg)
-    out = np.empty((pg.size(), *source.shape), source.dtype)
+    out = namespace_of(source).empty((pg.size(), *source.shape), source.dtype)
     works = [pg.communicator.gather(out, source, root, async_op=async_op)]
     return targets.done(works, async_op, pg, lambda: _fill(targets.arrays, out))
 
@@ -188,7 +195,7 @@ def scatter(
                     f"scatter: invalid tensor size at index {i} of scatter_list (expected "
                     f"{tuple(tensor.shape)}, got {tuple(one.shape)})"
                 )
-        rows = np.stack([read(one) for one in found])
+        rows = _stacked([read(one) for one in found])
     elif scatter_list:
         raise ValueError("Argument ``scatter_list`` must NOT be specified on non-source ranks.")
     targets = Targets([tensor])
@@ -224,7 +231,7 @@ def reduce_scatter(
     sources, out, comm = [read(one) for one in found], targets.arrays[0], pg.communicator
     if len({source.shape for source in sources}) == 1:
         work = comm.reduce_scatter(
-            out.reshape(1, *sources[0].shape), np.stack(sources), chosen, async_op=async_op
+            out.reshape(1, *sources[0].shape), _stacked(sources), chosen, async_op=async_op
         )
     else:
         work = comm.reduce_scatter_uneven(out, sources, chosen, async_op=async_op)

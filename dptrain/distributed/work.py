@@ -60,7 +60,7 @@ class Work:
         """Whether the call is over, well or not. Never blocks."""
         over = all(work.is_completed() for work in self._works)
         if over and self.exception() is None:
-            self._bring_home()
+            self.wait()  # On a GPU: what this stream does from now on comes after the result.
         return over
 
     def is_success(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
+from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.tensor import Tensor
 
 _Description = list[tuple[str, tuple[int, ...], str, bool]]
@@ -74,30 +75,32 @@ def broadcast_arrays(
 def broadcast_buffers(
     buffers: Sequence[Tensor], communicator: Communicator, root: int | None, name: str
 ) -> None:
-    """Send the values of a module's buffers to all ranks, one message per dtype.
+    """Send the values of a module's buffers to all ranks, one message per dtype and device.
 
     Args:
         root: the source; None: the lowest rank that has data.
     """
-    by_type: dict[np.dtype[Any], list[Tensor]] = {}
+    by_type: dict[Any, list[Tensor]] = {}
     for buffer in buffers:
-        by_type.setdefault(buffer._array.dtype, []).append(buffer)
-    for kind, members in by_type.items():
-        flat = np.concatenate([b._array.ravel() for b in members], dtype=kind)
-        communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
-        start = 0
-        for b in members:
-            stop = start + b._array.size
-            np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
-            start = stop
+        by_type.setdefault((buffer._array.dtype, buffer.device), []).append(buffer)
+    for members in by_type.values():
+        with beside(members[0]._array):
+            flat = np.concatenate([b._array.ravel() for b in members])
+            communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
+            start = 0
+            for b in members:
+                stop = start + b._array.size
+                np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
+                start = stop
 
 
 def average_buffers(buffers: Sequence[Tensor], communicator: Communicator, name: str) -> None:
     """Replace floating point buffers by the mean over the ranks that have data; send the others."""
     floating = [b for b in buffers if b.is_floating_point()]
     for buffer in floating:
-        array = np.ascontiguousarray(buffer._array)
-        communicator.all_reduce(array, "avg", name=name, joinable=True, async_op=False)
-        np.copyto(buffer._array, array)
+        with beside(buffer._array):
+            array = namespace_of(buffer._array).ascontiguousarray(buffer._array)
+            communicator.all_reduce(array, "avg", name=name, joinable=True, async_op=False)
+            np.copyto(buffer._array, array.reshape(buffer._array.shape))
     others = [b for b in buffers if not b.is_floating_point()]
     broadcast_buffers(others, communicator, None, name)

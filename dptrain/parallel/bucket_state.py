@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator, Work
-from dptrain.core.flat import FlatStorage, placed
+from dptrain.core.arrays import to_host
+from dptrain.core.flat import FlatStorage, aligned_empty, placed
 from dptrain.core.tensor import Tensor
 from dptrain.parallel.buckets import consecutive, plan_buckets
 from dptrain.parallel.grad_bucket import GradBucket
@@ -38,14 +39,45 @@ class Section:
         self.storage = storage
         self.positions = sorted(placed(p).position for p in params)
         self.whole = len(self.positions) == len(storage.params)
+        self._away = type(storage.data) is not np.ndarray
         if storage.extra.size != len(storage.params):
-            storage.use_grad_memory(communicator.allocate, extra=len(storage.params))
-        self._own = np.zeros(0 if self.whole else len(storage.params), storage.data.dtype)
+            allocate = self._beside if self._away else communicator.allocate
+            storage.use_grad_memory(allocate, extra=len(storage.params))
+        own = self._away or not self.whole
+        self._own = np.zeros(len(storage.params) if own else 0, storage.data.dtype)
+
+    def _beside(self, nbytes: int) -> Any:
+        return aligned_empty(nbytes, self.storage.xp)
 
     @property
-    def flags(self) -> np.ndarray:
-        """By position in the storage: not 0 where the parameter was used."""
+    def used(self) -> np.ndarray:
+        """By position in the storage: not 0 where this rank used the parameter. On the host."""
+        return self._own if self._away or not self.whole else self.storage.extra
+
+    @property
+    def flags(self) -> Any:
+        """What the ranks tell each other of `used`."""
         return self.storage.extra if self.whole else self._own
+
+    def tell(self) -> None:
+        """Put `used` where it travels with the gradients, if that is on a device."""
+        if self._away and self.whole:
+            if self._used_all():  # the usual case, which a CUDA graph can record
+                self.storage.extra.fill(1)
+            else:
+                self.storage.extra[...] = self.storage.xp.asarray(self._own)
+
+    def told(self) -> np.ndarray:
+        """By position: not 0 where some rank used the parameter, as the ranks have told each other.
+
+        What this rank used itself it knows; a device is only asked, and waited for, where that is not all.
+        """
+        if not self._away or not self.whole:
+            return np.asarray(self.flags)
+        return self._own if self._used_all() else to_host(self.storage.extra)
+
+    def _used_all(self) -> bool:
+        return bool(self._own[self.positions].all())
 
     def params(self) -> list[Tensor]:
         """The parameters, in the order of the storage."""
@@ -99,9 +131,9 @@ class BucketState:
         return self.section.storage.grad_memory[self.start : self.stop]
 
     @property
-    def flags(self) -> np.ndarray:
-        """Of the bucket's parameters, in their order: not 0 where one was used."""
-        return self.section.flags[self.members[0] : self.members[-1] + 1]
+    def used(self) -> np.ndarray:
+        """Of the bucket's parameters, in their order: not 0 where this rank used one. On the host."""
+        return self.section.used[self.members[0] : self.members[-1] + 1]
 
     @property
     def message(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from dptrain.core.cuda import cuda_device, device_count
 from dptrain.core.device import as_device, device, host_device, host_device_count
 from dptrain.core.random import current_shard, set_shard
 from dptrain.core.tensor import Tensor
@@ -21,16 +22,22 @@ from dptrain.parallel.replicas import ReplicaSet
 from dptrain.parallel.scatter_gather import gather, scatter, scatter_kwargs
 
 
-def _devices(given: Sequence[Any] | None) -> list[device]:
-    """The devices that `device_ids` names; all of this process by default.
+def _devices(given: Sequence[Any] | None, kind: str) -> list[device]:
+    """The devices that `device_ids` names; all of a kind by default.
+
+    Args:
+        given: devices, their names, or their numbers among those of the kind.
+        kind: "cuda", or "cpu" for the virtual host devices.
 
     Raises:
         RuntimeError: there is no such device.
         ValueError: one is named twice.
     """
+    if given is None and kind == "cuda":
+        return [cuda_device(i) for i in range(device_count())]
     if given is None:
         return [host_device(i) for i in range(host_device_count())]
-    found = [as_device(device("cpu", d) if isinstance(d, int) else d) for d in given]
+    found = [as_device(device(kind, d) if isinstance(d, int) else d) for d in given]
     if len(set(found)) != len(found):
         raise ValueError(f"device_ids names a device twice: {[str(d) for d in found]}")
     return found
@@ -105,7 +112,8 @@ class DataParallel(Module):
 
     Args:
         module: the model; its parameters and buffers live on `device_ids[0]`.
-        device_ids: the devices (or their indices); all of this process by default.
+        device_ids: the devices (or their indices); by default all GPUs where the module lives on one,
+            else all virtual devices.
         output_device: where the results are joined; `device_ids[0]` by default.
         dim: the dimension along which arguments are split and results are joined.
 
@@ -126,11 +134,12 @@ class DataParallel(Module):
         dim: int = 0,
     ) -> None:
         super().__init__()
-        self.device_ids = _devices(device_ids)
+        kind = next((p.device.type for p in module.parameters()), "cpu")
+        self.device_ids = _devices(device_ids, kind)
         if not self.device_ids:
             raise ValueError("DataParallel needs at least one device in device_ids")
         self.output_device = (
-            self.device_ids[0] if output_device is None else _devices([output_device])[0]
+            self.device_ids[0] if output_device is None else _devices([output_device], kind)[0]
         )
         self.dim = dim
         self.module = module

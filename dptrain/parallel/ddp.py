@@ -28,7 +28,6 @@ from dptrain.parallel.ddp_arguments import (
     check_devices,
     check_module,
     check_options,
-    check_reachable,
     check_trained,
 )
 from dptrain.parallel.ddp_report import logging_data
@@ -143,7 +142,6 @@ class DistributedDataParallel(EqualEnds, Module):
         self.communicator = communicator_of(process_group, "DistributedDataParallel")
         check_module(module)
         check_devices(module, device_ids, output_device)
-        check_reachable(module)
         self.module = module
         self.process_group = process_group if process_group is not None else self.communicator
         self.device_ids, self.output_device, self.dim = device_ids, output_device, dim

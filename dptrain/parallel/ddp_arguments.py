@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.device import as_device, device
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import is_lazy
@@ -38,20 +36,6 @@ def check_module(module: Any) -> None:
         raise ValueError(
             f"{_CLASS}'s input module must be on the same type of devices, but input module parameters locate in "
             f"{kinds}."
-        )
-
-
-def check_reachable(module: Module) -> None:
-    """Refuse a module whose memory the communicators cannot move.
-
-    Raises:
-        ValueError: it lives on another device than the host.
-    """
-    away = {str(p.device) for p in module.parameters() if type(p._array) is not np.ndarray}
-    if away:
-        raise ValueError(
-            f"{_CLASS}: the module lives on {', '.join(sorted(away))}, but communicators move the host's own memory "
-            "(device 'cpu'); several devices of one process are trained by DataParallel"
         )
 
 

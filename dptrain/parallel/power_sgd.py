@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address
+from dptrain.core.arrays import address, namespace_of
 from dptrain.core.half import lift
 from dptrain.core.random import numpy_stream
 from dptrain.core.tensor import Tensor, wrap
@@ -136,7 +136,7 @@ def batched_powerSGD_hook(state: PowerSGDState, bucket: GradBucket) -> Future[Te
         return allreduce_hook(state.process_group, bucket)
     flat = lift(bucket.buffer()._array)
     side = math.isqrt(max(flat.size - 1, 0)) + 1
-    work = np.zeros(side * side, flat.dtype)
+    work = namespace_of(flat).zeros(side * side, flat.dtype)
     work[: flat.size] = flat
     return _averaged(state, bucket, work, [work.reshape(side, side)], [])
 
@@ -160,7 +160,7 @@ def _averaged(
     if state.use_error_feedback and index in state.error_dict:
         work += state.error_dict[index]
     mine = work.copy() if state.use_error_feedback else None
-    lows, ps, qs = _low_rank(chosen, state.matrix_approximation_rank, work.dtype)
+    lows, ps, qs = _low_rank(chosen, state.matrix_approximation_rank, work[:0])
     state.total_numel_before_compression += sum(g.size for g in (*chosen, *rest))
     state.total_numel_after_compression += ps.size + qs.size + sum(g.size for g in rest)
     for position, low in enumerate(lows):
@@ -229,12 +229,13 @@ def _divided(
 
 
 def _low_rank(
-    matrices: Sequence[np.ndarray], rank: int, kind: np.dtype[Any]
+    matrices: Sequence[np.ndarray], rank: int, like: np.ndarray
 ) -> tuple[list[_Low], np.ndarray, np.ndarray]:
-    """P and Q of each matrix, as views of two arrays that travel."""
+    """P and Q of each matrix, as views of two arrays that travel, on the device of `like`."""
+    xp, kind = namespace_of(like), like.dtype
     ranks = [min(*m.shape, rank) for m in matrices]
-    ps = np.zeros(sum(m.shape[0] * r for m, r in zip(matrices, ranks, strict=True)), kind)
-    qs = np.zeros(sum(m.shape[1] * r for m, r in zip(matrices, ranks, strict=True)), kind)
+    ps = xp.zeros(sum(m.shape[0] * r for m, r in zip(matrices, ranks, strict=True)), kind)
+    qs = xp.zeros(sum(m.shape[1] * r for m, r in zip(matrices, ranks, strict=True)), kind)
     lows: list[_Low] = []
     p_start = q_start = 0
     for m, r in zip(matrices, ranks, strict=True):
@@ -253,7 +254,7 @@ def _start(q: np.ndarray, state: PowerSGDState, index: int, position: int) -> No
         return
     step = 0 if state.warm_start else state.iter
     stream = numpy_stream(state.random_seed, step, index, position)
-    q[...] = stream.standard_normal(q.shape)
+    q[...] = namespace_of(q).asarray(stream.standard_normal(q.shape))
 
 
 def _orthonormalise(matrix: np.ndarray, epsilon: float) -> None:

@@ -169,9 +169,11 @@ class Reducer:
     def _launch(self, bucket: BucketState, async_op: bool = True) -> None:
         self._next += 1
         if bucket.arrived == len(bucket.members):
-            bucket.flags[:] = 1
+            bucket.used[:] = 1
         else:
             self._fill_unused(bucket)
+        if bucket.carries_flags:
+            bucket.section.tell()
         bucket.launched_ns = time.perf_counter_ns()
         bucket.ready_ns = bucket.ready_ns or bucket.launched_ns
         if self.hook is not None:
@@ -196,7 +198,7 @@ class Reducer:
         for k, i in enumerate(bucket.members):
             p = storage.params[i]
             unused = id(p) not in self._seen and p._grad is None
-            bucket.flags[k] = not unused
+            bucket.used[k] = not unused
             if unused:
                 storage.grad[storage.places[i].start : storage.places[i].stop] = 0
             elif id(p) not in self._seen:
@@ -293,7 +295,7 @@ def _end_cap_mb(communicator: Communicator) -> float:
 
 def _publish(section: Section) -> None:
     """A gradient exists on all ranks or on none: where any rank used the parameter."""
-    storage, flags = section.storage, section.flags
+    storage, flags = section.storage, section.told()
     for i in section.positions:
         storage.params[i]._grad = storage.slot(i) if flags[i] > 0 else None
 

@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from dptrain.core.arrays import device_of, move, namespace_on
+from dptrain.comm.nccl_local import sum_on
+from dptrain.core.arrays import beside, device_of, move, namespace_on
 from dptrain.core.device import device
 from dptrain.core.flat import FlatStorage, Place, adopt, placed
 from dptrain.core.op import Op
@@ -21,8 +22,9 @@ from dptrain.nn.module import Module
 class Replicate(Op):
     """Parameters on further devices: (parameters) -> (parameters on each device, one after another).
 
-    The copies are views of one buffer per device and storage. Backward adds the gradients up in the
-    order of the devices, whichever replica was ready first, through one buffer per device.
+    The copies are views of one buffer per device and storage. Backward adds the gradients up through
+    one buffer per device: between GPUs NCCL does, in an order of its own; else in the order of the
+    devices, whichever replica was ready first.
     """
 
     backward_name = "BroadcastBackward"
@@ -44,11 +46,11 @@ class Replicate(Op):
         rows = [grads[i * count : (i + 1) * count] for i in range(self.devices)]
         if any(isinstance(g, Tensor) for g in grads):
             return tuple(self._sum_tensors(column) for column in zip(*rows, strict=True))
-        totals: dict[FlatStorage, Any] = {}
+        by_storage: dict[FlatStorage, list[Any]] = {}
         for row in rows:
             for storage, flat in self._flat(row).items():
-                arrived = move(flat, self.home)
-                totals[storage] = totals[storage] + arrived if storage in totals else arrived
+                by_storage.setdefault(storage, []).append(flat)
+        totals = {storage: self._total(flats) for storage, flats in by_storage.items()}
         return tuple(
             totals[p.storage][p.start : p.stop].reshape(shape)
             if any(row[i] is not None for row in rows)
@@ -56,16 +58,26 @@ class Replicate(Op):
             for i, (p, shape) in enumerate(zip(self.places, self.shapes, strict=True))
         )
 
+    def _total(self, flats: Sequence[Any]) -> Any:
+        """The sum of the devices' buffers, at home: by NCCL between GPUs, else in their order."""
+        total = sum_on(self.home, flats)
+        if total is not None:
+            return total
+        arrived = [move(flat, self.home) for flat in flats]
+        with beside(arrived[0]):
+            return sum(arrived[1:], arrived[0])
+
     def _flat(self, row: Sequence[Any]) -> dict[FlatStorage, Any]:
         """The gradients of one device in buffers laid out like the storages."""
         found: dict[FlatStorage, Any] = {}
         for p, grad in zip(self.places, row, strict=True):
             if grad is None:
                 continue
-            if p.storage not in found:
-                xp = namespace_on(device_of(grad))
-                found[p.storage] = xp.zeros(p.storage.size, p.storage.data.dtype)
-            found[p.storage][p.start : p.stop] = grad.reshape(-1)
+            with beside(grad):
+                if p.storage not in found:
+                    xp = namespace_on(device_of(grad))
+                    found[p.storage] = xp.zeros(p.storage.size, p.storage.data.dtype)
+                found[p.storage][p.start : p.stop] = grad.reshape(-1)
         return found
 
     def _sum_tensors(self, column: Sequence[Any]) -> Any:
@@ -126,7 +138,8 @@ class ReplicaSet:
                 if mirror[storage] is None:
                     mirror[storage] = move(storage.data, place)
                 else:
-                    mirror[storage][...] = move(storage.data, place)
+                    with beside(mirror[storage]):
+                        mirror[storage][...] = move(storage.data, place)
         return [self._mirrors[place] for place in devices]
 
 

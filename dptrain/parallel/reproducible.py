@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
+from dptrain.core.arrays import device_of, move, namespace_of, to_host
 from dptrain.core.creation import tensor
 from dptrain.core.dtypes import float64
 from dptrain.core.random import (
@@ -59,7 +60,7 @@ def exact_mean(
 ) -> list[Array]:
     """For each tensor the sum of all ranks' summands divided by `count`, in any order the same bits.
 
-    Where a summand is not finite, the result is not a number. Collective.
+    Where a summand is not finite, the result is not a number. Computed on the host. Collective.
 
     Args:
         summands: this rank's summands of each tensor; there may be none.
@@ -71,7 +72,7 @@ def exact_mean(
     largest = np.zeros(len(like))
     for i, terms in enumerate(summands):
         for term in terms:
-            magnitude = np.abs(term.astype(np.float64))
+            magnitude = np.abs(to_host(term).astype(np.float64))
             largest[i] = max(largest[i], magnitude[np.isfinite(magnitude)].max(initial=0.0))
     communicator.all_reduce(largest, "max", name=f"{name} scales", async_op=False)
     # Each of `count` summands stays below 2 ** (62 - headroom), so that their sum fits.
@@ -85,7 +86,7 @@ def exact_mean(
     for i, terms in enumerate(summands):
         part = totals[ends[i] : ends[i + 1]]
         for term in terms:
-            flat = term.reshape(-1).astype(np.float64)
+            flat = to_host(term).reshape(-1).astype(np.float64)
             lost = np.logical_not(np.isfinite(flat))
             if lost.any():
                 bad[ends[i] : ends[i + 1]][lost] = 1
@@ -99,7 +100,7 @@ def exact_mean(
     for i, a in enumerate(like):
         mean = np.ldexp(totals[ends[i] : ends[i + 1]].astype(np.float64), -shifts[i]) / count
         mean[bad[ends[i] : ends[i + 1]] != 0] = np.nan
-        found.append(mean.astype(a.dtype).reshape(a.shape))
+        found.append(move(mean.astype(a.dtype).reshape(a.shape), device_of(a)))
     return found
 
 
@@ -233,7 +234,8 @@ class ShardedStep:
         counters = [(b, found) for b, found in pairs if not b.is_floating_point()]
         last = communicator.world_size - 1  # always has a shard, the last one
         for b, found in counters:
-            array = np.ascontiguousarray(found[0] if found else b._array).reshape(-1)
+            last_seen = found[0] if found else b._array
+            array = namespace_of(last_seen).ascontiguousarray(last_seen).reshape(-1)
             communicator.broadcast(array, last, name=f"{self._name} counters", async_op=False)
             np.copyto(b._array, array.reshape(b._array.shape))
             b._bump_version()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
+from dptrain.core.arrays import beside, device_of, move, namespace_of, to_host
 from dptrain.core.half import lift
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
@@ -58,8 +59,8 @@ class Statistics:
     """Count, mean and variance (population) of each channel over all ranks."""
 
     count: float
-    mean: np.ndarray
-    var: np.ndarray
+    mean: Any
+    var: Any
 
 
 def _statistics(input: Tensor, communicator: Communicator) -> Statistics:
@@ -68,19 +69,23 @@ def _statistics(input: Tensor, communicator: Communicator) -> Statistics:
     Raises:
         ValueError: there is at most one value per channel.
     """
-    x, channels = _flat(lift(input._array)), input.shape[1]
-    # Every rank fills its own row and adds zeros to the others', which is exact.
-    rows = np.zeros((communicator.world_size, 1 + 2 * channels))
-    mine = rows[communicator.rank]
-    mine[0], mine[1 : channels + 1], mine[channels + 1 :] = _moments(x)
-    communicator.all_reduce(rows, name="SyncBatchNorm statistics", joinable=True, async_op=False)
-    count, mean, squares = _merged(rows, channels)
+    place = device_of(input._array)
+    with beside(input._array):
+        x, channels = _flat(lift(input._array)), input.shape[1]
+        # Every rank fills its own row and adds zeros to the others', which is exact.
+        rows = namespace_of(x).zeros((communicator.world_size, 1 + 2 * channels), np.float64)
+        mine = rows[communicator.rank]
+        mine[0], mine[1 : channels + 1], mine[channels + 1 :] = _moments(x)
+        communicator.all_reduce(
+            rows, name="SyncBatchNorm statistics", joinable=True, async_op=False
+        )
+    count, mean, squares = _merged(to_host(rows), channels)
     if count <= 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {list(input.shape)}, and "
             f"{int(count)} values per channel on all ranks together"
         )
-    return Statistics(count, mean, squares / count)
+    return Statistics(count, move(mean, place), move(squares / count, place))
 
 
 def _flat(array: Any) -> Any:
@@ -226,11 +231,12 @@ class SyncBatchNorm(_BatchNorm):
                 share = 1.0 / float(self.num_batches_tracked)
         for running, value in (
             (self.running_mean, found.mean),
-            (self.running_var, found.var * (found.count / (found.count - 1))),
+            (self.running_var, _unbiased(found)),
         ):
             if running is not None:
                 held = running._array
-                held[...] = (1 - (share or 0.0)) * held + (share or 0.0) * value
+                with beside(held):
+                    held[...] = (1 - (share or 0.0)) * held + (share or 0.0) * value
                 running._bump_version()
 
     @classmethod
@@ -253,6 +259,11 @@ class SyncBatchNorm(_BatchNorm):
         for name, child in module.named_children():
             converted.add_module(name, cls.convert_sync_batchnorm(child, process_group))
         return converted
+
+
+def _unbiased(found: Statistics) -> Any:
+    with beside(found.var):
+        return found.var * (found.count / (found.count - 1))
 
 
 def _converted(layer: _BatchNorm, process_group: Any) -> SyncBatchNorm:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
+from dptrain.core.arrays import namespace_of
 from dptrain.core.creation import tensor
 from dptrain.core.device import device
 from dptrain.core.flat import FlatStorage, Place, place_of
@@ -393,7 +394,7 @@ def _options(group: Mapping[str, Any], names: bool = False) -> dict[str, Any]:
 
 
 def _flat(value: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(value._array).reshape(-1)
+    return namespace_of(value._array).ascontiguousarray(value._array).reshape(-1)
 
 
 def _description(value: Any) -> tuple[Any, ...]:

@@ -21,14 +21,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dptrain.comm import CommunicatorError, flights, gpus, nccl, nccl_types, run_ranks, thread
+from dptrain.comm import (
+    CommunicatorError,
+    flights,
+    gpus,
+    nccl,
+    nccl_local,
+    nccl_types,
+    run_ranks,
+    thread,
+)
 from dptrain.comm.collectives import TransportCommunicator
 from dptrain.comm.errors import CollectiveTimeoutError
 from dptrain.comm.nccl import NcclTransport
 from dptrain.comm.reduction import DTYPE_NAMES, ReduceOp, check_reducible, dtype_from_name
 from dptrain.comm.serial import SerialTransport
 from dptrain.core import cuda
-from dptrain.core.arrays import move, to_host
+from dptrain.core.arrays import device_of, move, to_host
 from dptrain.core.cuda import Probe
 from dptrain.core.device import as_device
 
@@ -58,10 +67,14 @@ def parameters(function):
 
 def asked_for():
     """(receiver, name, number of arguments or None) for all that `comm/nccl.py` uses of the binding."""
-    for node in ast.walk(ast.parse(Path(nccl.__file__).read_text())):
+    sources = [Path(module.__file__).read_text() for module in (nccl, nccl_local)]
+    for node in (node for text in sources for node in ast.walk(ast.parse(text))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             receiver = ast.unparse(node.func.value)
-            if receiver in ("comm", "self._comm", "self._nccl", "library"):
+            if receiver == "nccl.NcclCommunicator":
+                receiver = "comm"
+            receiver = "self._nccl" if receiver == "nccl" else receiver
+            if receiver in ("comm", "self._comm", "self._nccl"):
                 assert not node.keywords
                 yield receiver, node.func.attr, len(node.args)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._nccl":
@@ -443,9 +456,6 @@ def test_a_peer_that_left_is_not_waited_for_on_the_gpu(stuck, monkeypatch):
     assert "cannot end: rank 1 closed its communicator" in str(next_error(comms[0]))
 
 
-# ---- which GPU, and why none -------------------------------------------------------------------
-
-
 @pytest.fixture
 def machine(monkeypatch):
     """`machine(count)`: a machine with so many stand-in GPUs."""
@@ -459,6 +469,89 @@ def machine(monkeypatch):
     yield make
     for entered in stack:
         entered.__exit__(None, None, None)
+
+
+# ---- GPUs of one process --------------------------------------------------------------------------
+
+
+class Local:
+    """A recorder in the place of the communicators of `initAll`: root 0 gets the sum at the end."""
+
+    def __init__(self, library, group, index):
+        self.library, self.group, self.index = library, group, index
+
+    def reduce(self, sendbuf, recvbuf, count, datatype, op, root, stream):
+        assert fake_cupy.current() == self.index
+        assert (op, root) == (fake_nccl.CONSTANTS["NCCL_SUM"], 0)
+        self.library.record(self.index, "reduce", count=count, receives=bool(recvbuf))
+        values = fake_nccl._array(sendbuf, count, datatype)
+        self.group.append((values, fake_nccl._array(recvbuf, count, datatype) if recvbuf else None))
+        fake_nccl._local.group.append((len(self.group) > 0, self._end))
+
+    def _end(self):
+        total = sum(values for values, _ in self.group)
+        for _, room in self.group:
+            if room is not None:
+                room[:] = total
+        self.group.clear()
+
+
+def test_gradients_of_one_process_are_summed_by_one_group_of_reductions(machine, monkeypatch):
+    machine(3)
+    library, made = fake_nccl.Library(), []
+
+    def init_all(indices):
+        made.append(indices)
+        group = []
+        return [Local(library, group, i) for i in indices]
+
+    library.NcclCommunicator = SimpleNamespace(initAll=init_all)
+    monkeypatch.setattr(nccl, "binding", lambda: library)
+    nccl_local._connected.cache_clear()
+    home = as_device("cuda:1")
+    arrays = [move(np.full(5, v), as_device(f"cuda:{i}")) for i, v in ((0, 1.0), (2, 10.0))]
+    for _ in range(2):
+        total = nccl_local.sum_on(home, arrays)
+        assert device_of(total) == home
+        assert to_host(total).tolist() == [11.0] * 5
+    assert made == [[1, 0, 2]]  # once
+    assert [c for c in library.calls if c[1] == "reduce"][:3] == [
+        (1, "reduce", {"count": 5, "receives": True}),
+        (0, "reduce", {"count": 5, "receives": False}),
+        (2, "reduce", {"count": 5, "receives": False}),
+    ]
+    nccl_local._connected.cache_clear()
+
+
+def test_gpus_that_nccl_cannot_connect_are_left_to_copies_with_one_warning(machine, monkeypatch):
+    machine(2)
+
+    def init_all(indices):
+        raise fake_nccl.NcclError("unhandled cuda error")
+
+    library = fake_nccl.Library()
+    library.NcclCommunicator = SimpleNamespace(initAll=init_all)
+    monkeypatch.setattr(nccl, "binding", lambda: library)
+    nccl_local._connected.cache_clear()
+    there = move(np.ones(2), as_device("cuda:1"))
+    with pytest.warns(UserWarning, match=r"cannot connect cuda:0, cuda:1 \(unhandled.*copies"):
+        assert nccl_local.sum_on(as_device("cuda:0"), [there]) is None
+    assert nccl_local.sum_on(as_device("cuda:0"), [there]) is None
+    nccl_local._connected.cache_clear()
+
+
+def test_what_nccl_does_not_serve_is_left_to_copies(machine, monkeypatch):
+    machine(2)
+    monkeypatch.setattr(nccl_local, "nccl_trouble", lambda: "no libnccl")
+    nccl_local._connected.cache_clear()
+    there = [move(np.ones(2), as_device(f"cuda:{i}")) for i in range(2)]
+    assert nccl_local.sum_on(as_device("cuda:1"), there[:1]) is None  # no NCCL
+    assert nccl_local.sum_on(as_device("cuda:0"), there[:1]) is None  # one GPU twice
+    assert nccl_local.sum_on(as_device("cpu"), [np.ones(2)]) is None
+    nccl_local._connected.cache_clear()
+
+
+# ---- which GPU, and why none -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

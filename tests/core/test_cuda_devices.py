@@ -4,7 +4,8 @@ import copy
 import gc
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import cache
+from types import ModuleType
 
 import fake_cupy
 import numpy as np
@@ -250,14 +251,12 @@ def test_no_operation_touches_a_gpu_that_is_not_the_current_one(library, monkeyp
     assert ran > 0.7 * len(SAMPLES)
 
 
+@cache
 def over_the_stand_in(name):
     """The NumPy kernels in the place of the CUDA kernels, over the stand-in's arrays."""
     definition = reference_optim if name == "cuda.updates" else reference
-    return SimpleNamespace(
-        __name__=name,
-        **{
-            key: lambda *args, f=f: fake_cupy._run(f, args, {})
-            for key, f in vars(definition).items()
-            if callable(f) and not key.startswith("_")
-        },
-    )
+    module = ModuleType(name)
+    for key, function in vars(definition).items():
+        if callable(function) and not key.startswith("_"):
+            setattr(module, key, lambda *args, f=function: fake_cupy._run(f, args, {}))
+    return module

@@ -6,11 +6,15 @@ import datetime
 import gc
 import weakref
 
+import fake_cupy
+import fake_nccl
 import pytest
 
 import dptrain
 import dptrain.distributed as dist
-from dptrain.comm import run_ranks
+from dptrain.comm import nccl, run_ranks
+from dptrain.core import cuda
+from dptrain.distributed import backends
 
 
 @pytest.fixture
@@ -55,7 +59,8 @@ def test_every_form_of_init_starts_a_world_of_one(arguments):
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
-        ({"backend": "nccl"}, ValueError, "not available"),
+        ({"backend": "smoke"}, ValueError, "not available"),
+        ({"backend": "cpu:gloo,cuda:smoke"}, ValueError, "not available"),
         ({"backend": 3}, ValueError, "string"),
         ({"backend": "cpu:gloo,cpu:mpi"}, ValueError, "one device:backend pair"),
         ({"init_method": "foo://"}, RuntimeError, "No rendezvous handler"),
@@ -168,18 +173,6 @@ def test_lists_of_different_sizes(sizes):
     run_ranks(3, rank)
 
 
-def test_tensors_of_other_devices_are_refused_by_name(alone, host_devices):
-    host_devices(2)
-    away = dptrain.ones(2).to("cpu:1")
-    for call in (
-        lambda: dist.all_reduce(away),
-        lambda: dist.all_gather([away], dptrain.ones(2)),
-        lambda: dist.scatter(dptrain.ones(2), [away]),
-    ):
-        with pytest.raises(RuntimeError, match=r"No backend type associated with device cpu:1"):
-            call()
-
-
 def test_a_group_lives_no_longer_than_its_communicator():
     def rank(comm):
         dist.barrier()
@@ -200,3 +193,40 @@ def test_a_future_raises_where_its_value_is_asked_for():
         assert after.done()
 
     run_ranks(2, rank)
+
+
+def test_nccl_without_a_gpu_says_why(monkeypatch):
+    gone = cuda.Probe("14.2.0", toolkit=13020, driver=13000, count=0, status=100, visible="")
+    monkeypatch.setattr(cuda, "probe", lambda: gone)
+    with pytest.raises(
+        RuntimeError, match=r"'nccl' was asked for, but no GPU is visible: CUDA_VIS"
+    ):
+        dist.init_process_group("nccl")
+    assert not dist.is_initialized()
+    dist.init_process_group("cpu:gloo,cuda:nccl")  # no GPU was asked for yet
+    dist.destroy_process_group()
+
+
+def test_with_gpus_the_backend_is_nccl_unless_another_is_named(monkeypatch):
+    library = fake_nccl.Library()
+    monkeypatch.setattr(nccl, "binding", lambda: library)
+    monkeypatch.setattr(backends, "find_spec", lambda name: True)
+    with fake_cupy.installed(monkeypatch):
+        for arguments, expected in (
+            ({}, "nccl"),
+            ({"backend": "nccl"}, "nccl"),
+            ({"backend": "cpu:gloo,cuda:nccl"}, "nccl"),
+            ({"backend": "gloo"}, "serial"),
+            ({"backend": "nccl", "device_id": dptrain.device("cuda:1")}, "nccl"),
+        ):
+            dist.init_process_group(**arguments)
+            assert dist.group.WORLD.communicator.backend == expected
+            place = "cuda:1" if "device_id" in arguments else "cuda:0"
+            if expected == "nccl":
+                assert dptrain.cuda.current_device() == int(place[-1])
+            x = dptrain.ones(2).to(place)
+            dist.all_reduce(x)
+            dist.barrier()
+            assert x.tolist() == [1.0, 1.0]
+            dist.destroy_process_group()
+    assert [name for _, name, _ in library.calls].count("NcclCommunicator") == 4

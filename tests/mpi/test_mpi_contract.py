@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contract_collectives
 import contract_values
 import numpy as np
 import pytest
@@ -120,3 +121,24 @@ def test_sums_across_hosts_are_those_of_the_hosts_in_order(grouped, dtype, reque
         array = parts[grouped.rank].copy()
         grouped.all_reduce(array).wait()
         assert array.tobytes() == expected.tobytes()
+
+
+def test_arrays_of_a_virtual_device_are_staged(comm, monkeypatch):
+    from on_device import OnDevice
+
+    from dptrain.core import device
+    from dptrain.core.settings import settings
+
+    def forget():
+        for cached in (settings, device.host_device_count, device.host_device):
+            cached.cache_clear()
+
+    monkeypatch.setenv("DPTRAIN_HOST_DEVICES", "2")
+    forget()
+    try:
+        for check in vars(contract_collectives).values():
+            if check in CONTRACT:
+                check(OnDevice(comm, "cpu:1"))
+    finally:
+        monkeypatch.undo()
+        forget()

@@ -4,12 +4,16 @@ import copy
 import pickle
 from collections import namedtuple
 
+import fake_cupy
 import numpy as np
 import pytest
+from test_cuda_devices import over_the_stand_in
 
 import dptrain
 import dptrain.nn.functional as F
 from dptrain import nn, optim
+from dptrain.comm import nccl_local
+from dptrain.core import kernels
 from dptrain.nn.parallel import data_parallel, gather, scatter
 
 COUNTS = [1, 2, 3, 4]
@@ -368,3 +372,20 @@ def test_grad_mode_reaches_the_replicas(host_devices):
     with dptrain.no_grad():
         assert not model(dptrain.ones(6, 2)).requires_grad
     assert model(dptrain.ones(6, 2)).requires_grad
+
+
+def test_gpus_are_the_default_where_the_module_lives_on_one(monkeypatch):
+    def trained(net):
+        x = dptrain.arange(30.0).reshape(5, 6).to(next(net.parameters()).device)
+        net(x).square().sum().backward()
+        return [p.grad.cpu().numpy() for p in net.parameters()]
+
+    alone = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+    with fake_cupy.installed(monkeypatch, 3):
+        monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
+        monkeypatch.setattr(nccl_local, "_communicators", lambda indices: None)  # see test_nccl.py
+        split = nn.DataParallel(copy.deepcopy(alone).to("cuda:0"))
+        assert [str(place) for place in split.device_ids] == ["cuda:0", "cuda:1", "cuda:2"]
+        for one in (split, nn.DataParallel(copy.deepcopy(alone).to("cuda:1"), device_ids=[1, 2])):
+            for found, expected in zip(trained(one), trained(copy.deepcopy(alone)), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -400,15 +400,6 @@ def test_arguments_that_cannot_be_honoured_are_named(options, kind, words):
     assert words in str(error)
 
 
-def test_a_module_on_another_device_is_refused(host_devices):
-    host_devices(2)
-    (error,) = errors_on_ranks(
-        1, lambda comm: DistributedDataParallel(nn.Linear(2, 1).to("cpu:1"), device_ids=["cpu:1"])
-    )
-    assert isinstance(error, ValueError)
-    assert "lives on cpu:1" in str(error)
-
-
 def test_the_old_name_of_an_argument_still_decides_and_warns():
     def rank(comm):
         with warnings.catch_warnings(record=True) as seen:
