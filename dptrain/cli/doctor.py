@@ -12,12 +12,15 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import dptrain
+from dptrain.comm.default import nccl_trouble
 from dptrain.core import cuda
 from dptrain.core.kernels import describe, fingerprint
+from dptrain.core.kernels.cuda import cudnn
 from dptrain.cuda.devices import get_device_properties
 
 _OPTIONAL = (
@@ -71,10 +74,52 @@ def _gpus() -> Iterator[Finding]:
         "CUDA",
         f"CuPy {found.cupy} for CUDA {cuda.release(found.toolkit)}, driver up to {cuda.release(found.driver)}",
     )
+    if found.visible is not None:
+        yield Finding(
+            True, "visible GPUs", f"{found.count}, by CUDA_VISIBLE_DEVICES={found.visible!r}"
+        )
     for index in range(found.count):
         gpu = get_device_properties(index)
         size = f"{gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
         yield Finding(True, f"cuda:{index}", f"{gpu.name}, {size}")
+
+
+def _gpu_libraries() -> Iterator[Finding]:
+    """What GPUs communicate and convolve with; of no interest where there is none."""
+    count = cuda.device_count()
+    if count == 0:
+        return
+    reason = nccl_trouble()
+    if reason is not None:
+        # One GPU has no other to talk to.
+        yield Finding(count == 1, "NCCL", f"ranks' GPUs meet through the host's memory: {reason}")
+    else:
+        from dptrain.comm.nccl import binding
+
+        found = binding()
+        versions = [_version(v) for v in (found.get_version(), found.get_build_version())]
+        yield Finding(True, "NCCL", f"{versions[0]} (CuPy was built with {versions[1]})")
+    reason = cudnn.trouble()
+    if reason is not None:
+        yield Finding(True, "cuDNN", f"not used, own kernels serve, slower: {reason}")
+    else:
+        yield Finding(True, "cuDNN", _version(import_module("cudnn").backend_version()))
+
+
+def _version(number: int) -> str:
+    """NVIDIA's way to write a version: 91900 is 9.19.0."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def _gpus_for_ranks(ranks: int) -> Iterator[Finding]:
+    count = cuda.device_count()
+    if 0 < count < ranks:
+        yield Finding(
+            True,
+            "GPUs for ranks",
+            f"{ranks} ranks, {count} visible: NCCL takes one rank per GPU (dprun -n {count}); with backend 'mpi' more "
+            "ranks share them through the host's memory",
+        )
 
 
 def _mpi_library() -> Iterator[Finding]:
@@ -129,7 +174,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 1 if something that is needed does not work."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _packages, _gpus, _mpi_library]
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _machine,
+        _packages,
+        _gpus,
+        _gpu_libraries,
+        lambda: _gpus_for_ranks(args.ranks),
+        _mpi_library,
+    ]
     if args.ranks > 0:
         checks.append(lambda: _ranks(args.ranks))
     healthy = True

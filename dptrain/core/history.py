@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address
+from dptrain.core.arrays import address, beside
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
+from dptrain.core.host_array import DeviceMismatchError, mismatch
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import RetainGrad, Tensor, wrap
 
@@ -192,6 +193,8 @@ def _assign_result(self: Tensor, result: Tensor, name: str) -> None:
         raise RuntimeError(
             f"{name}: result type {result.dtype} can't be cast to the output type {self.dtype}"
         )
+    if type(result._array) is not type(self._array):
+        raise DeviceMismatchError(f"{name}: {mismatch(self.device, result.device)}")
     check_writeable(self, name)
     recording = is_grad_enabled()
     if recording and result._requires_grad and self._base is not None and self._steps is None:
@@ -199,10 +202,19 @@ def _assign_result(self: Tensor, result: Tensor, name: str) -> None:
             f"{name}: A view was created in no_grad mode and is being modified inplace with grad mode enabled. "
             "Make the view and the change both inside the no_grad block, or both outside"
         )
-    np.copyto(self._array, result._array, casting="unsafe")
+    overwrite_values(self, result._array)
     self._bump_version()
     if recording:
         set_history(self, result)
+
+
+def overwrite_values(tensor: Tensor, values: Any) -> None:
+    """Put values, which live beside the tensor, in the place of its own."""
+    if type(tensor._array) is np.ndarray:
+        np.copyto(tensor._array, values, casting="unsafe")
+        return
+    with beside(tensor._array):
+        np.copyto(tensor._array, values, casting="unsafe")
 
 
 def record_overwrite(tensor: Tensor, name: str) -> None:

@@ -35,7 +35,14 @@ from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
 from dptrain.core.memory_order import keep_unseen
-from dptrain.core.operands import check_count, one_device, promote, refuse_argument, shape_error
+from dptrain.core.operands import (
+    check_count,
+    host_scalars_moved,
+    one_device,
+    promote,
+    refuse_argument,
+    shape_error,
+)
 from dptrain.core.tensor import Tensor, catch_up, wrap, wrap_computed
 
 _sequence = count().__next__
@@ -107,6 +114,8 @@ class Op:
 
     #: How many leading arguments are brought to one dtype and broadcast against each other.
     promotes: ClassVar[int] = 0
+    #: Whether tensors of no dimension on the host may meet those of a GPU; where arguments are promoted they may.
+    takes_host_scalars: ClassVar[bool] = False
     #: How many leading arguments must be tensors; 0 where a number may stand in the first place too.
     num_tensors: ClassVar[int] = 1
     #: 16-bit floating point is computed in float32 and rounded once, forward and backward.
@@ -282,6 +291,10 @@ class Op:
             if guard is not None:  # the arrays' GPU is not the current one
                 with guard:
                     return cls.apply(*args, **kwargs)
+            if cls.promotes or cls.takes_host_scalars:
+                beside_gpu = host_scalars_moved(args, raw)
+                if beside_gpu is not None:
+                    return cls.apply(*beside_gpu, **kwargs)
             op.xp = one_device(cls, raw)
         if recording and not (cls.differentiable and is_grad_enabled()):
             recording = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.core.arrays import common_namespace, is_array
+from dptrain.core.arrays import common_namespace, device_of, is_array
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.host_array import DeviceMismatchError
 
@@ -29,6 +29,29 @@ def one_device(cls: type[Op], raw: list[Any]) -> Any:
         return common_namespace(raw)
     except DeviceMismatchError as error:
         raise DeviceMismatchError(f"{cls.name}: {error}") from None
+
+
+def host_scalars_moved(args: tuple[Any, ...], raw: list[Any]) -> tuple[Any, ...] | None:
+    """The arguments with the host's tensors of no dimension moved to the GPU of the others.
+
+    They are values more than places, which is why PyTorch lets them meet a GPU's tensors. Virtual devices
+    stay strict: they stand for GPUs, the first of them too.
+
+    Returns:
+        None where there is nothing to move.
+    """
+    scalars = [
+        i
+        for i, a in enumerate(raw)
+        if type(a) is np.ndarray and a.ndim == 0 and a is not args[i]  # of a tensor
+    ]
+    if not scalars:
+        return None
+    for a in raw:
+        if is_array(a) and (place := device_of(a)).type == "cuda":
+            moved = [a.to(place) if i in scalars else a for i, a in enumerate(args)]
+            return tuple(moved)
+    return None
 
 
 def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:

@@ -145,6 +145,56 @@ def test_a_graph_over_two_gpus_and_the_host(library):
         on_one + x
 
 
+SCALAR_OPS = {
+    "add": lambda x, s: x + s,
+    "add, reversed": lambda x, s: s + x,
+    "sub with alpha": lambda x, s: dptrain.sub(x, s, alpha=2),
+    "div": lambda x, s: x / s,
+    "pow": lambda x, s: x.abs() ** s,
+    "maximum": lambda x, s: dptrain.maximum(x, s),
+    "atan2": lambda x, s: dptrain.atan2(x, s),
+    "lerp": lambda x, s: dptrain.lerp(x, x * 2, s.float()),
+    "addcmul": lambda x, s: dptrain.addcmul(x, x, s),
+    "where": lambda x, s: dptrain.where(x > 0, x, s),
+}
+
+
+@pytest.mark.parametrize("op", SCALAR_OPS)
+def test_a_hosts_tensor_of_no_dimension_meets_a_gpus_as_in_pytorch(library, op):
+    def run(place):
+        x = dptrain.tensor([[-1.0, 0.5, 2.0]]).to(place).requires_grad_()
+        s = dptrain.tensor(1.5, dtype=dptrain.float64, requires_grad=True)  # on the host
+        out = SCALAR_OPS[op](x, s)
+        out.sum().backward()
+        assert out.device == x.grad.device == device(place)
+        assert s.grad.device == device("cpu")
+        assert s.grad.shape == ()
+        return [t.detach().cpu().numpy() for t in (out, x.grad, s.grad)]
+
+    for found, expected in zip(run("cuda:1"), run("cpu"), strict=True):
+        assert found.dtype == expected.dtype  # it does not promote, either
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert library.current() == 0
+
+
+def test_only_the_hosts_and_only_tensors_of_no_dimension_do(library):
+    there, host = dptrain.ones(2).to("cuda:1"), dptrain.tensor(2.0)
+    assert (there > host).tolist() == [False, False]
+    assert (there[0] + host).device == device("cuda", 1)
+    there += host
+    assert there.tolist() == [3.0, 3.0]
+    for call in (
+        lambda: there + host.reshape(1),
+        lambda: there + dptrain.tensor(2.0).to("cuda:0"),
+        lambda: there[0] + dptrain.ones(2),
+        lambda: dptrain.stack([there[0], host]),
+        lambda: host.add_(there[0]),
+    ):
+        with pytest.raises(RuntimeError, match="found at least two devices"):
+            call()
+    assert host.item() == 2.0
+
+
 def test_a_failing_operation_leaves_the_current_gpu_as_it_was(library):
     x = dptrain.zeros(2, 3).to("cuda:1")
     with pytest.raises(RuntimeError):

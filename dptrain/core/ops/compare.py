@@ -203,6 +203,8 @@ def _where(condition: Any, input: Any = None, other: Any = None) -> Any:
 class Where(Op):
     """Select element by element."""
 
+    takes_host_scalars = True
+
     def forward(self, condition: Any, input: Any, other: Any) -> Any:
         if condition.dtype == np.uint8:
             warnings.warn(

@@ -8,7 +8,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
-from dptrain.core.history import Overwrite, check_writeable, record_overwrite
+from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
 from dptrain.core.random import Generator, default_generator
@@ -73,7 +73,7 @@ def _zero(self: Tensor) -> Tensor:
 
 def _overwrite(self: Tensor, name: str, values: Any) -> Tensor:
     check_writeable(self, name)
-    np.copyto(self._array, values, casting="unsafe")
+    overwrite_values(self, values)
     self._bump_version()
     record_overwrite(self, name)
     return self

@@ -223,7 +223,7 @@ def _lerp(input: Any, end: Any, weight: Any) -> Any:
 class Lerp(Op):
     """Linear interpolation; exact at both ends."""
 
-    in_float32 = True
+    in_float32 = takes_host_scalars = True
     num_tensors = 2
 
     def forward(self, input: Any, end: Any, weight: Any) -> Any:

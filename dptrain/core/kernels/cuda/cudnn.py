@@ -206,19 +206,22 @@ def library() -> Cudnn | None:
     return _library[0]
 
 
-def _load() -> Cudnn | None:
-    reason = ""
+def trouble() -> str | None:
+    """Why cuDNN cannot be used, in one line that says what to do; None if it can."""
     if find_spec("cudnn") is None:
-        reason = 'nvidia-cudnn-frontend is not installed; pip install "dptrain[cudnn]"'
-    else:
-        try:
-            frontend = import_module("cudnn")
-            frontend.backend_version()
-            return Cudnn(frontend, import_module("cupy"))
-        except (
-            Exception
-        ) as error:  # what a missing or broken libcudnn raises depends on its version
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return 'nvidia-cudnn-frontend is not installed; pip install "dptrain[cudnn]"'
+    try:
+        import_module("cudnn").backend_version()
+    except Exception as error:  # what a missing or broken libcudnn raises depends on its version
+        line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return f"{line}; pip install nvidia-cudnn-cu13 (CUDA 12: nvidia-cudnn-cu12)"
+    return None
+
+
+def _load() -> Cudnn | None:
+    reason = trouble()
+    if reason is None:
+        return Cudnn(import_module("cudnn"), import_module("cupy"))
     warnings.warn(
         f"convolutions on GPUs run without cuDNN, as matrix products, which is slower: {reason}",
         stacklevel=2,
