@@ -16,7 +16,7 @@ from test_kernels import image, windows
 from test_optim_kernels import SCALARS, array
 
 from dptrain.core.kernels import cuda, reference, reference_optim
-from dptrain.core.kernels.cuda import FAMILIES, launch, updates
+from dptrain.core.kernels.cuda import FAMILIES, launch, norms, updates
 from dptrain.core.kernels.cuda.launch import OPTIONS, Family, grid_of, parameters, row_block
 from dptrain.core.kernels.cuda.philox import DeviceStream, device_state
 from dptrain.core.random import numpy_stream
@@ -69,8 +69,9 @@ def compile_for(library, text, architecture):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_sources_compile_for_ampere_and_hopper_without_a_warning(family):
     library = nvrtc()
-    for i, kind in enumerate(family.kinds):  # one after the other: a compilation takes a second
-        architecture, wide = ((80, False), (90, False), (90, True), (80, True))[i]
+    cases = [(kind, a) for kind in family.kinds for a in (80, 90)]
+    for i, (kind, architecture) in enumerate(cases):
+        wide = i % 4 in (1, 2)
         code, log = compile_for(library, family.program(kind, wide).text, architecture)
         assert (code, log.strip()) == (0, ""), (kind, architecture)
 
@@ -230,6 +231,47 @@ def test_erf_equals_the_definition(driver, values, dtype):
     x = np.array([*values, np.nan, np.inf, -0.0], dtype)
     near = 4e-7 if dtype is np.float32 else 1e-14
     np.testing.assert_allclose(cuda.erf(x), reference.erf(x), rtol=near, atol=0)
+
+
+MATRICES = st.tuples(st.sampled_from([1, 2, 7, 65, 300]), st.sampled_from([1, 3, 31, 33, 270]))
+
+
+def matrix(shape, dtype, seed, offset=0.0):
+    return (np.random.default_rng(seed).standard_normal(shape) + offset).astype(dtype)
+
+
+@on_cpu
+@relaxed
+@given(MATRICES, dtypes, st.booleans(), st.sampled_from([0.0, 300.0]))
+def test_norms_over_rows_and_columns_equal_the_definition_in_float64(
+    driver, shape, dtype, affine, offset
+):
+    x, grad = matrix(shape, dtype, 0, offset), matrix(shape, dtype, 1)
+    weight, bias = (matrix(shape[1], dtype, k) if affine else None for k in (2, 3))
+    wide = [None if a is None else a.astype(np.float64) for a in (x, weight, bias, grad)]
+    # The rounding of the input's own offset is what is left of float32.
+    near = (1e-4 * (1 + offset / 10)) if dtype is np.float32 else 1e-9
+    for name in ("layer_norm", "batch_norm"):
+        forward, backward = (lambda m, n=name, e=e: getattr(m, n + e) for e in ("", "_grad"))
+        found = forward(cuda)(x, weight, bias, 1e-2)
+        expected = forward(reference)(*wide[:3], 1e-2)
+        facts = [expected[1].astype(dtype), expected[-1].astype(dtype)]
+        found += backward(cuda)(grad, x, weight, *facts)
+        expected += backward(reference)(wide[3], wide[0], wide[1], expected[1], expected[-1])
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert a.dtype == dtype
+            assert a.shape == b.shape
+            np.testing.assert_allclose(
+                a, b, rtol=near, atol=near * max(1, len(x)) ** 0.5, err_msg=f"{name} {i}"
+            )
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5000))
+def test_chunks_of_rows_cover_all_rows_once(rows, columns):
+    chunk, tiles, chunks = norms._division(rows, columns)
+    assert chunk * chunks >= rows
+    assert chunk * (chunks - 1) < max(rows, 1)
+    assert tiles * 32 >= columns
 
 
 UPDATES = [

@@ -4,13 +4,19 @@ CUDA C sources, one file for each family; compiled when one is first used on a G
 of `reference`; those of `reference_optim` are in `updates`, random numbers in `philox`.
 """
 
-from dptrain.core.kernels.cuda import images, philox, rows, updates
+from dptrain.core.kernels.cuda import images, norms, philox, rows, updates
 from dptrain.core.kernels.cuda.images import (
     col2im,
     im2col,
     max_pool,
     max_pool_gather,
     max_pool_scatter,
+)
+from dptrain.core.kernels.cuda.norms import (
+    batch_norm,
+    batch_norm_grad,
+    layer_norm,
+    layer_norm_grad,
 )
 from dptrain.core.kernels.cuda.products import (
     conv,
@@ -25,10 +31,6 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
-    batch_norm,
-    batch_norm_grad,
-    layer_norm,
-    layer_norm_grad,
     relu,
     relu_grad,
     unscale,
@@ -61,4 +63,4 @@ __all__ = [
     "unscale",
 ]
 
-FAMILIES = (images.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)
+FAMILIES = (images.FAMILY, norms.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)

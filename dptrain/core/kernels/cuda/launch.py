@@ -76,6 +76,24 @@ struct half16 {
 """
 
 
+#: For sources whose blocks share a row: what all threads of a block have, combined, for each of them.
+REDUCTION = r"""
+// NaN counts as larger than everything.
+__device__ A larger(A a, A b) { return b > a || b != b ? b : a; }
+__device__ A plus(A a, A b) { return a + b; }
+#define REDUCE(value, combine)                                          \
+    cache[threadIdx.x] = value;                                         \
+    __syncthreads();                                                    \
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {              \
+        if (threadIdx.x < half)                                         \
+            cache[threadIdx.x] = combine(cache[threadIdx.x], cache[threadIdx.x + half]); \
+        __syncthreads();                                                \
+    }                                                                   \
+    value = cache[0];                                                   \
+    __syncthreads();
+"""
+
+
 class Parameter(NamedTuple):
     """One parameter of a kernel: its C type ("T*", "int", ...) and name."""
 

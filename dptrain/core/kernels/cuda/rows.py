@@ -7,23 +7,11 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
-from dptrain.core.kernels.cuda.launch import Family, row_block
+from dptrain.core.kernels.cuda.launch import REDUCTION, Family, row_block
 
-_SOURCE = r"""
-// NaN counts as larger than everything.
-__device__ A larger(A a, A b) { return b > a || b != b ? b : a; }
-__device__ A plus(A a, A b) { return a + b; }
-#define REDUCE(value, combine)                                          \
-    cache[threadIdx.x] = value;                                         \
-    __syncthreads();                                                    \
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {              \
-        if (threadIdx.x < half)                                         \
-            cache[threadIdx.x] = combine(cache[threadIdx.x], cache[threadIdx.x + half]); \
-        __syncthreads();                                                \
-    }                                                                   \
-    value = cache[0];                                                   \
-    __syncthreads();
-
+_SOURCE = (
+    REDUCTION
+    + r"""
 extern "C" __global__ void cross_entropy(
     const T* logits, const long long* target, T* loss, T* p, long long rows, int classes) {
     __shared__ A cache[256];
@@ -48,6 +36,7 @@ extern "C" __global__ void erf_of(const T* x, T* out, long long count) {
     EACH(i, count) out[i] = T(erf(A(x[i])));
 }
 """
+)
 
 FAMILY = Family("rows", _SOURCE)
 
