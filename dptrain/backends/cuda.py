@@ -3,12 +3,26 @@
 from types import SimpleNamespace
 
 from dptrain.core.cuda import probe
+from dptrain.core.kernels.cuda import attention as _attention
 
 matmul = SimpleNamespace(
     allow_tf32=False,
     allow_fp16_reduced_precision_reduction=True,
     allow_bf16_reduced_precision_reduction=True,
 )
+
+
+def enable_cudnn_sdp(enabled: bool) -> None:
+    """Whether attention over 16-bit tensors on a GPU may run by cuDNN's fused graphs.
+
+    Off at first, unlike in PyTorch: they were never run on a GPU.
+    """
+    _attention.enabled = bool(enabled)
+
+
+def cudnn_sdp_enabled() -> bool:
+    """See `enable_cudnn_sdp`."""
+    return _attention.enabled
 
 
 def is_built() -> bool:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import fake_cupy
 import numpy as np
 import pytest
+from test_cuda_devices import over_the_stand_in
 
 import dptrain
-from dptrain.core.kernels.cuda import cudnn
+from dptrain.core import kernels
+from dptrain.core.kernels.cuda import attention, cudnn
 from dptrain.core.ops.windows import Window
 
 F = dptrain.nn.functional
@@ -168,3 +170,116 @@ class _OverFakes:
     def __getattr__(self, name):
         function = getattr(self.module, name)
         return lambda *args: fake_cupy._run(function, args, {})
+
+
+# ---- attention ---------------------------------------------------------------------------------
+
+SHAPES = [
+    ((2, 3, 64, 32), (2, 3, 128, 32), (2, 3, 128, 16)),
+    ((1, 2, 8, 128), (1, 2, 8, 128), (1, 2, 8, 128)),
+]
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_attention_graphs_validate_with_the_shapes_that_cudnn_infers(
+    frontend, shapes, kind, causal, architecture
+):
+    a = attention.Attention(*shapes, 0.25, causal, kind, deterministic=causal)
+    # Without a GPU to ask, the frontend has to be told for which one.
+    told = SimpleNamespace(
+        data_type=frontend.data_type,
+        pygraph=lambda **options: frontend.pygraph(**options, sm_version=architecture),
+    )
+    q, k, v = shapes
+    out, stats = (*q[:3], v[3]), (*q[:3], 1)
+    for build, expected in (
+        (attention.forward_graph, (q, k, v, out, stats)),
+        (attention.backward_graph, (q, k, v, out, out, stats, q, k, v)),
+    ):
+        graph, tensors = build(told, None, a)
+        graph.validate()
+        assert [tuple(t.get_dim()) for t in tensors] == list(expected)
+        for tensor, shape in zip(tensors, expected, strict=True):
+            steps = np.empty(shape, np.int8).strides
+            assert tuple(tensor.get_stride()) == steps
+
+
+class NumpyAttention:
+    """In the place of `Cudnn`: computes what the two graphs are for, over the stand-in's arrays."""
+
+    def __init__(self):
+        self.calls = []
+
+    def run(self, build, a, arrays):
+        self.calls.append(build.__name__)
+        host = [array.host for array in arrays]
+        q, k, v = (x.astype(np.float64) for x in host[:3])
+        scores = np.einsum("nhld,nhsd->nhls", q, k) * a.scale
+        if a.causal:
+            scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
+        stats = np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+        p = np.exp(scores - stats)
+        if build is attention.forward_graph:
+            host[3][...], host[4][...] = p @ v, stats
+            return True
+        np.testing.assert_allclose(host[5], stats, rtol=1e-3)
+        g = host[4].astype(np.float64)
+        dp = g @ v.swapaxes(2, 3)
+        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * a.scale
+        host[6][...], host[7][...] = ds @ k, ds.swapaxes(2, 3) @ q
+        host[8][...] = p.swapaxes(2, 3) @ g
+        return True
+
+
+@pytest.fixture
+def fused(library, monkeypatch):
+    found = NumpyAttention()
+    monkeypatch.setattr(cudnn, "_library", [found])
+    monkeypatch.setattr(attention, "enabled", True)
+    monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
+    return found
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_goes_to_cudnn_and_has_the_values_of_the_host(fused, causal):
+    stream = np.random.default_rng(0)
+    arrays = [stream.standard_normal(s).astype(np.float16) for s in ((2, 3, 6, 8), (2, 3, 9, 8))]
+    arrays.append(stream.standard_normal((2, 3, 9, 16)).astype(np.float16))
+
+    def run(place):
+        q, k, v = (dptrain.tensor(x).to(place).requires_grad_() for x in arrays)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=0.3)
+        (out.float() ** 2).sum().backward()
+        return [t.detach().cpu().numpy().astype(np.float32) for t in (out, q.grad, k.grad, v.grad)]
+
+    for found, expected in zip(run("cuda:1"), run("cpu"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
+    assert fused.calls == ["forward_graph", "backward_graph"]
+
+
+def test_what_the_graphs_do_not_serve_is_computed_otherwise(fused):
+    half, at = dptrain.float16, "cuda:1"
+    q = dptrain.ones(1, 2, 4, 8, dtype=half).to(at)
+    mask = dptrain.ones(4, 4, dtype=dptrain.bool).to(at)
+    F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+    F.scaled_dot_product_attention(q.float(), q.float(), q.float())
+    F.scaled_dot_product_attention(q[..., :5], q[..., :5], q)
+    F.scaled_dot_product_attention(q[0], q[0], q[0])
+    assert fused.calls == []
+    dptrain.backends.cuda.enable_cudnn_sdp(False)
+    F.scaled_dot_product_attention(q, q, q)
+    assert fused.calls == []
+    dptrain.backends.cuda.enable_cudnn_sdp(True)
+    assert dptrain.backends.cuda.cudnn_sdp_enabled()
+    F.scaled_dot_product_attention(q, q, q)
+    assert fused.calls == ["forward_graph"]
+    fused.run = lambda *call: False  # no algorithm on this GPU
+    out = F.scaled_dot_product_attention(q, q, q)
+    assert out.shape == q.shape
+    x = q.requires_grad_()
+    fused.run = NumpyAttention().run
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        dptrain.autograd.grad(F.scaled_dot_product_attention(x, x, x).sum(), x, create_graph=True)

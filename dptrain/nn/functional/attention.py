@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
+from dptrain.core.ops.attention import fused_attention
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.dropout import dropout
 
@@ -24,7 +25,8 @@ allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 def _additive(mask: np.ndarray, kind: np.dtype[Any]) -> Tensor:
     """True may attend: 0; False: minus infinity."""
-    return wrap(np.where(mask, 0, -np.inf).astype(kind))
+    with beside(mask):
+        return wrap(np.where(mask, 0, -np.inf).astype(kind))
 
 
 def _repeat_heads(value: Tensor, count: int) -> Tensor:
@@ -46,10 +48,11 @@ def attention_weights(
     if attn_mask.dtype.name != "bool":
         return Softmax.apply(scores + attn_mask, -1)
     weights = Softmax.apply(scores + _additive(attn_mask._array, kind), -1)
-    somewhere = np.broadcast_to(attn_mask._array, scores.shape).any(axis=-1, keepdims=True)
-    nowhere = np.logical_not(somewhere)
-    if not nowhere.any():
-        return weights
+    with beside(attn_mask._array):
+        somewhere = np.broadcast_to(attn_mask._array, scores.shape).any(axis=-1, keepdims=True)
+        nowhere = np.logical_not(somewhere)
+        if not nowhere.any():
+            return weights
     # A query that may attend nowhere gets zeros rather than 0 / 0.
     return FUNCTIONS["where"](wrap(nowhere), wrap(xp.zeros((), kind)), weights)
 
@@ -121,6 +124,10 @@ def scaled_dot_product_attention(
         key = _repeat_heads(key, query.shape[-3] // key.shape[-3])
         value = _repeat_heads(value, query.shape[-3] // value.shape[-3])
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if query.is_cuda and attn_mask is None and not dropout_p:
+        fused = fused_attention(query, key, value, factor, is_causal)
+        if fused is not None:
+            return fused
     # 16-bit operands: one rounding at the end.
     mask = None if attn_mask is None else lift(attn_mask)
     weights = attention_weights(lift(query), lift(key), mask, is_causal, factor)

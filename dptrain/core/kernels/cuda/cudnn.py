@@ -1,6 +1,7 @@
 """Convolution by cuDNN: graphs over raw pointers, built once for each shape and type.
 
-Owns: `Cudnn` (handles, plans, workspaces) and the graphs of a convolution and its two gradients. Images
+Owns: `Cudnn` (handles, plans, workspaces) and the graphs of a convolution and its two gradients; those of
+attention are in `attention`, and normalisation has kernels of its own. Images
 are channels-last in memory, the layout for which cuDNN has tensor-core kernels. Pooling is not here:
 the frontend's Python interface has no pooling; `images` serves it.
 
@@ -129,7 +130,8 @@ def weight_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, t
     return graph, (x, g, w)
 
 
-Builder = Callable[[Any, int | None, Convolution], tuple[Any, tuple[Any, ...]]]
+#: Makes a graph of a description: a `Convolution`, or what else has its last three fields.
+Builder = Callable[[Any, int | None, Any], tuple[Any, tuple[Any, ...]]]
 
 
 class Cudnn:
@@ -150,7 +152,7 @@ class Cudnn:
         """91900 is 9.19.0."""
         return int(self._cudnn.backend_version())
 
-    def run(self, build: Builder, c: Convolution, arrays: tuple[Any, ...]) -> bool:
+    def run(self, build: Builder, c: Any, arrays: tuple[Any, ...]) -> bool:
         """Run a graph over channels-last arrays, in the order of its tensors.
 
         Returns:
@@ -177,7 +179,7 @@ class Cudnn:
             self._handles[index] = self._cudnn.create_handle()
         return self._handles[index]
 
-    def _plan(self, build: Builder, handle: int, c: Convolution) -> Plan | None:
+    def _plan(self, build: Builder, handle: int, c: Any) -> Plan | None:
         cudnn = self._cudnn
         graph, tensors = build(cudnn, handle, c)
         notes = cudnn.numerical_note
