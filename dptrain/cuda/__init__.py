@@ -22,6 +22,7 @@ from dptrain.cuda.devices import (
     set_device,
     synchronize,
 )
+from dptrain.cuda.graphed import make_graphed_callables
 from dptrain.cuda.graphs import CUDAGraph, graph, graph_pool_handle, is_current_stream_capturing
 from dptrain.cuda.memory import (
     empty_cache,
@@ -84,6 +85,7 @@ __all__ = [
     "is_bf16_supported",
     "is_current_stream_capturing",
     "is_initialized",
+    "make_graphed_callables",
     "manual_seed",
     "manual_seed_all",
     "max_memory_allocated",

@@ -214,3 +214,71 @@ def test_state_of_the_generators_comes_back():
         first = nn.functional.dropout(x).tolist()
         put(state)
         assert nn.functional.dropout(x).tolist() == first
+
+
+def test_a_graphed_module_trains_as_the_module():
+    def train(graphed):
+        dptrain.manual_seed(0)
+        net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5)).cuda()
+        if graphed:
+            sample = dptrain.zeros(16, 20).cuda()
+            net = cuda.make_graphed_callables(net, (sample,))
+        optimizer = dptrain.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        stream, found = np.random.default_rng(1), []
+        for _ in range(6):
+            x = dptrain.tensor(stream.standard_normal((16, 20)), dtype=dptrain.float32).cuda()
+            y = dptrain.tensor(stream.integers(0, 5, 16)).cuda()
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    np.testing.assert_allclose(train(True), train(False), rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [dptrain.float16, dptrain.bfloat16])
+def test_fused_attention_has_the_values_of_the_host(dtype, causal, monkeypatch):
+    from dptrain.core.kernels.cuda import attention, cudnn
+
+    reason = cudnn.trouble()
+    if reason is not None:
+        pytest.skip(f"no cuDNN: {reason}")
+    monkeypatch.setattr(attention, "enabled", True)
+    served = []
+    forward = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda *a: served.append(forward(*a)) or served[-1])
+    arrays = [np.random.default_rng(k).standard_normal((2, 3, 64, 64)) for k in range(3)]
+
+    def run(place):
+        q, k, v = (dptrain.tensor(x).to(dtype).to(place).requires_grad_() for x in arrays)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        (out.float() ** 2).sum().backward()
+        return [t.detach().float().cpu().numpy() for t in (out, q.grad, k.grad, v.grad)]
+
+    for found, expected in zip(run("cuda"), run("cpu"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=5e-2, atol=5e-2)
+    if served == [None]:
+        pytest.skip("cuDNN has no such algorithm on this GPU")
+
+
+@several
+def test_data_parallel_sums_gradients_by_nccl():
+    from dptrain.comm import nccl_local
+    from dptrain.comm.default import nccl_trouble
+
+    if nccl_trouble() is not None:
+        pytest.skip(f"no NCCL: {nccl_trouble()}")
+    arrays = [dptrain.full((1000,), float(i + 1)).to(f"cuda:{i}")._array for i in range(2)]
+    total = nccl_local.sum_on(dptrain.device("cuda", 0), arrays[1:])
+    assert dptrain.equal(dptrain.from_dlpack(total).cpu(), dptrain.full((1000,), 2.0))
+    net = nn.Linear(8, 3).double().cuda()
+    split = nn.DataParallel(net)
+    x = dptrain.randn(11, 8, dtype=dptrain.float64)
+    split(x.cuda()).square().sum().backward()
+    found = net.weight.grad.cpu()
+    net.zero_grad()
+    net(x.cuda()).square().sum().backward()
+    np.testing.assert_allclose(found.numpy(), net.weight.grad.cpu().numpy(), rtol=1e-9)
