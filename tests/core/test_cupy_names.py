@@ -14,7 +14,6 @@ FILES = sorted([*ROOT.glob("core/ops/*.py"), *ROOT.glob("core/*.py"), *ROOT.glob
 
 #: Names of NumPy that CuPy lacks, and why no GPU array meets them.
 EXCEPTIONS = {
-    "False_": "a constant that takes the place of an absent bound",
     "lib.mixins.NDArrayOperatorsMixin": "a base of the virtual devices' arrays",
 }
 
