@@ -107,6 +107,23 @@ def test_the_stand_in_takes_what_the_binding_takes(real):
     assert real.get_version() >= 21800
 
 
+def test_cupy_has_the_streams_events_and_copies_that_are_used(real):
+    from cupy import cuda
+
+    for owner, used in (
+        (cuda.Stream, ("record", "wait_event", "is_capturing", "synchronize", "__enter__")),
+        (cuda.Stream.null, ("ptr",)),
+        (cuda.Event, ("done",)),
+        (cuda, ("alloc_pinned_memory", "get_current_stream", "Device")),
+        (
+            cuda.runtime,
+            ("memcpyAsync", "memcpyDeviceToHost", "memcpyHostToDevice", "setDevice", "getDevice"),
+        ),
+        (cuda.runtime, ("getDeviceProperties",)),
+    ):
+        assert [name for name in used if not hasattr(owner, name)] == []
+
+
 def test_constants_of_the_table_are_the_bindings_and_its_sizes_are_the_types(real):
     names = {*nccl_types.TYPES.values(), *nccl_types.OPS.values(), nccl_types.BYTES}
     assert all(isinstance(getattr(real, name), int) for name in names)
