@@ -1,12 +1,14 @@
 """What kinds of values the arguments of public functions may have, read off their signatures.
 
-Owns: `Signature`: the check of flags and ints before a call, and the naming of the argument at fault
-after one that failed. Must not know: any particular operation.
+Owns: `Signature`: the check of arguments before a call, and the naming of the function and the argument
+at fault after one that failed. Must not know: any particular operation.
 
-PyTorch calls one thing by one name in all its functions, so that the name of a parameter (or a default
-of True or False) tells its kind. The check before a call covers what Python would let through: a flag
-that is no bool, a dimension that is a float or a bool. Everything else costs nothing until a call
-fails: then the arguments are compared with their kinds, and the first that does not fit is named.
+A parameter's annotation tells its kind (`dim: int`, `p: float`). Where it says nothing (`Any`, of what
+has several forms), the name does, as PyTorch calls one thing by one name in all its functions; and a
+default of True or False makes a flag. The kinds are PyTorch's, down to what else it takes for an int (a
+NumPy integer, a tensor of one; no bool), so that a value of another kind is refused before anything is
+computed. What the check leaves to the operations is the number of tensors in front, which they look at
+themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.dtypes import dtype
 from dptrain.core.tensor import Tensor
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
@@ -26,65 +29,94 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_))
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether PyTorch takes `value` for an int: no bool, but a tensor of one integer."""
     if isinstance(value, Tensor):
-        return value._array.size == 1 and value._array.dtype.kind in "iu"
+        return value._array.ndim == 0 and value._array.dtype.kind in "iu"
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _is_ints(value: Any) -> bool:
-    if type(value) is int:
-        return True
-    return _is_int(value) or (isinstance(value, (tuple, list)) and all(map(_is_int, value)))
+    if isinstance(value, Tensor):
+        return value._array.ndim == 1 and value._array.dtype.kind in "iu"
+    return isinstance(value, (tuple, list)) and all(map(is_int, value))
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value._array.ndim == 0
+        return value._array.ndim == 0 and not value._requires_grad
     return isinstance(value, (int, float, np.number, np.bool_))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(map(_is_number, value))
 
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _is_tensor_or_number(value: Any) -> bool:
-    return isinstance(value, Tensor) or _is_number(value)
-
-
 def _is_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, (tuple, list)) and all(map(_is_tensor, value))
-    )
+    return isinstance(value, (tuple, list)) and all(map(_is_tensor, value))
 
 
-#: Words for the error -> test, and the parameters of that kind.
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bool": (_is_flag, ""),
-    "int": (
-        _is_int,
-        "dim0 dim1 dim2 dimension step n k chunks groups start_dim end_dim num_samples minlength bins r decimals length offset "
-        "diagonal storage_offset",
-    ),
-    "int or tuple of ints": (
-        _is_ints,
-        "dim dims kernel_size stride dilation output_padding shifts size sizes shape split_sizes destination",
-    ),
-    "Number": (
-        _is_number,
-        "nan posinf neginf alpha beta lambd negative_slope min_val max_val threshold eps rtol atol",
-    ),
-    "Tensor": (
-        _is_tensor,
-        "self A B mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias boundaries target x1 x2 index source sorted_sequence",
-    ),
-    "Tensor or Number": (
-        _is_tensor_or_number,
-        "input other value exponent weight min max elements test_elements",
-    ),
-    "tuple of Tensors": (_is_tensors, "tensors"),
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, (Tensor, np.generic)) else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.tolist())
+    if type(value) in (tuple, list) and all(type(v) is int for v in value):
+        return value
+    return tuple(map(_number, value))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+#: A kind's word -> test; how such a value reaches the function; types that need no closer look.
+_KINDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], tuple[type, ...]]] = {
+    "Tensor": (_is_tensor, _same, (Tensor,)),
+    "Number": (_is_number, _number, (float, int)),
+    "int": (is_int, _number, (int,)),
+    "bool": (_is_flag, bool, (bool,)),
+    "str": (lambda value: isinstance(value, str), _same, (str,)),
+    "dtype": (lambda value: any(value is kind for kind in (float, int, bool)), _same, (dtype,)),
+    "tuple of ints": (_is_ints, _numbers, ()),
+    "tuple of Numbers": (_is_numbers, _numbers, ()),
+    "tuple of Tensors": (_is_tensors, _same, ()),
+    "None": (lambda value: value is None, _same, (type(None),)),
 }
-_KIND_OF = {name: kind for kind, (_, names) in _KINDS.items() for name in names.split()}
+#: Kinds -> the parameters that are of them in all functions whose annotations say no more.
+_NAMED = {
+    "int": "dim0 dim1 dim2 dimension step n k chunks groups start_dim end_dim num_samples minlength bins r decimals length "
+    "offset diagonal storage_offset",
+    "int | tuple of ints": "dim dims kernel_size stride dilation padding output_padding shifts size sizes shape "
+    "destination split_size_or_sections",
+    "tuple of ints": "split_sizes",
+    "Number": "nan posinf neginf alpha beta lambd negative_slope min_val max_val threshold eps rtol atol",
+    "Tensor": "self A B L LD LU LU_data LU_pivots a b mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias "
+    "boundaries target x1 x2 x y index source sorted_sequence sorter tau pivots prepend append fweights aweights weights",
+    "Tensor | Number": "input other value exponent weight min max elements test_elements end",
+    "tuple of Tensors": "tensors",
+    "str": "reduction",
+    "dtype": "dtype",
+}
+_KIND_OF = {name: kind for kind, names in _NAMED.items() for name in names.split()}
+_ANNOTATED = {
+    "Tensor": "Tensor",
+    "float": "Number",
+    "int": "int",
+    "bool": "bool",
+    "str": "str",
+    "None": "None",
+    "tuple[int, ...]": "tuple of ints",
+    "Sequence[int]": "tuple of ints",
+    "Sequence[float]": "tuple of Numbers",
+    "Sequence[Tensor]": "tuple of Tensors",
+}
 #: Words of NumPy and Python, and of operations that know their dtypes -> PyTorch's kind of exception.
 _FOREIGN: dict[str, type[Exception]] = {
     "invalid literal for int()": TypeError,
@@ -94,8 +126,53 @@ _FOREIGN: dict[str, type[Exception]] = {
     "tuple index out of range": RuntimeError,
     "not implemented for": NotImplementedError,
 }
-#: Kinds that are checked before the call.
-_STRICT = frozenset(("bool", "int", "int or tuple of ints"))
+#: What a wrong argument leads to somewhere inside.
+FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
+#: Exceptions that are what their text says, so that they can be made anew with more of it.
+_PLAIN = (TypeError, RuntimeError, ValueError, IndexError, NotImplementedError)
+
+
+class _Kind:
+    """The kinds of values that one parameter takes."""
+
+    __slots__ = ("exact", "parts", "words")
+
+    def __init__(self, words: str) -> None:
+        names = words.split(" | ")
+        self.parts = [_KINDS[name][:2] for name in names]
+        self.exact = frozenset(t for name in names for t in _KINDS[name][2])
+        shown = [n for n in names if n != "None"]
+        # A number in the place of a tensor is a convenience, a tensor what is asked for.
+        self.words = "Tensor" if shown == ["Tensor", "Number"] else " or ".join(shown)
+
+    def take(self, value: Any) -> Any:
+        """`value` as the function is to see it; `_REFUSED` if it is of another kind."""
+        if type(value) in self.exact:
+            return value
+        for fits, convert in self.parts:
+            if fits(value):
+                return convert(value)
+        return _REFUSED
+
+
+_REFUSED: Any = object()
+
+
+def _words(
+    name: str, annotation: str, has_default: bool, default: Any, kinds: dict[str, str]
+) -> str | None:
+    """The kinds of one parameter in words; None where nothing is known."""
+    if name in kinds:
+        words: str | None = kinds[name]
+    else:
+        parts = [_ANNOTATED.get(part) for part in str(annotation).split(" | ")]
+        if None not in parts:
+            words = " | ".join(part for part in parts if part is not None)
+        else:
+            words = "bool" if isinstance(default, bool) else _KIND_OF.get(name)
+    if words and has_default and default is None and "None" not in words:
+        words += " | None"
+    return words or None
 
 
 class Signature:
@@ -105,7 +182,8 @@ class Signature:
         label: the public name, for messages.
         function: the function that receives the arguments, or a method whose `self` is left out.
         skip: how many leading parameters are not the user's.
-        free: parameters that are of another kind here than their names say elsewhere.
+        kinds: parameters that are of another kind here than annotations and names say, `""` for any.
+        covered: how many leading arguments the function looks at itself.
     """
 
     def __init__(
@@ -113,12 +191,15 @@ class Signature:
         label: str,
         function: Callable[..., Any],
         skip: int = 0,
-        free: tuple[str, ...] = (),
+        kinds: dict[str, str] | None = None,
+        covered: int = 0,
     ) -> None:
+        function = getattr(function, "__wrapped__", function)
         code: CodeType = function.__code__
+        positional, keyword = code.co_argcount, code.co_kwonlyargcount
         self.label = label
-        self.names = code.co_varnames[skip : code.co_argcount]
-        only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        self.names = code.co_varnames[skip:positional]
+        only = code.co_varnames[positional : positional + keyword]
         given = function.__defaults__ or ()
         defaults = dict(zip(self.names[len(self.names) - len(given) :], given, strict=True))
         defaults.update(function.__kwdefaults__ or {})
@@ -126,72 +207,121 @@ class Signature:
         self.gathers = bool(code.co_flags & 4)
         self.open = bool(code.co_flags & 8)  # takes keywords of any name
         self.required = [n for n in self.names if n not in defaults]
-        self.kinds: dict[str, tuple[str, bool]] = {}
-        for name in (*self.names, *only):
-            default = defaults.get(name)
-            kind = "bool" if isinstance(default, bool) else _KIND_OF.get(name)
-            if kind is not None and name not in free:
-                optional = name in defaults and default is None
-                self.kinds[name] = kind, optional
-        #: (position, name, the type that needs no closer look) of what is checked before the call.
+        annotations = function.__annotations__
+        gathered = code.co_varnames[positional + keyword] if self.gathers else None
+        self.kinds: dict[str, _Kind] = {}
+        for name in (*self.names, *only, *([gathered] if gathered else ())):
+            words = _words(
+                name, annotations.get(name, ""), name in defaults, defaults.get(name), kinds or {}
+            )
+            if words is not None:
+                if name == gathered and words == "tuple of Tensors":
+                    words = "Tensor | tuple of Tensors"
+                self.kinds[name] = _Kind(words)
+        self.gathered = self.kinds.get(gathered) if gathered else None
+        self.gathered_name = gathered or ""
+        #: (position, name, kind) of what is checked before the call.
         self.strict = [
-            (position, name, bool if self.kinds[name][0] == "bool" else int)
-            for position, name in enumerate((*self.names, *only))
-            if name in self.kinds and self.kinds[name][0] in _STRICT
+            (position, name, self.kinds[name])
+            for position, name in enumerate(self.names)
+            if name in self.kinds and position >= covered
         ]
         #: A call with fewer positional arguments, and no others, needs no check.
         self.strict_from = min((position for position, _, _ in self.strict), default=1 << 30)
-        self._exact = {name: exact for _, name, exact in self.strict}
-        self._exact.update({k: self._exact[v] for k, v in _ALIASES.items() if v in self._exact})
-
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse flags and ints of another kind.
-
-        Raises:
-            TypeError: naming the function, the argument, what was expected and what came.
-        """
-        count = min(len(args), len(self.names))
-        for position, name, exact in self.strict:
-            if position >= count:
-                break
-            if type(args[position]) is not exact:
-                self._refuse(name, position, args[position])
-        for name, value in kwargs.items():
-            wanted = self._exact.get(name)
-            if wanted is not None and type(value) is not wanted:
-                self._refuse(_ALIASES.get(name, name), None, value)
-
-    def _refuse(self, name: str, position: int | None, value: Any) -> None:
-        kind, optional = self.kinds[name]
-        if (value is None and optional) or _KINDS[kind][0](value):
-            return
-        where = "" if position is None else f" (position {position + 1})"
-        wanted = kind.removesuffix(" or Number")
-        raise TypeError(
-            f"{self.label}(): argument {name!r}{where} must be {wanted}, not {type(value).__name__}"
+        if self.gathered is not None:
+            self.strict_from = min(self.strict_from, len(self.names))
+        self._of_keyword = {n: k for n, k in self.kinds.items() if n != gathered}
+        self._of_keyword.update(
+            {k: self.kinds[v] for k, v in _ALIASES.items() if v in self._of_keyword}
         )
 
+    def check(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with numbers of other origins (NumPy's, tensors of one) as Python's.
+
+        Raises:
+            TypeError: one is of another kind; naming the function, the argument, what was expected and
+                what came.
+        """
+        count = len(args)
+        for position, name, kind in self.strict:
+            if position >= count:
+                break
+            value = args[position]
+            if type(value) not in kind.exact:
+                taken = self._take(kind, name, position, value)
+                if taken is not value:
+                    args = (*args[:position], taken, *args[position + 1 :])
+        if self.gathered is not None and count > len(self.names):
+            args = self._check_gathered(args, self.gathered)
+        for name, value in kwargs.items():
+            wanted = self._of_keyword.get(name)
+            if wanted is not None and type(value) not in wanted.exact:
+                taken = self._take(wanted, _ALIASES.get(name, name), None, value)
+                if taken is not value:
+                    kwargs = {**kwargs, name: taken}
+        return args, kwargs
+
+    def _check_gathered(self, args: tuple[Any, ...], kind: _Kind) -> tuple[Any, ...]:
+        """The check of `*size`: ints, or one sequence of them."""
+        start = len(self.names)
+        for position in range(start, len(args)):
+            value = args[position]
+            if type(value) in kind.exact:
+                continue
+            if isinstance(value, (tuple, list)) and len(args) > start + 1:
+                self._refuse(kind, self.gathered_name, position, value)
+            taken = self._take(kind, self.gathered_name, position, value)
+            if taken is not value:
+                args = (*args[:position], taken, *args[position + 1 :])
+        return args
+
+    def _take(self, kind: _Kind, name: str, position: int | None, value: Any) -> Any:
+        taken = kind.take(value)
+        if taken is _REFUSED:
+            self._refuse(kind, name, position, value)
+        return taken
+
+    def _refuse(self, kind: _Kind, name: str, position: int | None, value: Any) -> None:
+        where = "" if position is None else f" (position {position + 1})"
+        found = type(value).__name__
+        if isinstance(value, (tuple, list)):
+            inner = sorted({type(v).__name__ for v in value})
+            found = f"{found} of {', '.join(inner)}" if inner else f"an empty {found}"
+        elif isinstance(value, Tensor):
+            found = f"Tensor of shape {list(value._array.shape)} and type {value.dtype}"
+        raise TypeError(
+            f"{self.label}(): argument {name!r}{where} must be {kind.words}, not {found}"
+        )
+
+    # ---- after a call that failed ----------------------------------------------------------------
+
     def blame(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
-        """The error to show for a call that failed: the argument at fault, if one is of a wrong kind."""
+        """The error to show for a call that failed: it names the function and what is wrong."""
         try:
             self._check_all(args, kwargs)
         except TypeError as found:
             return found
-        if type(error) is AttributeError:
-            return TypeError(f"{self.label}(): {self._likely(args) or error}")
         text = str(error)
+        if type(error) is AttributeError:
+            return TypeError(f"{self.label}(): {self._likely(args) or text}")
         if type(error) is TypeError and ".forward() " in text:
             return TypeError(f"{self.label}() {text.partition('.forward() ')[2]}")
-        for foreign, kind in _FOREIGN.items():
-            if foreign in text and type(error) is not kind:
-                return kind(text if text.startswith(self.label) else f"{self.label}: {text}")
-        return error
+        kind = type(error)
+        for foreign, pytorchs in _FOREIGN.items():
+            if foreign in text:
+                kind = pytorchs
+        named = self.label.rpartition(".")[2] in text
+        if kind is type(error) and (named or kind not in _PLAIN):
+            return error
+        return kind(text if named else f"{self.label}(): {text}")
 
     def _likely(self, args: tuple[Any, ...]) -> str | None:
         """A number in the place of a tensor that most functions, but not all, want there."""
         for position, (name, value) in enumerate(zip(self.names, args, strict=False)):
             kind = self.kinds.get(name)
-            if kind == ("Tensor or Number", False) and not isinstance(value, Tensor):
+            if kind is not None and kind.words == "Tensor" and not isinstance(value, Tensor):
                 return f"argument {name!r} (position {position + 1}) must be Tensor, not {type(value).__name__}"
         return None
 
@@ -210,8 +340,8 @@ class Signature:
                 )
         for position, (name, value) in enumerate(zip(self.names, args, strict=False)):
             if name in self.kinds:
-                self._refuse(name, position, value)
+                self._take(self.kinds[name], name, position, value)
         for name, value in kwargs.items():
             name = _ALIASES.get(name, name)
             if name in self.kinds:
-                self._refuse(name, None, value)
+                self._take(self.kinds[name], name, None, value)

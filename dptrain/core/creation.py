@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import FAILURES, Signature
 from dptrain.core.arrays import as_array, move, namespace_on, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
@@ -26,7 +27,9 @@ from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.typed import check_tensor
 
 
-def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def factory(
+    make: Callable[..., Tensor], kinds: dict[str, str] | None = None
+) -> Callable[..., Tensor]:
     """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
 
     These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
@@ -35,6 +38,7 @@ def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     # `def zeros(*size, ...)`, read off the code object: this runs at import.
     gathers_sizes = bool(make.__code__.co_flags & CO_VARARGS)
+    signature = Signature(make.__name__, make, 0, kinds)
 
     @wraps(make)
     def create(
@@ -46,6 +50,16 @@ def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise RuntimeError(f"{make.__name__}: pin_memory needs a GPU, and there is none")
         if "size" in kwargs and gathers_sizes:
             args = (kwargs.pop("size"), *args)
+        args, kwargs = signature.check(args, kwargs)
+        try:
+            return created(args, kwargs, out)
+        except FAILURES as error:
+            found = signature.blame(args, kwargs, error)
+            if found is error:
+                raise
+            raise found from None
+
+    def created(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor:
         if out is None:
             return make(*args, **kwargs)
         if not isinstance(out, Tensor):
@@ -301,8 +315,8 @@ def empty(
 
 @factory
 def full(
-    size: Any,
-    fill_value: Any,
+    size: Sequence[int],
+    fill_value: float,
     *,
     dtype: Any = None,
     device: Any = None,
@@ -404,7 +418,7 @@ def empty_like(
 @factory
 def full_like(
     input: Tensor,
-    fill_value: Any,
+    fill_value: float,
     *,
     dtype: Any = None,
     device: Any = None,
@@ -451,17 +465,24 @@ def randn(
 
 @factory
 def randint(
-    low: int,
-    high: Any = None,
-    size: Any = None,
+    low: int | None = None,
+    high: int | Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
     *,
     generator: Generator | None = None,
     dtype: Any = None,
     device: Any = None,
 ) -> Tensor:
     """Integers drawn uniformly from [low, high): `randint(high, size)` or `randint(low, high, size)`."""
-    if size is None:
-        low, high, size = 0, low, high
+    if isinstance(high, (tuple, list)) and size is None:
+        high, size = None, high
+    if high is None:
+        low, high = None, low
+    low = 0 if low is None else low
+    if size is None or not isinstance(high, int):
+        raise TypeError(
+            f"randint(): expected (high, size) or (low, high, size), got {low}, {high}, {size}"
+        )
     if high <= low:
         raise RuntimeError(
             f"randint: random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"

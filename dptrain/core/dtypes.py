@@ -95,7 +95,7 @@ def as_dtype(value: Any) -> dtype:
     """The dtype that `value` (a dtype, or Python's float, int or bool) names."""
     if isinstance(value, dtype):
         return value
-    found = _PYTHON_TYPES.get(value)
+    found = _PYTHON_TYPES.get(value) if isinstance(value, type) else None
     if found is None:
         raise TypeError(f"dtype must be a dptrain dtype such as dptrain.float32, got {value!r}")
     return found

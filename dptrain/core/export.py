@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import arrays
-from dptrain.core.arguments import Signature
+from dptrain.core.arguments import FAILURES, Signature
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
 from dptrain.core.grad_mode import is_grad_enabled
@@ -35,7 +35,7 @@ def export(
     function: Callable[..., Any] | None = None,
     reflected: tuple[str, ...] = (),
     tensors: int | None = None,
-    free: tuple[str, ...] = (),
+    kinds: dict[str, str] | None = None,
 ) -> Callable[[type[Op]], type[Op]]:
     """Say once under which public names an operation is found.
 
@@ -49,7 +49,8 @@ def export(
         reflected: methods of `Tensor` with the tensor as second argument (`__rsub__`).
         tensors: how many leading arguments of `function` must be tensors; by default 1 if the first is
             called `input`, else 0. Operations without `function` say so by `num_tensors`.
-        free: parameters of another kind than their names say elsewhere; see `core/arguments.py`.
+        kinds: parameters of other kinds than annotations and names say, `""` for any; see
+            `core/arguments.py`.
     """
 
     def register(cls: type[Op]) -> type[Op]:
@@ -58,9 +59,9 @@ def export(
             cls.name = OpName(names[0])
         label = names[0] if names else next(iter((*methods, *inplace)), cls.name)
         signature = (
-            Signature(label, cls.forward, 1, free)
+            Signature(label, cls.forward, 1, kinds, max(cls.num_tensors, cls.promotes))
             if function is None
-            else Signature(label, function, 0, free)
+            else Signature(label, function, 0, kinds, _leading_tensors(function, tensors))
         )
         public = _public(cls, run, names[0] if names else cls.name, function, signature)
         for name in names:
@@ -79,17 +80,18 @@ def export(
     return register
 
 
+def _leading_tensors(function: Callable[..., Any], tensors: int | None) -> int:
+    """How many leading arguments of `function` must be tensors."""
+    return int(function.__code__.co_varnames[:1] == ("input",)) if tensors is None else tensors
+
+
 def _checked(
     function: Callable[..., Any], cls: type[Op], names: tuple[str, ...], tensors: int | None
 ) -> Callable[..., Any]:
     """`function` behind a check that its leading arguments are tensors."""
-    code = function.__code__
-    leading = code.co_varnames[: code.co_argcount]
-    if tensors is None:
-        tensors = int(leading[:1] == ("input",))
-    if not tensors:
+    leading = function.__code__.co_varnames[: _leading_tensors(function, tensors)]
+    if not leading:
         return function
-    leading = leading[:tensors]
     label = names[0] if names else cls.name
 
     @wraps(function)
@@ -140,18 +142,33 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
                 with guard:
                     return call(*args, **kwargs)
         if kwargs or len(args) > strict_from:
-            signature.check(args, kwargs)
+            args, kwargs = signature.check(args, kwargs)
         try:
             if stores and "out" in kwargs:
                 return store_in(run, name, args, kwargs)
             return (cast if listed and lower_types() else run)(*args, **kwargs)
-        except _FAILURES as error:
+        except FAILURES as error:
             found = signature.blame(args, kwargs, error)
             if found is error:
                 raise
             raise found from None
 
     call.__name__ = call.__qualname__ = name
+    return call
+
+
+def public(function: Callable[..., Any], prefix: str, **kinds: str) -> Callable[..., Any]:
+    """A function that is written with public ones, with their checks of arguments and their errors.
+
+    Args:
+        function: receives the user's arguments.
+        prefix: of its public name, which decides what autocast casts (`"nn.functional."`).
+        kinds: parameters of other kinds than annotations and names say; see `core/arguments.py`.
+    """
+    name = function.__name__
+    call = _guarded(function, Signature(name, function, 0, kinds), prefix + name, stores=False)
+    call.__name__ = call.__qualname__ = name
+    call.__doc__, call.__wrapped__ = function.__doc__, function  # type: ignore[attr-defined]
     return call
 
 
@@ -164,10 +181,6 @@ def _arrays_of(values: Iterable[Any]) -> Iterator[Any]:
             yield value._array
 
 
-#: What a wrong argument leads to somewhere inside.
-_FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
-
-
 def _method(
     run: Any, name: str, public: Callable[..., Any], signature: Signature
 ) -> Callable[..., Any]:
@@ -176,8 +189,10 @@ def _method(
         listed = cast is not run
 
         def operator(self: Tensor, other: Any) -> Any:
-            if not (isinstance(other, _OPERANDS) or arrays.is_array(other)):
-                return NotImplemented
+            if not isinstance(other, _OPERANDS):
+                if not arrays.is_array(other):
+                    return NotImplemented
+                other = wrap(other)
             return (cast if listed and lower_types() else run)(self, other)
 
         operator.__name__ = name
@@ -187,7 +202,7 @@ def _method(
     return method
 
 
-_OPERANDS = (Tensor, int, float, bool, np.ndarray, np.number, np.bool_)
+_OPERANDS = (Tensor, int, float, bool, np.number, np.bool_)
 _BINARY_DUNDERS = frozenset(
     f"__{n}__"
     for n in [
@@ -221,8 +236,11 @@ _BINARY_DUNDERS = frozenset(
 
 def _reflected(run: Any, name: str) -> Callable[..., Any]:
     def operator(self: Tensor, other: Any) -> Any:
-        known = isinstance(other, _OPERANDS) or arrays.is_array(other)
-        return run(other, self) if known else NotImplemented
+        if not isinstance(other, _OPERANDS):
+            if not arrays.is_array(other):
+                return NotImplemented
+            other = wrap(other)
+        return run(other, self)
 
     operator.__name__ = name
     return operator

@@ -118,6 +118,8 @@ class Op:
     takes_host_scalars: ClassVar[bool] = False
     #: How many leading arguments must be tensors; 0 where a number may stand in the first place too.
     num_tensors: ClassVar[int] = 1
+    #: Numbers in all places that are promoted give a tensor without dimensions, as in PyTorch.
+    numbers_only: ClassVar[bool] = False
     #: 16-bit floating point is computed in float32 and rounded once, forward and backward.
     in_float32: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
@@ -278,6 +280,8 @@ class Op:
                     edges.append((a, None) if a._node is None else (a._node, a._index))
                     continue
             else:
+                if type(a) is np.ndarray and len(raw) < cls.promotes:
+                    refuse_argument(cls, args, len(raw))
                 raw.append(a)
             edges.append(None)
         for i in range(cls.num_tensors):

@@ -66,7 +66,10 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
         elif type(y) in (float, int) and x.dtype.kind == "f":
             return
     operands = raw[:n]
-    if not any(is_array(a) for a in operands):
+    for i, a in enumerate(operands):
+        if isinstance(a, np.generic):  # counts as the number that it is
+            raw[i] = operands[i] = a.item()
+    if not (cls.numbers_only or any(is_array(a) for a in operands)):
         raise TypeError(
             f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
         )

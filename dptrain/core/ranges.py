@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def triu_indices(
 
 @factory
 def scalar_tensor(
-    s: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    s: float, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """A 0-dimensional tensor of the default dtype (unless given)."""
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
@@ -88,7 +89,12 @@ def randint_like(
 
 @factory
 def empty_strided(
-    size: Any, stride: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    size: Sequence[int],
+    stride: Sequence[int],
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Uninitialised, with the given sizes and strides (in elements)."""
     shape, steps = _shape((size,), "empty_strided"), tuple(stride)
@@ -108,8 +114,8 @@ def empty_strided(
 
 @factory
 def empty_permuted(
-    size: Any,
-    physical_layout: Any,
+    size: Sequence[int],
+    physical_layout: Sequence[int],
     *,
     dtype: Any = None,
     device: Any = None,
@@ -131,9 +137,9 @@ def empty_permuted(
 
 @factory
 def range_(
-    start: Any = 0,
-    end: Any = None,
-    step: Any = 1,
+    start: float = 0,
+    end: float | None = None,
+    step: float = 1,
     *,
     dtype: Any = None,
     device: Any = None,

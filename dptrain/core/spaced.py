@@ -27,9 +27,9 @@ def _number(value: Any, op: str) -> Any:
 
 @factory
 def arange(
-    start: Any,
-    end: Any = None,
-    step: Any = 1,
+    start: float,
+    end: float | None = None,
+    step: float = 1,
     *,
     dtype: Any = None,
     device: Any = None,
@@ -96,8 +96,8 @@ def _line(op: str, start: Any, end: Any, steps: Any, kind: np.dtype[Any]) -> np.
 
 @factory
 def linspace(
-    start: Any,
-    end: Any,
+    start: Tensor | float,
+    end: Tensor | float,
     steps: int,
     *,
     dtype: Any = None,
@@ -115,8 +115,8 @@ def linspace(
 
 @factory
 def logspace(
-    start: Any,
-    end: Any,
+    start: Tensor | float,
+    end: Tensor | float,
     steps: int,
     base: float = 10.0,
     *,

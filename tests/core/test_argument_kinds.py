@@ -123,5 +123,7 @@ def test_defaults_tell_what_may_be_left_out():
     failed = signature.blame((dptrain.ones(1),), {"alpha": "x"}, ValueError("deep"))
     assert "alpha" in str(failed)
     assert isinstance(failed, TypeError)
-    kept = RuntimeError("ours")
+    unnamed = signature.blame((dptrain.ones(1),), {}, RuntimeError("deep"))
+    assert str(unnamed) == "f(): deep"
+    kept = RuntimeError("f: ours")
     assert signature.blame((dptrain.ones(1),), {}, kept) is kept

@@ -285,9 +285,13 @@ def _movedim(input: Any, source: Any, destination: Any) -> Any:
     return Permute.apply(input, tuple(order))
 
 
-export("movedim", "moveaxis", methods=("movedim", "moveaxis"), function=_movedim, free=("source",))(
-    Permute
-)
+export(
+    "movedim",
+    "moveaxis",
+    methods=("movedim", "moveaxis"),
+    function=_movedim,
+    kinds={"source": "int | tuple of ints"},
+)(Permute)
 
 
 class Unfold(Op):

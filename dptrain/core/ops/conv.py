@@ -8,7 +8,7 @@ The products themselves are in `convolve.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -240,10 +240,10 @@ def _convolve(rank: int) -> Callable[..., Any]:
 
     def conv(
         input: Any,
-        weight: Any,
-        bias: Any = None,
+        weight: Tensor,
+        bias: Tensor | None = None,
         stride: Any = 1,
-        padding: Any = 0,
+        padding: int | Sequence[int] | str = 0,
         dilation: Any = 1,
         groups: int = 1,
     ) -> Any:
@@ -282,8 +282,8 @@ def _convolve_transposed(rank: int) -> Callable[..., Any]:
 
     def conv_transpose(
         input: Any,
-        weight: Any,
-        bias: Any = None,
+        weight: Tensor,
+        bias: Tensor | None = None,
         stride: Any = 1,
         padding: Any = 0,
         output_padding: Any = 0,

@@ -44,6 +44,7 @@ class Add(Op):
 
     promotes = 2
     num_tensors = 0
+    numbers_only = True
     alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
@@ -75,6 +76,7 @@ class Sub(Op):
 
     promotes = 2
     num_tensors = 0
+    numbers_only = True
     alpha: Any = 1
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
@@ -100,6 +102,7 @@ class Mul(Op):
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "other": 0}
     promotes = 2
     num_tensors = 0
+    numbers_only = True
 
     def forward(self, input: Any, other: Any) -> Any:
         return input * other
@@ -138,6 +141,7 @@ class Div(Op):
     saved_for: ClassVar[dict[str, int]] = {"input": 1}
     promotes = 2
     num_tensors = 0
+    numbers_only = True
 
     def forward(self, input: Any, other: Any) -> Any:
         if not is_array(other) and other == 0:
@@ -170,6 +174,7 @@ class FloorDivide(Op):
     backward_name = "DivBackward2"
     promotes = 2
     num_tensors = 0
+    numbers_only = True
 
     def forward(self, input: Any, other: Any) -> Any:
         _check_integer_division("floor_divide", input, other)

@@ -14,7 +14,11 @@ from dptrain.core.tensor import Tensor, wrap
 
 
 def _repeat_interleave(
-    input: Any, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
+    input: Any,
+    repeats: int | Tensor | None = None,
+    dim: int | None = None,
+    *,
+    output_size: int | None = None,
 ) -> Any:
     """Each entry of a dimension (of the flattened tensor) repeated so many times, one after another.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import is_int
 from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.half import lift
@@ -177,6 +178,11 @@ def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
         RuntimeError: not one size, or one per dimension.
     """
     several = isinstance(output_size, (tuple, list))
+    for size in output_size if several else (output_size,):
+        if size is not None and not is_int(size):
+            raise TypeError(
+                f"{op}(): argument 'output_size' must be int or tuple of ints, not {output_size!r}"
+            )
     if several and rank > 1 and input.ndim <= len(output_size):
         raise ValueError(
             f"{op}: Input dimension should be at least {len(output_size) + 1}, got shape {list(input.shape)}"

@@ -123,7 +123,7 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     return Reshape.apply(product, tuple(shape))
 
 
-export("tensordot", function=_tensordot, free=("dims",))(Matmul)
+export("tensordot", function=_tensordot, kinds={"dims": ""})(Matmul)
 
 
 def _multi_dot(tensors: Any) -> Any:

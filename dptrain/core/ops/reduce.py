@@ -95,7 +95,7 @@ class Mean(_Reduction):
         return self._spread(grad / self.count)
 
 
-@export("var", methods=("var",))
+@export("var", methods=("var",), kinds={"dim": "int | tuple of ints | bool | None"})
 class Var(_Reduction):
     """Variance; `correction` (1: Bessel's) is subtracted from the count. Two passes, no cancellation."""
 
@@ -287,8 +287,8 @@ def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
-export("max", methods=("max",), function=_max, free=("dim",))(MaxOfAll)
-export("min", methods=("min",), function=_min, free=("dim",))(MinOfAll)
+export("max", methods=("max",), function=_max, kinds={"dim": ""})(MaxOfAll)
+export("min", methods=("min",), function=_min, kinds={"dim": ""})(MinOfAll)
 
 
 class _Truth(Op):

@@ -82,7 +82,13 @@ def _scatter(
     return _scatter_reduce(input, dim, index, source, "prod")
 
 
-@export("scatter", methods=("scatter",), inplace=("scatter_",), function=_scatter, free=("src",))
+@export(
+    "scatter",
+    methods=("scatter",),
+    inplace=("scatter_",),
+    function=_scatter,
+    kinds={"src": "Tensor | Number"},
+)
 class ScatterPut(Op):
     """A copy of the input with values stored along a dimension."""
 

@@ -120,7 +120,7 @@ def _view(self: Any, *shape: Any) -> Any:
     return result
 
 
-export(methods=("view",), function=_view)(Reshape)
+export(methods=("view",), function=_view, kinds={"shape": "int | tuple of ints | dtype"})(Reshape)
 
 
 def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -310,7 +310,7 @@ class Narrow(Op):
         return Embed.call(grad, self.shape, self.index)
 
 
-@export("select", methods=("select",), free=("index",))
+@export("select", methods=("select",), kinds={"index": "int"})
 class Select(Op):
     """One entry of a dimension, which goes away."""
 

@@ -129,8 +129,8 @@ def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     return variance.sqrt(), mean
 
 
-export("var_mean", function=_var_mean, free=("dim",))(Var)
-export("std_mean", function=_std_mean, free=("dim",))(Var)
+export("var_mean", function=_var_mean, kinds={"dim": "int | tuple of ints | bool | None"})(Var)
+export("std_mean", function=_std_mean, kinds={"dim": "int | tuple of ints | bool | None"})(Var)
 
 _METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 

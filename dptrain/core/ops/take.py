@@ -181,9 +181,9 @@ def _diagonal_scatter(input: Any, src: Any, offset: int = 0, dim1: int = 0, dim2
     return _replace("diagonal_scatter", input, src, tuple(np.unravel_index(places._array, shape)))
 
 
-export("select_scatter", methods=("select_scatter",), function=_select_scatter, free=("index",))(
-    IndexPut
-)
+export(
+    "select_scatter", methods=("select_scatter",), function=_select_scatter, kinds={"index": "int"}
+)(IndexPut)
 export("slice_scatter", methods=("slice_scatter",), function=_slice_scatter)(IndexPut)
 export("diagonal_scatter", methods=("diagonal_scatter",), function=_diagonal_scatter)(IndexPut)
 

@@ -4,8 +4,7 @@ Owns: argument checks, defaults and compositions, one family per file. The deriv
 `dptrain.core.ops`. Must not know: modules.
 """
 
-from dptrain.core.autocast_policy import casting
-from dptrain.core.export import FUNCTIONS
+from dptrain.core.export import FUNCTIONS, public
 from dptrain.nn.functional.activation import log_softmax, relu, relu_, sigmoid, softmax, tanh
 from dptrain.nn.functional.activation_more import (
     celu,
@@ -276,9 +275,11 @@ __all__ = [
     "upsample_nearest",
 ]
 
-# Under autocast the functions follow its table; those of FUNCTIONS do already.
+# Arguments are checked, and under autocast cast by its table; those of FUNCTIONS are already.
+#: What `reduction` replaced: asked for their truth, whatever they are.
+_REPLACED = {"size_average": "", "reduce": ""}
 _done = {id(function) for function in FUNCTIONS.values()}
 for _name in __all__:
     if id(globals()[_name]) not in _done:
-        _function = globals()[_name] = casting(_name, globals()[_name])
+        _function = globals()[_name] = public(globals()[_name], "nn.functional.", **_REPLACED)
         _function.__module__ = __name__  # where it is found, so that it can be pickled

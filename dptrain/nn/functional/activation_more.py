@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.random import default_generator
@@ -76,7 +77,9 @@ def gumbel_softmax(
         dim: the dimension along which the results sum to 1.
     """
     if eps != 1e-10:
-        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
+        warnings.warn(
+            "`eps` parameter is deprecated and has no effect.", stacklevel=level_outside()
+        )
     draws = default_generator().stream().standard_exponential(logits.shape)
     # standard_exponential may draw 0 with probability 2^-53: keep the logarithm finite.
     noise = -np.log(np.maximum(draws, np.finfo(np.float64).tiny))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.half import lift
 from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
@@ -166,7 +167,7 @@ def embedding_bag(
         warnings.warn(
             "Argument order of nn.functional.embedding_bag was changed. Usage `embedding_bag(weight, input, ...)` "
             "is deprecated, and should now be `embedding_bag(input, weight, ...)`.",
-            stacklevel=2,
+            stacklevel=level_outside(),
         )
         input, weight = weight, input
     _refuse_sparse("embedding_bag", sparse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from dptrain.core.callers import level_outside
 from dptrain.core.ops.activation_smooth import LogSigmoid, Softplus
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.loss_pointwise import BinaryCrossEntropy, BinaryCrossEntropyWithLogits
@@ -120,7 +121,7 @@ def kl_div(
             "reduction: 'mean' divides the total loss by both the batch size and the support size."
             "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
             "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
-            stacklevel=2,
+            stacklevel=level_outside(),
         )
     over_batch = reduction == "batchmean"
     reduction = reduction_of(size_average, reduce, "sum" if over_batch else reduction)

@@ -6,6 +6,7 @@ import math
 import warnings
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.linalg_norm import clamp_below
 from dptrain.core.ops.loss_pointwise import HuberLoss, MseLoss, SmoothL1Loss
@@ -31,7 +32,7 @@ def _check_sizes(op: str, input: Tensor, target: Tensor) -> None:
             f"Using a target size ({target.shape}) that is different to the input size ({input.shape}). "
             "This will likely lead to incorrect results due to broadcasting. Please ensure they have the "
             "same size.",
-            stacklevel=3,
+            stacklevel=level_outside(),
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.callers import level_outside
 from dptrain.core.creation import zeros
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import Softmax
@@ -268,7 +269,7 @@ def _mask(
     if mask is not None and padding is not None and mask.dtype is not padding.dtype:
         warnings.warn(
             "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
-            stacklevel=4,
+            stacklevel=level_outside(),
         )
     if mask is not None:
         wanted = (length, source) if mask.ndim == 2 else (n * heads, length, source)

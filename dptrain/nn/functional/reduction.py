@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from dptrain.core.callers import level_outside
 from dptrain.core.tensor import Tensor
 
 
@@ -25,11 +26,11 @@ def reduction_of(size_average: bool | None, reduce: bool | None, reduction: str)
     """
     if size_average is not None or reduce is not None:
         averaged = size_average is None or size_average
-        found = "none" if reduce is False else "mean" if averaged else "sum"
+        found = "none" if reduce is not None and not reduce else "mean" if averaged else "sum"
         warnings.warn(
             "size_average and reduce args will be deprecated, please use "
             f"reduction='{found}' instead.",
-            stacklevel=3,
+            stacklevel=level_outside(),
         )
         return found
     check_reduction(reduction)
