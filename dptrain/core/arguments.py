@@ -14,6 +14,7 @@ themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import CodeType
 from typing import Any
 
@@ -94,7 +95,7 @@ _NAMED = {
     "int": "dim0 dim1 dim2 dimension step n k chunks groups start_dim end_dim num_samples minlength bins r decimals length "
     "offset diagonal storage_offset",
     "int | tuple of ints": "dim dims kernel_size stride dilation padding output_padding shifts size sizes shape "
-    "destination split_size_or_sections",
+    "destination split_size_or_sections indices_or_sections",
     "tuple of ints": "split_sizes",
     "Number": "nan posinf neginf alpha beta lambd negative_slope min_val max_val threshold eps rtol atol",
     "Tensor": "self A B L LD LU LU_data LU_pivots a b mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias "
@@ -123,7 +124,11 @@ _FOREIGN: dict[str, type[Exception]] = {
     "could not convert string": TypeError,
     "did not contain a loop with signature": TypeError,
     "operands could not be broadcast": RuntimeError,
-    "tuple index out of range": RuntimeError,
+    "is out of bounds for a": IndexError,
+    "truth value of an array": TypeError,
+    "truth value of an empty array": TypeError,
+    "setting an array element with a sequence": TypeError,
+    "could not broadcast input array": RuntimeError,
     "not implemented for": NotImplementedError,
 }
 #: What a wrong argument leads to somewhere inside.
@@ -162,6 +167,8 @@ def _words(
     name: str, annotation: str, has_default: bool, default: Any, kinds: dict[str, str]
 ) -> str | None:
     """The kinds of one parameter in words; None where nothing is known."""
+    if name == "inplace":
+        return None  # asked for its truth, whatever it is, as PyTorch does
     if name in kinds:
         words: str | None = kinds[name]
     else:
@@ -170,7 +177,7 @@ def _words(
             words = " | ".join(part for part in parts if part is not None)
         else:
             words = "bool" if isinstance(default, bool) else _KIND_OF.get(name)
-    if words and has_default and default is None and "None" not in words:
+    if words and has_default and default in (None, ()) and "None" not in words:
         words += " | None"
     return words or None
 
@@ -184,6 +191,7 @@ class Signature:
         skip: how many leading parameters are not the user's.
         kinds: parameters that are of another kind here than annotations and names say, `""` for any.
         covered: how many leading arguments the function looks at itself.
+        method: of a method, which takes sizes one by one too (`x.view(2, 3)`); a function takes a sequence.
     """
 
     def __init__(
@@ -193,6 +201,7 @@ class Signature:
         skip: int = 0,
         kinds: dict[str, str] | None = None,
         covered: int = 0,
+        method: bool = True,
     ) -> None:
         function = getattr(function, "__wrapped__", function)
         code: CodeType = function.__code__
@@ -217,9 +226,13 @@ class Signature:
             if words is not None:
                 if name == gathered and words == "tuple of Tensors":
                     words = "Tensor | tuple of Tensors"
+                if name == gathered and not method:
+                    words = words.removeprefix("int | ")
                 self.kinds[name] = _Kind(words)
         self.gathered = self.kinds.get(gathered) if gathered else None
         self.gathered_name = gathered or ""
+        #: Whether what is gathered must be one sequence.
+        self.whole = self.gathered is not None and self.gathered.words == "tuple of ints"
         #: (position, name, kind) of what is checked before the call.
         self.strict = [
             (position, name, self.kinds[name])
@@ -229,7 +242,7 @@ class Signature:
         #: A call with fewer positional arguments, and no others, needs no check.
         self.strict_from = min((position for position, _, _ in self.strict), default=1 << 30)
         if self.gathered is not None:
-            self.strict_from = min(self.strict_from, len(self.names))
+            self.strict_from = min(self.strict_from, len(self.names) - self.whole)
         self._of_keyword = {n: k for n, k in self.kinds.items() if n != gathered}
         self._of_keyword.update(
             {k: self.kinds[v] for k, v in _ALIASES.items() if v in self._of_keyword}
@@ -244,6 +257,9 @@ class Signature:
             TypeError: one is of another kind; naming the function, the argument, what was expected and
                 what came.
         """
+        if self.gathered is not None and self.gathered_name in kwargs:
+            args = (*args, kwargs[self.gathered_name])
+            kwargs = {k: v for k, v in kwargs.items() if k != self.gathered_name}
         count = len(args)
         for position, name, kind in self.strict:
             if position >= count:
@@ -253,6 +269,8 @@ class Signature:
                 taken = self._take(kind, name, position, value)
                 if taken is not value:
                     args = (*args[:position], taken, *args[position + 1 :])
+        if self.whole and count == len(self.names) and not kwargs:
+            raise TypeError(f"{self.label}() missing required argument: {self.gathered_name!r}")
         if self.gathered is not None and count > len(self.names):
             args = self._check_gathered(args, self.gathered)
         for name, value in kwargs.items():
@@ -266,6 +284,11 @@ class Signature:
     def _check_gathered(self, args: tuple[Any, ...], kind: _Kind) -> tuple[Any, ...]:
         """The check of `*size`: ints, or one sequence of them."""
         start = len(self.names)
+        if self.whole and len(args) > start + 1:
+            raise TypeError(
+                f"{self.label}() takes {start + 1} positional arguments but {len(args)} were given; "
+                f"{self.gathered_name!r} is one sequence"
+            )
         for position in range(start, len(args)):
             value = args[position]
             if type(value) in kind.exact:
@@ -345,3 +368,26 @@ class Signature:
             name = _ALIASES.get(name, name)
             if name in self.kinds:
                 self._take(self.kinds[name], name, None, value)
+
+
+def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
+    """`function` behind the check of its arguments, and with errors that name it.
+
+    Args:
+        function: a public function that is no operation (autocast and devices are no concern of it).
+        kinds: parameters of other kinds than annotations and names say.
+    """
+    signature = Signature(function.__name__, function, 0, kinds)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = signature.check(args, kwargs)
+        try:
+            return function(*args, **kwargs)
+        except FAILURES as error:
+            found = signature.blame(args, kwargs, error)
+            if found is error:
+                raise
+            raise found from None
+
+    return call

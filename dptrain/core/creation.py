@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import reduce, wraps
 from inspect import CO_VARARGS
 from operator import index
 from typing import Any
 
 import numpy as np
 
-from dptrain.core.arguments import FAILURES, Signature
+from dptrain.core.arguments import guarded
 from dptrain.core.arrays import as_array, move, namespace_on, to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import (
@@ -20,6 +20,8 @@ from dptrain.core.dtypes import (
     from_numpy_dtype,
     get_default_dtype,
     int64,
+    promote_types,
+    result_dtype,
 )
 from dptrain.core.layout import contiguous_format, empty_in, preserve_format, strided
 from dptrain.core.random import Generator, default_generator
@@ -27,9 +29,7 @@ from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.typed import check_tensor
 
 
-def factory(
-    make: Callable[..., Tensor], kinds: dict[str, str] | None = None
-) -> Callable[..., Tensor]:
+def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
 
     These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
@@ -38,7 +38,7 @@ def factory(
 
     # `def zeros(*size, ...)`, read off the code object: this runs at import.
     gathers_sizes = bool(make.__code__.co_flags & CO_VARARGS)
-    signature = Signature(make.__name__, make, 0, kinds)
+    checked = guarded(make)
 
     @wraps(make)
     def create(
@@ -48,25 +48,19 @@ def factory(
             raise TypeError(f"{make.__name__}: layout must be dptrain.strided, got {layout!r}")
         if pin_memory:
             raise RuntimeError(f"{make.__name__}: pin_memory needs a GPU, and there is none")
-        if "size" in kwargs and gathers_sizes:
-            args = (kwargs.pop("size"), *args)
-        args, kwargs = signature.check(args, kwargs)
-        try:
-            return created(args, kwargs, out)
-        except FAILURES as error:
-            found = signature.blame(args, kwargs, error)
-            if found is error:
-                raise
-            raise found from None
-
-    def created(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor:
+        if gathers_sizes:
+            if "size" in kwargs:
+                args = (kwargs.pop("size"), *args)
+            elif not args:
+                raise TypeError(f"{make.__name__}() missing required argument: 'size'")
         if out is None:
-            return make(*args, **kwargs)
+            made: Tensor = checked(*args, **kwargs)
+            return made
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"{make.__name__}(): argument 'out' must be Tensor, not {type(out).__name__}"
             )
-        made = make(*args, **{"dtype": out.dtype, **kwargs})
+        made = checked(*args, **{"dtype": out.dtype, **kwargs})
         if made.dtype is not out.dtype:
             raise RuntimeError(
                 f"{make.__name__}: dtype {made.dtype} does not match dtype of out parameter ({out.dtype})"
@@ -95,6 +89,13 @@ def _plain(data: Any) -> Any:
     return [_plain(d) for d in data] if isinstance(data, (list, tuple)) else data
 
 
+def _common_type(data: Any) -> dtype:
+    """The type of nested data with tensors in it: each has its own, a Python float the default one."""
+    if isinstance(data, (list, tuple)):
+        return reduce(promote_types, map(_common_type, data)) if data else get_default_dtype()
+    return data.dtype if isinstance(data, Tensor) else result_dtype([data])
+
+
 def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     """A new array from Python data: floats become the default dtype, as in PyTorch."""
     if isinstance(data, (Tensor, np.ndarray, np.generic)):
@@ -113,12 +114,15 @@ def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
         raise TypeError(
             f"tensor: cannot make a tensor from {type(data).__name__} holding {array.dtype} values"
         )
-    if kind is None:
-        is_python_float = array.dtype == np.float64 and not tensors
+    if kind is None and tensors:
+        kind = _common_type(data)
+    elif kind is None:
+        is_python_float = array.dtype == np.float64
         kind = get_default_dtype() if is_python_float or not array.size else FROM_NUMPY[array.dtype]
     return array.astype(kind.numpy, copy=False)
 
 
+@guarded
 def tensor(
     data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -138,6 +142,7 @@ def tensor(
     )
 
 
+@guarded
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of `data`, sharing memory where data is a tensor or an array of that dtype."""
     kind = None if dtype is None else as_dtype(dtype)
@@ -152,6 +157,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     return _finish(_from_data(data, kind), device, False)
 
 
+@guarded
 def asarray(
     obj: Any,
     *,
@@ -201,6 +207,7 @@ def _alias(obj: Any, dtype: Any) -> Tensor | None:
     return None
 
 
+@guarded
 def frombuffer(
     buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False
 ) -> Tensor:
@@ -434,6 +441,15 @@ def full_like(
     return _like(make, input, dtype, device, requires_grad, memory_format)
 
 
+def _floating(op: str, given: Any) -> Any:
+    kind = _kind(given)
+    if kind.kind in "biu":
+        raise NotImplementedError(
+            f"{op}: not implemented for {FROM_NUMPY[kind]}; expected floating point"
+        )
+    return kind
+
+
 @factory
 def rand(
     *size: Any,
@@ -443,8 +459,8 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Uniform draws from [0, 1)."""
+    kind = _floating("rand", dtype)
     values = (generator or default_generator()).stream().random(_shape(size, "rand"))
-    kind = _kind(dtype)
     # Rounding to fewer digits may reach 1, which the half-open range excludes.
     below_one = np.nextafter(kind.type(1), kind.type(0)) if kind.itemsize > 2 else kind.type(0.99)
     return _finish(as_array(np.minimum(values.astype(kind), below_one)), device, requires_grad)
@@ -459,8 +475,9 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:
     """Draws from the standard normal distribution."""
+    kind = _floating("randn", dtype)
     values = (generator or default_generator()).stream().standard_normal(_shape(size, "randn"))
-    return _finish(np.asarray(values).astype(_kind(dtype)), device, requires_grad)
+    return _finish(np.asarray(values).astype(kind), device, requires_grad)
 
 
 @factory
@@ -500,6 +517,8 @@ def randperm(
     n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
 ) -> Tensor:
     """A random permutation of 0 .. n-1."""
+    if n < 0:
+        raise RuntimeError(f"randperm: n must be non-negative, got {n}")
     values = (generator or default_generator()).stream().permutation(n)
     return _finish(
         values.astype((int64 if dtype is None else as_dtype(dtype)).numpy), device, False

@@ -36,7 +36,15 @@ class device:
         if isinstance(type, device):
             index = type.index if index is None else index
             type = type.type
-        match = _DEVICE_TEXT.match(type) if isinstance(type, str) else None
+        if isinstance(type, int) and not isinstance(type, bool) and index is None:
+            type, index = "cuda", type  # as in PyTorch: an accelerator's index
+        if not isinstance(type, str):
+            raise TypeError(f"device(): argument 'type' must be str, not {type.__class__.__name__}")
+        if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
+            raise TypeError(
+                f"device(): argument 'index' must be int, not {index.__class__.__name__}"
+            )
+        match = _DEVICE_TEXT.match(type)
         if match is None:
             raise RuntimeError(
                 f"Invalid device string: {type!r}; expected 'cpu', 'cuda' or 'cuda:<index>'"

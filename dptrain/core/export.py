@@ -17,6 +17,7 @@ from dptrain.core import arrays
 from dptrain.core.arguments import FAILURES, Signature
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
+from dptrain.core.element_types import Rules
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.node_names import named
 from dptrain.core.op import Op, OpName
@@ -63,7 +64,12 @@ def export(
             if function is None
             else Signature(label, function, 0, kinds, _leading_tensors(function, tensors))
         )
-        public = _public(cls, run, names[0] if names else cls.name, function, signature)
+        of_function = signature
+        if signature.gathers and function is not None:
+            of_function = Signature(
+                label, function, 0, kinds, _leading_tensors(function, tensors), method=False
+            )
+        public = _public(cls, run, names[0] if names else cls.name, function, of_function)
         for name in names:
             REGISTRY[name] = cls
             FUNCTIONS[name] = public
@@ -130,6 +136,8 @@ def _public(
 def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
     """`run` with `out=`, and errors that name the argument at fault."""
     strict_from = signature.strict_from
+    rules = Rules(name)
+    typed = bool(rules)
     run = named(name, run)
     cast = casting(name, run)
     # Asked here rather than by one more call: most of the time no region of autocast is entered.
@@ -143,6 +151,8 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
                     return call(*args, **kwargs)
         if kwargs or len(args) > strict_from:
             args, kwargs = signature.check(args, kwargs)
+        if typed and not lower_types():  # autocast brings them to one type
+            rules.check(signature.names, args, kwargs)
         try:
             if stores and "out" in kwargs:
                 return store_in(run, name, args, kwargs)
@@ -157,15 +167,18 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
     return call
 
 
-def public(function: Callable[..., Any], prefix: str, **kinds: str) -> Callable[..., Any]:
+def public(
+    function: Callable[..., Any], prefix: str = "", name: str | None = None, **kinds: str
+) -> Callable[..., Any]:
     """A function that is written with public ones, with their checks of arguments and their errors.
 
     Args:
         function: receives the user's arguments.
         prefix: of its public name, which decides what autocast casts (`"nn.functional."`).
+        name: its public name; that of `function` by default.
         kinds: parameters of other kinds than annotations and names say; see `core/arguments.py`.
     """
-    name = function.__name__
+    name = name or function.__name__
     call = _guarded(function, Signature(name, function, 0, kinds), prefix + name, stores=False)
     call.__name__ = call.__qualname__ = name
     call.__doc__, call.__wrapped__ = function.__doc__, function  # type: ignore[attr-defined]

@@ -50,6 +50,8 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
         kind = _first_floating(args) if given is None else as_dtype(given).numpy
         if kind not in _HALVES:
             return forward(self, *args, **kwargs)
+        if self.alike:  # what is lifted looks alike
+            refuse_mixed(self.name, args[: self.alike])
         if given is not None:
             args = (args[0].astype(kind), *args[1:place], *(None for _ in args[place:]))
             kwargs.pop("dtype", None)
@@ -59,6 +61,20 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
         return _lower(out, kind)
 
     return run
+
+
+def refuse_mixed(op: str, arrays: tuple[Any, ...]) -> None:
+    """Refuse arrays of different types.
+
+    Raises:
+        RuntimeError: naming the types.
+    """
+    kinds = [a.dtype for a in arrays]
+    if any(kind != kinds[0] for kind in kinds):
+        raise RuntimeError(
+            f"{op}: expected both operands to have the same dtype, but got {' and '.join(map(str, kinds))}; convert "
+            "one with .to()"
+        )
 
 
 def _first_floating(values: tuple[Any, ...]) -> Any:

@@ -118,6 +118,10 @@ class Op:
     takes_host_scalars: ClassVar[bool] = False
     #: How many leading arguments must be tensors; 0 where a number may stand in the first place too.
     num_tensors: ClassVar[int] = 1
+    #: A boolean beside numbers counts as 0 or 1; elsewhere it is an error.
+    takes_bool: ClassVar[bool] = True
+    #: How many leading arguments must have one dtype.
+    alike: ClassVar[int] = 0
     #: Numbers in all places that are promoted give a tensor without dimensions, as in PyTorch.
     numbers_only: ClassVar[bool] = False
     #: 16-bit floating point is computed in float32 and rounded once, forward and backward.

@@ -74,6 +74,11 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
             f"{cls.name}(): expected at least one Tensor, got {', '.join(type(a).__name__ for a in operands)}"
         )
     for a in operands:
+        if not cls.takes_bool and (type(a) is bool or (is_array(a) and a.dtype == np.bool_)):
+            raise RuntimeError(
+                f"{cls.name}: booleans are not supported; use ~ or logical_not() to invert a mask, else convert "
+                "it to numbers first"
+            )
         if is_array(a) and a.dtype not in FROM_NUMPY:
             raise TypeError(f"{cls.name}(): unsupported element type {a.dtype}")
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import guarded
 from dptrain.core.creation import _finish, _kind
 from dptrain.core.ops.special_bessel import bessel_i
 from dptrain.core.tensor import Tensor
@@ -31,6 +32,7 @@ def _window(
     return _finish(np.asarray(shape(angle)).astype(kind), device, grad)
 
 
+@guarded
 def hann_window(
     window_length: int,
     periodic: bool = True,
@@ -51,6 +53,7 @@ def hann_window(
     )
 
 
+@guarded
 def hamming_window(
     window_length: int,
     periodic: bool = True,
@@ -73,6 +76,7 @@ def hamming_window(
     )
 
 
+@guarded
 def blackman_window(
     window_length: int,
     periodic: bool = True,
@@ -89,6 +93,7 @@ def blackman_window(
     return _window("blackman_window", window_length, periodic, shape, dtype, device, requires_grad)
 
 
+@guarded
 def bartlett_window(
     window_length: int,
     periodic: bool = True,
@@ -109,6 +114,7 @@ def bartlett_window(
     )
 
 
+@guarded
 def kaiser_window(
     window_length: int,
     periodic: bool = True,

@@ -13,9 +13,9 @@ from dptrain.core.ops.shape import Expand, Permute, Reshape, Transpose, _sizes, 
 from dptrain.core.tensor import Tensor
 
 
-def _flip(input: Any, *args: Any, dims: Any = None) -> Any:
+def _flip(input: Any, *dims: Any) -> Any:
     """The order of the elements reversed along the given dimensions."""
-    return Flip.apply(input, _sizes(args if dims is None else (dims,)))
+    return Flip.apply(input, _sizes(dims))
 
 
 @export("flip", methods=("flip",), function=_flip)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.index import Index
@@ -111,7 +112,7 @@ class BlockDiag(Op):
 
     def forward(self, *parts: Any) -> Any:
         shape = tuple(sum(p.shape[d] for p in parts) for d in (0, 1))
-        out = self.xp.zeros(shape, self.xp.result_type(*parts))
+        out = self.xp.zeros(shape, result_dtype(parts).numpy)
         self.blocks = []
         row = column = 0
         for p in parts:
@@ -128,6 +129,10 @@ class BlockDiag(Op):
 def broadcast_shapes(*shapes: Any) -> Size:
     """The shape to which tensors of these shapes broadcast."""
     parts = [tuple(s) if isinstance(s, Sequence) else (s,) for s in shapes]
+    if not all(isinstance(n, (int, np.integer)) for p in parts for n in p):
+        raise RuntimeError(
+            f"broadcast_shapes: shapes must be ints or tuples of ints, got {list(shapes)}"
+        )
     if any(n < 0 for p in parts for n in p):
         raise RuntimeError(
             f"broadcast_shapes: trying to create tensor with negative dimension: {parts}"
@@ -170,6 +175,10 @@ def _meshgrid(*tensors: Any, indexing: str = "ij") -> Any:
             f'meshgrid: indexing must be one of "xy" or "ij", but received: {indexing}'
         )
     parts = _all(tensors, "meshgrid")
+    if len({t.dtype for t in parts}) > 1:
+        raise RuntimeError(
+            f"meshgrid expects all tensors to have the same dtype, got {[t.dtype for t in parts]}"
+        )
     if not parts:
         raise RuntimeError("meshgrid expects a non-empty TensorList")
     for t in parts:
@@ -245,7 +254,12 @@ def _tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> Any:
     return tuple(Narrow.apply(input, dim, min(a, size), max(0, b - a)) for a, b in bounds)
 
 
-export("tensor_split", methods=("tensor_split",), function=_tensor_split)(Narrow)
+export(
+    "tensor_split",
+    methods=("tensor_split",),
+    function=_tensor_split,
+    kinds={"indices_or_sections": "int | tuple of ints | Tensor"},
+)(Narrow)
 
 
 def _splitter(name: str, dim: int, least: int) -> None:

@@ -16,6 +16,12 @@ from dptrain.core.tensor import Tensor
 def _clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     """Limit to [min, max]: numbers or tensors that broadcast; either may be None."""
     if isinstance(min, Tensor) or isinstance(max, Tensor):
+        numbers = [b for b in (min, max) if b is not None and not isinstance(b, Tensor)]
+        if numbers and any(isinstance(b, Tensor) and b.ndim for b in (min, max)):
+            raise TypeError(
+                f"clamp(): 'min' and 'max' must be two numbers or two Tensors, not {type(min).__name__} and "
+                f"{type(max).__name__}"
+            )
         return ClampTensor.apply(input, min, max)
     return Clamp.apply(input, min, max)
 

@@ -244,13 +244,3 @@ def _equal(input: Any, other: Any) -> bool:
 
 
 export("equal", methods=("equal",), function=_equal)(Eq)
-
-
-def _allclose(
-    input: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
-) -> bool:
-    """Whether |input - other| <= atol + rtol * |other| everywhere."""
-    return bool(np.allclose(input._array, other._array, rtol=rtol, atol=atol, equal_nan=equal_nan))
-
-
-export("allclose", methods=("allclose",), function=_allclose)(Eq)

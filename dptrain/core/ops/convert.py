@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -77,33 +78,60 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     Returns:
         The tensor itself where nothing changes (unless `copy`), else a copy.
     """
-    copy = kwargs.pop("copy", False)
-    memory_format = kwargs.pop("memory_format", None) or preserve_format
-    non_blocking = bool(kwargs.pop("non_blocking", False))
-    kind, place = kwargs.pop("dtype", None), kwargs.pop("device", None)
+    given = _to_arguments(args, kwargs)
+    other, kind, place = given.get("other"), given.get("dtype"), given.get("device")
+    if other is not None:
+        kind, place = other.dtype, other.device
+    return _cast(
+        self,
+        self.dtype
+        if kind is None
+        else FROM_NUMPY[kind]
+        if isinstance(kind, np.dtype)
+        else as_dtype(kind),
+        given.get("copy", False),
+        given.get("memory_format") or preserve_format,
+        None if place is None else as_device(place),
+        given.get("non_blocking", False),
+    )
+
+
+def _to_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `to` by name; what the first is tells the order of those by position.
+
+    Raises:
+        TypeError: too many, unknown, twice, or of another kind.
+    """
     if "tensor" in kwargs:
-        args = (kwargs.pop("tensor"), *args)
-    if kwargs:
-        raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-    for i, a in enumerate(args):
-        if isinstance(a, Tensor):
-            kind, place = a.dtype, a.device
-        elif isinstance(a, (dtype, np.dtype)) or a in (float, int, bool):
-            kind = FROM_NUMPY[a] if isinstance(a, np.dtype) else a
-        elif isinstance(a, (str, device)):
-            place = a
-        elif isinstance(a, bool):
-            if i and isinstance(args[i - 1], bool):  # non_blocking, then copy, by position
-                copy = a
-            else:
-                non_blocking = a
-        else:
-            raise TypeError(
-                f"to() received an invalid argument: {a!r}; expected a dtype, a device or a tensor"
+        kwargs = {"other": kwargs["tensor"], **{k: v for k, v in kwargs.items() if k != "tensor"}}
+    first: Any = args[0] if args else kwargs.get("other")
+    if isinstance(first, Tensor):
+        names: tuple[str, ...] = ("other",)
+    elif isinstance(first, (dtype, np.dtype)) or first in (float, int, bool):
+        names = ("dtype",)
+    else:
+        names = ("device", "dtype")
+    names = (*names, "non_blocking", "copy")
+    if len(args) > len(names):
+        raise TypeError(f"to() takes {len(names)} positional arguments but {len(args)} were given")
+    given = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name in given or name not in (*names, "memory_format"):
+            what = (
+                "got multiple values for argument" if name in given else "got an unexpected keyword"
             )
-    place = None if place is None else as_device(place)
-    kind = self.dtype if kind is None else as_dtype(kind)
-    return _cast(self, kind, copy, memory_format, place, non_blocking)
+            raise TypeError(f"to() {what} {name!r}")
+        given[name] = value
+    for name in ("non_blocking", "copy"):
+        if not isinstance(given.get(name, False), bool):
+            raise TypeError(
+                f"to(): argument {name!r} must be bool, not {type(given[name]).__name__}"
+            )
+    if not isinstance(given.get("dtype"), (dtype, np.dtype, type, NoneType)):
+        raise TypeError(
+            f"to(): argument 'dtype' must be dtype, not {type(given['dtype']).__name__}"
+        )
+    return given
 
 
 export(methods=("to",), function=_to)(Cast)

@@ -50,6 +50,10 @@ def _einsum(*args: Any) -> Any:
 def _arguments(args: tuple[Any, ...]) -> tuple[str, list[Any]]:
     if not args:
         raise ValueError("einsum(): must specify the equation string and at least one operand")
+    if not isinstance(args[0], (str, Tensor)):
+        raise TypeError(
+            f"einsum(): argument 'equation' (position 1) must be str, not {type(args[0]).__name__}"
+        )
     if isinstance(args[0], str):
         operands = args[1:]
         if len(operands) == 1 and isinstance(operands[0], (list, tuple)):

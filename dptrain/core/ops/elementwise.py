@@ -76,6 +76,7 @@ class Sub(Op):
 
     promotes = 2
     num_tensors = 0
+    takes_bool = False
     numbers_only = True
     alpha: Any = 1
 

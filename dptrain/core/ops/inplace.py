@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
-from dptrain.core.export import export
+from dptrain.core.export import export, public
 from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
@@ -95,10 +95,23 @@ def _random(self: Tensor, name: str, values: Any) -> Tensor:
     return _overwrite(self, name, namespace_of(self._array).asarray(values))
 
 
+def check_floating_fill(self: Tensor, name: str) -> None:
+    """Refuse draws from a continuous distribution for integers.
+
+    Raises:
+        NotImplementedError: the tensor is not of floating point.
+    """
+    if not self.dtype.is_floating_point:
+        raise NotImplementedError(
+            f"{name}: not implemented for {self.dtype}; expected floating point"
+        )
+
+
 def _uniform(
     self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill with draws from the uniform distribution over [a, b)."""
+    check_floating_fill(self, "uniform_")
     if a > b:
         raise RuntimeError(
             f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}"
@@ -111,7 +124,8 @@ def _normal(
     self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill with draws from the normal distribution."""
-    if std < 0:
+    check_floating_fill(self, "normal_")
+    if not std >= 0:
         raise RuntimeError(f"normal_ expects std >= 0.0, but found std {std}")
     stream = (generator or default_generator()).stream()
     return _random(self, "normal_", stream.standard_normal(self._array.shape) * std + mean)
@@ -124,4 +138,4 @@ for _name, _function in {
     "uniform_": _uniform,
     "normal_": _normal,
 }.items():
-    setattr(Tensor, _name, _function)
+    setattr(Tensor, _name, public(_function, name=_name))

@@ -116,7 +116,7 @@ def _cond(A: Any, p: Any = None) -> Any:
     return Where.apply(wrap(as_array(info._array == 0)), out, float("inf"))
 
 
-export("linalg.cond", function=_cond)(LinalgSvd)
+export("linalg.cond", function=_cond, kinds={"p": "Number | str | None"})(LinalgSvd)
 
 
 def _cholesky_solve(B: Any, L: Any, upper: bool = False) -> Any:

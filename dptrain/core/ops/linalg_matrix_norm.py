@@ -74,7 +74,7 @@ def _matrix_norm(
     return out if keepdim else out.squeeze((rows, columns))
 
 
-export("linalg.matrix_norm", function=_matrix_norm)(VectorNorm)
+export("linalg.matrix_norm", function=_matrix_norm, kinds={"ord": "Number | str"})(VectorNorm)
 
 
 def _linalg_norm(
@@ -116,7 +116,7 @@ def _linalg_norm(
     return VectorNorm.apply(A, ord, dim, keepdim)
 
 
-export("linalg.norm", function=_linalg_norm)(VectorNorm)
+export("linalg.norm", function=_linalg_norm, kinds={"ord": "Number | str | None"})(VectorNorm)
 
 
 def _norm(

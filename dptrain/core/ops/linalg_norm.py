@@ -44,7 +44,7 @@ def _vector_norm(
     return VectorNorm.apply(x, ord, dim, keepdim)
 
 
-@export("linalg.vector_norm", function=_vector_norm)
+@export("linalg.vector_norm", function=_vector_norm, kinds={"ord": "Number"})
 class VectorNorm(Op):
     """(sum |x|^p)^(1/p) over some dimensions; where the norm is 0 so is the gradient."""
 
@@ -109,7 +109,7 @@ def _dist(input: Any, other: Any, p: float = 2) -> Any:
     return VectorNorm.apply(input - other, p)
 
 
-export("dist", methods=("dist",), function=_dist)(VectorNorm)
+export("dist", methods=("dist",), function=_dist, tensors=2)(VectorNorm)
 
 
 def _check_points(op: str, x: Any, name: str, p: float) -> None:

@@ -7,17 +7,9 @@ from typing import Any, ClassVar
 
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
+from dptrain.core.half import refuse_mixed
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
-
-
-def _check_same_dtype(op: str, *arrays: Any) -> None:
-    kinds = {a.dtype for a in arrays}
-    if len(kinds) > 1:
-        names = " and ".join(sorted(str(k) for k in kinds))
-        raise RuntimeError(
-            f"{op}: expected both operands to have the same dtype, but got {names}; convert one with .to()"
-        )
 
 
 def check_inner(op: str, a: Any, b: Any) -> None:
@@ -49,10 +41,11 @@ class Matmul(Op):
     """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
 
     in_float32 = True
+    alike = 2
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        _check_same_dtype("matmul", input, other)
+        refuse_mixed("matmul", (input, other))
         if input.ndim == 0 or other.ndim == 0:
             raise RuntimeError(
                 f"matmul: both arguments need to be at least 1D, but they are {input.ndim}D and {other.ndim}D"
@@ -135,10 +128,11 @@ class Linear(Op):
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
     direct = 1
     name = "linear"
+    alike = 2
     num_tensors = 2
 
     def forward(self, input: Any, weight: Any, bias: Any = None) -> Any:
-        _check_same_dtype("linear", input, weight, *(() if bias is None else (bias,)))
+        refuse_mixed("linear", (input, weight) if bias is None else (input, weight, bias))
         if weight.ndim != 2:
             raise RuntimeError(
                 f"linear: weight must be 2D (out_features, in_features), got {list(weight.shape)}"

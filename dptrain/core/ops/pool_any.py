@@ -179,7 +179,7 @@ def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
     """
     several = isinstance(output_size, (tuple, list))
     for size in output_size if several else (output_size,):
-        if size is not None and not is_int(size):
+        if not (is_int(size) or (size is None and several)):
             raise TypeError(
                 f"{op}(): argument 'output_size' must be int or tuple of ints, not {output_size!r}"
             )

@@ -70,11 +70,21 @@ class IsClose(Op):
             raise RuntimeError(
                 f"isclose: expected both tensors to have one dtype, got {input.dtype} and {other.dtype}"
             )
-        if rtol < 0 or atol < 0:
+        if not (rtol >= 0 and atol >= 0):
             raise RuntimeError(
                 f"isclose: rtol and atol must be greater than or equal to zero, but got {rtol} and {atol}"
             )
         return self.xp.isclose(input, other, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+
+def _allclose(
+    input: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> bool:
+    """Whether |input - other| <= atol + rtol * |other| everywhere."""
+    return bool(IsClose.apply(input, other, rtol, atol, equal_nan)._array.all())
+
+
+export("allclose", methods=("allclose",), function=_allclose)(IsClose)
 
 
 @export("isposinf", methods=("isposinf",))

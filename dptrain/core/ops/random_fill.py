@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import as_array, common_namespace, is_array, namespace_of, to_host
-from dptrain.core.export import export
+from dptrain.core.export import export, public
 from dptrain.core.op import Op
-from dptrain.core.ops.inplace import _random
+from dptrain.core.ops.inplace import _random, check_floating_fill
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
@@ -18,16 +18,9 @@ def _stream(generator: Generator | None) -> np.random.Generator:
     return (generator or default_generator()).stream()
 
 
-def _check_floating(self: Tensor, name: str) -> None:
-    if not self.dtype.is_floating_point:
-        raise NotImplementedError(
-            f"{name}: not implemented for {self.dtype}; expected floating point"
-        )
-
-
 def _exponential(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with draws from the exponential distribution of rate `lambd`."""
-    _check_floating(self, "exponential_")
+    check_floating_fill(self, "exponential_")
     if lambd <= 0:
         raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
     draws = _stream(generator).standard_exponential(self._array.shape)
@@ -38,7 +31,7 @@ def _log_normal(
     self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill with exponentials of draws from the normal distribution (mean, std)."""
-    _check_floating(self, "log_normal_")
+    check_floating_fill(self, "log_normal_")
     if std <= 0:
         raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
     draws = np.asarray(_stream(generator).standard_normal(self._array.shape))
@@ -49,7 +42,7 @@ def _cauchy(
     self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
 ) -> Tensor:
     """Fill with draws from the Cauchy distribution."""
-    _check_floating(self, "cauchy_")
+    check_floating_fill(self, "cauchy_")
     if sigma <= 0:
         raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
     draws = np.asarray(_stream(generator).standard_cauchy(self._array.shape))
@@ -128,7 +121,7 @@ def _bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None)
             f"bernoulli(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
         )
     if p is None:
-        _check_floating(input, "bernoulli")
+        check_floating_fill(input, "bernoulli")
     _probabilities(input if p is None else p, "bernoulli")
     draws = namespace_of(input._array).asarray(_stream(generator).random(input._array.shape))
     return Bernoulli.apply(input, draws, p)
@@ -252,7 +245,7 @@ def _normal(
 
 def _poisson(input: Any, generator: Generator | None = None) -> Any:
     """Draws from Poisson distributions with the rates in `input`."""
-    _check_floating(input, "poisson")
+    check_floating_fill(input, "poisson")
     if (input._array < 0).any():
         raise RuntimeError("poisson: invalid Poisson rate, expected rate to be non-negative")
     draws = _stream(generator).poisson(to_host(input._array).astype(np.float64))
@@ -267,7 +260,7 @@ for _name, _function in {
     "random_": _random_integers,
     "bernoulli_": _bernoulli_in_place,
 }.items():
-    setattr(Tensor, _name, _function)
+    setattr(Tensor, _name, public(_function, name=_name))
 
 
 export("bernoulli", methods=("bernoulli",), function=_bernoulli)(Bernoulli)

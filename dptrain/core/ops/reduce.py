@@ -136,12 +136,24 @@ class Var(_Reduction):
         return self._spread(grad) * (input - mean) * (2 / self.divisor if self.divisor else np.nan)
 
 
-def _std(input: Any, *args: Any, **kwargs: Any) -> Any:
+def _std(
+    input: Any,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
     """Standard deviation: the square root of `var`."""
-    return Var.apply(input, *args, **kwargs).sqrt()
+    return Var.apply(input, dim, unbiased, keepdim, correction=correction).sqrt()
 
 
-export("std", methods=("std",), function=_std)(Var)
+export(
+    "std",
+    methods=("std",),
+    function=_std,
+    kinds={"dim": "int | tuple of ints | bool | None"},
+)(Var)
 
 
 class _Extremum(_Reduction):
@@ -287,8 +299,18 @@ def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
-export("max", methods=("max",), function=_max, kinds={"dim": ""})(MaxOfAll)
-export("min", methods=("min",), function=_min, kinds={"dim": ""})(MinOfAll)
+export(
+    "max",
+    methods=("max",),
+    function=_max,
+    kinds={"dim": "int | Tensor | None", "other": "Tensor | None"},
+)(MaxOfAll)
+export(
+    "min",
+    methods=("min",),
+    function=_min,
+    kinds={"dim": "int | Tensor | None", "other": "Tensor | None"},
+)(MinOfAll)
 
 
 class _Truth(Op):

@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import address, is_array, namespace_of
-from dptrain.core.export import export
+from dptrain.core.export import export, public
 from dptrain.core.op import Op
 from dptrain.core.ops.join import _split
 from dptrain.core.ops.shape import (
     Narrow,
     Reshape,
-    Squeeze,
     SumToSize,
     Transpose,
-    Unsqueeze,
     _sizes,
     _view,
     wrap_dim,
@@ -180,20 +178,8 @@ def _in_place_view(name: str, make: Any) -> None:
     setattr(Tensor, name, method)
 
 
-def _t_of(input: Any) -> Any:
-    return input.t()
-
-
-for _name, _make in {
-    "as_strided_": AsStrided.apply,
-    "squeeze_": Squeeze.apply,
-    "unsqueeze_": Unsqueeze.apply,
-    "transpose_": Transpose.apply,
-    "swapaxes_": Transpose.apply,
-    "swapdims_": Transpose.apply,
-    "t_": _t_of,
-}.items():
-    _in_place_view(_name, _make)
+for _name in ("as_strided", "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "t"):
+    _in_place_view(f"{_name}_", getattr(Tensor, _name))
 
 
 def _resize(self: Tensor, *sizes: Any) -> Tensor:
@@ -224,5 +210,5 @@ def _resize_as(self: Tensor, other: Tensor) -> Tensor:
     return _resize(self, other._array.shape)
 
 
-Tensor.resize_ = _resize  # type: ignore[attr-defined]
-Tensor.resize_as_ = _resize_as  # type: ignore[attr-defined]
+Tensor.resize_ = public(_resize, name="resize_")  # type: ignore[attr-defined]
+Tensor.resize_as_ = public(_resize_as, name="resize_as_", other="Tensor")  # type: ignore[attr-defined]

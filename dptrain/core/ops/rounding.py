@@ -70,7 +70,7 @@ class Round(Op):
     def forward(self, input: Any, decimals: int) -> Any:
         if input.dtype.kind in "biu":
             if decimals or input.dtype == np.bool_:
-                raise RuntimeError(f"round: not implemented for {input.dtype} tensors")
+                raise NotImplementedError(f"round: not implemented for {input.dtype} tensors")
             return input.copy()
         if decimals == 0:
             return self.xp.rint(input)

@@ -274,7 +274,7 @@ def _expand_as(self: Any, other: Any) -> Any:
 export(methods=("expand_as",), function=_expand_as)(Expand)
 
 
-@export("narrow", methods=("narrow",))
+@export("narrow", methods=("narrow",), kinds={"start": "int | Tensor"})
 class Narrow(Op):
     """`length` entries of one dimension from `start`, as a view."""
 

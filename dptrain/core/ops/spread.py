@@ -151,4 +151,9 @@ def _histogram(
     return histogram_result((wrap(counts.astype(array.dtype)), wrap(edges.copy())))
 
 
-export("histogram", methods=("histogram",), function=_histogram, kinds={"bins": ""})(_Counting)
+export(
+    "histogram",
+    methods=("histogram",),
+    function=_histogram,
+    kinds={"bins": "int | Tensor | tuple of Tensors"},
+)(_Counting)

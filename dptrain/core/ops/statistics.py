@@ -116,16 +116,30 @@ export("nansum", methods=("nansum",), function=_nansum)(Sum)
 export("nanmean", methods=("nanmean",), function=_nanmean)(Mean)
 
 
-def _var_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def _var_mean(
+    input: Any,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
     """Variance and mean."""
-    keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
     over = None if isinstance(dim, bool) else dim  # var_mean(input, unbiased)
-    return Var.apply(input, dim, *args, **kwargs), Mean.apply(input, over, keepdim)
+    variance = Var.apply(input, dim, unbiased, keepdim, correction=correction)
+    return variance, Mean.apply(input, over, keepdim)
 
 
-def _std_mean(input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def _std_mean(
+    input: Any,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
     """Standard deviation and mean."""
-    variance, mean = _var_mean(input, dim, *args, **kwargs)
+    variance, mean = _var_mean(input, dim, unbiased, keepdim, correction=correction)
     return variance.sqrt(), mean
 
 
@@ -229,8 +243,10 @@ def _nanquantile(
     return _quantiles("nanquantile", input, q, dim, keepdim, interpolation, True)
 
 
-export("quantile", methods=("quantile",), function=_quantile)(Sum)
-export("nanquantile", methods=("nanquantile",), function=_nanquantile)(Sum)
+export("quantile", methods=("quantile",), function=_quantile, kinds={"q": "Tensor | Number"})(Sum)
+export(
+    "nanquantile", methods=("nanquantile",), function=_nanquantile, kinds={"q": "Tensor | Number"}
+)(Sum)
 
 
 def _cov(input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:

@@ -164,7 +164,12 @@ def _select_scatter(input: Any, src: Any, dim: int, index: int) -> Any:
 
 
 def _slice_scatter(
-    input: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    input: Any,
+    src: Any,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Any:
     """A copy with a slice of a dimension replaced by `src`."""
     dim = wrap_dim(dim, input.ndim, "slice_scatter")

@@ -276,10 +276,30 @@ __all__ = [
 ]
 
 # Arguments are checked, and under autocast cast by its table; those of FUNCTIONS are already.
-#: What `reduction` replaced: asked for their truth, whatever they are.
-_REPLACED = {"size_average": "", "reduce": ""}
+#: In PyTorch these functions look at the following arguments themselves: a flag is asked for its truth,
+#: whatever it is, and a word that is none of the known ones is a ValueError, whatever its type.
+_LENIENT = dict.fromkeys(
+    [
+        "size_average",
+        "reduce",
+        "reduction",
+        "inplace",
+        "return_indices",
+        "antialias",
+        "recompute_scale_factor",
+        "full",
+        "swap",
+        "mode",
+        "padding_mode",
+        "need_weights",
+        "add_zero_attn",
+        "average_attn_weights",
+        "_stacklevel",
+    ],
+    "",
+)
 _done = {id(function) for function in FUNCTIONS.values()}
 for _name in __all__:
     if id(globals()[_name]) not in _done:
-        _function = globals()[_name] = public(globals()[_name], "nn.functional.", **_REPLACED)
+        _function = globals()[_name] = public(globals()[_name], "nn.functional.", **_LENIENT)
         _function.__module__ = __name__  # where it is found, so that it can be pickled

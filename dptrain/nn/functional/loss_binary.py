@@ -185,4 +185,4 @@ def multilabel_soft_margin_loss(
     loss = -(target * LogSigmoid.apply(input) + (1 - target) * LogSigmoid.apply(-input))
     if weight is not None:
         loss = loss * weight
-    return reduce_loss(loss.mean(-1), reduction)
+    return reduce_loss(loss.sum(-1) / input.shape[-1], reduction)

@@ -14,7 +14,7 @@ def check_reduction(reduction: str) -> None:
     Raises:
         ValueError: it is none of "none", "mean" and "sum".
     """
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
