@@ -271,8 +271,12 @@ class Signature:
                     args = (*args[:position], taken, *args[position + 1 :])
         if self.whole and count == len(self.names) and not kwargs:
             raise TypeError(f"{self.label}() missing required argument: {self.gathered_name!r}")
-        if self.gathered is not None and count > len(self.names):
-            args = self._check_gathered(args, self.gathered)
+        if self.gathered is not None:
+            exact = self.gathered.exact
+            for value in args[len(self.names) :]:
+                if type(value) not in exact:
+                    args = self._check_gathered(args, self.gathered)
+                    break
         for name, value in kwargs.items():
             wanted = self._of_keyword.get(name)
             if wanted is not None and type(value) not in wanted.exact:

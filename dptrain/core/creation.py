@@ -104,8 +104,8 @@ def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     tensors = _holds_tensors(data)
     try:
         array = np.array(_plain(data) if tensors else data)
-    except ValueError as error:
-        raise ValueError(f"tensor: the nested sequences are of unequal lengths ({error})") from None
+    except ValueError:
+        raise ValueError("tensor: the nested sequences are of unequal lengths") from None
     if array.dtype.kind == "c":
         raise TypeError(
             "tensor: complex numbers are not supported; split them into real and imaginary parts"

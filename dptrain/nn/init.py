@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from dptrain.core.arguments import guarded
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
@@ -188,6 +189,12 @@ def kaiming_normal_(
     """Fill from N(0, gain / sqrt(fan)); the arguments are those of `kaiming_uniform_`."""
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     return tensor if std is None else normal_(tensor, 0.0, std, generator)
+
+
+# A word that is none of the known ones is a ValueError, whatever its type.
+for _name in __all__:
+    if _name in globals():
+        globals()[_name] = guarded(globals()[_name], mode="", nonlinearity="")
 
 
 def _without_underscore(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

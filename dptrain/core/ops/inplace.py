@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -131,11 +132,12 @@ def _normal(
     return _random(self, "normal_", stream.standard_normal(self._array.shape) * std + mean)
 
 
-for _name, _function in {
+_METHODS: dict[str, Callable[..., Any]] = {
     "fill_": _fill,
     "zero_": _zero,
     "copy_": _copy,
     "uniform_": _uniform,
     "normal_": _normal,
-}.items():
+}
+for _name, _function in _METHODS.items():
     setattr(Tensor, _name, public(_function, name=_name))

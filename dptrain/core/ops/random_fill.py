@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -252,14 +253,15 @@ def _poisson(input: Any, generator: Generator | None = None) -> Any:
     return wrap(namespace_of(input._array).asarray(draws).astype(input._array.dtype))
 
 
-for _name, _function in {
+_METHODS: dict[str, Callable[..., Any]] = {
     "exponential_": _exponential,
     "log_normal_": _log_normal,
     "cauchy_": _cauchy,
     "geometric_": _geometric,
     "random_": _random_integers,
     "bernoulli_": _bernoulli_in_place,
-}.items():
+}
+for _name, _function in _METHODS.items():
     setattr(Tensor, _name, public(_function, name=_name))
 
 

@@ -196,7 +196,9 @@ export("diagonal_scatter", methods=("diagonal_scatter",), function=_diagonal_sca
 def _unravel_index(indices: Any, shape: Any) -> Any:
     """Places in a flattened tensor of that shape as coordinates, one tensor a dimension."""
     if indices.dtype.category != 1:
-        raise ValueError(f"expected 'indices' to be integer dtype, but got {indices.dtype}")
+        raise TypeError(
+            f"unravel_index: expected 'indices' to be integer dtype, but got {indices.dtype}"
+        )
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(s < 0 for s in sizes):
         raise ValueError(f"'shape' cannot have negative values, but got {sizes}")

@@ -298,8 +298,12 @@ _LENIENT = dict.fromkeys(
     ],
     "",
 )
+#: Kinds of single functions.
+_OWN = {"pad": {"mode": "str"}}
 _done = {id(function) for function in FUNCTIONS.values()}
 for _name in __all__:
     if id(globals()[_name]) not in _done:
-        _function = globals()[_name] = public(globals()[_name], "nn.functional.", **_LENIENT)
+        _function = globals()[_name] = public(
+            globals()[_name], "nn.functional.", **{**_LENIENT, **_OWN.get(_name, {})}
+        )
         _function.__module__ = __name__  # where it is found, so that it can be pickled
