@@ -132,6 +132,8 @@ class Op:
     #: Argument whose gradient `backward` can write into `self.target`, which the engine provides.
     direct: ClassVar[int | None] = None
     target: Any = None
+    #: Backward may be computed together with that of another node: `joined` is asked before it.
+    joins: ClassVar[bool] = False
     #: The result may share memory with the first argument.
     is_view: ClassVar[bool] = False
     #: Set by a forward whose result lies in memory as the user asked, whatever the arguments' order.
@@ -189,6 +191,13 @@ class Op:
     def backward(self, grad: Any, /, *args: Any) -> Any:
         """Gradients of the leading arguments from the gradient of the result."""
         raise RuntimeError(f"the derivative of {self.name} is not implemented")
+
+    def joined(self, run: Any) -> bool:
+        """Whether the next node of the backward pass `run` does the work of this one too.
+
+        It then receives this node's incoming gradient as it is. Asked where no graph is recorded.
+        """
+        return False
 
     @property
     def needs(self) -> Sequence[Any]:

@@ -50,6 +50,8 @@ class Pass:
         self.leaf_grads: dict[int, Any] = {}
         self.leaf_consumers: dict[int, int] = {}
         self.leaves: dict[int, Tensor] = {}
+        #: Nodes that do the work of the one before them too.
+        self.joined: set[Op] = set()
 
     def add_root(self, tensor: Tensor, grad: Any) -> None:
         """Start at `tensor` with its gradient."""
@@ -131,6 +133,11 @@ class Pass:
                 grad = grads[position] if position < len(grads) else None
                 self._arrive(source, place, grad)
 
+    def may_join(self, node: Op) -> bool:
+        """Whether nobody looks at the gradient of the node's result, or adds to it."""
+        seen = self.captured is not None and (id(node), 0) in self.captured
+        return not (seen or node.hooks or self.check_nan or node in self.node_grads)
+
     def _capture(self, node: Op, incoming: list[Any]) -> None:
         captured: Any = self.captured
         for index, grad in enumerate(incoming):
@@ -143,7 +150,10 @@ class Pass:
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
         if node.in_float32:  # what it returns is brought to the types of its arguments on arrival
             incoming, saved = [lift(g) for g in incoming], tuple([lift(v) for v in saved])
-        grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
+        if node.joins and not self.create_graph and node.joined(self):
+            grads = incoming[0]
+        else:
+            grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
         if type(grads) is not tuple:
             grads = (grads,)
         if self.check_nan:

@@ -261,19 +261,50 @@ def test_batch_norm_twins_agree(rows, c, dtype, affine, offset, threads):
     dptrain.set_num_threads(threads)
     try:
         got = native.batch_norm(x, weight, bias, 1e-5)
+        vectors = native.batch_statistics(x, weight, bias, 1e-5)[3]
+        cut, sums = np.empty_like(x), np.empty_like(x)
+        native.normalise(x, vectors, cut, cut=True)
+        native.normalise(x, vectors, sums, more=grad)
         got_grads = native.batch_norm_grad(grad, x, weight, got[1], got[3])
+        cut_grads = native.batch_norm_grad(grad, x, weight, got[1], got[3], vectors)
     finally:
         dptrain.set_num_threads(before)
+    # Bit for bit what the passes give one after the other.
+    np.testing.assert_array_equal(cut, reference.relu(got[0]))
+    np.testing.assert_array_equal(sums, got[0] + grad)
     exact = reference.batch_norm(x.astype(np.float64), weight, bias, 1e-5)
     rtol = (2e-5 if dtype is np.float32 else 1e-10) * (1 + offset / 10)
     for value, expected in zip(got, exact, strict=True):
         assert value.dtype == dtype
         if rows > 1:  # 1 / sqrt(0 + eps) magnifies everything
             np.testing.assert_allclose(value, expected, rtol=rtol, atol=rtol * 5)
-    wide = (a if a is None else a.astype(np.float64) for a in (grad, x, weight, got[1], got[3]))
-    for value, expected in zip(got_grads, reference.batch_norm_grad(*wide), strict=True):
-        scale = max(1, np.abs(expected).max(initial=0))
-        np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * 10 * scale)
+    passed = reference.relu_grad(grad, got[0])
+    for gradient, found in ((grad, got_grads), (passed, cut_grads)):
+        wide = (
+            a if a is None else a.astype(np.float64) for a in (gradient, x, weight, got[1], got[3])
+        )
+        for value, expected in zip(found, reference.batch_norm_grad(*wide), strict=True):
+            scale = max(1, np.abs(expected).max(initial=0))
+            np.testing.assert_allclose(value, expected, rtol=0, atol=rtol * 10 * scale)
+
+
+@relaxed
+@given(st.integers(1, 40), st.integers(1, 9), dtypes, st.booleans())
+def test_the_numpy_twin_fuses_what_it_computes(rows, c, dtype, affine):
+    stream = np.random.default_rng(rows * 7 + c)
+    x, grad = stream.standard_normal((2, rows, c)).astype(dtype)
+    weight, bias = stream.standard_normal((2, c)).astype(dtype) if affine else (None, None)
+    out, mean, _, rstd = reference.batch_norm(x, weight, bias, 1e-5)
+    vectors = reference.batch_statistics(x, weight, bias, 1e-5)[3]
+    got = np.empty_like(x)
+    reference.normalise(x, vectors, got, cut=True)
+    np.testing.assert_array_equal(got, reference.relu(out))
+    reference.normalise(x, vectors, got, more=grad)
+    np.testing.assert_array_equal(got, out + grad)
+    fused = reference.batch_norm_grad(grad, x, weight, mean, rstd, vectors)
+    passed = reference.batch_norm_grad(reference.relu_grad(grad, out), x, weight, mean, rstd)
+    for value, expected in zip(fused, passed, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 @relaxed

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from dptrain.core.arrays import device_of, functions_beside
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import reference, reference_optim
@@ -52,6 +54,8 @@ def _cuda(name: str) -> ModuleType:
 
 def kernels_for(array: Any) -> Any:
     """The provider that serves arrays of the element type and device of this one."""
+    if type(array) is np.ndarray:
+        return _kernels(array.dtype)
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda"))
     return functions_beside(array, _kernels(array.dtype))
@@ -59,6 +63,8 @@ def kernels_for(array: Any) -> Any:
 
 def optim_kernels_for(array: Any) -> Any:
     """Likewise for the optimizer updates of `reference_optim`."""
+    if type(array) is np.ndarray:
+        return _optim_kernels(array.dtype)
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda.updates"))
     return functions_beside(array, _optim_kernels(array.dtype))

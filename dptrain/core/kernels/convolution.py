@@ -5,6 +5,7 @@ Owns: the choice. The functions are those of `reference`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,11 @@ class Problem(NamedTuple):
 
 def algorithm(problem: Problem) -> str:
     """The algorithm for a convolution and its gradients: "reference", "depthwise", "winograd" or "direct"."""
+    return _algorithm(problem, get_conv_algo())
+
+
+@lru_cache(maxsize=1024)
+def _algorithm(problem: Problem, allowed: str) -> str:
     n, c, o, out_h, out_w, geometry, groups, float32 = problem
     kh, kw, *steps, ph, pw, dh, dw = geometry
     if 0 in (n, c, o, out_h, out_w, kh, kw):
@@ -44,7 +50,7 @@ def algorithm(problem: Problem) -> str:
     tiles = n * -(-out_h // TILE) * -(-out_w // TILE)
     pays = tiles >= _LEAST_TILES and min(c, o) >= _LEAST_CHANNELS
     fits = min(out_h, out_w) >= TILE
-    if get_conv_algo() == "auto" and float32 and square and dense and pays and fits:
+    if allowed == "auto" and float32 and square and dense and pays and fits:
         return "winograd"
     return "direct"
 

@@ -17,6 +17,7 @@ Rounding: each result is a sum of K products in one chain per lane, |error| <= (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.target import target
 from dptrain.core.kernels.weights import collected, panels
 from dptrain.core.threads import get_num_threads
+
+Shape = tuple[int, int, int, int]
 
 
 class _Phase(NamedTuple):
@@ -198,14 +201,7 @@ def _outer(args, share, shares, worker):
             )  # fmt: skip
 
 
-def _padded_bias(bias: np.ndarray | None, columns: int, dtype: Any) -> np.ndarray:
-    wide = 2 * target().lanes(np.dtype(dtype).itemsize)
-    out = np.zeros(-(-columns // wide) * wide, dtype)
-    if bias is not None:
-        out[:columns] = bias
-    return out
-
-
+@cache
 def _tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
     """The first arguments of both drivers."""
     kind = target()
@@ -213,48 +209,80 @@ def _tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
     return (tile.address(dtype.type), size, kind.lanes(size), kind.most_rows(1), kind.most_rows(2))
 
 
-def _run_gather(
-    image: np.ndarray,
-    channels: slice,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    out: np.ndarray,
-    out_channels: slice,
-    phases: Sequence[_Phase],
-    border: tuple[int, int],
-) -> None:
-    """Run the gather driver for one group.
+class _Gather:
+    """The gather driver for images of one shape: what a call needs beside the addresses.
 
     Args:
-        image: (N, H, W, all channels), contiguous.
-        channels: those of the group.
-        weight: panels.
-        bias: (columns,) of the group or None.
-        out: (N, H', W', all channels), contiguous.
-        out_channels: those of the group.
-        phases: cover `out`.
+        image: (N, H, W, channels) of the contiguous images.
+        out: likewise of the results.
+        groups: of channels.
+        phases: cover the results of a group.
         border: pixels of zeros left and right that the phases see.
+        dtype: of the elements.
     """
-    n, h, w, c = image.shape
-    size = image.itemsize
-    depth, columns = channels.stop - channels.start, out_channels.stop - out_channels.start
-    copies = depth != c or border != (0, 0)
-    total = w + sum(border)
-    own = lines(h * total * depth * size) if copies else 0
-    workers = min(get_num_threads(), n)
-    start = _padded_bias(bias, columns, image.dtype)
-    table = np.array(phases, np.int64)
-    pool.run(
-        _gather.address(),
-        (
-            *_tile_facts(image.dtype),
-            address(image) + channels.start * size, h * w * c * size, w * c * size, c * size,
-            h, w, depth * size, copies, border[0], total, scratch(own * workers), own,
-            address(out) + out_channels.start * size, out[0].nbytes, columns, address(start),
-            n, len(table), address(table), weight[0].nbytes, address(weight),
-        ),
-        _shares(n, out.size * depth),
-    )  # fmt: skip
+
+    def __init__(
+        self,
+        image: Shape,
+        out: Shape,
+        groups: int,
+        phases: Sequence[_Phase],
+        border: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> None:
+        n, h, w, c = image
+        self.size, self.out, self.dtype = dtype.itemsize, out, dtype
+        self.channels = tuple(zip(_groups(c, groups), _groups(out[3], groups), strict=True))
+        depth, columns = c // groups, out[3] // groups
+        copies, total, size = groups > 1 or border != (0, 0), w + sum(border), self.size
+        self._own = lines(h * total * depth * size) if copies else 0
+        wide = 2 * target().lanes(size)
+        self._zeros = np.zeros(-(-columns // wide) * wide, dtype)
+        self._table = np.array(phases, np.int64)
+        self._image = (
+            h * w * c * size, w * c * size, c * size,
+            h, w, depth * size, copies, border[0], total,
+        )  # fmt: skip
+        self._columns = columns
+        self._result = (out[1] * out[2] * out[3] * size, columns)
+        self._phases = (n, len(phases), address(self._table))
+        self._images, self._products = n, n * out[1] * out[2] * out[3] * depth
+
+    def run(
+        self,
+        image: np.ndarray,
+        first: int,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        out: np.ndarray,
+        out_first: int,
+    ) -> None:
+        """Compute one group.
+
+        Args:
+            image: contiguous.
+            first: channel of it.
+            weight: panels.
+            bias: (columns,) of the group or None.
+            out: contiguous.
+            out_first: channel of it.
+        """
+        start = self._zeros
+        if bias is not None:
+            start = start.copy()
+            start[: self._columns] = bias
+        workers = min(get_num_threads(), self._images)
+        pool.run(
+            _gather.address(),
+            (
+                *_tile_facts(self.dtype),
+                address(image) + first * self.size, *self._image,
+                scratch(self._own * workers), self._own,
+                address(out) + out_first * self.size, *self._result, address(start),
+                *self._phases, weight.strides[0], address(weight),
+            ),
+            _shares(self._images, self._products),
+        )  # fmt: skip
 
 
 #: Products below which a second thread would wait longer than it works.
@@ -270,6 +298,22 @@ def _groups(total: int, groups: int) -> list[slice]:
     return [slice(g * each, (g + 1) * each) for g in range(groups)]
 
 
+@lru_cache(maxsize=1024)
+def _forward(
+    image: Shape, out: Shape, geometry: Geometry, groups: int, dtype: np.dtype[Any]
+) -> _Gather:
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    depth, o, size = image[3] // groups, out[3], dtype.itemsize
+    # Neighbouring taps are one run of numbers, unless the taps lie apart.
+    taps_j, run = (1, kw * depth) if dw == 1 else (kw, depth)
+    line = run * 2 * target().width
+    phase = _Phase(
+        out[1], out[2], 0, out[2] * o * size, o * size, -ph, 0, sh, sw, dh, dw,
+        kh, taps_j, run, 0, taps_j * line, line,
+    )  # fmt: skip
+    return _Gather(image, out, groups, [phase], (pw, pw), dtype)
+
+
 def conv(
     x: np.ndarray,
     weight: np.ndarray,
@@ -280,21 +324,12 @@ def conv(
     groups: int,
 ) -> np.ndarray:
     """See `reference.conv`."""
-    kh, kw, sh, sw, ph, pw, dh, dw = geometry
-    n, _, _, c = x.shape
-    o, depth = weight.shape[0], c // groups
-    out = np.empty((n, out_h, out_w, o), x.dtype)
-    # Neighbouring taps are one run of numbers, unless the taps lie apart.
-    taps_j, run = (1, kw * depth) if dw == 1 else (kw, depth)
-    size, wide = x.itemsize, 2 * target().lanes(x.itemsize)
-    line = run * wide * size
-    for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
-        phase = _Phase(
-            out_h, out_w, 0, out_w * o * size, o * size, -ph, 0, sh, sw, dh, dw,
-            kh, taps_j, run, 0, taps_j * line, line,
-        )  # fmt: skip
+    shape = (len(x), out_h, out_w, len(weight))
+    plan = _forward(x.shape, shape, geometry, groups, x.dtype)
+    out = np.empty(shape, x.dtype)
+    for ins, outs in plan.channels:
         part = None if bias is None else bias[outs]
-        _run_gather(x, ins, panels(weight[outs]), part, out, outs, [phase], (pw, pw))
+        plan.run(x, ins.start, panels(weight[outs]), part, out, outs.start)
     return out
 
 
@@ -318,28 +353,21 @@ def _taps(remainder: int, kernel: int, stride: int, padding: int, dilation: int)
     return _Taps(first, len(range(first, kernel, every)), every, place, every * dilation // stride)
 
 
-def conv_input_grad(
-    grad: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    shape: tuple[int, int, int, int],
-    geometry: Geometry,
-    groups: int,
-) -> np.ndarray:
-    """See `reference.conv_input_grad`."""
+@lru_cache(maxsize=1024)
+def _backward(
+    grad: Shape, shape: Shape, geometry: Geometry, groups: int, dtype: np.dtype[Any]
+) -> _Gather:
     kh, kw, sh, sw, ph, pw, dh, dw = geometry
     _, h, w, c = shape
-    _, _, grad_w, o = grad.shape
-    depth = o // groups
-    out = np.empty(shape, grad.dtype)
-    size, wide = grad.itemsize, 2 * target().lanes(grad.itemsize)
-    line = depth * wide * size
+    depth, grad_w = grad[3] // groups, grad[2]
+    size = dtype.itemsize
+    line = depth * 2 * target().width
     across = [_taps(r, kw, sw, pw, dw) for r in range(min(sw, w))]
     left = max([0, *(t.step * (t.number - 1) - t.place for t in across if t.number)])
     right = max(
         [0, *(t.place + len(range(r, w, sw)) - grad_w for r, t in enumerate(across) if t.number)]
     )
-    flat = sw == dw == 1  # then the taps lie behind each other, in reverse
+    flat = _is_flat(geometry)
     phases = []
     for y in range(min(sh, h)):
         down = _taps(y, kh, sh, ph, dh)
@@ -357,10 +385,29 @@ def conv_input_grad(
                     down.every * kw * line, over.every * line,
                 )
             )  # fmt: skip
-    for ins, outs in zip(_groups(o, groups), _groups(c, groups), strict=True):
-        packed = panels(weight[ins], transposed=True, flip=(False, flat))
+    return _Gather(grad, shape, groups, phases, (left, right), dtype)
+
+
+def _is_flat(geometry: Geometry) -> bool:
+    """Whether the taps that a result sees lie behind each other, in reverse."""
+    return geometry[3] == geometry[7] == 1
+
+
+def conv_input_grad(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: Shape,
+    geometry: Geometry,
+    groups: int,
+) -> np.ndarray:
+    """See `reference.conv_input_grad`."""
+    plan = _backward(grad.shape, shape, geometry, groups, grad.dtype)
+    out = np.empty(shape, grad.dtype)
+    for ins, outs in plan.channels:
+        packed = panels(weight[ins], transposed=True, flip=(False, _is_flat(geometry)))
         part = None if bias is None else bias[outs]
-        _run_gather(grad, ins, packed, part, out, outs, phases, (left, right))
+        plan.run(grad, ins.start, packed, part, out, outs.start)
     return out
 
 

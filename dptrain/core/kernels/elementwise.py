@@ -134,14 +134,17 @@ def _alike(first: np.ndarray, second: np.ndarray) -> bool:
     return first.strides == second.strides and first.shape == second.shape and _dense(first)
 
 
+#: Elements below which NumPy's own loop is done before a kernel is called.
+_WORTH_A_KERNEL = 4096
+
+
 def relu(x: np.ndarray) -> np.ndarray:
     """See `reference.relu`."""
-    shares = pool.shares(x.size, 2 * x.nbytes)
-    if shares < 2 or not _dense(x):
+    if x.size < _WORTH_A_KERNEL or not _dense(x):
         return reference.relu(x)
     out = np.empty_like(x)
     args = (x.size, x.itemsize, address(x), address(out))
-    pool.run(_relu.address(x.dtype.type), args, shares)
+    pool.run(_relu.address(x.dtype.type), args, pool.shares(x.size, 2 * x.nbytes))
     return out
 
 

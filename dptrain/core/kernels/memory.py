@@ -6,6 +6,7 @@ Owns: what a kernel needs between the 64-bit integers it is given and the number
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from typing import Any
 
@@ -21,9 +22,29 @@ _BYTE = ir.IntType(8)
 _LINE = 64
 
 
-def address(array: np.ndarray) -> int:
-    """Where the first element of an array lies."""
+def _by_interface(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+#: NumPy's public C structure of an array begins with the address, behind what every Python object begins with.
+_HEAD = object.__basicsize__
+_number_at = ctypes.c_size_t.from_address
+
+
+def _in_structure(array: np.ndarray) -> int:
+    return _number_at(id(array) + _HEAD).value
+
+
+def _structure_is_known() -> bool:
+    samples = np.zeros(3), np.zeros((2, 2), np.float32)[1:]
+    return sys.implementation.name == "cpython" and all(
+        _in_structure(a) == _by_interface(a) for a in samples
+    )
+
+
+#: Where the first element of an array lies. A call of a kernel asks for some ten addresses, and the
+#: interface takes ten times as long.
+address = _in_structure if _structure_is_known() else _by_interface
 
 
 def keep_freed_pages() -> None:

@@ -21,8 +21,10 @@ from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import (
     batch_norm,
     batch_norm_grad,
+    batch_statistics,
     layer_norm,
     layer_norm_grad,
+    normalise,
 )
 from dptrain.core.kernels.pooling import (
     max_pool,
@@ -36,6 +38,7 @@ __all__ = [
     "adam",
     "batch_norm",
     "batch_norm_grad",
+    "batch_statistics",
     "col2im",
     "conv",
     "conv_input_grad",
@@ -48,6 +51,7 @@ __all__ = [
     "im2col",
     "layer_norm",
     "layer_norm_grad",
+    "normalise",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",

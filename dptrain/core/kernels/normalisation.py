@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
@@ -61,26 +62,84 @@ def _moments(args, share, shares, worker):
 
 
 @kernel
+def _statistics(args, share, shares, worker):
+    """The moments of all shares and folds merged; mean, variance and 1/std, and what `_apply` needs."""
+    rows, c, fold, parts = args[0], args[1], args[2], args[3]
+    total = array_at(args[4], (parts, 2, fold, c), np.float64)
+    weight, bias = args[5], args[6]
+    eps = array_at(args[7], (1,), np.float64)[0]
+    facts = array_at(args[8], (3, c), real)
+    vectors = array_at(args[9], (3, fold, c), real)
+    lines = rows // fold
+    for k in range(c):
+        mean = 0.0
+        for p in range(parts):
+            count = (p + 1) * lines // parts - p * lines // parts
+            for f in range(fold):
+                mean += total[p, 0, f, k] * count
+        mean /= rows
+        squares = 0.0
+        for p in range(parts):
+            count = (p + 1) * lines // parts - p * lines // parts
+            for f in range(fold):
+                d = total[p, 0, f, k] - mean
+                squares += total[p, 1, f, k] + count * (d * d)
+        var = squares / rows
+        scale = 1 / np.sqrt(var + eps)
+        facts[0, k] = mean
+        facts[1, k] = var
+        facts[2, k] = scale
+        if weight:
+            scale *= array_at(weight, (c,), real)[k]
+        shift = array_at(bias, (c,), real)[k] if bias else real(0)
+        for f in range(fold):
+            vectors[0, f, k] = mean
+            vectors[1, f, k] = scale
+            vectors[2, f, k] = shift
+
+
+@numba.njit
+def _normal(x, mean, scale, shift):
+    """Not inlined by numba but by LLVM, so that the rounding is the same in kernels that may fuse products."""
+    return (x - mean) * scale + shift
+
+
+@kernel
 def _apply(args, share, shares, worker):
-    """out = (x - mean) * scale + shift, column by column."""
+    """out = (x - mean) * scale + shift, column by column; then `more` is added, or max(out, 0) taken."""
     rows, c = args[0], args[1]
     x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     vectors = array_at(args[4], (3, c), real)
+    cut, more = args[5], array_at(args[6], (rows, c), real)
     mean, scale, shift = vectors[0], vectors[1], vectors[2]
     for r in range(share * rows // shares, (share + 1) * rows // shares):
         line, to = x[r], out[r]
-        for k in range(c):
-            to[k] = (line[k] - mean[k]) * scale[k] + shift[k]
+        if cut:
+            for k in range(c):
+                y = _normal(line[k], mean[k], scale[k], shift[k])
+                to[k] = real(0) if y <= 0 else y  # what is no number stays
+        elif args[6]:
+            other = more[r]
+            for k in range(c):
+                to[k] = _normal(line[k], mean[k], scale[k], shift[k]) + other[k]
+        else:
+            for k in range(c):
+                to[k] = _normal(line[k], mean[k], scale[k], shift[k])
 
 
 @kernel(fastmath=FAST)
 def _sums(args, share, shares, worker):
-    """Sums of the gradient, and of the gradient times the centred input."""
+    """Sums of the gradient, and of the gradient times the centred input.
+
+    With `cut` the gradient is that of max(out, 0), which passes where `_apply` gave more than 0.
+    """
     rows, c, block = args[0], args[1], args[2]
     x, grad = array_at(args[3], (rows, c), real), array_at(args[4], (rows, c), real)
-    mean = array_at(args[5], (c,), real)
+    vectors = array_at(args[5], (3, c), real)
+    mean, scale, shift = vectors[0], vectors[1], vectors[2]
     short = array_at(args[6], (shares, 2, c), real)[share]
     total = array_at(args[7], (shares, 2, c), np.float64)[share]
+    cut = args[8]
     sums, products = total[0], total[1]
     part, part_products = short[0], short[1]
     for k in range(c):
@@ -92,26 +151,65 @@ def _sums(args, share, shares, worker):
             part_products[k] = 0
         for r in range(start, min(start + block, (share + 1) * rows // shares)):
             line, g = x[r], grad[r]
-            for k in range(c):
-                part[k] += g[k]
-                part_products[k] += g[k] * (line[k] - mean[k])
+            if cut:
+                for k in range(c):
+                    y = _normal(line[k], mean[k], scale[k], shift[k])
+                    d = real(0) if y <= 0 else g[k]
+                    part[k] += d
+                    part_products[k] += d * (line[k] - mean[k])
+            else:
+                for k in range(c):
+                    part[k] += g[k]
+                    part_products[k] += g[k] * (line[k] - mean[k])
         for k in range(c):
             sums[k] += part[k]
             products[k] += part_products[k]
 
 
 @kernel
+def _factors(args, share, shares, worker):
+    """The gradients of weight and bias, and what `_input_grad` needs."""
+    rows, c, fold, parts = args[0], args[1], args[2], args[3]
+    total = array_at(args[4], (parts, 2, fold, c), np.float64)
+    weight, rstd = args[5], array_at(args[6], (c,), real)
+    facts = array_at(args[7], (2, c), real)
+    vectors = array_at(args[8], (3, fold, c), real)
+    for k in range(c):
+        sums, products = 0.0, 0.0
+        for p in range(parts):
+            for f in range(fold):
+                sums += total[p, 0, f, k]
+                products += total[p, 1, f, k]
+        inverse = np.float64(rstd[k])
+        scale = inverse * array_at(weight, (c,), real)[k] if weight else inverse
+        facts[0, k] = products * inverse
+        facts[1, k] = sums
+        for f in range(fold):
+            vectors[0, f, k] = scale
+            vectors[1, f, k] = -scale * inverse * (products * inverse) / rows
+            vectors[2, f, k] = -scale * sums / rows
+
+
+@kernel
 def _input_grad(args, share, shares, worker):
-    """out = grad * a + (x - mean) * b + d, column by column."""
+    """out = grad * a + (x - mean) * b + d, column by column; `cut` as in `_sums`."""
     rows, c = args[0], args[1]
     x, grad = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     out = array_at(args[4], (rows, c), real)
-    vectors = array_at(args[5], (4, c), real)
-    mean, a, b, d = vectors[0], vectors[1], vectors[2], vectors[3]
+    forward, vectors = array_at(args[5], (3, c), real), array_at(args[6], (3, c), real)
+    mean, scale, shift = forward[0], forward[1], forward[2]
+    a, b, d = vectors[0], vectors[1], vectors[2]
+    cut = args[7]
     for r in range(share * rows // shares, (share + 1) * rows // shares):
         line, g, to = x[r], grad[r], out[r]
-        for k in range(c):
-            to[k] = g[k] * a[k] + (line[k] - mean[k]) * b[k] + d[k]
+        if cut:
+            for k in range(c):
+                y = _normal(line[k], mean[k], scale[k], shift[k])
+                passed = real(0) if y <= 0 else g[k]
+                to[k] = passed * a[k] + (line[k] - mean[k]) * b[k] + d[k]
+        else:
+            for k in range(c):
+                to[k] = g[k] * a[k] + (line[k] - mean[k]) * b[k] + d[k]
 
 
 @kernel(fastmath=FAST)
@@ -172,15 +270,10 @@ def _fold(rows: int, columns: int) -> int:
     return fold
 
 
-def _tiled(fold: int, dtype: Any, *vectors: Any) -> np.ndarray:
-    """Vectors over the columns, as rows over the folded columns."""
-    return np.ascontiguousarray(np.tile(np.stack(vectors).astype(dtype), (1, fold)))
-
-
-def batch_norm(
+def batch_statistics(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """See `reference.batch_norm`."""
+    """See `reference.batch_statistics`; the vectors are tiled over the folded columns."""
     rows, c = x.shape
     fold = _fold(rows, c)
     r, wide = rows // fold, fold * c
@@ -188,19 +281,41 @@ def batch_norm(
     short, total = np.empty((shares, 2, wide), x.dtype), np.empty((shares, 2, wide))
     args = (r, wide, _BLOCK, address(x), address(short), address(total))
     pool.run(_moments.address(x.dtype.type), args, shares)
-    edges = np.arange(shares + 1) * r // shares
-    counts = np.repeat(np.diff(edges), fold)[:, None]
-    means = total[:, 0].reshape(shares * fold, c)
-    mean = (counts * means).sum(axis=0) / rows
-    spread = total[:, 1].reshape(shares * fold, c).sum(axis=0)
-    var = (spread + (counts * (means - mean) ** 2).sum(axis=0)) / rows
-    rstd = 1 / np.sqrt(var + eps)
-    scale = rstd if weight is None else rstd * weight
-    vectors = _tiled(fold, x.dtype, mean, scale, np.zeros(c) if bias is None else bias)
+    facts, vectors = np.empty((3, c), x.dtype), np.empty((3, wide), x.dtype)
+    affine = [None if v is None else np.ascontiguousarray(v) for v in (weight, bias)]
+    exact = np.array([eps], np.float64)
+    args = (
+        *(rows, c, fold, shares, address(total)),
+        *(0 if v is None else address(v) for v in affine),
+        *(address(exact), address(facts), address(vectors)),
+    )
+    pool.run(_statistics.address(x.dtype.type), args, 1)
+    return facts[0], facts[1], facts[2], vectors
+
+
+def normalise(
+    x: np.ndarray,
+    vectors: np.ndarray,
+    out: np.ndarray,
+    cut: bool = False,
+    more: np.ndarray | None = None,
+) -> None:
+    """See `reference.normalise`."""
+    wide = vectors.shape[1]
+    rows = x.size // wide
+    added = 0 if more is None else address(more)
+    args = (rows, wide, address(x), address(out), address(vectors), cut, added)
+    pool.run(_apply.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
+
+
+def batch_norm(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """See `reference.batch_norm`."""
+    mean, var, rstd, vectors = batch_statistics(x, weight, bias, eps)
     out = np.empty_like(x)
-    places = (r, wide, address(x), address(out), address(vectors))
-    pool.run(_apply.address(x.dtype.type), places, pool.shares(r, x.nbytes))
-    return out, *(v.astype(x.dtype) for v in (mean, var, rstd))
+    normalise(x, vectors, out)
+    return out, mean, var, rstd
 
 
 def batch_norm_grad(
@@ -209,26 +324,33 @@ def batch_norm_grad(
     weight: np.ndarray | None,
     mean: np.ndarray,
     rstd: np.ndarray,
+    cut: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.batch_norm_grad`."""
-    rows, c = x.shape
-    fold = _fold(rows, c)
-    r, wide = rows // fold, fold * c
-    shares = pool.even_shares(r, x.nbytes)
+    (total_rows, c), real = x.shape, x.dtype.type
+    fold = _fold(total_rows, c)
+    rows, wide = total_rows // fold, fold * c
+    forward = cut
+    if forward is None:
+        forward = np.empty((3, wide), x.dtype)
+        forward.reshape(3, fold, c)[0] = mean  # the others are not looked at
+    shares = pool.even_shares(rows, x.nbytes)
     short, total = np.empty((shares, 2, wide), x.dtype), np.empty((shares, 2, wide))
-    tiled = _tiled(fold, x.dtype, mean)
-    args = (r, wide, _BLOCK, *(address(a) for a in (x, grad, tiled, short, total)))
-    pool.run(_sums.address(x.dtype.type), args, shares)
-    sums, products = total.reshape(shares, 2, fold, c).sum(axis=(0, 2))
-    d_weight, rstd = products * rstd, rstd.astype(np.float64)
-    scale = rstd if weight is None else rstd * weight
-    vectors = _tiled(
-        fold, x.dtype, mean, scale, -scale * rstd * d_weight / rows, -scale * sums / rows
+    places = (address(a) for a in (x, grad, forward, short, total))
+    pool.run(_sums.address(real), (rows, wide, _BLOCK, *places, cut is not None), shares)
+    facts, vectors = np.empty((2, c), x.dtype), np.empty((3, wide), x.dtype)
+    factor = None if weight is None else np.ascontiguousarray(weight)
+    args = (
+        *(total_rows, c, fold, shares, address(total)),
+        *(0 if factor is None else address(factor), address(rstd)),
+        *(address(facts), address(vectors)),
     )
+    pool.run(_factors.address(real), args, 1)
     out = np.empty_like(x)
-    places = (r, wide, address(x), address(grad), address(out), address(vectors))
-    pool.run(_input_grad.address(x.dtype.type), places, pool.shares(r, x.nbytes))
-    return out, d_weight.astype(x.dtype), sums.astype(x.dtype)
+    places = (address(a) for a in (x, grad, out, forward, vectors))
+    shares = pool.shares(rows, x.nbytes)
+    pool.run(_input_grad.address(real), (rows, wide, *places, cut is not None), shares)
+    return out, facts[0], facts[1]
 
 
 def layer_norm(

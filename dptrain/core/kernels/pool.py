@@ -26,6 +26,7 @@ from llvmlite import ir
 from numba import types
 
 from dptrain.core.kernels.compiled import intrinsic, source_digest
+from dptrain.core.kernels.memory import address
 from dptrain.core.threads import get_num_threads
 
 # Places in the shared state, in 64-bit words; those that different threads write lie cache lines apart.
@@ -205,7 +206,7 @@ class _Pool:
         self.threads = threads
         initialise, work, self._launch, self._stop = _functions()
         self._memory = np.zeros(_WORDS, np.int64)
-        self._state = int(self._memory.__array_interface__["data"][0])
+        self._state = address(self._memory)
         initialise(self._state)
         self._lock = threading.Lock()
         self._workers = [
@@ -273,11 +274,11 @@ def run(function: int, args: Sequence[int], shares: int) -> None:
     if not shares:
         return
     packed = np.array(args, np.int64)
-    address = packed.__array_interface__["data"][0]
+    place = address(packed)
     threads = min(shares, get_num_threads())
-    if threads < 2 or not _pool_of(threads).run(function, address, shares, threads):
+    if threads < 2 or not _pool_of(threads).run(function, place, shares, threads):
         # Alone, or the workers are busy with another thread's job.
-        _serial()(function, address, shares)
+        _serial()(function, place, shares)
 
 
 def _forget() -> None:

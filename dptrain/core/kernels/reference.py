@@ -292,18 +292,52 @@ def unscale(grad: np.ndarray, inverse: float) -> bool:
     return found
 
 
+def batch_statistics(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each column of (R, C): mean, variance, 1 / sqrt(variance + eps); and the vectors for `normalise`."""
+    rows = max(len(x), 1)
+    mean = x.sum(axis=0) / rows
+    centred = x - mean
+    var = (centred * centred).sum(axis=0) / rows
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    shift = np.zeros_like(mean) if bias is None else bias
+    return mean, var, rstd, np.stack([mean, rstd if weight is None else rstd * weight, shift])
+
+
+def normalise(
+    x: np.ndarray,
+    vectors: np.ndarray,
+    out: np.ndarray,
+    cut: bool = False,
+    more: np.ndarray | None = None,
+) -> None:
+    """Write batch norm's result: (x - mean) * scale + shift, column by column.
+
+    Args:
+        x: (R, C).
+        vectors: those of the provider's `batch_statistics` of this `x`.
+        out: of the shape of `x`, contiguous.
+        cut: write `relu` of it.
+        more: of the shape of `x`, contiguous; added to it.
+    """
+    mean, scale, shift = vectors
+    np.subtract(x, mean, out=out)
+    out *= scale
+    out += shift
+    if cut:
+        np.maximum(out, 0, out=out)
+    elif more is not None:
+        out += more
+
+
 def batch_norm(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Each column of (R, C) normalised over the rows: result, mean, variance, 1 / sqrt(variance + eps)."""
-    rows = max(len(x), 1)
-    mean = x.sum(axis=0) / rows
-    out = x - mean
-    var = (out * out).sum(axis=0) / rows
-    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
-    out *= rstd if weight is None else rstd * weight
-    if bias is not None:
-        out += bias
+    mean, var, rstd, vectors = batch_statistics(x, weight, bias, eps)
+    out = np.empty_like(x)
+    normalise(x, vectors, out)
     return out, mean, var, rstd
 
 
@@ -313,11 +347,22 @@ def batch_norm_grad(
     weight: np.ndarray | None,
     mean: np.ndarray,
     rstd: np.ndarray,
+    cut: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The gradients of `batch_norm`'s input, weight and bias.
 
     Source: Ioffe & Szegedy, "Batch normalization", 2015, section 3.
+
+    Args:
+        grad: that of the result, or of its `relu` if `cut` is given.
+        x, weight: those of the forward pass.
+        mean, rstd: of its statistics.
+        cut: the vectors of `normalise`.
     """
+    if cut is not None:
+        result = np.empty_like(x)
+        normalise(x, cut, result)
+        grad = relu_grad(grad, result)
     rows = max(len(x), 1)
     normal = (x - mean) * rstd
     sums, products = grad.sum(axis=0), (grad * normal).sum(axis=0)

@@ -15,8 +15,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import intrinsic, kernel
 from dptrain.core.kernels.cook_toom import Matrix, transforms
+from dptrain.core.kernels.memory import address
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
 
@@ -138,13 +140,60 @@ def call_transform(typing_context: Any, function: Any, arguments: Any) -> Any:
     return types.void(function, arguments), generate
 
 
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
+
+
 @cache
-def addresses(taps: int) -> tuple[int, ...]:
-    """The compiled transforms: of tiles of the image, back to results, of results' gradients."""
+def code(kind: str, taps: int) -> int:
+    """The compiled transform for filters of `taps` by `taps`.
+
+    Args:
+        kind: "image": of tiles of the image; "output": back to results; "output_grad": of results'
+            gradients; "filter": of filters; "filter_grad": back to filters' gradients.
+        taps: size of the filters.
+    """
     found = transforms(TILE, taps)
-    gradient = tuple(zip(*found.output, strict=True))
-    kinds = (("image", found.image), ("output", found.output), ("gradient", gradient))
-    return tuple(
-        _transform.address(None, f"{name}{taps}", emit=_transform_intrinsic(matrix))
-        for name, matrix in kinds
+    matrix = {
+        "image": found.image,
+        "output": found.output,
+        "output_grad": _transposed(found.output),
+        "filter": found.taps,
+        "filter_grad": _transposed(found.taps),
+    }[kind]
+    return _transform.address(None, f"{kind}{taps}", emit=_transform_intrinsic(matrix))
+
+
+@kernel
+def _everywhere(args, share, shares, worker):
+    """One block per vector of columns; the places of a block lie a whole line apart."""
+    transform, source, size, to, results = args[0], args[1], args[2], args[3], args[4]
+    vectors, width, zeros = args[5], args[6], args[7]
+    first = share * vectors // shares
+    line = vectors * width
+    call_transform(
+        transform,
+        (
+            source + first * width, size * line, line, to + first * width, results * line, line,
+            zeros, 0, (share + 1) * vectors // shares - first,
+        ),
+    )  # fmt: skip
+
+
+def everywhere(kind: str, taps: int, values: np.ndarray) -> np.ndarray:
+    """(size * size, columns) -> (results * results, columns), columns whole vectors."""
+    sizes = {"filter": (taps, TILE + taps - 1), "filter_grad": (TILE + taps - 1, taps)}
+    size, results = sizes[kind]
+    columns = values.shape[1]
+    out = np.empty((results * results, columns), values.dtype)
+    vectors = columns * 4 // target().width
+    args = (
+        *(code(kind, taps), address(values), size, address(out), results),
+        *(vectors, target().width, address(_ZEROS)),
     )
+    pool.run(_everywhere.address(), args, pool.shares(vectors, out.nbytes))
+    return out
+
+
+#: What is added where nothing is.
+_ZEROS = np.zeros(64, np.float32)

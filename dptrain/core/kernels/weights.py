@@ -13,7 +13,6 @@ import numpy as np
 from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import kernel
 from dptrain.core.kernels.memory import address, array_at
-from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.target import target
 
 real: Any = None  # each compiled copy has its own
@@ -25,19 +24,23 @@ def _fill_panels(args, share, shares, worker):
     size = args[5]
     source, by_column, by_depth, by_i, by_j = args[6], args[7], args[8], args[9], args[10]
     out, to_panel, to_tap = args[11], args[12], args[13]
-    for column in range(-(-columns // wide) * wide):
-        place = out + column // wide * to_panel + column % wide * size
-        start = source + column * by_column
-        for i in range(kh):
-            for j in range(kw):
-                to = array_at(place + (i * kw + j) * to_tap, (depth * wide,), real)
-                if column >= columns:
-                    for c in range(depth):
-                        to[c * wide] = 0
-                    continue
-                here = start + i * by_i + j * by_j
-                for c in range(depth):
-                    to[c * wide] = array_at(here + c * by_depth, (1,), real)[0]
+    for panel in range(-(-columns // wide)):
+        start = source + panel * wide * by_column
+        used = min(wide, columns - panel * wide)
+        for c in range(depth):
+            for i in range(kh):
+                for j in range(kw):
+                    to = array_at(
+                        out + panel * to_panel + (i * kw + j) * to_tap + c * wide * size,
+                        (wide,),
+                        real,
+                    )
+                    here = start + c * by_depth + i * by_i + j * by_j
+                    # The taps of a filter lie together: all columns stay in the cache meanwhile.
+                    for k in range(used):
+                        to[k] = array_at(here + k * by_column, (1,), real)[0]
+                    for k in range(used, wide):
+                        to[k] = 0
 
 
 @kernel
@@ -54,52 +57,6 @@ def _collect(args, share, shares, worker):
                 for part in range(1, parts):
                     total += sums[part, place + k]
                 out[k, depth, tap] = total
-
-
-@kernel
-def _multiply(args, share, shares, worker):
-    tile_code, size, lanes, narrow, wide = args[0], args[1], args[2], args[3], args[4]
-    a, rows, depth, b, columns, out, zeros = (
-        args[5], args[6], args[7], args[8], args[9], args[10], args[11],
-    )  # fmt: skip
-    blocks = -(-columns // (2 * lanes))
-    for block in range(share * blocks // shares, (share + 1) * blocks // shares):
-        first = block * 2 * lanes
-        used = min(2 * lanes, columns - first)
-        most = narrow if used <= lanes else wide
-        parts = -(-rows // most)
-        for part in range(parts):
-            m = part * rows // parts
-            call_tile(
-                tile_code,
-                (
-                    (part + 1) * rows // parts - m, used, zeros, 0,
-                    a + m * depth * size, depth * size, 0, 0, size,
-                    b + first * size, 0, 0, columns * size,
-                    1, 1, depth, out + (m * columns + first) * size, columns * size,
-                ),
-            )  # fmt: skip
-
-
-def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b of contiguous matrices, b's columns whole vectors, on the threads of `pool`.
-
-    A BLAS library would bring threads of its own, and the two sets would wait for each other's cores.
-    """
-    (rows, depth), columns = a.shape, b.shape[1]
-    kind, size = target(), a.itemsize
-    lanes = kind.lanes(size)
-    out = np.empty((rows, columns), a.dtype)
-    zeros = np.zeros(2 * lanes, a.dtype)
-    pool.run(
-        _multiply.address(),
-        (
-            *(tile.address(a.dtype.type), size, lanes, kind.most_rows(1), kind.most_rows(2)),
-            *(address(a), rows, depth, address(b), columns, address(out), address(zeros)),
-        ),
-        pool.shares(-(-columns // (2 * lanes)), out.nbytes),
-    )
-    return out
 
 
 def panels(

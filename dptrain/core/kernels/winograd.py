@@ -12,19 +12,18 @@ Rounding: the transforms magnify it. Relative to the largest result in float32, 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import kernel
-from dptrain.core.kernels.cook_toom import transforms
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
 from dptrain.core.kernels.micro import call_tile, tile
 from dptrain.core.kernels.target import target
-from dptrain.core.kernels.transform import TILE, addresses, call_transform
-from dptrain.core.kernels.weights import collected, multiply, panels
+from dptrain.core.kernels.transform import TILE, call_transform, code, everywhere
+from dptrain.core.kernels.weights import collected, panels
 from dptrain.core.threads import get_num_threads
 
 #: Sizes of filters that it serves.
@@ -224,13 +223,6 @@ def _blocks(n: int, tiles_y: int, tiles_x: int, bytes_per_tile: int) -> tuple[in
     return 1, max(1, tiles // tiles_x)
 
 
-@cache
-def _filter_matrix(taps: int) -> np.ndarray:
-    """(a * a, r * r): the transform of a square filter."""
-    side = np.array(transforms(TILE, taps).taps, np.float64)
-    return np.kron(side, side).astype(np.float32)
-
-
 class _Plan:
     """Sizes that both drivers share."""
 
@@ -257,6 +249,9 @@ class _Plan:
         self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
 
 
+_plan = lru_cache(maxsize=1024)(_Plan)
+
+
 def _correlate(
     x: np.ndarray,
     taps: np.ndarray,
@@ -269,19 +264,19 @@ def _correlate(
     """`o` results at stride 1, for filters as panels with the taps first."""
     n, h, w, c = x.shape
     r = int(len(taps) ** 0.5)
-    plan = _Plan(n, out_h, out_w, c, o, r)
-    filters = multiply(_filter_matrix(r), taps.reshape(r * r, -1))
-    start = np.zeros(len(plan.zeros), np.float32)
+    plan = _plan(n, out_h, out_w, c, o, r)
+    filters = everywhere("filter", r, taps.reshape(r * r, -1))
+    start = plan.zeros
     if bias is not None:
+        start = start.copy()
         start[:o] = bias
     out = np.empty((n, out_h, out_w, o), np.float32)
-    into, back, _ = addresses(r)
     shares = plan.units if get_num_threads() > 1 else 1
     where = scratch(plan.own * min(shares, get_num_threads()))
     pool.run(
         _forward.address(),
         (
-            tile.address(np.float32), into, back, target().most_rows(2), target().most_rows(1),
+            tile.address(np.float32), code("image", r), code("output", r), target().most_rows(2), target().most_rows(1),
             address(x), n, h, w, c, address(out), out_h, out_w, o, *pads, plan.size,
             address(filters), address(start), address(plan.zeros), plan.group,
             plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products, plan.band,
@@ -326,17 +321,16 @@ def conv_weight_grad(
     n, h, w, c = x.shape
     _, out_h, out_w, o = grad.shape
     r = w_shape[2]
-    plan = _Plan(n, out_h, out_w, c, o, r)
+    plan = _plan(n, out_h, out_w, c, o, r)
     area, line = plan.size * plan.size, plan.line // 4
     shares = min(plan.units, get_num_threads())
     sums = np.empty((shares, area * c + 1, line), np.float32)
     one = np.ones(1, np.float32)
-    into, _, over = addresses(r)
     where = scratch(plan.own * shares)
     pool.run(
         _weight.address(),
         (
-            tile.address(np.float32), into, over, target().most_rows(2), target().most_rows(1),
+            tile.address(np.float32), code("image", r), code("output_grad", r), target().most_rows(2), target().most_rows(1),
             address(x), n, h, w, c, address(grad), out_h, out_w, o, *pads, plan.size,
             address(plan.zeros), address(one), plan.group, plan.band,
             plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products,
@@ -345,8 +339,7 @@ def conv_weight_grad(
         shares,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
-    back = np.ascontiguousarray(_filter_matrix(r).T)
-    taps = multiply(back, total[:-1].reshape(area, c * line))
+    taps = everywhere("filter_grad", r, total[:-1].reshape(area, c * line))
     out = np.empty(w_shape, np.float32)
     collected(taps.reshape(1, r * r * c, line), r * r, c, out)
     return out, total[-1, :o].copy()

@@ -10,6 +10,7 @@ from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.elementwise import Exp
 from dptrain.core.ops.shape import wrap_dim
+from dptrain.core.pending import Pending, consumed
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor
 
@@ -18,8 +19,29 @@ from dptrain.core.tensor import Tensor
 class Relu(Op):
     """max(input, 0); NaN stays NaN."""
 
+    joins = True
+    #: The node of the pending result that this one was computed with.
+    below: Any = None
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """See `Op.apply`; a pending result's values are computed on the way."""
+        if args and type(args[0]) is Pending:
+            op = cls()
+            op.below = args[0]._wait.node
+            return consumed(args[0], op, cut=True)
+        return super().apply(*args, **kwargs)
+
     def forward(self, input: Any) -> Any:
         return kernels_for(input).relu(input)
+
+    def joined(self, run: Any) -> bool:
+        """See `Op.joined`: the node below can tell from its own values where the gradient passes."""
+        below = self.below
+        if below is None or below.only != self.sequence or not run.may_join(below):
+            return False
+        run.joined.add(below)
+        return True
 
     def backward(self, grad: Any, out: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(out, Tensor):

@@ -42,6 +42,8 @@ class _Convolution(Op):
 
     def _by_cudnn(self, graph: str, first: Any, second: Any, result: Sizes, shape: Sizes) -> Any:
         """The result of that shape by cuDNN; None on the host, or where cuDNN is not to be used."""
+        if type(first) is np.ndarray:
+            return None
         if device_of(first).type != "cuda" or not math.prod(shape) or not first.size:
             return None
         from dptrain.core.kernels.cuda import cudnn
@@ -69,33 +71,39 @@ class Convolution(_Convolution):
         return convolve(input, weight, bias, outs, self.window, self.groups)
 
     def _check(self, input: Any, weight: Any, bias: Any, outs: Sizes) -> None:
+        groups, channels = self.groups, input.shape[1]
+        fits = groups >= 1 and not weight.shape[0] % groups
+        right = bias is None or bias.shape == (weight.shape[0],)
+        if fits and right and channels == weight.shape[1] * groups and min(outs) >= 1:
+            return
         op = f"conv{len(outs)}d"
-        shapes = f"(input {list(input.shape)}, weight {list(weight.shape)}, groups={self.groups})"
-        if self.groups < 1 or weight.shape[0] % self.groups:
+        shapes = f"(input {list(input.shape)}, weight {list(weight.shape)}, groups={groups})"
+        if not fits:
             raise RuntimeError(f"{op}: out_channels must be divisible by groups >= 1 {shapes}")
-        if input.shape[1] != weight.shape[1] * self.groups:
+        if channels != weight.shape[1] * groups:
             raise RuntimeError(
-                f"{op}: given groups={self.groups}, weight of size {list(weight.shape)}, expected input"
-                f"{list(input.shape)} to have {weight.shape[1] * self.groups} channels, but got {input.shape[1]} channels instead"
+                f"{op}: given groups={groups}, weight of size {list(weight.shape)}, expected input"
+                f"{list(input.shape)} to have {weight.shape[1] * groups} channels, but got {channels} channels instead"
             )
-        if bias is not None and bias.shape != (weight.shape[0],):
+        if not right:
             raise RuntimeError(
                 f"{op}: bias must have shape [{weight.shape[0]}] {shapes}, got {list(bias.shape)}"
             )
-        if min(outs) < 1:
-            padded = [s + 2 * p for s, p in zip(input.shape[2:], self.window.padding, strict=True)]
-            kernel, gaps = self.window.kernel, self.window.dilation
-            spread = [d * (k - 1) + 1 for k, d in zip(kernel, gaps, strict=True)]
-            raise RuntimeError(
-                f"{op}: calculated padded input size per channel: ({_by(padded)}). "
-                f"Kernel size: ({_by(spread)}). Kernel size can't be greater than actual input size"
-            )
+        padded = [s + 2 * p for s, p in zip(input.shape[2:], self.window.padding, strict=True)]
+        kernel, gaps = self.window.kernel, self.window.dilation
+        spread = [d * (k - 1) + 1 for k, d in zip(kernel, gaps, strict=True)]
+        raise RuntimeError(
+            f"{op}: calculated padded input size per channel: ({_by(padded)}). "
+            f"Kernel size: ({_by(spread)}). Kernel size can't be greater than actual input size"
+        )
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         d_input = d_weight = d_bias = None
         if self.needs[0]:
             d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)
-        if isinstance(grad, Tensor) or device_of(grad).type == "cuda":
+        if type(grad) is not np.ndarray and (
+            isinstance(grad, Tensor) or device_of(grad).type == "cuda"
+        ):
             if self.needs[1]:
                 d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
             if self.needs[2]:
@@ -121,7 +129,8 @@ def _by(sizes: Any) -> str:
 
 
 def _check_types(op: str, input: Any, weight: Any, bias: Any) -> None:
-    if input.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+    kind = weight._array.dtype
+    if input._array.dtype != kind or (bias is not None and bias._array.dtype != kind):
         raise RuntimeError(
             f"{op}: input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"
         )
@@ -209,11 +218,11 @@ def batched(op: str, input: Any, rank: int) -> Any:
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if input.ndim not in (rank + 1, rank + 2):
+    if input._array.ndim not in (rank + 1, rank + 2):
         raise RuntimeError(
             f"{op}: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, but got input of size: {list(input.shape)}"
         )
-    return input if input.ndim == rank + 2 else input.unsqueeze(0)
+    return input if input._array.ndim == rank + 2 else input.unsqueeze(0)
 
 
 def _steps(op: str, rank: int, stride: Any, dilation: Any) -> tuple[Sizes, Sizes]:
@@ -251,13 +260,13 @@ def _convolve(rank: int) -> Callable[..., Any]:
         x = batched(op, input, rank)
         _check_types(op, x, weight, bias)
         steps, gaps = _steps(op, rank, stride, dilation)
-        border, extra = _padding(op, padding, tuple(weight.shape[2:]), steps, gaps)
+        border, extra = _padding(op, padding, weight._array.shape[2:], steps, gaps)
         if min(border) < 0:
             raise RuntimeError(f"{op}: negative padding is not supported, got {padding}")
         if any(extra):
             x = PadEnd.apply(x, extra)
         out = Convolution.apply(x, weight, bias, (steps, border, gaps, int(groups)))
-        return out if input.ndim == rank + 2 else out.squeeze(0)
+        return out if input._array.ndim == rank + 2 else out.squeeze(0)
 
     conv.__doc__ = f"""{rank}-d convolution (cross-correlation).
 

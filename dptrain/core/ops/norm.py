@@ -9,6 +9,7 @@ Source of the derivative: Ioffe & Szegedy, "Batch normalization", 2015, section 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,9 +112,18 @@ class _Norm(Op):
 
 
 class NativeBatchNorm(_Norm):
-    """Each channel over the batch and all positions."""
+    """Each channel over the batch and all positions.
+
+    `postponed` is a list that receives what writes the values into the result, which has none then.
+    """
 
     name = "batch_norm"
+    joins = True
+    #: Number of the node that alone uses the result; see `core/pending.py`.
+    only: int | None = None
+    #: Whether backward receives the gradient of the result's ReLU.
+    cut = False
+    vectors: Any = None
 
     def forward(
         self,
@@ -123,6 +133,7 @@ class NativeBatchNorm(_Norm):
         spec: NormSpec,
         fixed: Any = None,
         seen: Any = None,
+        postponed: Any = None,
     ) -> Any:
         # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
         self.by_columns = fixed is None and 0 in spec.axes and input.size > 0
@@ -131,21 +142,44 @@ class NativeBatchNorm(_Norm):
         self.spec, self.fixed = spec, False
         self.affine = None if weight is None else weight.shape
         rows, shape = _as_columns(input)
-        out, mean, var, rstd = kernels_for(input).batch_norm(rows, weight, bias, spec.eps)
+        kernels = kernels_for(input)
+        if type(rows) is np.ndarray:
+            mean, var, rstd, self.vectors = kernels.batch_statistics(rows, weight, bias, spec.eps)
+            out = np.empty_like(rows)
+            if postponed is None:
+                kernels.normalise(rows, self.vectors, out)
+            else:
+                postponed.append(partial(_write, kernels, rows, self.vectors))
+        else:
+            out, mean, var, rstd = kernels.batch_norm(rows, weight, bias, spec.eps)
         self.mean, self.rstd, var = (v.reshape(spec.affine_shape) for v in (mean, rstd, var))
         if seen is not None:
             seen += [self.mean, var]
         return channels_first(out.reshape(shape))
+
+    def joined(self, run: Any) -> bool:
+        """See `Op.joined`."""
+        self.cut = self in run.joined
+        return False
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_columns:
             return super().backward(grad, input, weight)
         rows, shape = _as_columns(input)
         grads, _ = _as_columns(grad)
-        facts = (v.reshape(-1) for v in (self.mean, self.rstd))
-        out, *more = kernels_for(grads).batch_norm_grad(grads, rows, weight, *facts)
-        d_weight, d_bias = (None if self.affine is None else v.reshape(self.affine) for v in more)
+        more = (self.vectors,) if self.cut else ()
+        facts = (self.mean.reshape(-1), self.rstd.reshape(-1), *more)
+        out, *sums = kernels_for(grads).batch_norm_grad(grads, rows, weight, *facts)
+        d_weight, d_bias = (None if self.affine is None else v.reshape(self.affine) for v in sums)
         return channels_first(out.reshape(shape)), d_weight, d_bias
+
+
+def _write(
+    kernels: Any, rows: Any, vectors: Any, out: Any, cut: bool = False, more: Any = None
+) -> None:
+    """Write the values into an array of channels last, as `kernels.normalise` does."""
+    more = None if more is None else more.reshape(rows.shape)
+    kernels.normalise(rows, vectors, out.reshape(rows.shape), cut, more)
 
 
 def _as_columns(image: Any) -> tuple[Any, Shape]:

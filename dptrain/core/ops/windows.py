@@ -7,6 +7,7 @@ the kernels of `dptrain.core.kernels` (a line is an image of height one); three 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -29,10 +30,7 @@ class Window(NamedTuple):
 
     def outputs(self, sizes: Sizes) -> Sizes:
         """How many windows fit along each dimension."""
-        return tuple(
-            (s + 2 * p - d * (k - 1) - 1) // t + 1
-            for s, k, t, p, d in zip(sizes, *self, strict=True)
-        )
+        return _outputs(self, sizes)
 
     def geometry(self) -> Geometry:
         """What the two-dimensional kernels take; a line is an image of height one."""
@@ -43,6 +41,13 @@ class Window(NamedTuple):
         return 1, k, 1, s, 0, p, 1, d
 
 
+@lru_cache(maxsize=1024)
+def _outputs(window: Window, sizes: Sizes) -> Sizes:
+    return tuple(
+        (s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(sizes, *window, strict=True)
+    )
+
+
 def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
     """One size per dimension, from one number or a sequence.
 
@@ -50,6 +55,10 @@ def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
         RuntimeError: another number of ints.
         TypeError: anything else.
     """
+    if type(value) is int:
+        return (value,) * rank
+    if type(value) is tuple and len(value) == rank and {*map(type, value)} == {int}:
+        return value  # as modules keep them
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(sizes) == 1:
         sizes *= rank
@@ -64,12 +73,17 @@ def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
 def channels_last(image: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
     # Not `moveaxis`, whose checks cost more than the reordering of a small image.
-    return namespace_of(image).ascontiguousarray(image.transpose(0, *range(2, image.ndim), 1))
+    return namespace_of(image).ascontiguousarray(image.transpose(_LAST[image.ndim]))
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:
     """(N, *sizes, C) -> (N, C, *sizes), as a view."""
-    return image.transpose(0, image.ndim - 1, *range(1, image.ndim - 1))
+    return image.transpose(_FIRST[image.ndim])
+
+
+#: By the number of dimensions: where the channels go last, and first again.
+_LAST = tuple((0, *range(2, rank), 1) if rank > 1 else (0,) * rank for rank in range(6))
+_FIRST = tuple((0, rank - 1, *range(1, rank - 1)) if rank > 1 else (0,) * rank for rank in range(6))
 
 
 def _bordered(x: np.ndarray, outs: Sizes, window: Window) -> Sizes:

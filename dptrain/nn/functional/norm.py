@@ -17,6 +17,7 @@ from dptrain.core.ops.norm import (
     NativeLayerNorm,
     NormSpec,
 )
+from dptrain.core.pending import can_wait, postpone
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.padding import pad
 from dptrain.nn.functional.pooling import avg_pool1d
@@ -126,7 +127,10 @@ def batch_norm(
             f"Expected more than 1 value per channel when training, got input size {input.shape}"
         )
     seen: list[Any] = []
-    out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen)
+    postponed: list[Any] | None = [] if can_wait(input) and input._array.itemsize > 2 else None
+    out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen, postponed)
+    if postponed:
+        postpone(out, input, postponed[0])
     if count:
         _follow(running_mean, seen[0], momentum)
         _follow(running_var, seen[1] * (count / (count - 1)), momentum)

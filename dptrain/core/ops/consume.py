@@ -1,0 +1,35 @@
+"""Operations that compute the values of a pending result together with their own; see `core/pending.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dptrain.core.autocast import lower_types
+from dptrain.core.ops.elementwise import Add
+from dptrain.core.pending import Pending, consumed, may_add
+from dptrain.core.tensor import Tensor, catch_up
+
+
+def _sum(pending: Pending, other: Any) -> Tensor | None:
+    """pending + other in one pass, or None."""
+    if not isinstance(other, Tensor) or other is pending or lower_types():
+        return None
+    if other._base is not None:
+        catch_up(other)
+    more = other._array
+    if type(pending) is not Pending or not may_add(pending, more):
+        return None  # or `other` was what it waited for
+    return consumed(pending, Add(), other, more=more.transpose(0, *range(2, more.ndim), 1))
+
+
+def _add(self: Pending, other: Any) -> Any:
+    found = _sum(self, other)
+    return Tensor.__add__(self, other) if found is None else found
+
+
+def _radd(self: Pending, other: Any) -> Any:
+    found = _sum(self, other)
+    return Tensor.__radd__(self, other) if found is None else found
+
+
+Pending.__add__, Pending.__radd__ = _add, _radd  # type: ignore[method-assign, assignment]
