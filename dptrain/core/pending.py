@@ -13,10 +13,8 @@ on. Only a tensor is lent whose memory nobody else sees: no view, no NumPy array
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from sys import getrefcount
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import numpy as np
@@ -24,10 +22,6 @@ import numpy as np
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import Tensor, wrap
-
-#: Writes the values into a contiguous channels-last array; takes what `normalise` of
-#: `kernels/reference.py` takes after it.
-Write = Callable[..., None]
 
 
 def _become(tensor: Tensor, kind: type[Tensor]) -> None:
@@ -54,42 +48,47 @@ class _Guarded(Tensor):
         return Tensor.__deepcopy__(self, memo)
 
 
-@dataclass(slots=True)
-class _Wait:
-    """What a pending tensor's values come from, and the node of the graph that it is the result of."""
+class Wait:
+    """What the values of a pending tensor come from.
 
-    write: Write
-    node: Op
-    #: The memory that waits for the values; None if a consumer has taken it.
-    array: Any
-    shape: tuple[int, ...]
-    kind: np.dtype[Any]
+    Args:
+        node: the operation whose result the tensor is.
+        source: the array of its first argument.
+    """
 
-    def memory(self) -> Any:
-        """Memory for values, behind a view with channels first."""
-        array, self.array = self.array, None
-        if array is None:
-            n, c, *sizes = self.shape
-            array = np.empty((n, *sizes, c), self.kind)
-            array = array.transpose(0, len(sizes) + 1, *range(1, len(sizes) + 1))
-        return array
+    def __init__(self, node: Op, source: np.ndarray) -> None:
+        self.node, self.source = node, source
 
-    def fill(self, array: Any, **how: Any) -> None:
-        """Compute the values."""
-        self.write(_channels_last(array), **how)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the tensor."""
+        return self.source.shape
+
+    def values(self) -> Any:
+        """The values, in memory of their own."""
+        raise NotImplementedError
+
+    @staticmethod
+    def over(node: Any, source: np.ndarray, tensor: Tensor | None) -> None:
+        """`source` may change from here on.
+
+        Args:
+            node, source: as given.
+            tensor: the tensor that was pending, with its values now; None if it does not exist any more.
+        """
 
 
 class Pending(_Guarded):
     """A tensor without values so far."""
 
-    _wait: _Wait
+    _wait: Any
 
     def _make_plain(self) -> Any:
-        wait: _Wait = self.__dict__.pop("_wait")
+        wait = self.__dict__.pop("_wait")
         _become(self, Tensor)
-        self._array = array = wait.memory()
-        wait.fill(array)
+        self._array = array = wait.values()
         wait.node.__dict__["only"] = None  # whoever has asked may be another consumer
+        wait.over(wait.node, wait.source, self)
         return array
 
 
@@ -97,20 +96,19 @@ class _Lent(_Guarded):
     """A tensor that a pending one is computed from."""
 
     def _make_plain(self) -> Any:
-        reader = self.__dict__.pop("_reader")()
+        array, to, by, over = self.__dict__.pop("_lent")
         _become(self, Tensor)
-        self._array = array = self.__dict__.pop("_lent")
+        self._array = array
+        reader, node = to(), by()
         if type(reader) is Pending:
             reader._make_plain()
+        elif reader is None and node is not None:
+            over(node, array, None)
         return array
 
 
 for _kind in (Pending, _Lent):  # in messages they are what they are to become
     _kind.__name__, _kind.__qualname__ = Tensor.__name__, Tensor.__qualname__
-
-
-def _channels_last(array: Any) -> Any:
-    return array.transpose(0, *range(2, array.ndim), 1)
 
 
 def can_wait(source: Tensor) -> bool:
@@ -125,55 +123,43 @@ def can_wait(source: Tensor) -> bool:
         return False
     # Of the array: the tensor, this variable, the argument of the call. Of its owner, likewise.
     alone = getrefcount(array) <= 3 and getrefcount(owner) <= 3
-    return alone and bool(_channels_last(array).flags.c_contiguous)
+    return alone and bool(array.transpose(0, *range(2, array.ndim), 1).flags.c_contiguous)
 
 
-def postpone(result: Tensor, source: Tensor, write: Write) -> None:
+def postpone(result: Tensor, source: Tensor, wait: Wait) -> Pending:
     """Make `result` pending.
 
     Args:
-        result: just recorded; its array has memory, but no values.
+        result: just recorded; its array may be anything.
         source: what it is computed from; `can_wait` was true.
-        write: computes the values.
+        wait: computes the values.
     """
-    array = result.__dict__.pop("_array")
-    result.__dict__["_wait"] = _Wait(write, result._node, array, array.shape, array.dtype)
+    del result._array
+    result.__dict__["_wait"] = wait
     _become(result, Pending)
-    source.__dict__.update(_reader=ref(result), _lent=source.__dict__.pop("_array"))
+    # Weakly, so that what nobody uses any more goes at once.
+    lent = source.__dict__.pop("_array"), ref(result), ref(wait.node), wait.over
+    source.__dict__["_lent"] = lent
     _become(source, _Lent)
+    return cast(Pending, result)
 
 
-def consumed(pending: Pending, op: Op, second: Tensor | None = None, **how: Any) -> Tensor:
-    """The result of an operation of a pending tensor, computed together with its values.
+def record(op: Op, array: Any, *args: Tensor) -> Tensor:
+    """The result of an operation that has run, recorded as `Op.apply` does; a pending argument stays so.
 
     Args:
-        pending: it stays so.
         op: saves no argument.
-        second: its second argument.
-        **how: for the `Write`.
+        array: its result.
+        *args: its arguments.
     """
-    wait = pending._wait
-    array = wait.memory()
-    wait.fill(array, **how)
     result = wrap(array)
-    if is_grad_enabled() and (
-        pending._requires_grad or (second is not None and second._requires_grad)
-    ):
-        op.edges = [
-            edge_of(t) if t._requires_grad else None for t in (pending, second) if t is not None
-        ]
+    if is_grad_enabled() and any(a._requires_grad for a in args):
+        op.edges = [edge_of(a) if a._requires_grad else None for a in args]
         op.outs = ((array.shape, array.dtype),)
-        op._record((pending, second), [None, None], array, result)
+        op._record(args, [None] * len(args), array, result)
         result._node, result._requires_grad = op, True
-        # The node's only consumer, unless there was one before.
-        facts = wait.node.__dict__
-        facts["only"] = None if "only" in facts else op.sequence
+        if type(args[0]) is Pending:
+            # The only consumer of the node's result, unless there was one before.
+            facts = args[0]._wait.node.__dict__
+            facts["only"] = None if "only" in facts else op.sequence
     return result
-
-
-def may_add(pending: Pending, more: Any) -> bool:
-    """Whether an array can be added while the values are computed."""
-    wait = pending._wait
-    if type(more) is not np.ndarray or more.dtype != wait.kind or more.shape != wait.shape:
-        return False
-    return bool(_channels_last(more).flags.c_contiguous)

@@ -67,12 +67,12 @@ def test_col2im_twins_agree_and_are_the_transpose_of_im2col(case, dtype):
 
 
 @relaxed
-@given(windows(max_pad=1), dtypes, st.booleans())
-def test_max_pool_twins_agree(case, dtype, nan):
+@given(windows(max_pad=1), dtypes, st.booleans(), st.booleans())
+def test_max_pool_twins_agree(case, dtype, nan, rectified):
     shape, geometry, (oh, ow) = case
     x = image(shape, dtype, nan=nan)
-    best, where = native.max_pool(x, oh, ow, geometry)
-    expected_best, expected_where = reference.max_pool(x, oh, ow, geometry)
+    best, where = native.max_pool(x, oh, ow, geometry, rectified)
+    expected_best, expected_where = reference.max_pool(x, oh, ow, geometry, rectified)
     np.testing.assert_array_equal(best, expected_best)
     np.testing.assert_array_equal(where, expected_where)
     assert where.dtype == expected_where.dtype

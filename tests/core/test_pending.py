@@ -9,6 +9,7 @@ import pytest
 import dptrain
 from dptrain import nn
 from dptrain.core.pending import Pending
+from dptrain.nn import functional as F
 
 CASES = {
     "relu": lambda y, h: y.relu(),
@@ -207,3 +208,110 @@ def test_a_fault_in_the_mask_would_be_seen(monkeypatch):
     monkeypatch.setattr(NativeBatchNorm, "joined", lambda self, run: False)
     with pytest.raises(AssertionError):
         test_a_pending_result_is_the_result("relu", dptrain.float32)
+
+
+POOLS = {
+    "halves": lambda h: F.max_pool2d(h, 2),
+    "overlapping": lambda h: F.max_pool2d(h, 3, 2),
+    "overhanging": lambda h: F.max_pool2d(h, 2, ceil_mode=True),
+    "spread": lambda h: F.max_pool2d(h, 2, dilation=2),
+    "apart": lambda h: F.max_pool2d(h, (2, 1), (3, 2)),
+    "padded": lambda h: F.max_pool2d(h, 3, padding=1),
+    "two pools": lambda h: F.max_pool2d(h, 2).sum() * 2 + F.max_pool2d(h, 3),
+    "pool and itself": lambda h: F.max_pool2d(h, 2) * h.sum(),
+    "itself and pool": lambda h: h.sum() * F.max_pool2d(h, 2),
+    "indices": lambda h: F.max_pool2d(h, 2, return_indices=True)[0],
+    "sum": lambda h: h + 1,
+    "convolution": lambda h: F.conv2d(h, dptrain.ones(2, 6, 3, 3, dtype=h.dtype)),
+    "batch norm": lambda h: F.batch_norm(h, None, None, training=True).relu(),
+}
+
+
+def rectified(conv, x, wait):
+    h = conv(x).relu()
+    assert type(h) is Pending
+    if not wait:
+        assert h.data_ptr()
+        assert type(h) is dptrain.Tensor
+    return h
+
+
+@pytest.mark.parametrize("dtype", [dptrain.float32, dptrain.float64])
+@pytest.mark.parametrize("case", POOLS)
+def test_a_pool_computes_the_relu_it_reads(case, dtype):
+    found = []
+    for wait in (True, False):
+        conv, _ = layers(dtype)
+        x = images(dtype).requires_grad_()
+        out = POOLS[case](rectified(conv, x - 0.3, wait))
+        ((out + 0.5) ** 3).sum().backward()
+        found.append([v.numpy() for v in (out.detach(), x.grad, conv.weight.grad)])
+    assert (found[0][0] == 0).any() or case not in ("halves", "overlapping")
+    for value, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
+def test_special_values_pass_the_pool_of_a_relu(value):
+    found = []
+    for wait in (True, False):
+        conv = nn.Conv2d(1, 1, 1, bias=False)
+        with dptrain.no_grad():
+            conv.weight.fill_(1)
+        x = dptrain.full((1, 1, 4, 4), -1.0)
+        x[0, 0, 1, 1] = x[0, 0, 2, 3] = value
+        out = F.max_pool2d(rectified(conv, x.requires_grad_(), wait), 2)
+        out.sum().backward()
+        found.append((out.detach().numpy(), x.grad.numpy()))
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_gradient_of_a_relu_before_a_pool_is_its_own():
+    seen = []
+    for wait in (True, False):
+        conv, _ = layers()
+        h = rectified(conv, images() - 0.3, wait)
+        early = []
+        h.register_hook(lambda g, early=early: early.append(g.numpy()))
+        out = F.max_pool2d(h, 2)
+        (out * 2).sum().backward(retain_graph=True)
+        seen.append((early[0], dptrain.autograd.grad(out.sum(), h)[0].numpy()))
+    for value, expected in zip(*seen, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_relu_keeps_its_mask_when_its_input_changes(change, alive):
+    """A ReLU saves its result, so that its input may change before backward."""
+    found = []
+    for wait in (True, False):
+        conv, _ = layers()
+        x = conv(images())
+        h = x.relu()
+        if not wait:
+            assert h.data_ptr()
+        out = F.max_pool2d(h, 2) + (h.mean() if not wait and alive else 0)
+        if not alive:
+            del h
+        with dptrain.no_grad():
+            CHANGES[change](x)
+        if alive and wait:
+            out = out + h.mean()
+        grads = dptrain.autograd.grad((out**2).sum(), conv.weight, retain_graph=True)
+        graph = dptrain.autograd.grad((out**2).sum(), conv.weight, create_graph=True)
+        found.append([v.detach().numpy() for v in (out, *grads, *graph)])
+    for value, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_derivatives_of_a_pool_of_a_relu():
+    conv, _ = layers(dptrain.float64)
+    x = images(dptrain.float64)[:2, :, :4, :4].detach().requires_grad_()
+    assert dptrain.autograd.gradcheck(lambda x: F.max_pool2d(conv(x).relu(), 2), (x,))
+    assert dptrain.autograd.gradgradcheck(
+        lambda x: (F.max_pool2d(conv(x).relu(), 2) ** 2).sum(), (x,)
+    )
+    with pytest.raises(RuntimeError, match=r"max_pool2d: given input size \[4, 6, 7, 5\]"):
+        F.max_pool2d(conv(images(dptrain.float64)).relu(), 9)

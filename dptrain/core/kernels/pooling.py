@@ -27,6 +27,7 @@ def _max(args, share, shares, worker):
     x = array_at(args[14], (n, h, w, c), real)
     best = array_at(args[15], (n, out_h, out_w, c), real)
     where = array_at(args[16], (n, out_h, out_w, c), np.int32)
+    rectified = args[17]
     for line in range(share * n * out_h // shares, (share + 1) * n * out_h // shares):
         b, oh = line // out_h, line % out_h
         for ow in range(out_w):
@@ -57,6 +58,11 @@ def _max(args, share, shares, worker):
                 for k in range(c):
                     value[k] = -np.inf
                     place[k] = -1
+            if rectified:
+                for k in range(c):
+                    m = value[k]
+                    value[k] = real(0) if m <= 0 else m
+                    place[k] = np.int32(-1) if m <= 0 else place[k]
 
 
 @kernel
@@ -68,12 +74,20 @@ def _scatter(args, share, shares, worker):
     out = array_at(args[14], (n, h, w, c), real)
     grad = array_at(args[15], (n, out_h, out_w, c), real)
     where = array_at(args[16], (n, out_h, out_w, c), np.int32)
-    image = args[17]  # bytes
+    image, apart = args[17], args[18]  # bytes
     for b in range(share * n // shares, (share + 1) * n // shares):
-        zero(args[14] + b * image, image)
+        if not apart:
+            zero(args[14] + b * image, image)
         for oh in range(out_h):
             for ow in range(out_w):
                 value, place = grad[b, oh, ow], where[b, oh, ow]
+                if apart:  # each element is in one window
+                    for i in range(kh):
+                        for j in range(kw):
+                            to, tap = out[b, oh * kh + i, ow * kw + j], np.int32(i * kw + j)
+                            for k in range(c):
+                                to[k] = value[k] if place[k] == tap else real(0)
+                    continue
                 for i in range(kh):
                     y = oh * sh - ph + i * dh
                     if y < 0 or y >= h:
@@ -130,13 +144,13 @@ def _sizes(image: tuple[int, ...], out_h: int, out_w: int, geometry: Geometry) -
 
 
 def max_pool(
-    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
+    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry, rectified: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `reference.max_pool`."""
     x = np.ascontiguousarray(x)
     best = np.empty((x.shape[0], out_h, out_w, x.shape[3]), x.dtype)
     where = np.empty(best.shape, np.int32)
-    places = (address(x), address(best), address(where))
+    places = (address(x), address(best), address(where), rectified)
     args = (*_sizes(x.shape, out_h, out_w, geometry), *places)
     pool.run(_max.address(x.dtype.type), args, pool.shares(len(x) * out_h, x.nbytes))
     return best, where
@@ -149,7 +163,10 @@ def max_pool_scatter(
     grad = np.ascontiguousarray(grad)
     out = np.empty(shape, grad.dtype)
     if out.size:
-        places = (address(out), address(grad), address(where), out[0].nbytes)
+        kh, kw, sh, sw, ph, pw, dh, dw = geometry
+        covered = (grad.shape[1] * kh, grad.shape[2] * kw) == shape[1:3]
+        apart = covered and (kh, kw, 0, 0, 1, 1) == (sh, sw, ph, pw, dh, dw)
+        places = (address(out), address(grad), address(where), out[0].nbytes, apart)
         args = (*_sizes(shape, grad.shape[1], grad.shape[2], geometry), *places)
         pool.run(_scatter.address(grad.dtype.type), args, pool.shares(len(out), out.nbytes))
     return out

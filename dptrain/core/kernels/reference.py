@@ -135,11 +135,12 @@ def conv_weight_grad(
 
 
 def max_pool(
-    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry
+    x: np.ndarray, out_h: int, out_w: int, geometry: Geometry, rectified: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest value of each window and the tap (row-major number in the window) where it stands.
 
-    The first of equal values counts; NaN counts as larger than everything, as in PyTorch.
+    The first of equal values counts; NaN counts as larger than everything, as in PyTorch. If
+    `rectified`, values up to 0 become 0 and their taps -1.
     """
     p = _padded(x, out_h, out_w, geometry, -np.inf)
     best = np.full((x.shape[0], out_h, out_w, x.shape[3]), -np.inf, dtype=x.dtype)
@@ -155,6 +156,9 @@ def max_pool(
         )
         np.copyto(best, value, where=better)
         where[better] = tap
+    if rectified:
+        where[best <= 0] = -1
+        best = relu(best)
     return best, where
 
 

@@ -9,10 +9,11 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.elementwise import Exp
+from dptrain.core.ops.norm import Normalising
 from dptrain.core.ops.shape import wrap_dim
-from dptrain.core.pending import Pending, consumed
+from dptrain.core.pending import Pending, Wait, can_wait, postpone, record
 from dptrain.core.random import DROPOUT, default_generator
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, wrap
 
 
 @export("relu", methods=("relu",), inplace=("relu_",))
@@ -25,18 +26,25 @@ class Relu(Op):
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        """See `Op.apply`; a pending result's values are computed on the way."""
-        if args and type(args[0]) is Pending:
+        """See `Op.apply`. An image waits for what reads it; what waits itself is computed on the way."""
+        input = args[0] if len(args) == 1 and not kwargs else None
+        if type(input) is Pending and isinstance(input._wait, Normalising):
             op = cls()
-            op.below = args[0]._wait.node
-            return consumed(args[0], op, cut=True)
+            op.below = input._wait.node
+            return record(op, input._wait.values(cut=True), input)
+        if type(input) is Tensor and input._array.ndim == 4 and can_wait(input):
+            op, array = cls(), input._array
+            # The mask that backward needs can be told from the input as well.
+            return postpone(record(op, array, input), input, Rectifying(op, array))
         return super().apply(*args, **kwargs)
 
     def forward(self, input: Any) -> Any:
         return kernels_for(input).relu(input)
 
     def joined(self, run: Any) -> bool:
-        """See `Op.joined`: the node below can tell from its own values where the gradient passes."""
+        """See `Op.joined`: batch norm below can tell from its own values where the gradient passes."""
+        if self in run.joined:  # by the pool behind this node
+            return True
         below = self.below
         if below is None or below.only != self.sequence or not run.may_join(below):
             return False
@@ -47,6 +55,20 @@ class Relu(Op):
         if isinstance(grad, Tensor) or isinstance(out, Tensor):
             return grad * (out > 0)
         return kernels_for(grad).relu_grad(grad, out)
+
+
+class Rectifying(Wait):
+    """Of a result of ReLU: its node has saved the input as if it were the result meanwhile."""
+
+    def values(self) -> Any:
+        """The values."""
+        return kernels_for(self.source).relu(self.source)
+
+    @staticmethod
+    def over(node: Any, source: Any, tensor: Tensor | None) -> None:
+        """See `Wait.over`: the node saves the result."""
+        saved = wrap(kernels_for(source).relu(source)) if tensor is None else tensor
+        node.save_result_in(source, saved)
 
 
 def _shifted(xp: Any, input: Any, dim: int) -> Any:

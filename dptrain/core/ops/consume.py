@@ -6,7 +6,8 @@ from typing import Any
 
 from dptrain.core.autocast import lower_types
 from dptrain.core.ops.elementwise import Add
-from dptrain.core.pending import Pending, consumed, may_add
+from dptrain.core.ops.norm import Normalising
+from dptrain.core.pending import Pending, record
 from dptrain.core.tensor import Tensor, catch_up
 
 
@@ -17,9 +18,11 @@ def _sum(pending: Pending, other: Any) -> Tensor | None:
     if other._base is not None:
         catch_up(other)
     more = other._array
-    if type(pending) is not Pending or not may_add(pending, more):
-        return None  # or `other` was what it waited for
-    return consumed(pending, Add(), other, more=more.transpose(0, *range(2, more.ndim), 1))
+    if type(pending) is not Pending or not isinstance(pending._wait, Normalising):
+        return None  # `other` may have been what it waited for
+    if not pending._wait.takes(more):
+        return None
+    return record(Add(), pending._wait.values(more=more), pending, other)
 
 
 def _add(self: Pending, other: Any) -> Any:

@@ -9,7 +9,6 @@ Source of the derivative: Ioffe & Szegedy, "Batch normalization", 2015, section 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ import numpy as np
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
-from dptrain.core.ops.windows import channels_first, channels_last
+from dptrain.core.ops.windows import channels_first, channels_last, is_channels_last
+from dptrain.core.pending import Wait
 from dptrain.core.tensor import Tensor
 
 Shape = tuple[int, ...]
@@ -114,7 +114,8 @@ class _Norm(Op):
 class NativeBatchNorm(_Norm):
     """Each channel over the batch and all positions.
 
-    `postponed` is a list that receives what writes the values into the result, which has none then.
+    Given a list, `postponed`, it may add something to it and give a result without values (see
+    `Normalising`).
     """
 
     name = "batch_norm"
@@ -149,7 +150,7 @@ class NativeBatchNorm(_Norm):
             if postponed is None:
                 kernels.normalise(rows, self.vectors, out)
             else:
-                postponed.append(partial(_write, kernels, rows, self.vectors))
+                postponed.append(True)
         else:
             out, mean, var, rstd = kernels.batch_norm(rows, weight, bias, spec.eps)
         self.mean, self.rstd, var = (v.reshape(spec.affine_shape) for v in (mean, rstd, var))
@@ -174,12 +175,33 @@ class NativeBatchNorm(_Norm):
         return channels_first(out.reshape(shape)), d_weight, d_bias
 
 
-def _write(
-    kernels: Any, rows: Any, vectors: Any, out: Any, cut: bool = False, more: Any = None
-) -> None:
-    """Write the values into an array of channels last, as `kernels.normalise` does."""
-    more = None if more is None else more.reshape(rows.shape)
-    kernels.normalise(rows, vectors, out.reshape(rows.shape), cut, more)
+class Normalising(Wait):
+    """Of a result of batch norm by columns: its statistics are there, its values are not.
+
+    Args:
+        node: batch norm.
+        source: its input.
+        array: memory for the result.
+    """
+
+    def __init__(self, node: NativeBatchNorm, source: Any, array: Any) -> None:
+        super().__init__(node, source)
+        self._vectors, self._array = node.vectors, array
+
+    def values(self, cut: bool = False, more: Any = None) -> Any:
+        """The values, with `cut` those of their ReLU, or with an array of their shape added."""
+        array, self._array = self._array, None
+        rows, shape = _as_columns(self.source)
+        # A consumer may have taken it.
+        out = np.empty(shape, rows.dtype) if array is None else channels_last(array)
+        added = None if more is None else _as_columns(more)[0]
+        kernels_for(rows).normalise(rows, self._vectors, out.reshape(rows.shape), cut, added)
+        return channels_first(out)
+
+    def takes(self, more: Any) -> bool:
+        """Whether an array can be added on the way."""
+        fits = type(more) is np.ndarray and more.shape == self.shape
+        return fits and more.dtype == self.source.dtype and is_channels_last(more)
 
 
 def _as_columns(image: Any) -> tuple[Any, Shape]:

@@ -11,8 +11,11 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.op import Op
+from dptrain.core.ops.activation import Rectifying
 from dptrain.core.ops.conv import batched
 from dptrain.core.ops.windows import Window, channels_first, channels_last, sizes_of
+from dptrain.core.pending import Pending, record
+from dptrain.core.tensor import Tensor
 
 
 def _out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
@@ -66,17 +69,47 @@ def pool_window(
 
 
 class MaxPool2d(Op):
-    """The largest value of each window."""
+    """The largest value of each window.
+
+    Of a pending ReLU it computes both in one pass: the largest value of the ReLU's input, cut at 0. Where
+    it was cut, `where` holds no place, which keeps gradients out.
+    """
 
     name = "max_pool2d"
+    joins = True
+    #: The ReLU that this node was computed with.
+    below: Any = None
+    #: Whether backward does that one's work too.
+    cut = False
 
-    def forward(self, input: Any, geometry: Geometry, oh: int, ow: int) -> Any:
+    def forward(
+        self, input: Any, geometry: Geometry, oh: int, ow: int, rectified: bool = False
+    ) -> Any:
         self.geometry, self.shape = geometry, input.shape
-        out, self.where = kernels_for(input).max_pool(channels_last(input), oh, ow, geometry)
+        more = (True,) if rectified else ()
+        out, self.where = kernels_for(input).max_pool(channels_last(input), oh, ow, geometry, *more)
         return channels_first(out)
 
+    @classmethod
+    def rectified(cls, pending: Pending, geometry: Geometry, oh: int, ow: int) -> Tensor:
+        """The pool of a ReLU that waits, without padding."""
+        op, wait = cls(), pending._wait
+        op.below = wait.node
+        return record(op, op.forward(wait.source, geometry, oh, ow, True), pending)
+
+    def joined(self, run: Any) -> bool:
+        """See `Op.joined`: this node does the work of the next one."""
+        below = self.below
+        self.cut = below is not None and below.only == self.sequence and run.may_join(below)
+        if self.cut:
+            run.joined.add(below)
+        return False
+
     def backward(self, grad: Any) -> Any:
-        return MaxPoolScatter.call(grad, self.where, self.shape, self.geometry)
+        where = self.where
+        if self.below is not None and (isinstance(grad, Tensor) or not self.cut):
+            where = np.maximum(where, 0)  # of equal values the first counts
+        return MaxPoolScatter.call(grad, where, self.shape, self.geometry)
 
 
 class MaxPoolScatter(Op):
@@ -116,6 +149,12 @@ def _max_pool2d(
     ceil_mode: bool = False,
 ) -> Any:
     """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
+    if type(input) is Pending and isinstance(input._wait, Rectifying):
+        window, outs = pool_window(
+            "max_pool2d", 2, input._wait, kernel_size, stride, padding, dilation, ceil_mode
+        )
+        if not any(window.padding):
+            return MaxPool2d.rectified(input, window.geometry(), *outs)
     x = batched("max_pool2d", input, 2)
     window, outs = pool_window(
         "max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode

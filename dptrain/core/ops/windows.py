@@ -76,6 +76,11 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     return namespace_of(image).ascontiguousarray(image.transpose(_LAST[image.ndim]))
 
 
+def is_channels_last(image: np.ndarray) -> bool:
+    """Whether `channels_last` copies nothing."""
+    return image.ndim > 1 and image.transpose(_LAST[image.ndim]).flags.c_contiguous
+
+
 def channels_first(image: np.ndarray) -> np.ndarray:
     """(N, *sizes, C) -> (N, C, *sizes), as a view."""
     return image.transpose(_FIRST[image.ndim])

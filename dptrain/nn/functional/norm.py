@@ -15,6 +15,7 @@ from dptrain.core.ops.norm import (
     NativeBatchNorm,
     NativeGroupNorm,
     NativeLayerNorm,
+    Normalising,
     NormSpec,
 )
 from dptrain.core.pending import can_wait, postpone
@@ -130,7 +131,7 @@ def batch_norm(
     postponed: list[Any] | None = [] if can_wait(input) and input._array.itemsize > 2 else None
     out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen, postponed)
     if postponed:
-        postpone(out, input, postponed[0])
+        postpone(out, input, Normalising(out._node, input._array, out._array))
     if count:
         _follow(running_mean, seen[0], momentum)
         _follow(running_var, seen[1] * (count / (count - 1)), momentum)
