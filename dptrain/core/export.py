@@ -287,14 +287,16 @@ class Overwritten(Op):
 
 
 def _inplace(run: Any, name: str, signature: Signature | None = None) -> Callable[..., Any]:
+    # What backward saves of the old value must survive the change.
+    copies = not getattr(getattr(run, "__self__", None), "forgets", False)
     run = run if signature is None else _guarded(run, signature, name, stores=False)
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
-        # What backward saves of the old value must survive the change.
-        operand = _snapshot(self) if is_grad_enabled() and _any_requires_grad(self, args) else self
+        recorded = is_grad_enabled() and _any_requires_grad(self, args)
+        operand = _snapshot(self) if copies and recorded else self
         result = run(operand, *args, **kwargs)
-        if operand is not self and operand._requires_grad and not result._requires_grad:
+        if recorded and operand._requires_grad and not result._requires_grad:
             result = Overwritten.apply(operand, result._array)
         self._assign_result(result, name)
         if result._node is not None and result._array.dtype == self._array.dtype:

@@ -132,6 +132,8 @@ class Op:
     #: Argument whose gradient `backward` can write into `self.target`, which the engine provides.
     direct: ClassVar[int | None] = None
     target: Any = None
+    #: Nothing of the arguments is kept for backward: the in-place form needs no copy of the old values.
+    forgets: ClassVar[bool] = False
     #: Backward may be computed together with that of another node: `joined` is asked before it.
     joins: ClassVar[bool] = False
     #: The result may share memory with the first argument.

@@ -20,6 +20,7 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
+from dptrain.core.history import set_history
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import Tensor, wrap
 
@@ -142,6 +143,19 @@ def postpone(result: Tensor, source: Tensor, wait: Wait) -> Pending:
     source.__dict__["_lent"] = lent
     _become(source, _Lent)
     return cast(Pending, result)
+
+
+def replace_values(pending: Pending, result: Tensor) -> Tensor:
+    """An in-place operation: the pending tensor gets the values and the history of `result`, which nobody else has."""
+    pending.__dict__.pop("_wait")
+    _become(pending, Tensor)
+    array = pending._array = result._array
+    pending._bump_version()
+    if is_grad_enabled():
+        set_history(pending, result)
+    if result._node is not None:
+        result._node.save_result_in(array, pending)
+    return pending
 
 
 def record(op: Op, array: Any, *args: Tensor) -> Tensor:

@@ -25,7 +25,18 @@ CASES = {
     "broadcast": lambda y, h: y + h[:, :1],
     "another order of memory": lambda y, h: y + h.contiguous(),
     "something else": lambda y, h: y.sigmoid(),
+    "relu in place": lambda y, h: y.relu_(),
+    "function in place": lambda y, h: F.relu(y, inplace=True),
+    "sum in place": lambda y, h: in_place(y, h).relu_(),
+    "add_": lambda y, h: y.add_(h, alpha=2),
 }
+
+
+def in_place(y, h):
+    before = y
+    y += h
+    assert y is before
+    return y
 
 
 def layers(dtype=dptrain.float32):
@@ -157,6 +168,38 @@ def test_the_gradient_of_a_pending_result_is_its_own():
     for value, expected in zip(*seen, strict=True):
         np.testing.assert_array_equal(value, expected)
     assert (seen[0][0] == 0).any()
+
+
+def test_a_changed_result_is_another_version():
+    """In place on a pending result: the history, `retain_grad` and the version are those of the change."""
+    for make in (pending, at_once):
+        conv, norm = layers()
+        y = make(conv, norm, images())
+        y.retain_grad()
+        before, first = y._version_counter()[0], y.grad_fn
+        assert y.relu_() is y
+        assert y._version_counter()[0] > before
+        assert y.grad_fn.next_functions[0][0] is first
+        y.sum().backward(retain_graph=True)
+        np.testing.assert_array_equal(y.grad.numpy(), np.ones(y.shape))
+        y.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_evaluation_in_one_pass():
+    conv, norm = layers(dptrain.float64)
+    norm(conv(images(dptrain.float64)))
+    norm.eval()
+    x = dptrain.randn(4, 6, 3, 3, dtype=dptrain.float64).requires_grad_()
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    by_hand = (x - norm.running_mean[:, None, None]) * scale[:, None, None]
+    by_hand = by_hand + norm.bias[:, None, None]
+    np.testing.assert_allclose(norm(x).detach().numpy(), by_hand.detach().numpy(), atol=1e-12)
+    assert dptrain.autograd.gradcheck(
+        lambda x, w, b: F.batch_norm(x, norm.running_mean, norm.running_var, w, b),
+        (x, norm.weight, norm.bias),
+    )
 
 
 def test_backward_twice_and_of_itself():

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from dptrain.core.kernels import pool
+from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import FAST, kernel
 from dptrain.core.kernels.memory import address, array_at
 
@@ -291,6 +291,18 @@ def batch_statistics(
     )
     pool.run(_statistics.address(x.dtype.type), args, 1)
     return facts[0], facts[1], facts[2], vectors
+
+
+def batch_vectors(
+    x: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+) -> np.ndarray:
+    """See `reference.batch_vectors`; tiled over the folded columns."""
+    vectors = reference.batch_vectors(x, mean, rstd, weight, bias)
+    return np.ascontiguousarray(np.tile(vectors, (1, _fold(*x.shape))))
 
 
 def normalise(

@@ -305,8 +305,19 @@ def batch_statistics(
     centred = x - mean
     var = (centred * centred).sum(axis=0) / rows
     rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    return mean, var, rstd, batch_vectors(x, mean, rstd, weight, bias)
+
+
+def batch_vectors(
+    x: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+) -> np.ndarray:
+    """The vectors for `normalise` of (R, C) from given statistics."""
     shift = np.zeros_like(mean) if bias is None else bias
-    return mean, var, rstd, np.stack([mean, rstd if weight is None else rstd * weight, shift])
+    return np.stack([mean, rstd if weight is None else rstd * weight, shift])
 
 
 def normalise(

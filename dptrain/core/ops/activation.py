@@ -20,7 +20,7 @@ from dptrain.core.tensor import Tensor, wrap
 class Relu(Op):
     """max(input, 0); NaN stays NaN."""
 
-    joins = True
+    forgets = joins = True
     #: The node of the pending result that this one was computed with.
     below: Any = None
 

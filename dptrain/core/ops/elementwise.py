@@ -42,6 +42,7 @@ def _subtract_scaled(op: Op, input: Any, other: Any, alpha: Any) -> Any:
 class Add(Op):
     """input + alpha * other."""
 
+    forgets = True
     promotes = 2
     num_tensors = 0
     numbers_only = True

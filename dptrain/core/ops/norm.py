@@ -137,7 +137,10 @@ class NativeBatchNorm(_Norm):
         postponed: Any = None,
     ) -> Any:
         # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
-        self.by_columns = fixed is None and 0 in spec.axes and input.size > 0
+        columns = 0 in spec.axes and input.size > 0
+        self.by_columns = fixed is None and columns
+        if columns and fixed is not None and type(input) is np.ndarray:
+            return self._by_fixed(input, weight, bias, spec, fixed)
         if not self.by_columns:
             return super().forward(input, weight, bias, spec, fixed, seen)
         self.spec, self.fixed = spec, False
@@ -156,6 +159,18 @@ class NativeBatchNorm(_Norm):
         self.mean, self.rstd, var = (v.reshape(spec.affine_shape) for v in (mean, rstd, var))
         if seen is not None:
             seen += [self.mean, var]
+        return channels_first(out.reshape(shape))
+
+    def _by_fixed(self, input: Any, weight: Any, bias: Any, spec: NormSpec, fixed: Any) -> Any:
+        """The same in one pass; backward is that of `_Norm`."""
+        self.spec, self.fixed = spec, True
+        self.affine = None if weight is None else weight.shape
+        rows, shape = _as_columns(input)
+        mean, var = (v.reshape(-1).astype(input.dtype) for v in fixed)
+        rstd = 1 / np.sqrt(var + input.dtype.type(spec.eps))
+        kernels, out = kernels_for(input), np.empty_like(rows)
+        kernels.normalise(rows, kernels.batch_vectors(rows, mean, rstd, weight, bias), out)
+        self.mean, self.rstd = (v.reshape(spec.affine_shape) for v in (mean, rstd))
         return channels_first(out.reshape(shape))
 
     def joined(self, run: Any) -> bool:
