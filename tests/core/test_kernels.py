@@ -67,6 +67,31 @@ def test_col2im_twins_agree_and_are_the_transpose_of_im2col(case, dtype):
 
 
 @relaxed
+@given(
+    st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
+    dtypes,
+    st.sampled_from([1, 2, 4]),
+)
+def test_channels_last_twins_agree(shape, dtype, threads):
+    x = image(shape, dtype)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        for case in (
+            x,
+            x[:, :, ::-1],
+            x.transpose(0, 1, 3, 2),
+            x[:, :, 0],
+            image((40, 3, 64, 64), dtype),
+        ):
+            got = native.channels_last(case)
+            np.testing.assert_array_equal(got, reference.channels_last(case))
+            assert got.flags.c_contiguous
+    finally:
+        dptrain.set_num_threads(before)
+
+
+@relaxed
 @given(windows(max_pad=1), dtypes, st.booleans(), st.booleans())
 def test_max_pool_twins_agree(case, dtype, nan, rectified):
     shape, geometry, (oh, ow) = case

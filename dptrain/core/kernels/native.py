@@ -34,6 +34,7 @@ from dptrain.core.kernels.pooling import (
     sum_pool_scatter,
 )
 from dptrain.core.kernels.reference import Geometry, max_pool_gather
+from dptrain.core.kernels.reorder import channels_last
 
 __all__ = [
     "adam",
@@ -41,6 +42,7 @@ __all__ = [
     "batch_norm_grad",
     "batch_statistics",
     "batch_vectors",
+    "channels_last",
     "col2im",
     "conv",
     "conv_input_grad",

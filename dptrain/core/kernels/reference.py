@@ -134,6 +134,11 @@ def conv_weight_grad(
     return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
 
 
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """(N, C, *sizes) -> (N, *sizes, C), contiguous; a view where it can be one."""
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
 def max_pool(
     x: np.ndarray, out_h: int, out_w: int, geometry: Geometry, rectified: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

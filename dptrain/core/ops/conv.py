@@ -18,7 +18,14 @@ from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.convolve import convolve, input_gradient, weight_gradient
 from dptrain.core.ops.shape import Narrow
-from dptrain.core.ops.windows import Sizes, Window, sizes_of
+from dptrain.core.ops.windows import (
+    Sizes,
+    Window,
+    channels_first,
+    channels_last,
+    is_channels_last,
+    sizes_of,
+)
 from dptrain.core.tensor import Tensor
 
 
@@ -60,11 +67,16 @@ class Convolution(_Convolution):
     """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
 
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
+    #: The input in the order of the kernels, if it came in another.
+    image: Any = None
 
     def forward(self, input: Any, weight: Any, bias: Any, options: tuple[Any, ...]) -> Any:
         outs = self._setup(input.shape, weight.shape, options)
         self._check(input, weight, bias, outs)
         shape = (input.shape[0], weight.shape[0], *outs)
+        if type(input) is np.ndarray and self.needs[1] and not is_channels_last(input):
+            # The weight's gradient is going to read the image in this order again.
+            input = self.image = channels_first(channels_last(input))
         fast = self._by_cudnn("forward_graph", input, weight, shape, shape)
         if fast is not None:
             return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
@@ -110,7 +122,8 @@ class Convolution(_Convolution):
                 d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
         elif self.needs[1]:
             # One pass gives both.
-            d_weight, d_bias = weight_gradient(input, grad, self.w_shape, self.window, self.groups)
+            image = input if self.image is None else self.image
+            d_weight, d_bias = weight_gradient(image, grad, self.w_shape, self.window, self.groups)
         elif self.needs[2]:
             d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
         return d_input, d_weight, d_bias

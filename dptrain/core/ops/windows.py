@@ -73,7 +73,11 @@ def sizes_of(value: Any, rank: int, op: str, what: str) -> Sizes:
 def channels_last(image: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
     # Not `moveaxis`, whose checks cost more than the reordering of a small image.
-    return namespace_of(image).ascontiguousarray(image.transpose(_LAST[image.ndim]))
+    last = image.transpose(_LAST[image.ndim])
+    if type(image) is np.ndarray and not last.flags.c_contiguous:
+        copy: np.ndarray = kernels_for(image).channels_last(image)
+        return copy
+    return namespace_of(image).ascontiguousarray(last)
 
 
 def is_channels_last(image: np.ndarray) -> bool:
