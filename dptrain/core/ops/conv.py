@@ -74,7 +74,8 @@ class Convolution(_Convolution):
         outs = self._setup(input.shape, weight.shape, options)
         self._check(input, weight, bias, outs)
         shape = (input.shape[0], weight.shape[0], *outs)
-        if type(input) is np.ndarray and self.needs[1] and not is_channels_last(input):
+        recorded = getattr(self, "edges", None)  # none inside another backward
+        if recorded and recorded[1] and type(input) is np.ndarray and not is_channels_last(input):
             # The weight's gradient is going to read the image in this order again.
             input = self.image = channels_first(channels_last(input))
         fast = self._by_cudnn("forward_graph", input, weight, shape, shape)
