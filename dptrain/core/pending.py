@@ -21,6 +21,7 @@ import numpy as np
 
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.history import set_history
+from dptrain.core.layout import same_order
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import Tensor, wrap
 
@@ -150,12 +151,20 @@ def replace_values(pending: Pending, result: Tensor) -> Tensor:
     pending.__dict__.pop("_wait")
     _become(pending, Tensor)
     array = pending._array = result._array
+    pending._unseen = None if result._unseen is None else [ref(pending)]
     pending._bump_version()
     if is_grad_enabled():
         set_history(pending, result)
     if result._node is not None:
         result._node.save_result_in(array, pending)
     return pending
+
+
+def _shows(tensor: Tensor, array: Any) -> bool:
+    """Whether a result that lies like `array` lies as this argument shows its own memory."""
+    if tensor._unseen is not None:
+        return False
+    return type(tensor) is Pending or same_order(tensor._array, array)
 
 
 def record(op: Op, array: Any, *args: Tensor) -> Tensor:
@@ -167,6 +176,8 @@ def record(op: Op, array: Any, *args: Tensor) -> Tensor:
         *args: its arguments.
     """
     result = wrap(array)
+    if array.ndim > 2 and not array.flags.c_contiguous and not any(_shows(a, array) for a in args):
+        result._unseen = [ref(result)]
     if is_grad_enabled() and any(a._requires_grad for a in args):
         op.edges = [edge_of(a) if a._requires_grad else None for a in args]
         op.outs = ((array.shape, array.dtype),)
