@@ -7,6 +7,7 @@ Source of the rules: PyTorch's documentation, "torch.memory_format" and "Channel
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,27 +116,31 @@ def _is_dense(array: np.ndarray) -> bool:
 
 def _kept_order(array: np.ndarray) -> list[int]:
     """The order of the dimensions in memory; those that are expanded stay where they are."""
+    return list(_order_of(array.shape, array.strides))
+
+
+@lru_cache(maxsize=1024)  # asked of every image that an operation gives
+def _order_of(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
     order: list[int] = []
-    steps = array.strides
-    for dim in range(array.ndim):
+    for dim in range(len(shape)):
         at = len(order)
         for i in range(len(order) - 1, -1, -1):
             other = order[i]
             if not steps[dim] or not steps[other]:
                 continue
             if steps[other] < steps[dim] or (
-                steps[other] == steps[dim] and array.shape[other] < array.shape[dim]
+                steps[other] == steps[dim] and shape[other] < shape[dim]
             ):
                 at = i
             else:
                 break
         order.insert(at, dim)
-    return order
+    return tuple(order)
 
 
 def same_order(array: np.ndarray, other: np.ndarray) -> bool:
     """Whether the dimensions of two arrays lie in memory in the same order, gaps or not."""
-    return _kept_order(array) == _kept_order(other)
+    return _order_of(array.shape, array.strides) == _order_of(other.shape, other.strides)
 
 
 def empty_in(
