@@ -127,6 +127,7 @@ def _reduce_tensor(tensor: Tensor) -> Any:
     """A tensor as PyTorch writes it: by its storage, offset, size and stride."""
     if not tensor._has_values:
         return tensor.__reduce__()
+    tensor._settled()  # before its class is asked for: a pending result's is not its last
     cls, state = type(tensor), state_of(tensor)
     if cls is not Tensor and cls is parameter_class():
         args: tuple[Any, ...] = tensor.data, tensor.requires_grad, OrderedDict()

@@ -1,6 +1,7 @@
 """Pending results of batch norm: computed with what reads them, and never other values than at once."""
 
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -374,3 +375,14 @@ def test_derivatives_of_a_pool_of_a_relu():
     )
     with pytest.raises(RuntimeError, match=r"max_pool2d: given input size \[4, 6, 7, 5\]"):
         F.max_pool2d(conv(images(dptrain.float64)).relu(), 9)
+
+
+def test_a_pending_result_is_saved_as_the_tensor_it_becomes():
+    conv, norm = layers()
+    x = dptrain.randn(2, 3, 5, 5)
+    pending = norm(conv(x))
+    assert type(pending) is Pending
+    file = io.BytesIO()
+    dptrain.save({"kept": [pending]}, file)
+    file.seek(0)
+    assert dptrain.equal(dptrain.load(file)["kept"][0], pending)
