@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from dptrain.core.cuda import probe
-from dptrain.core.kernels.cuda import attention as _attention
+from dptrain.core.kernels.cuda import cudnn_attention as _attention
 
 matmul = SimpleNamespace(
     allow_tf32=False,

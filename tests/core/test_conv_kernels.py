@@ -303,7 +303,7 @@ def uncached(made, names):
     [
         ('offsets = [b.mul(g["a_m"], _INT(m))', 'offsets = [b.mul(g["a_m"], _INT(max(m - 1, 0)))'),
         ('emitter.loop(g["size_j"]', 'emitter.loop(b.sub(g["size_j"], _INT(1))'),
-        ("before = (number % vectors)", "before = 1 + (number % vectors)"),
+        ("_INT(v * emitter.lanes)))", "_INT(v * emitter.lanes + 1)))"),
     ],
     ids=["a row read twice", "a missing tap", "a wrong edge"],
 )

@@ -10,7 +10,7 @@ from test_cuda_devices import over_the_stand_in
 
 import dptrain
 from dptrain.core import kernels
-from dptrain.core.kernels.cuda import attention, cudnn
+from dptrain.core.kernels.cuda import cudnn, cudnn_attention
 from dptrain.core.ops.windows import Window
 
 F = dptrain.nn.functional
@@ -187,7 +187,7 @@ SHAPES = [
 def test_attention_graphs_validate_with_the_shapes_that_cudnn_infers(
     frontend, shapes, kind, causal, architecture
 ):
-    a = attention.Attention(*shapes, 0.25, causal, kind, deterministic=causal)
+    a = cudnn_attention.Attention(*shapes, 0.25, causal, kind, deterministic=causal)
     # Without a GPU to ask, the frontend has to be told for which one.
     told = SimpleNamespace(
         data_type=frontend.data_type,
@@ -196,8 +196,8 @@ def test_attention_graphs_validate_with_the_shapes_that_cudnn_infers(
     q, k, v = shapes
     out, stats = (*q[:3], v[3]), (*q[:3], 1)
     for build, expected in (
-        (attention.forward_graph, (q, k, v, out, stats)),
-        (attention.backward_graph, (q, k, v, out, out, stats, q, k, v)),
+        (cudnn_attention.forward_graph, (q, k, v, out, stats)),
+        (cudnn_attention.backward_graph, (q, k, v, out, out, stats, q, k, v)),
     ):
         graph, tensors = build(told, None, a)
         graph.validate()
@@ -222,7 +222,7 @@ class NumpyAttention:
             scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
         stats = np.log(np.exp(scores).sum(axis=-1, keepdims=True))
         p = np.exp(scores - stats)
-        if build is attention.forward_graph:
+        if build is cudnn_attention.forward_graph:
             host[3][...], host[4][...] = p @ v, stats
             return True
         np.testing.assert_allclose(host[5], stats, rtol=1e-3)

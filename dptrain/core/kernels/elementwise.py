@@ -6,11 +6,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import KEEP_NAN, intrinsic, kernel
+from dptrain.core.kernels.compiled import KEEP_NAN, kernel
+from dptrain.core.kernels.exponential import exp32
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
@@ -34,35 +33,6 @@ def _relu(args, share, shares, worker):
     x, to = array_at(args[2] + first, (size,), real), array_at(args[3] + first, (size,), real)
     for k in range(size):
         to[k] = real(0) if x[k] <= 0 else x[k]  # what is no number stays
-
-
-@intrinsic
-def _from_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 with these 32 bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@numba.njit(inline="always")
-def _exp(x):
-    """exp of a float32 in [-87, 88] without a branch or a call, so that it vectorises; to 1e-7 of its value.
-
-    2^k times the Taylor sum of the rest, which is at most log(2) / 2 in size.
-    """
-    f = np.float32
-    k = np.floor(x * f(1.4426950408889634) + f(0.5))
-    r = x - k * f(0.693145751953125) - k * f(1.42860682030941723e-6)  # log(2) in two parts
-    p = f(1 / 5040)
-    p = p * r + f(1 / 720)
-    p = p * r + f(1 / 120)
-    p = p * r + f(1 / 24)
-    p = p * r + f(1 / 6)
-    p = p * r + f(1 / 2)
-    p = (p * r * r + r) + f(1)
-    return p * _from_bits((np.int32(k) + np.int32(127)) << np.int32(23))
 
 
 @numba.njit(inline="always")
@@ -92,7 +62,7 @@ def _normal_cdf(x):
     q = q * u + f(-0.631956241)
     q = q * u + f(-1.1301551)
     q = q * u + f(0.000300268846)
-    outer = f(0.5) * _exp(q) if t <= f(4) else f(0)
+    outer = f(0.5) * exp32(q) if t <= f(4) else f(0)
     below = inner if t < f(0.95) else outer
     below = below if x == x else x
     return below if x < 0 else f(1) - below
@@ -117,8 +87,7 @@ def _gelu_grad(args, share, shares, worker):
     to = array_at(args[3] + first, (size,), np.float32)
     for k in range(size):
         v = x[k]
-        square = max(np.float32(-0.5) * v * v, np.float32(-87))
-        density = np.float32(0.3989422804014327) * _exp(square)
+        density = np.float32(0.3989422804014327) * exp32(np.float32(-0.5) * v * v)
         to[k] = grad[k] * (_normal_cdf(v) + v * density)
 
 

@@ -89,27 +89,36 @@ class Emitter:
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
         """x * y + z, rounded once where the processor can (`fma` would call a library where it cannot)."""
-        kind = f"v{self.lanes}f{8 * self.itemsize}"
-        function = self._function(
-            f"llvm.fmuladd.{kind}", ir.FunctionType(self.vector, [self.vector] * 3)
-        )
+        form = ir.FunctionType(self.vector, [self.vector] * 3)
+        function = self._function(f"llvm.fmuladd.{self._kind()}", form)
         return self.builder.call(function, [x, y, z])
 
-    def store_some(self, value: Any, address: Any, count: Any) -> None:
-        """Write the first `count` lanes (an i64; none if it is negative)."""
-        kind = f"v{self.lanes}f{8 * self.itemsize}"
+    def mask(self, count: Any) -> Any:
+        """Flags of the first `count` lanes (an i64; none if it is negative)."""
         wide = ir.VectorType(_INT, self.lanes)
-        flags = ir.VectorType(ir.IntType(1), self.lanes)
         undefined = ir.Constant(wide, ir.Undefined)
         one = self.builder.insert_element(undefined, count, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
         limit = self.builder.shuffle_vector(one, undefined, zeros)
-        mask = self.builder.icmp_signed("<", ir.Constant(wide, list(range(self.lanes))), limit)
-        target_type = self.vector.as_pointer()
-        form = ir.FunctionType(ir.VoidType(), [self.vector, target_type, ir.IntType(32), flags])
-        function = self._function(f"llvm.masked.store.{kind}.p0", form)
+        return self.builder.icmp_signed("<", ir.Constant(wide, list(range(self.lanes))), limit)
+
+    def load_some(self, address: Any, mask: Any) -> Any:
+        """A vector of which only the lanes of `mask` are read; the others are zeros."""
         where = self.pointer(address, self.vector)
+        form = ir.FunctionType(self.vector, [where.type, ir.IntType(32), mask.type, self.vector])
+        function = self._function(f"llvm.masked.load.{self._kind()}.p0", form)
+        align = ir.IntType(32)(self.itemsize)
+        return self.builder.call(function, [where, align, mask, self.constant(0)])
+
+    def store_some(self, value: Any, address: Any, mask: Any) -> None:
+        """Write the lanes of `mask`."""
+        where = self.pointer(address, self.vector)
+        form = ir.FunctionType(ir.VoidType(), [self.vector, where.type, ir.IntType(32), mask.type])
+        function = self._function(f"llvm.masked.store.{self._kind()}.p0", form)
         self.builder.call(function, [value, where, ir.IntType(32)(self.itemsize), mask])
+
+    def _kind(self) -> str:
+        return f"v{self.lanes}f{8 * self.itemsize}"
 
     def _function(self, name: str, form: Any) -> Any:
         held = self.builder.module.globals.get(name)
@@ -164,20 +173,28 @@ def _emit_tile(emitter: Emitter, rows: int, vectors: int, g: dict[str, Any]) -> 
         _, _, *sums = emitter.loop(g["size_j"], [pa, pb, *sums], over_j)
         return [b.add(pa, g["a_i"]), b.add(pb, g["b_i"]), *sums]
 
+    zeros = [emitter.constant(0)] * (rows * vectors)
+    _, _, *sums = emitter.loop(g["size_i"], [g["a"], g["b"], *zeros], over_i)
+    # The start comes last: a sum that goes on in several calls loses less than one long chain would.
     starts = [b.add(g["start"], b.mul(g["start_m"], _INT(m))) for m in range(rows)]
-    sums = [emitter.load(emitter.at(start, column)) for start in starts for column in columns]
-    _, _, *sums = emitter.loop(g["size_i"], [g["a"], g["b"], *sums], over_i)
     lines = [b.add(g["c"], b.mul(g["c_m"], _INT(m))) for m in range(rows)]
-    places = [emitter.at(line, column) for line in lines for column in columns]
+    places = [
+        (emitter.at(start, column), emitter.at(line, column), number)
+        for start, line in zip(starts, lines, strict=True)
+        for number, column in enumerate(columns)
+    ]
     full = b.icmp_signed(">=", g["columns"], _INT(vectors * emitter.lanes))
     with b.if_else(full) as (whole, partial):
         with whole:
-            for value, place in zip(sums, places, strict=True):
-                emitter.store(value, place)
+            for value, (start, to, _) in zip(sums, places, strict=True):
+                emitter.store(b.fadd(value, emitter.load(start)), to)
         with partial:
-            for number, (value, place) in enumerate(zip(sums, places, strict=True)):
-                before = (number % vectors) * emitter.lanes
-                emitter.store_some(value, place, b.sub(g["columns"], _INT(before)))
+            masks = [
+                emitter.mask(b.sub(g["columns"], _INT(v * emitter.lanes))) for v in range(vectors)
+            ]
+            for value, (start, to, v) in zip(sums, places, strict=True):
+                begun = emitter.load_some(start, masks[v])
+                emitter.store_some(b.fadd(value, begun), to, masks[v])
 
 
 @intrinsic

@@ -14,9 +14,10 @@ import llvmlite
 import numba
 import numpy as np
 
-from dptrain.core.kernels import reference
+from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.elementwise import gelu, gelu_grad, relu, relu_grad
+from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import (
     batch_norm,
@@ -35,9 +36,18 @@ from dptrain.core.kernels.pooling import (
 )
 from dptrain.core.kernels.reference import Geometry, max_pool_gather
 from dptrain.core.kernels.reorder import channels_last
+from dptrain.core.kernels.softmax import (
+    cross_entropy,
+    log_softmax,
+    log_softmax_grad,
+    softmax,
+    softmax_grad,
+)
 
 __all__ = [
     "adam",
+    "attention",
+    "attention_grad",
     "batch_norm",
     "batch_norm_grad",
     "batch_statistics",
@@ -56,6 +66,10 @@ __all__ = [
     "layer_norm",
     "layer_norm_grad",
     "normalise",
+    "linear",
+    "log_softmax",
+    "log_softmax_grad",
+    "matmul",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
@@ -64,6 +78,8 @@ __all__ = [
     "sum_pool",
     "sum_pool_scatter",
     "sgd",
+    "softmax",
+    "softmax_grad",
     "unscale",
 ]
 
@@ -155,34 +171,6 @@ def col2im(
     out = np.zeros(shape, columns.dtype)
     _col2im(np.ascontiguousarray(columns), out, out_h, out_w, *geometry)
     return out
-
-
-@_jit
-def _cross_entropy(logits, target, loss, p):
-    n, c = logits.shape
-    for r in range(n):
-        top = logits[r, 0]
-        for k in range(1, c):
-            if logits[r, k] > top or logits[r, k] != logits[r, k]:
-                top = logits[r, k]
-        total = p.dtype.type(0)
-        for k in range(c):
-            e = np.exp(logits[r, k] - top)
-            p[r, k] = e
-            total += e
-        for k in range(c):
-            p[r, k] /= total
-        loss[r] = np.log(total) - (logits[r, target[r]] - top)
-
-
-def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """See `reference.cross_entropy` (sums left to right: equal to rounding)."""
-    if not logits.size:
-        return reference.cross_entropy(logits, target)
-    p = np.empty(logits.shape, logits.dtype)
-    loss = np.empty(len(logits), logits.dtype)
-    _cross_entropy(logits, target, loss, p)
-    return loss, p
 
 
 @_jit

@@ -88,6 +88,15 @@ def _softmax_input(input: Any, dtype: Any, op: str) -> Any:
     return input
 
 
+def _by_rows(input: Any, dim: int) -> bool:
+    """Whether the kernels over the rows of a matrix serve."""
+    return dim == input.ndim - 1 and input.size > 0 and input.dtype.kind == "f"
+
+
+def _rows(array: Any) -> Any:
+    return array.reshape(-1, array.shape[-1])
+
+
 def _check_dim(dim: Any, op: str) -> None:
     if dim is None:
         raise TypeError(f"{op}() needs the dimension along which to normalise: dim=")
@@ -105,6 +114,9 @@ class Softmax(Op):
         self.dim = wrap_dim(dim or 0, input.ndim, self.name)
         if input.ndim == 0:
             return self.xp.ones_like(input)
+        self.by_rows = _by_rows(input, self.dim)
+        if self.by_rows:
+            return kernels_for(input).softmax(_rows(input)).reshape(input.shape)
         out = self.xp.exp(_shifted(self.xp, input, self.dim))
         out /= out.sum(axis=self.dim, keepdims=True)
         return out
@@ -112,6 +124,8 @@ class Softmax(Op):
     def backward(self, grad: Any, out: Any) -> Any:
         if grad.ndim == 0:
             return grad * 0
+        if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
+            return kernels_for(out).softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
         return (grad - (grad * out).sum(axis=self.dim, keepdims=True)) * out
 
 
@@ -127,12 +141,17 @@ class LogSoftmax(Op):
         self.dim = wrap_dim(dim or 0, input.ndim, self.name)
         if input.ndim == 0:
             return self.xp.zeros_like(input)
+        self.by_rows = _by_rows(input, self.dim)
+        if self.by_rows:
+            return kernels_for(input).log_softmax(_rows(input)).reshape(input.shape)
         out = _shifted(self.xp, input, self.dim)
         return out - self.xp.log(self.xp.exp(out).sum(axis=self.dim, keepdims=True))
 
     def backward(self, grad: Any, out: Any) -> Any:
         if grad.ndim == 0:
             return grad * 0
+        if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
+            return kernels_for(out).log_softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
         return grad - Exp.call(out) * grad.sum(axis=self.dim, keepdims=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.matmul import Matmul, check_inner
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
@@ -58,7 +59,7 @@ class _AddProduct(Op):
         return (input if beta == 1 else input * self.beta) + product
 
     def _product(self, first: Any, second: Any) -> Any:
-        return self.xp.matmul(*_as_matrices(first, second))
+        return kernels_for(first).matmul(*_as_matrices(first, second))
 
     def _gradients(self, grad: Any, first: Any, second: Any) -> Any:
         scaled = grad * self.alpha
@@ -100,7 +101,7 @@ class Addmv(_AddProduct):
         return self._run(input, mat, vec, beta, alpha)
 
     def _product(self, first: Any, second: Any) -> Any:
-        return self.xp.matmul(first, second)
+        return kernels_for(first).matmul(first, second)
 
     def backward(self, grad: Any, mat: Any, vec: Any) -> Any:
         return self._gradients(grad, mat, vec)
@@ -161,7 +162,7 @@ class Addbmm(_AddProduct):
         return self._run(input, batch1, batch2, beta, alpha)
 
     def _product(self, first: Any, second: Any) -> Any:
-        return self.xp.matmul(first, second).sum(axis=0, dtype=first.dtype)
+        return kernels_for(first).matmul(first, second).sum(axis=0, dtype=first.dtype)
 
     def backward(self, grad: Any, batch1: Any, batch2: Any) -> Any:
         return self._gradients(grad, batch1, batch2)

@@ -1,12 +1,51 @@
-"""Attention as one operation, where a fused kernel serves it."""
+"""Attention by scaled dot products as one operation, where nothing has to look at its weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from dptrain.core.kernels.cuda import attention as fused
+import numpy as np
+
+from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.cuda import cudnn_attention
 from dptrain.core.op import Op
-from dptrain.core.tensor import Tensor
+from dptrain.core.ops.activation import Softmax
+from dptrain.core.ops.matmul import Matmul
+from dptrain.core.ops.shape import Transpose
+from dptrain.core.tensor import Tensor, wrap
+
+
+class ScaledDotProductFlashAttentionForCpu(Op):
+    """softmax(query key^T * scale) value: (..., L, E), (..., S, E), (..., S, W) -> (..., L, W)."""
+
+    name = "scaled_dot_product_attention"
+    in_float32 = True
+    num_tensors: ClassVar[int] = 3
+
+    def forward(self, query: Any, key: Any, value: Any, scale: float, causal: bool) -> Any:
+        self.scale, self.causal = scale, causal
+        out, self.kept = kernels_for(query).attention(query, key, value, scale, causal)
+        return out
+
+    def backward(self, grad: Any, query: Any, key: Any, value: Any, out: Any) -> Any:
+        if not any(isinstance(v, Tensor) for v in (grad, query, key, value)):
+            return kernels_for(query).attention_grad(
+                grad, query, key, value, out, self.kept, self.scale, self.causal
+            )
+        scores = Matmul.call(query * self.scale, Transpose.call(key, -1, -2))
+        if self.causal:
+            xp, kind = namespace_of(scores._array), scores._array.dtype
+            seen = xp.tri(*scores.shape[-2:], dtype=bool)
+            scores = scores + wrap(xp.where(seen, 0, -np.inf).astype(kind))
+        weights = Softmax.call(scores, -1)
+        slopes = Matmul.call(grad, Transpose.call(value, -1, -2))
+        slopes = (slopes - (slopes * weights).sum(-1, keepdim=True)) * weights * self.scale
+        return (
+            Matmul.call(slopes, key),
+            Matmul.call(Transpose.call(slopes, -1, -2), query),
+            Matmul.call(Transpose.call(weights, -1, -2), grad),
+        )
 
 
 class _UnservedError(Exception):
@@ -21,7 +60,7 @@ class FusedAttention(Op):
     num_tensors = 3
 
     def forward(self, query: Any, key: Any, value: Any, *, described: Any) -> Any:
-        found = fused.forward(described, query, key, value)
+        found = cudnn_attention.forward(described, query, key, value)
         if found is None:
             raise _UnservedError
         self.described = described
@@ -34,14 +73,16 @@ class FusedAttention(Op):
                 "scaled_dot_product_attention by cuDNN has no second derivative; for create_graph=True turn it off: "
                 "dptrain.backends.cuda.enable_cudnn_sdp(False)"
             )
-        return fused.backward(self.described, (query, key, value, self.out, grad, self.stats))
+        return cudnn_attention.backward(
+            self.described, (query, key, value, self.out, grad, self.stats)
+        )
 
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool
 ) -> Tensor | None:
     """The attention of tensors on a GPU by one kernel; None where none serves it."""
-    described = fused.describe(query._array, key._array, value._array, scale, causal)
+    described = cudnn_attention.describe(query._array, key._array, value._array, scale, causal)
     if described is None:
         return None
     try:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.half import refuse_mixed
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
 
@@ -52,7 +53,7 @@ class Matmul(Op):
             )
         check_inner("matmul", input, other)
         self.backward_name = _NODE_NAMES.get((input.ndim, other.ndim), "UnsafeViewBackward0")
-        return self.xp.matmul(input, other)
+        return kernels_for(input).matmul(input, other)
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         # Vectors take part as one-row or one-column matrices.
@@ -116,11 +117,6 @@ export("bmm", methods=("bmm",), function=_bmm)(Matmul)
 export("dot", "vdot", methods=("dot", "vdot"), function=_dot, tensors=2)(Matmul)
 
 
-#: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of
-#: the bias then writes the result in row-major order. Measured on Zen 4 with OpenBLAS 0.3.
-_FEW_ROWS = 128
-
-
 class Linear(Op):
     """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
 
@@ -147,12 +143,7 @@ class Linear(Op):
                 f"linear: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
             )
         self.features = weight.shape  # (out, in)
-        if bias is not None and input.ndim == 2 and len(input) <= _FEW_ROWS:
-            return self.xp.add(self.xp.matmul(weight, input.T).T, bias, order="C")
-        out = self.xp.matmul(input, weight.T)
-        if bias is not None:
-            out += bias
-        return out
+        return kernels_for(input).linear(input, weight, bias)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         d_input = Matmul.call(grad, weight) if self.needs[0] else None
@@ -162,7 +153,7 @@ class Linear(Op):
         if self.needs[1]:
             columns = Reshape.call(input, (rows.shape[0], in_features))
             if self.target is not None and rows.dtype == self.target.dtype:
-                d_weight = self.xp.matmul(rows.T, columns, out=self.target)
+                d_weight = kernels_for(rows).matmul(rows.T, columns, out=self.target)
             else:
                 d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
         if len(self.needs) > 2 and self.needs[2]:

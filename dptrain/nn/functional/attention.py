@@ -15,7 +15,7 @@ from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
-from dptrain.core.ops.attention import fused_attention
+from dptrain.core.ops.attention import ScaledDotProductFlashAttentionForCpu, fused_attention
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.dropout import dropout
 
@@ -55,6 +55,13 @@ def attention_weights(
             return weights
     # A query that may attend nowhere gets zeros rather than 0 / 0.
     return FUNCTIONS["where"](wrap(nowhere), wrap(xp.zeros((), kind)), weights)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether one operation serves: batches of heads of equal number, as in PyTorch's fused kernel."""
+    q, k, v = query._array.shape, key._array.shape, value._array.shape
+    fits = q[-1] == k[-1] and k[-2] == v[-2] and k[-2] > 0
+    return len(q) == 4 and q[:-2] == k[:-2] == v[:-2] and fits and query.dtype.is_floating_point
 
 
 def scaled_dot_product_attention(
@@ -128,6 +135,8 @@ def scaled_dot_product_attention(
         fused = fused_attention(query, key, value, factor, is_causal)
         if fused is not None:
             return fused
+    if attn_mask is None and dropout_p == 0 and _fused(query, key, value):
+        return ScaledDotProductFlashAttentionForCpu.apply(query, key, value, factor, is_causal)
     # 16-bit operands: one rounding at the end.
     mask = None if attn_mask is None else lift(attn_mask)
     weights = attention_weights(lift(query), lift(key), mask, is_causal, factor)

@@ -31,14 +31,24 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
+    attention,
+    attention_grad,
+    linear,
+    log_softmax,
+    log_softmax_grad,
+    matmul,
     relu,
     relu_grad,
+    softmax,
+    softmax_grad,
     unscale,
 )
 
 __all__ = [
     "FAMILIES",
     "adam",
+    "attention",
+    "attention_grad",
     "batch_norm",
     "batch_norm_grad",
     "col2im",
@@ -52,12 +62,18 @@ __all__ = [
     "im2col",
     "layer_norm",
     "layer_norm_grad",
+    "linear",
+    "log_softmax",
+    "log_softmax_grad",
+    "matmul",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
     "relu",
     "relu_grad",
     "sgd",
+    "softmax",
+    "softmax_grad",
     "sum_pool",
     "sum_pool_scatter",
     "unscale",

@@ -1,0 +1,307 @@
+"""Attention by scaled dot products, head by head: scores, softmax and the sum of values in one go.
+
+Scores of a block of queries stay in the cache; what is kept for the gradient is one number per query,
+the logarithm of the sum of exponentials. A head is the work of one thread, so that their number changes
+no bit. Source: Dao et al., "FlashAttention: fast and memory-efficient exact attention with
+IO-awareness", 2022 (the recomputation; a row of scores is whole here, so that nothing is rescaled).
+
+Rounding: products as in `gemm`, exp as in `exponential`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels.compiled import KEEP_NAN, kernel
+from dptrain.core.kernels.exponential import exp32, exp_of
+from dptrain.core.kernels.gemm import tile_facts, tiles
+from dptrain.core.kernels.memory import address, array_at, lines, scratch, zero
+from dptrain.core.kernels.packing import pack
+from dptrain.core.kernels.softmax import dot_of, sum_of, top_of
+from dptrain.core.kernels.target import target
+from dptrain.core.threads import get_num_threads
+
+real: Any = None  # each compiled copy has its own
+exp: Any = exp32  # likewise
+
+#: Queries whose scores are computed together: whole tiles of every kind.
+_BLOCK = 48
+
+
+@numba.njit
+def _pack_all(to, b, by_row, by_column, rows, columns, lanes, size, real):
+    """All panels of a matrix behind each other; gives the bytes of one."""
+    wide = 2 * lanes
+    step = rows * wide * size
+    for panel in range(-(-columns // wide)):
+        n = panel * wide
+        here = b + n * by_column
+        used = min(wide, columns - n)
+        pack(to + panel * step, here, by_row, by_column, rows, used, lanes, size, real)
+    return step
+
+
+@numba.njit
+def _multiply(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, start_m, c, c_m):
+    """c = start + a @ all panels; a start of rows that do not differ (`start_m` 0) is a panel wide."""
+    wide, size = 2 * kind[2], kind[1]
+    for panel in range(-(-columns // wide)):
+        n = panel * wide
+        tiles(
+            kind, a, a_m, a_k, panels + panel * step, rows, min(wide, columns - n), depth,
+            start + (n * size if start_m else 0), start_m, c + n * size, c_m,
+        )  # fmt: skip
+
+
+@kernel(fastmath=KEEP_NAN)
+def _forward(args, share, shares, worker):
+    kind, size, lanes = (args[0], args[1], args[2], args[3], args[4]), args[1], args[2]
+    jobs, length, keys, depth, width, causal = (
+        args[5], args[6], args[7], args[8], args[9], args[10],
+    )  # fmt: skip
+    places = array_at(args[11], (jobs, 4), np.int64)
+    q_l, q_e, k_s, k_e, v_s, v_e, o_l = (
+        args[12], args[13], args[14], args[15], args[16], args[17], args[18],
+    )  # fmt: skip
+    scale = array_at(args[19], (1,), real)[0]
+    lse = array_at(args[20], (jobs, length), real)
+    own, line = args[21] + worker * args[22], args[23]
+    key_panels, value_panels = own + args[24], own + args[25]
+    nothing, scores = own, own + args[26]
+    zero(nothing, 2 * lanes * size)
+    for job in range(share * jobs // shares, (share + 1) * jobs // shares):
+        q, k, v, o = places[job, 0], places[job, 1], places[job, 2], places[job, 3]
+        key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
+        value_step = _pack_all(value_panels, v, v_s, v_e, keys, width, lanes, size, real)
+        for first in range(0, length, _BLOCK):
+            rows = min(_BLOCK, length - first)
+            seen = min(keys, first + rows) if causal else keys
+            _multiply(
+                kind, q + first * q_l, q_l, q_e, key_panels, key_step, rows, seen, depth,
+                nothing, 0, scores, line,
+            )  # fmt: skip
+            for r in range(rows):
+                row = array_at(scores + r * line, (seen,), real)
+                count = min(keys, first + r + 1) if causal else keys
+                for n in range(count):
+                    row[n] *= scale
+                top = top_of(row, count)
+                for n in range(count):
+                    row[n] = exp(row[n] - top)
+                total = sum_of(row, count)
+                factor = real(1) / total
+                for n in range(count):
+                    row[n] *= factor
+                for n in range(count, seen):
+                    row[n] = 0
+                lse[job, first + r] = top + real(math.log(total))
+            _multiply(
+                kind, scores, line, size, value_panels, value_step, rows, width, seen,
+                nothing, 0, o + first * o_l, o_l,
+            )  # fmt: skip
+
+
+@kernel(fastmath=KEEP_NAN)
+def _backward(args, share, shares, worker):
+    kind, size, lanes = (args[0], args[1], args[2], args[3], args[4]), args[1], args[2]
+    jobs, length, keys, depth, width, causal = (
+        args[5], args[6], args[7], args[8], args[9], args[10],
+    )  # fmt: skip
+    places = array_at(args[11], (jobs, 8), np.int64)
+    q_l, q_e, k_s, k_e, v_s, v_e, o_l = (
+        args[12], args[13], args[14], args[15], args[16], args[17], args[18],
+    )  # fmt: skip
+    scale = array_at(args[19], (1,), real)[0]
+    lse = array_at(args[20], (jobs, length), real)
+    own, line = args[21] + worker * args[22], args[23]
+    key_panels, value_panels, scores = own + args[24], own + args[25], own + args[26]
+    nothing, slopes = own, scores + _BLOCK * line
+    query_panels, grad_panels, row_panels = own + args[27], own + args[28], own + args[29]
+    g_l, dq_l, dk_s, dv_s = args[30], args[31], args[32], args[33]
+    zero(nothing, 2 * lanes * size)
+    for job in range(share * jobs // shares, (share + 1) * jobs // shares):
+        q, k, v, o = places[job, 0], places[job, 1], places[job, 2], places[job, 3]
+        g, dq, dk, dv = places[job, 4], places[job, 5], places[job, 6], places[job, 7]
+        key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
+        value_step = _pack_all(value_panels, v, v_e, v_s, width, keys, lanes, size, real)
+        row_step = _pack_all(row_panels, k, k_s, k_e, keys, depth, lanes, size, real)
+        for n in range(keys):
+            zero(dk + n * dk_s, depth * size)
+            zero(dv + n * dv_s, width * size)
+        for first in range(0, length, _BLOCK):
+            rows = min(_BLOCK, length - first)
+            seen = min(keys, first + rows) if causal else keys
+            here = g + first * g_l
+            _multiply(
+                kind, q + first * q_l, q_l, q_e, key_panels, key_step, rows, seen, depth,
+                nothing, 0, scores, line,
+            )  # fmt: skip
+            _multiply(
+                kind, here, g_l, size, value_panels, value_step, rows, seen, width,
+                nothing, 0, slopes, line,
+            )  # fmt: skip
+            for r in range(rows):
+                p, d = (
+                    array_at(scores + r * line, (seen,), real),
+                    array_at(slopes + r * line, (seen,), real),
+                )
+                count = min(keys, first + r + 1) if causal else keys
+                less = dot_of(
+                    array_at(here + r * g_l, (width,), real),
+                    array_at(o + (first + r) * o_l, (width,), real),
+                    width,
+                )
+                norm = lse[job, first + r]
+                for n in range(count):
+                    p[n] = exp(p[n] * scale - norm)
+                    d[n] = p[n] * (d[n] - less) * scale
+                for n in range(count, seen):
+                    p[n] = 0
+                    d[n] = 0
+            _multiply(
+                kind, slopes, line, size, row_panels, row_step, rows, depth, seen,
+                nothing, 0, dq + first * dq_l, dq_l,
+            )  # fmt: skip
+            q_step = _pack_all(
+                query_panels, q + first * q_l, q_l, q_e, rows, depth, lanes, size, real
+            )
+            g_step = _pack_all(grad_panels, here, g_l, size, rows, width, lanes, size, real)
+            _multiply(
+                kind,
+                slopes,
+                size,
+                line,
+                query_panels,
+                q_step,
+                seen,
+                depth,
+                rows,
+                dk,
+                dk_s,
+                dk,
+                dk_s,
+            )
+            _multiply(
+                kind, scores, size, line, grad_panels, g_step, seen, width, rows, dv, dv_s, dv, dv_s
+            )
+
+
+def _fits(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> bool:
+    return q.ndim == 4 and 0 not in (*q.shape, *k.shape, *v.shape)
+
+
+def _empty_like(x: np.ndarray, width: int) -> np.ndarray:
+    """(batch, heads, L, width); heads lie beside each other in memory if those of `x` do."""
+    batch, heads, length, _ = x.shape
+    if x.strides[1] < x.strides[2]:
+        return np.empty((batch, length, heads, width), x.dtype).transpose(0, 2, 1, 3)
+    return np.empty((batch, heads, length, width), x.dtype)
+
+
+def _places(*arrays: np.ndarray) -> np.ndarray:
+    """The addresses of the matrices of all heads, a row for each head."""
+    batch, heads = arrays[0].shape[:2]
+    out = np.empty((batch, heads, len(arrays)), np.int64)
+    for i, a in enumerate(arrays):
+        down, across = a.strides[:2]
+        out[:, :, i] = address(a) + np.arange(batch)[:, None] * down + np.arange(heads) * across
+    return out.reshape(-1, len(arrays))
+
+
+class _Layout:
+    """Bytes of the pieces of a worker's scratch.
+
+    Args:
+        size: of a number.
+        keys: in a row of scores.
+    """
+
+    def __init__(self, size: int, keys: int) -> None:
+        self._size, self._wide = size, 2 * target().lanes(size)
+        self.end = 0
+        # Rows of scores do not fall on each other's place in the cache.
+        self.line = lines(-(-keys // self._wide) * self._wide * self._size) + 64
+        self.take(1, self._wide)  # zeros
+
+    def take(self, rows: int, columns: int) -> int:
+        """The next panels, by their number of rows and columns."""
+        start = self.end
+        self.end += lines(rows * -(-columns // self._wide) * self._wide * self._size)
+        return start
+
+    def take_scores(self, count: int) -> int:
+        """The next blocks of scores."""
+        start = self.end
+        self.end += count * _BLOCK * self.line
+        return start
+
+
+def _common(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, places: np.ndarray) -> Any:
+    batch, heads, length, depth = q.shape
+    keys, width = v.shape[2:]
+    steps = (*q.strides[2:], *k.strides[2:], *v.strides[2:])
+    sizes = (batch * heads, length, keys, depth, width, int(causal))
+    return (*tile_facts(q.dtype), *sizes, address(places), *steps)
+
+
+def _run(function: Any, args: tuple[int, ...], q: np.ndarray, keys: int) -> None:
+    jobs = q.shape[0] * q.shape[1]
+    work = jobs * q.shape[2] * q.shape[3] * keys
+    shares = jobs if work > 200_000 and get_num_threads() > 1 else 1
+    pool.run(function.address(q.dtype.type, exp=exp_of(q.dtype.type)), args, shares)
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, causal: bool
+) -> tuple[np.ndarray, Any]:
+    """See `reference.attention`."""
+    if not _fits(q, k, v):
+        return reference.attention(q, k, v, scale, causal)
+    (batch, heads, length, depth), (keys, width) = q.shape, v.shape[2:]
+    out, lse = _empty_like(q, width), np.empty((batch, heads, length), q.dtype)
+    places, factor = _places(q, k, v, out), np.array([scale], q.dtype)
+    layout = _Layout(q.itemsize, keys)
+    pieces = layout.take(depth, keys), layout.take(keys, width), layout.take_scores(1)
+    memory = scratch(layout.end * min(get_num_threads(), batch * heads))
+    args = (
+        *_common(q, k, v, causal, places), out.strides[2],
+        address(factor), address(lse), memory, layout.end, layout.line, *pieces,
+    )  # fmt: skip
+    _run(_forward, args, q, keys)
+    return out, lse
+
+
+def attention_grad(
+    grad: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    kept: Any,
+    scale: float,
+    causal: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See `reference.attention_grad`."""
+    if not _fits(q, k, v):
+        return reference.attention_grad(grad, q, k, v, out, kept, scale, causal)
+    (batch, heads, _, depth), (keys, width) = q.shape, v.shape[2:]
+    if grad.strides[3] != grad.itemsize:
+        grad = np.ascontiguousarray(grad)
+    grads = _empty_like(q, depth), _empty_like(k, depth), _empty_like(v, width)
+    places, factor = _places(q, k, v, out, grad, *grads), np.array([scale], q.dtype)
+    layout = _Layout(q.itemsize, keys)
+    pieces = layout.take(depth, keys), layout.take(width, keys), layout.take_scores(2)
+    more = layout.take(_BLOCK, depth), layout.take(_BLOCK, width), layout.take(keys, depth)
+    memory = scratch(layout.end * min(get_num_threads(), batch * heads))
+    args = (
+        *_common(q, k, v, causal, places), out.strides[2],
+        address(factor), address(kept), memory, layout.end, layout.line, *pieces, *more,
+        grad.strides[2], *(g.strides[2] for g in grads),
+    )  # fmt: skip
+    _run(_backward, args, q, keys)
+    return grads

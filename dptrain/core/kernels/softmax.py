@@ -1,0 +1,178 @@
+"""Softmax, its logarithm and cross entropy over the rows of a matrix, and their gradients: one pass each.
+
+Rows are independent, so that the number of threads changes no bit. Rounding: the largest element is
+exact, exp that of `exponential`, sums are taken in the order of vector lanes: |error| <= (C + 4) eps of
+the largest possible value, 1 for probabilities; for logarithms eps times (C + |value|).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels.compiled import FAST, KEEP_NAN, kernel
+from dptrain.core.kernels.exponential import exp32, exp_of
+from dptrain.core.kernels.memory import address, array_at
+
+real: Any = None  # each compiled copy has its own
+exp: Any = exp32  # likewise
+
+#: A maximum in any order. Whether NaN wins is left open: it shows in the sum of exponentials.
+_ANY_ORDER = {"nnan", "nsz", "reassoc"}
+
+
+@numba.njit(fastmath=_ANY_ORDER)
+def top_of(line, count):
+    """The largest of the first numbers of a row, at least one."""
+    top = line[0]
+    for k in range(1, count):
+        top = line[k] if line[k] > top else top
+    return top
+
+
+@numba.njit(fastmath=FAST)
+def sum_of(line, count):
+    """Their sum."""
+    total = line[0] * 0
+    for k in range(count):
+        total += line[k]
+    return total
+
+
+@numba.njit(fastmath=FAST)
+def dot_of(a, b, count):
+    """The sum of the products of two rows."""
+    total = a[0] * 0
+    for k in range(count):
+        total += a[k] * b[k]
+    return total
+
+
+@kernel(fastmath=KEEP_NAN)
+def _softmax(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, to = x[r], out[r]
+        top = top_of(line, c)
+        for k in range(c):
+            to[k] = exp(line[k] - top)
+        scale = real(1) / sum_of(to, c)
+        for k in range(c):
+            to[k] *= scale
+
+
+@kernel(fastmath=KEEP_NAN)
+def _softmax_grad(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    grad, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    result = array_at(args[4], (rows, c), real)
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        g, y, to = grad[r], out[r], result[r]
+        total = dot_of(g, y, c)
+        for k in range(c):
+            to[k] = (g[k] - total) * y[k]
+
+
+@kernel(fastmath=KEEP_NAN)
+def _log_softmax(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, to = x[r], out[r]
+        top = top_of(line, c)
+        for k in range(c):
+            to[k] = exp(line[k] - top)
+        rest = real(math.log(sum_of(to, c)))
+        for k in range(c):
+            to[k] = line[k] - top - rest
+
+
+@kernel(fastmath=KEEP_NAN)
+def _log_softmax_grad(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    grad, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    result = array_at(args[4], (rows, c), real)
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        g, y, to = grad[r], out[r], result[r]
+        total = sum_of(g, c)
+        for k in range(c):
+            to[k] = g[k] - exp(y[k]) * total
+
+
+@kernel(fastmath=KEEP_NAN)
+def _cross_entropy(args, share, shares, worker):
+    rows, c = args[0], args[1]
+    x, p = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    target, loss = array_at(args[4], (rows,), np.int64), array_at(args[5], (rows,), real)
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, to = x[r], p[r]
+        top = top_of(line, c)
+        for k in range(c):
+            to[k] = exp(line[k] - top)
+        total = sum_of(to, c)
+        scale = real(1) / total
+        for k in range(c):
+            to[k] *= scale
+        loss[r] = real(math.log(total)) - (line[target[r]] - top)
+
+
+def _run(function: Any, *arrays: np.ndarray) -> None:
+    """Over matrices of one shape and type, then further arrays; the first says how many rows there are."""
+    x = arrays[0]
+    code = function.address(x.dtype.type, exp=exp_of(x.dtype.type))
+    # An exponential costs as much as moving some tens of bytes.
+    args = (*x.shape, *(address(a) for a in arrays))
+    pool.run(code, args, pool.shares(len(x), 4 * x.nbytes))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """See `reference.softmax`."""
+    if not x.size:
+        return reference.softmax(x)
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    _run(_softmax, x, out)
+    return out
+
+
+def softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """See `reference.softmax_grad`."""
+    return _grad(_softmax_grad, grad, out)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """See `reference.log_softmax`."""
+    if not x.size:
+        return reference.log_softmax(x)
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    _run(_log_softmax, x, out)
+    return out
+
+
+def log_softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """See `reference.log_softmax_grad`."""
+    return _grad(_log_softmax_grad, grad, out)
+
+
+def _grad(function: Any, grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    grad = np.ascontiguousarray(grad, dtype=out.dtype)
+    result = np.empty_like(grad)
+    if grad.size:
+        _run(function, grad, np.ascontiguousarray(out), result)
+    return result
+
+
+def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `reference.cross_entropy`."""
+    if not logits.size:
+        return reference.cross_entropy(logits, target)
+    logits = np.ascontiguousarray(logits)
+    p, loss = np.empty_like(logits), np.empty(len(logits), logits.dtype)
+    _run(_cross_entropy, logits, p, np.ascontiguousarray(target, dtype=np.int64), loss)
+    return loss, p
