@@ -140,6 +140,8 @@ class Op:
     is_view: ClassVar[bool] = False
     #: Set by a forward whose result lies in memory as the user asked, whatever the arguments' order.
     order_asked: bool = False
+    #: The result is `input[self.index]`, a basic index: gradients may be added there.
+    takes_part: ClassVar[bool] = False
     name: ClassVar[str] = ""
     #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
     #: may set it on the instance, where PyTorch numbers the forms of one operation.

@@ -52,6 +52,8 @@ class Pass:
         self.leaves: dict[int, Tensor] = {}
         #: Nodes that do the work of the one before them too.
         self.joined: set[Op] = set()
+        # By `edge_key`: sums of this pass's own making, to which parts may be added in place.
+        self.own_sums: dict[Any, Any] = {}
 
     def add_root(self, tensor: Tensor, grad: Any) -> None:
         """Start at `tensor` with its gradient."""
@@ -107,6 +109,8 @@ class Pass:
             incoming = self.node_grads.pop(node, None)
             if incoming is None:
                 continue
+            for index in range(len(incoming) if self.own_sums else 0):
+                self.own_sums.pop((id(node), index), None)
             if node.hooks:
                 for index, hooks in node.hooks.items():
                     if incoming[index] is not None:
@@ -115,6 +119,8 @@ class Pass:
                 self._capture(node, incoming)
                 if node not in needed:
                     continue
+            if node.takes_part and self._add_part(node, incoming[0]):
+                continue
             guard = None if type(incoming[0]) is np.ndarray else elsewhere(incoming)
             try:
                 if guard is None:
@@ -132,6 +138,35 @@ class Pass:
                 source, place = edge
                 grad = grads[position] if position < len(grads) else None
                 self._arrive(source, place, grad)
+                if node.takes_part and grad is not None:
+                    self.own_sums[edge_key(edge)] = self._on_its_way(edge)
+
+    def _on_its_way(self, edge: Any) -> Any:
+        """The gradient that has come so far for an edge, or None."""
+        source, place = edge
+        if place is None:
+            return self.leaf_grads.get(id(source))
+        held = self.node_grads.get(source)
+        return None if held is None else held[place]
+
+    def _add_part(self, node: Op, grad: Any) -> bool:
+        """Add the gradient of a part to the sum for the whole, if there is one that may be changed.
+
+        Else the parts of a tensor, of which there may be one for each step of a loop, would each be
+        embedded in zeros of the size of the whole.
+        """
+        edge: Any = node.edges[0]
+        if edge is None or self.create_graph or self.check_nan:
+            return False
+        own = self.own_sums.get(edge_key(edge))
+        if type(own) is not np.ndarray or own is not self._on_its_way(edge):
+            return False
+        own[node.index] += grad  # type: ignore[attr-defined]
+        if not self.retain_graph:
+            node.release()
+        source, place = edge
+        self._arrive(source, place, None)
+        return True
 
     def may_join(self, node: Op) -> bool:
         """Whether nobody looks at the gradient of the node's result, or adds to it."""

@@ -238,7 +238,7 @@ class NumpyAttention:
 def fused(library, monkeypatch):
     found = NumpyAttention()
     monkeypatch.setattr(cudnn, "_library", [found])
-    monkeypatch.setattr(attention, "enabled", True)
+    monkeypatch.setattr(cudnn_attention, "enabled", True)
     monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
     return found
 

@@ -267,3 +267,52 @@ def test_gradients_written_straight_into_flat_storage_are_the_same(passes):
 
     for a, b in zip(gradients(False), gradients(True), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_of_parts_are_added_in_place_and_to_nothing_else():
+    """Parts of one tensor, taken in every way, beside uses of the whole of it, before and after."""
+    x = dptrain.randn(3, 4, 5, requires_grad=True)
+    weight = dptrain.randn(3, 4, 5)
+    y = x * 2
+    kept = y.sum(0)  # its gradient is handed on, not copied
+    first, second, third = y.unbind(0)
+    pieces = [
+        first * weight[0],
+        second[1:3] * 3,
+        y[0, 1, 2] * 5,
+        y.narrow(1, 1, 2) * weight[:, 1:3],
+    ]
+    total = sum(p.sum() for p in pieces) + (third * third).sum() + (kept * kept).sum() + x[2].sum()
+    total.backward()
+    expected = np.zeros((3, 4, 5), np.float32)
+    expected[0] += weight.numpy()[0]
+    expected[1, 1:3] += 3
+    expected[0, 1, 2] += 5
+    expected[:, 1:3] += weight.numpy()[:, 1:3]
+    expected[2] += 2 * third.detach().numpy()
+    expected += 2 * kept.detach().numpy()
+    expected *= 2
+    expected[2] += 1
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_is_not_added_to_a_gradient_that_another_path_has_received():
+    x = dptrain.ones(4, requires_grad=True)
+    a, b = x * 1, x * 1
+    both = a + b  # hands one array to both
+    (both.sum() + (a[1] * 10).sum() + (a[2:] * 100).sum()).backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 12, 102, 102])
+
+
+def test_parts_embed_once(monkeypatch):
+    from dptrain.core.ops import shape
+
+    embedded = []
+    forward = shape.Embed.forward
+    monkeypatch.setattr(
+        shape.Embed, "forward", lambda self, *a: embedded.append(1) or forward(self, *a)
+    )
+    x = dptrain.randn(50, 3, requires_grad=True)
+    sum(row.sum() * i for i, row in enumerate((x * 1).unbind(0))).backward()
+    assert len(embedded) == 1
+    np.testing.assert_array_equal(x.grad.numpy()[:, 0], np.arange(50))

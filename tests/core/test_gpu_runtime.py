@@ -241,15 +241,17 @@ def test_a_graphed_module_trains_as_the_module():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [dptrain.float16, dptrain.bfloat16])
 def test_fused_attention_has_the_values_of_the_host(dtype, causal, monkeypatch):
-    from dptrain.core.kernels.cuda import attention, cudnn
+    from dptrain.core.kernels.cuda import cudnn, cudnn_attention
 
     reason = cudnn.trouble()
     if reason is not None:
         pytest.skip(f"no cuDNN: {reason}")
-    monkeypatch.setattr(attention, "enabled", True)
+    monkeypatch.setattr(cudnn_attention, "enabled", True)
     served = []
-    forward = attention.forward
-    monkeypatch.setattr(attention, "forward", lambda *a: served.append(forward(*a)) or served[-1])
+    forward = cudnn_attention.forward
+    monkeypatch.setattr(
+        cudnn_attention, "forward", lambda *a: served.append(forward(*a)) or served[-1]
+    )
     arrays = [np.random.default_rng(k).standard_normal((2, 3, 64, 64)) for k in range(3)]
 
     def run(place):

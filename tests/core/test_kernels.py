@@ -410,3 +410,125 @@ def test_gelu_is_right_everywhere_and_keeps_what_is_no_number():
             np.testing.assert_array_equal(
                 provider.gelu(edges), np.array([np.nan, np.inf, 0, 1e30, 0, 0], "f")
             )
+
+
+# ---- exponentials, softmax and sums of rows -------------------------------------------------------
+
+
+def test_exp_is_within_its_bound_everywhere_and_keeps_what_is_no_number():
+    import numba
+
+    from dptrain.core.kernels.compiled import KEEP_NAN
+    from dptrain.core.kernels.exponential import exp32
+
+    @numba.njit(fastmath=KEEP_NAN, error_model="numpy")
+    def run(x, out):
+        for i in range(x.size):
+            out[i] = exp32(x[i])
+
+    x = np.concatenate([np.linspace(-110, 95, 400_001), np.linspace(-1, 1, 100_001)]).astype("f")
+    got = np.empty_like(x)
+    run(x, got)
+    exact = np.exp(x.astype(np.float64))
+    with np.errstate(over="ignore"):
+        rounded = exact.astype("f")
+    finite = np.isfinite(rounded)
+    assert (np.abs(got - exact)[finite] <= 1.1 * np.spacing(rounded[finite])).all()
+    assert np.isposinf(got[~finite]).all()
+    edges = np.array([np.nan, np.inf, -np.inf, 0, -0.0], "f")
+    got = np.empty_like(edges)
+    run(edges, got)
+    np.testing.assert_array_equal(got, np.array([np.nan, np.inf, 0, 1, 1], "f"))
+
+
+@relaxed
+@given(
+    st.integers(0, 40),
+    st.one_of(st.integers(1, 70), st.just(1000)),
+    dtypes,
+    st.sampled_from([0.0, 1.0, 50.0]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_softmax_twins_agree(rows, c, dtype, scale, threads):
+    stream = np.random.default_rng(rows * 71 + c)
+    x = (stream.standard_normal((rows, c)) * scale + 3).astype(dtype)
+    grad = stream.standard_normal((rows, c)).astype(dtype)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        out, log = native.softmax(x), native.log_softmax(x)
+        got = (out, native.softmax_grad(grad, out), log, native.log_softmax_grad(grad, log))
+    finally:
+        dptrain.set_num_threads(before)
+    x, grad = x.astype(np.float64), grad.astype(np.float64)
+    out, log = reference.softmax(x), reference.log_softmax(x)
+    exact = (
+        out,
+        reference.softmax_grad(grad, out),
+        log,
+        reference.log_softmax_grad(grad, log),
+    )
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == dtype
+        size = max(1, np.abs(expected).max(initial=0))
+        bound = (c + 4) * np.finfo(dtype).eps * size * np.sqrt(max(c, 4)) / 2
+        np.testing.assert_allclose(value, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_softmax_of_a_row_with_what_is_no_number_is_none(bad):
+    x = np.random.default_rng(0).standard_normal((3, 40)).astype("f")
+    for place in (0, 17, 39):
+        rows = x.copy()
+        rows[1, place] = bad
+        for function in (native.softmax, native.log_softmax):
+            got = function(rows)
+            assert np.isnan(got[1]).any()
+            assert np.isfinite(got[[0, 2]]).all()
+    nothing = np.full((1, 20), -np.inf, "f")
+    assert np.isnan(native.softmax(nothing)).all()
+
+
+@relaxed
+@given(
+    st.integers(0, 60),
+    st.integers(1, 300),
+    st.integers(1, 9),
+    dtypes,
+    st.sampled_from([1, 2, 4]),
+)
+def test_sums_of_rows_by_index_twins_agree(count, c, size, dtype, threads):
+    stream = np.random.default_rng(count + c)
+    rows = np.round(stream.standard_normal((count, c)), 1).astype(dtype)
+    index = stream.integers(0, size, count)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.add_rows(rows, index, size)
+    finally:
+        dptrain.set_num_threads(before)
+    exact = np.zeros((size, c))
+    np.add.at(exact, index, rows.astype(np.float64))
+    np.testing.assert_allclose(got, exact, rtol=0, atol=count * 4 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        reference.add_rows(rows, index, size), got, rtol=0, atol=count * 1e-6
+    )
+    assert got.dtype == dtype
+
+
+def test_updates_give_the_same_bits_on_any_number_of_threads():
+    n = 300_001
+    before = dptrain.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4):
+            dptrain.set_num_threads(threads)
+            p, g, m, v = (flat(i, n, np.float32) for i in range(4))
+            native.sgd(p, g, m, 0.1, 0.9, 0, 0.01, False, False, False)
+            native.adam(p, g, m, np.abs(v), None, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.5, True, False)
+            results.append((p, m))
+    finally:
+        dptrain.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -14,6 +14,7 @@ other rows. Threads divide rows and columns, never the sum.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from dptrain.core.kernels.target import target
 from dptrain.core.threads import get_num_threads
 
 real: Any = None  # each compiled copy has its own
+
+Shape = tuple[int, ...]
 
 #: Products per chain; a panel of so many rows fits in the first cache.
 _DEPTH = 256
@@ -194,6 +197,7 @@ def tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
 class _Plan(NamedTuple):
     """How a product is computed: everything but addresses."""
 
+    shape: tuple[int, ...]  # of the result
     function: int
     facts: tuple[int, ...]
     own: int  # bytes of scratch per worker
@@ -203,14 +207,6 @@ class _Plan(NamedTuple):
     copies: bool
     shares: int
     zeros: np.ndarray  # in the place of a bias
-
-
-def serves(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether the product of two matrices, or batches of them, is computed here rather than by BLAS."""
-    if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
-        return False
-    m, k, n = *a.shape[-2:], b.shape[-1]
-    return m * k * n >= _LEAST and min(m, n) >= _LEAST_SIDE and min(a.size, b.size) > 0
 
 
 def _by_columns(m: int, k: int, n: int, b_k: int, size: int, wide: int) -> bool:
@@ -226,97 +222,78 @@ def _copies(a_m: int, a_k: int, n: int, size: int, wide: int) -> bool:
     return a_k >= 1024 if a_m == size else a_k == size and a_m % 2048 == 0
 
 
+def _table(batch: Shape, *operands: tuple[Shape, Shape]) -> np.ndarray:
+    """Bytes to each entry of a batch, a column for each operand: its shape and strides, which broadcast."""
+    out = np.zeros((*batch, len(operands)), np.int64)
+    for column, (shape, strides) in enumerate(operands):
+        for axis, (count, step) in enumerate(zip(shape[-3::-1], strides[-3::-1], strict=True)):
+            if count > 1:
+                out[..., column] += (np.arange(count) * step).reshape(-1, *[1] * axis)
+    return out.reshape(-1, len(operands))
+
+
 @lru_cache(4096)
 def _plan(
-    batch: tuple[int, ...],
-    steps: tuple[tuple[int, ...], ...],
-    sizes: tuple[int, int, int],
-    strides: tuple[int, int, int, int],
-    dtype: Any,
-    threads: int,
-) -> _Plan:
-    m, k, n = sizes
-    a_m, a_k, b_k, b_n = strides
-    size, lanes = dtype.itemsize, target().lanes(dtype.itemsize)
-    entries = int(np.prod(batch, dtype=np.int64))
-    table = np.zeros((entries, 3), np.int64)
-    for column, step in enumerate(steps):
-        places = np.zeros(batch, np.int64)
-        for axis, (count, by) in enumerate(zip(batch, step, strict=True)):
-            shape = [1] * len(batch)
-            shape[axis] = count
-            places += (np.arange(count) * by).reshape(shape)
-        table[:, column] = places.reshape(-1)
+    a_shape: Shape, a_strides: Shape, b_shape: Shape, b_strides: Shape, size: int, threads: int
+) -> _Plan | None:
+    """The plan of a product; None where a BLAS library is the shorter way."""
+    (m, k), n = a_shape[-2:], b_shape[-1]
+    batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    entries = math.prod(batch)
+    if m * k * n < _LEAST or min(m, n) < _LEAST_SIDE or not entries:
+        return None
+    shape, real_type = (*batch, m, n), np.float32 if size == 4 else np.float64
+    wide = 2 * target().lanes(size)
+    whole = tuple(size * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    (a_m, a_k), (b_k, b_n) = a_strides[-2:], b_strides[-2:]
+    sides = [(a_shape, a_strides), (b_shape, b_strides)]
     pieces = min(threads, max(1, entries * m * k * n // _WORTH_THREADS))
-    wide = 2 * lanes
-    swapped = _by_columns(m, k, n, b_k, size, wide)
     per_entry = 1 if entries >= 4 * pieces else pieces
-    copies = False
+    swapped = _by_columns(m, k, n, b_k, size, wide)
+    copies = not swapped and _copies(a_m, a_k, n, size, wide)
     if swapped:
-        m, n, table = n, m, table[:, (1, 0, 2)].copy()
-        facts = (m, n, k, b_n, b_k, a_k, a_m, m * size)
-        parts = min(per_entry, -(-m // _STRIP)), 1
-        own = lines((-(-n // wide) * k + _STRIP + 1) * wide * size)
         code = _columns
+        sides.reverse()
+        facts = (n, m, k, b_n, b_k, a_k, a_m, n * size)
+        parts = min(per_entry, -(-n // _STRIP)), 1
+        own = lines((-(-m // wide) * k + _STRIP + 1) * wide * size)
     else:
+        code = _rows
         facts = (m, n, k, a_m, a_k, b_k, b_n, n * size)
         across = min(per_entry, -(-n // wide))
         parts = min(-(-per_entry // across), -(-m // _STRIP)), across
         own = lines(min(k, _DEPTH) * wide * size)
-        copies = _copies(a_m, a_k, n, size, wide)
         if copies:
             most_m, most_k = min(m, _ROWS), min(k, _DEPTH)
             own += lines_apart(most_m * size) * most_k + lines_apart(most_k * size) * most_m
-        code = _rows
-    shares = min(entries * parts[0] * parts[1], 4 * pieces if entries > 1 else 1 << 16)
+    jobs = entries * parts[0] * parts[1]
     return _Plan(
-        code.address(dtype.type),
-        (*tile_facts(dtype), *facts, *parts, entries),
+        shape,
+        code.address(real_type),
+        (*tile_facts(np.dtype(real_type)), *facts, *parts, entries),
         own,
-        min(shares, threads),
-        table,
+        min(jobs, threads),
+        _table(batch, *sides, (shape, whole)),
         swapped,
         copies,
-        shares if pieces > 1 else 1,
-        np.zeros(wide, dtype),
+        min(jobs, 4 * pieces) if pieces > 1 else 1,
+        np.zeros(wide, real_type),
     )
 
 
-def multiply(
-    a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None, out: np.ndarray | None = None
+def _multiply(
+    plan: _Plan, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
 ) -> np.ndarray:
-    """a @ b + bias for (..., M, K) and (..., K, N) of one type, the batches broadcast against each other.
-
-    Args:
-        a: any strides.
-        b: any strides.
-        bias: (N,), contiguous.
-        out: contiguous, for the result.
-    """
-    m, k = a.shape[-2:]
-    n = b.shape[-1]
-    if a.ndim == b.ndim == 2:
-        batch: tuple[int, ...] = ()
-        steps: tuple[tuple[int, ...], ...] = ((), (), ())
-    else:
-        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a = np.broadcast_to(a, (*batch, m, k))
-        b = np.broadcast_to(b, (*batch, k, n))
     if out is None:
-        out = np.empty((*batch, m, n), a.dtype)
-    if batch:
-        steps = a.strides[:-2], b.strides[:-2], out.strides[:-2]
-    strides = (*a.strides[-2:], *b.strides[-2:])
-    plan = _plan(batch, steps, (m, k, n), strides, a.dtype, get_num_threads())
+        out = np.empty(plan.shape, a.dtype)
     left, right = (b, a) if plan.swapped else (a, b)
-    added = plan.zeros if bias is None else bias
+    added, step = (plan.zeros, 0) if bias is None else (bias, a.itemsize)
     pool.run(
         plan.function,
         (
             *plan.facts,
             *(scratch(plan.own * plan.workers), plan.own, address(plan.table)),
-            *(address(added), 0 if bias is None else a.itemsize),
-            *(address(left), address(right), address(out), plan.copies),
+            *(address(added), step, address(left), address(right), address(out), plan.copies),
         ),
         plan.shares,
     )
@@ -331,23 +308,34 @@ def _as_rows(a: np.ndarray) -> np.ndarray | None:
     for axis in range(a.ndim - 2):
         if steps[axis] != steps[axis + 1] * a.shape[axis + 1]:
             return None
-    return a.reshape(-1, a.shape[-1])
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """See `reference.matmul`; the head of this file states the rounding error."""
-    if not serves(a, b) or (out is not None and not out.flags.c_contiguous):
+    fits = a.ndim > 1 < b.ndim and a.dtype is b.dtype
+    if not fits or (out is not None and not out.flags.c_contiguous):
         return reference.matmul(a, b, out)
-    rows = _as_rows(a) if b.ndim == 2 and out is None else None
-    if rows is None or a.ndim == 2:
-        return multiply(a, b, out=out)
-    return multiply(rows, b).reshape(*a.shape[:-1], b.shape[1])
+    rows = _as_rows(a) if a.ndim > b.ndim == 2 else None
+    left = a if rows is None else rows
+    plan = _plan(left.shape, left.strides, b.shape, b.strides, a.itemsize, get_num_threads())
+    if plan is None:
+        return reference.matmul(a, b, out)
+    product = _multiply(plan, left, b, None, out)
+    return product if rows is None else product.reshape(*a.shape[:-1], b.shape[1])
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """See `reference.linear`; the head of this file states the rounding error."""
-    rows = _as_rows(x) if x.ndim > 1 else None
-    if rows is None or not serves(rows, weight.T):
+    rows = _as_rows(x) if x.ndim > 1 and x.dtype is weight.dtype else None
+    if rows is None:
         return reference.linear(x, weight, bias)
-    added = None if bias is None else np.ascontiguousarray(bias)
-    return multiply(rows, weight.T, added).reshape(*x.shape[:-1], len(weight))
+    turned = weight.T
+    plan = _plan(
+        rows.shape, rows.strides, turned.shape, turned.strides, x.itemsize, get_num_threads()
+    )
+    if plan is None:
+        return reference.linear(x, weight, bias)
+    added = bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)
+    out = _multiply(plan, rows, turned, added, None)
+    return out if rows is x else out.reshape(*x.shape[:-1], len(weight))

@@ -8,7 +8,6 @@ run on the threads of `pool`. Compiled code is kept on disk; the first call ever
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import llvmlite
 import numba
@@ -18,6 +17,7 @@ from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.elementwise import gelu, gelu_grad, relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
+from dptrain.core.kernels.lookup import add_rows
 from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import (
     batch_norm,
@@ -43,9 +43,11 @@ from dptrain.core.kernels.softmax import (
     softmax,
     softmax_grad,
 )
+from dptrain.core.kernels.updates import adam, sgd
 
 __all__ = [
     "adam",
+    "add_rows",
     "attention",
     "attention_grad",
     "batch_norm",
@@ -171,128 +173,6 @@ def col2im(
     out = np.zeros(shape, columns.dtype)
     _col2im(np.ascontiguousarray(columns), out, out_h, out_w, *geometry)
     return out
-
-
-@_jit
-def _sgd(param, grad, buf, lr, momentum, keep, weight_decay, nesterov, maximize, first):
-    for i in range(param.size):
-        d = -grad[i] if maximize else grad[i]
-        if weight_decay != 0:
-            d = d + weight_decay * param[i]
-        if first:
-            b = d
-        else:
-            b = buf[i] * momentum
-            b = b + keep * d
-        buf[i] = b
-        d = d + momentum * b if nesterov else b
-        param[i] = param[i] - lr * d
-
-
-@_jit
-def _plain_sgd(param, grad, lr, weight_decay, maximize):
-    for i in range(param.size):
-        d = -grad[i] if maximize else grad[i]
-        if weight_decay != 0:
-            d = d + weight_decay * param[i]
-        param[i] = param[i] - lr * d
-
-
-def sgd(
-    param: np.ndarray,
-    grad: np.ndarray,
-    buf: np.ndarray | None,
-    lr: Any,
-    momentum: Any,
-    dampening: Any,
-    weight_decay: Any,
-    nesterov: bool,
-    maximize: bool,
-    first: bool,
-) -> None:
-    """See `reference.sgd`."""
-    # Scalars take the arrays' type, so that the loop computes in it (NumPy's rule for Python floats).
-    t = param.dtype.type
-    if buf is None:
-        _plain_sgd(param, grad, t(lr), t(weight_decay), maximize)
-    else:
-        _sgd(
-            param,
-            grad,
-            buf,
-            t(lr),
-            t(momentum),
-            t(1 - dampening),
-            t(weight_decay),
-            nesterov,
-            maximize,
-            first,
-        )
-
-
-@_jit
-def _adam(
-    param,
-    grad,
-    m,
-    v,
-    vmax,
-    lr_decay,
-    decay,
-    keep1,
-    beta2,
-    keep2,
-    eps,
-    step_size,
-    root,
-    amsgrad,
-    maximize,
-):
-    for i in range(param.size):
-        d = -grad[i] if maximize else grad[i]
-        x = param[i] * lr_decay
-        d = d + decay * x if decay != 0 else d  # 0 * inf is not 0
-        m[i] = m[i] + (d - m[i]) * keep1
-        s = v[i] * beta2 + keep2 * d * d
-        v[i] = s
-        if amsgrad:
-            s = np.maximum(vmax[i], s)  # NaN wins
-            vmax[i] = s
-        param[i] = x - step_size * (m[i] / (np.sqrt(s) / root + eps))
-
-
-def adam(
-    param: np.ndarray,
-    grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    max_exp_avg_sq: np.ndarray | None,
-    lr: Any,
-    beta1: Any,
-    beta2: Any,
-    eps: Any,
-    weight_decay: Any,
-    step_size: Any,
-    root_correction: Any,
-    decoupled: bool,
-    maximize: bool,
-) -> None:
-    """See `reference.adam`."""
-    t = param.dtype.type
-    lr_decay = t(1 - lr * weight_decay) if decoupled else t(1)
-    decay = t(0) if decoupled else t(weight_decay)
-    vmax = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq
-    scalars = (
-        lr_decay,
-        decay,
-        t(1 - beta1),
-        t(beta2),
-        t(1 - beta2),
-        t(eps),
-        t(step_size),
-        t(root_correction),
-    )
-    _adam(param, grad, exp_avg, exp_avg_sq, vmax, *scalars, max_exp_avg_sq is not None, maximize)
 
 
 @_jit

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import struct
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -262,6 +263,23 @@ def even_shares(parts: int, nbytes: int) -> int:
     return max(1, min(parts, get_num_threads())) if nbytes > _WORTH_THREADS else 1
 
 
+class _Arguments(threading.local):
+    """Where a thread's kernel finds its arguments: it runs one at a time."""
+
+    def __init__(self) -> None:
+        self._held: Any = np.empty(_MOST_ARGUMENTS, np.int64)
+        self._address = int(self._held.__array_interface__["data"][0])
+
+    def put(self, args: Sequence[int]) -> int:
+        _words(len(args)).pack_into(self._held, 0, *args)
+        return self._address
+
+
+_MOST_ARGUMENTS = 64
+_words = cache(lambda count: struct.Struct(f"{count}q"))
+_arguments = _Arguments()
+
+
 def run(function: int, args: Sequence[int], shares: int) -> None:
     """Compute all shares of a kernel, on several threads where there are shares for them.
 
@@ -273,8 +291,7 @@ def run(function: int, args: Sequence[int], shares: int) -> None:
     """
     if not shares:
         return
-    packed = np.array(args, np.int64)
-    place = address(packed)
+    place = _arguments.put(args)
     threads = min(shares, get_num_threads())
     if threads < 2 or not _pool_of(threads).run(function, place, shares, threads):
         # Alone, or the workers are busy with another thread's job.

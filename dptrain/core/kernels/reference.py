@@ -233,6 +233,16 @@ def max_pool_gather(x: np.ndarray, where: np.ndarray, geometry: Geometry) -> np.
     return out
 
 
+def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
+    """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
+    out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
+    if len(index):
+        order = np.argsort(index, kind="stable")
+        found, starts = np.unique(index[order], return_index=True)
+        out[found] = np.add.reduceat(rows[order], starts, axis=0)
+    return out
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     """exp(x) / sum(exp(x)) over each row of (R, C)."""
     out = np.exp(x - x.max(axis=1, keepdims=True)) if x.size else x.copy()

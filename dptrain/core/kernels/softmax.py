@@ -12,9 +12,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import FAST, KEEP_NAN, kernel
+from dptrain.core.kernels.compiled import FAST, KEEP_NAN, intrinsic, kernel
 from dptrain.core.kernels.exponential import exp32, exp_of
 from dptrain.core.kernels.memory import address, array_at
 
@@ -25,12 +26,26 @@ exp: Any = exp32  # likewise
 _ANY_ORDER = {"nnan", "nsz", "reassoc"}
 
 
+@intrinsic
+def _larger(typing_context: Any, a: Any, b: Any) -> Any:
+    """The larger of two numbers, in the form that loops over it become vector instructions."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        name = "llvm.maxnum.f32" if kind == ir.FloatType() else "llvm.maxnum.f64"
+        held = builder.module.globals.get(name)
+        function = held or ir.Function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
+        return builder.call(function, values)
+
+    return a(a, b), generate
+
+
 @numba.njit(fastmath=_ANY_ORDER)
 def top_of(line, count):
     """The largest of the first numbers of a row, at least one."""
     top = line[0]
     for k in range(1, count):
-        top = line[k] if line[k] > top else top
+        top = _larger(top, line[k])
     return top
 
 

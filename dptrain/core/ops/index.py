@@ -59,6 +59,7 @@ class GetItem(Op):
     """input[index] with a basic index: a view."""
 
     is_view = True
+    takes_part = True
     name = "index"
 
     def forward(self, input: Any, index: Any) -> Any:

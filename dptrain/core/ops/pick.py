@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 
 
@@ -48,16 +49,6 @@ class Place(Op):
         return Pick.call(grad, self.index)
 
 
-def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
-    """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
-    out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
-    if len(index):
-        order = np.argsort(index, kind="stable")
-        found, starts = np.unique(index[order], return_index=True)
-        out[found] = np.add.reduceat(rows[order], starts, axis=0)
-    return out
-
-
 class Embedding(Op):
     """Rows of a table by index: (num, D) with (...) -> (..., D). `padding_idx` gets no gradient."""
 
@@ -78,7 +69,8 @@ class EmbeddingDense(Op):
 
     def forward(self, grad: Any, indices: Any, padding_idx: int, num: int) -> Any:
         self.indices, self.padding_idx = indices, padding_idx
-        out = add_rows(grad.reshape(indices.size, grad.shape[-1]), indices.ravel(), num)
+        rows = grad.reshape(indices.size, grad.shape[-1])
+        out = kernels_for(rows).add_rows(rows, indices.ravel(), num)
         if padding_idx >= 0:
             out[padding_idx] = 0
         return out
@@ -97,7 +89,7 @@ class SegmentSum(Op):
 
     def forward(self, input: Any, bag_of: Any, bags: int) -> Any:
         self.bag_of = bag_of
-        return add_rows(input, bag_of, bags)
+        return kernels_for(input).add_rows(input, bag_of, bags)
 
     def backward(self, grad: Any) -> Any:
         return Embedding.call(grad, self.bag_of, -1)

@@ -279,6 +279,7 @@ class Narrow(Op):
     """`length` entries of one dimension from `start`, as a view."""
 
     is_view = True
+    takes_part = True
     backward_name = "SliceBackward0"
 
     def forward(self, input: Any, dim: int, start: Any, length: int) -> Any:
@@ -315,6 +316,7 @@ class Select(Op):
     """One entry of a dimension, which goes away."""
 
     is_view = True
+    takes_part = True
 
     def forward(self, input: Any, dim: int, index: int) -> Any:
         dim = wrap_dim(dim, input.ndim, "select")

@@ -31,6 +31,7 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
+    add_rows,
     attention,
     attention_grad,
     linear,
@@ -47,6 +48,7 @@ from dptrain.core.kernels.reference import (
 __all__ = [
     "FAMILIES",
     "adam",
+    "add_rows",
     "attention",
     "attention_grad",
     "batch_norm",
