@@ -77,6 +77,39 @@ def convolutions():
                 yield f"{n},{c},{h},{o},{k},{p} {what}, {algo}", flops, algo, function
 
 
+#: Rows, depth, columns: layers of a perceptron at batch 64, of a transformer of width 128, and a square.
+PRODUCTS = [(64, 784, 512), (64, 512, 512), (512, 128, 384), (512, 128, 512), (512, 512, 128), (1024, 1024, 1024)]  # fmt: skip
+
+
+def products():
+    """(name, products counted twice, function): a layer forward, and the gradients of input and weight."""
+    for rows, depth, columns in PRODUCTS:
+        x, w, grad = values(rows, depth), values(columns, depth), values(rows, columns)
+        bias, flops = values(columns), 2 * rows * depth * columns
+        for what, function in (
+            ("linear", lambda x=x, w=w, bias=bias: native.linear(x, w, bias)),
+            ("input gradient", lambda w=w, grad=grad: native.matmul(grad, w)),
+            ("weight gradient", lambda x=x, grad=grad: native.matmul(grad.T, x)),
+        ):
+            yield f"{rows} x {depth} x {columns} {what}", flops, "auto", function
+    batch, heads, length, width = 8, 4, 64, 32
+    parts = values(batch, length, 3, heads, width).transpose(2, 0, 3, 1, 4)
+    scale, flops = width**-0.5, 4 * batch * heads * length * length * width
+    out, kept = native.attention(*parts, scale, False)
+    yield (
+        f"attention {batch} x {heads} x {length} x {width}",
+        flops,
+        "auto",
+        lambda: native.attention(*parts, scale, False),
+    )
+    yield (
+        "attention, gradient",
+        5 * flops // 2,
+        "auto",
+        lambda: native.attention_grad(out, *parts, out, kept, scale, False),
+    )
+
+
 def passes():
     """(name, bytes that must move, function)."""
     x, grad = values(64, 32, 32, 32), values(64, 32, 32, 32)
@@ -101,6 +134,20 @@ def passes():
     )
     yield "relu", 2 * x.nbytes, lambda: native.relu(x)
     yield "relu, gradient", 3 * x.nbytes, lambda: native.relu_grad(grads, out)
+    yield "gelu", 2 * x.nbytes, lambda: native.gelu(x)
+    yield "gelu, gradient", 3 * x.nbytes, lambda: native.gelu_grad(grad, x)
+    wide, slopes, ones = values(8192, 256), values(8192, 256), np.ones(256, np.float32)
+    _, centre, spread = native.layer_norm(wide, ones, ones, 1e-5)
+    yield "layer norm", 2 * wide.nbytes, lambda: native.layer_norm(wide, ones, ones, 1e-5)
+    yield (
+        "layer norm, gradient",
+        3 * wide.nbytes,
+        lambda: native.layer_norm_grad(slopes, wide, ones, centre, spread),
+    )
+    soft, classes = native.softmax(wide), np.arange(8192) % 256
+    yield "softmax", 2 * wide.nbytes, lambda: native.softmax(wide)
+    yield "softmax, gradient", 3 * wide.nbytes, lambda: native.softmax_grad(slopes, soft)
+    yield "cross entropy", 2 * wide.nbytes, lambda: native.cross_entropy(wide, classes)
     squares = np.abs(flat[3])
     yield (
         "adam, 1 M parameters",
@@ -116,7 +163,7 @@ def main():
     args = parser.parse_args()
     dptrain.set_num_threads(args.threads)
     print(f"{target().name}, {args.threads} thread(s); share of {args.threads} x one thread's best")
-    for name, flops, algo, function in convolutions():
+    for name, flops, algo, function in (*products(), *convolutions()):
         with pinned(algo):
             function()
             seconds = fastest(function, args.seconds)

@@ -35,10 +35,11 @@ Shape = tuple[int, ...]
 
 #: Products per chain; a panel of so many rows fits in the first cache.
 _DEPTH = 256
-#: Rows of a that stay in the second cache while the panels of b pass.
-_ROWS = 480
-#: Rows of out^T that are turned together: a multiple of every number of lanes and of most tiles' rows.
+#: Rows that the first cache holds while panels pass, and rows of out^T that are turned together: a
+#: multiple of every number of lanes and of most tiles' rows.
 _STRIP = 48
+#: Bytes of packed panels, which stay in the second cache.
+_PANELS = 1 << 19
 #: Products below which a further thread would wait longer than it works.
 _WORTH_THREADS = 400_000
 #: Bytes of a that `_columns` packs at most.
@@ -97,30 +98,38 @@ def _rows(args, share, shares, worker):
     own = args[16] + worker * args[17]
     table, bias, bias_step = array_at(args[18], (batch, 3), np.int64), args[19], args[20]
     a_all, b_all, c_all = args[21], args[22], args[23]
-    copies, block = args[24], own + min(_DEPTH, k_all) * 2 * lanes * size
+    copies, most = args[24], args[25]
     wide, parts = 2 * lanes, parts_m * parts_n
-    panels = -(-n_all // wide)
+    step = min(_DEPTH, k_all) * wide * size  # bytes of a panel
+    block, panels = own + most * step, -(-n_all // wide)
     for job in range(share * batch * parts // shares, (share + 1) * batch * parts // shares):
         entry, part = job // parts, job % parts
         a, b, c = a_all + table[entry, 0], b_all + table[entry, 1], c_all + table[entry, 2]
         part_m, part_n = part // parts_n, part % parts_n
         first, last = part_m * m_all // parts_m, (part_m + 1) * m_all // parts_m
+        end = (part_n + 1) * panels // parts_n
         for k in range(0, k_all, _DEPTH):
             depth = min(_DEPTH, k_all - k)
-            for m in range(first, last, _ROWS):
-                rows = min(_ROWS, last - m)
-                left, left_m, left_k = a + m * a_m + k * a_k, a_m, a_k
-                if copies:
-                    left, left_m, left_k = _copied(block, left, a_m, a_k, rows, depth, size)
-                for panel in range(part_n * panels // parts_n, (part_n + 1) * panels // parts_n):
+            for begin in range(part_n * panels // parts_n, end, most):
+                stop = min(begin + most, end)
+                for panel in range(begin, stop):
                     n = panel * wide
-                    used = min(wide, n_all - n)
-                    pack(own, b + k * b_k + n * b_n, b_k, b_n, depth, used, lanes, size, real)
-                    to = c + m * c_m + n * size
-                    start, start_m = (bias + n * bias_step, 0) if k == 0 else (to, c_m)
-                    tiles(
-                        kind, left, left_m, left_k, own, rows, used, depth, start, start_m, to, c_m
-                    )
+                    used, here = min(wide, n_all - n), b + k * b_k + n * b_n
+                    place = own + (panel - begin) * step
+                    pack(place, here, b_k, b_n, depth, used, lanes, size, real)
+                for m in range(first, last, _STRIP):
+                    rows = min(_STRIP, last - m)
+                    left, left_m, left_k = a + m * a_m + k * a_k, a_m, a_k
+                    if copies:
+                        left, left_m, left_k = _copied(block, left, a_m, a_k, rows, depth, size)
+                    for panel in range(begin, stop):
+                        n = panel * wide
+                        to = c + m * c_m + n * size
+                        start, start_m = (bias + n * bias_step, 0) if k == 0 else (to, c_m)
+                        tiles(
+                            kind, left, left_m, left_k, own + (panel - begin) * step, rows,
+                            min(wide, n_all - n), depth, start, start_m, to, c_m,
+                        )  # fmt: skip
 
 
 @kernel
@@ -204,7 +213,7 @@ class _Plan(NamedTuple):
     workers: int
     table: np.ndarray  # bytes to the matrices of each entry of the batch
     swapped: bool
-    copies: bool
+    options: tuple[int, int]  # whether to copy lines of a, and how many panels to keep
     shares: int
     zeros: np.ndarray  # in the place of a bias
 
@@ -250,6 +259,7 @@ def _plan(
     pieces = min(threads, max(1, entries * m * k * n // _WORTH_THREADS))
     per_entry = 1 if entries >= 4 * pieces else pieces
     swapped = _by_columns(m, k, n, b_k, size, wide)
+    most = 0
     copies = not swapped and _copies(a_m, a_k, n, size, wide)
     if swapped:
         code = _columns
@@ -262,10 +272,12 @@ def _plan(
         facts = (m, n, k, a_m, a_k, b_k, b_n, n * size)
         across = min(per_entry, -(-n // wide))
         parts = min(-(-per_entry // across), -(-m // _STRIP)), across
-        own = lines(min(k, _DEPTH) * wide * size)
+        deep = min(k, _DEPTH)
+        most = min(-(-n // wide), _PANELS // (deep * wide * size))
+        own = most * deep * wide * size
         if copies:
-            most_m, most_k = min(m, _ROWS), min(k, _DEPTH)
-            own += lines_apart(most_m * size) * most_k + lines_apart(most_k * size) * most_m
+            own += lines_apart(_STRIP * size) * deep + lines_apart(deep * size) * _STRIP
+        own = lines(own)
     jobs = entries * parts[0] * parts[1]
     return _Plan(
         shape,
@@ -275,7 +287,7 @@ def _plan(
         min(jobs, threads),
         _table(batch, *sides, (shape, whole)),
         swapped,
-        copies,
+        (int(copies), most),
         min(jobs, 4 * pieces) if pieces > 1 else 1,
         np.zeros(wide, real_type),
     )
@@ -293,7 +305,7 @@ def _multiply(
         (
             *plan.facts,
             *(scratch(plan.own * plan.workers), plan.own, address(plan.table)),
-            *(address(added), step, address(left), address(right), address(out), plan.copies),
+            *(address(added), step, address(left), address(right), address(out), *plan.options),
         ),
         plan.shares,
     )

@@ -117,6 +117,14 @@ class Emitter:
         function = self._function(f"llvm.masked.store.{self._kind()}.p0", form)
         self.builder.call(function, [value, where, ir.IntType(32)(self.itemsize), mask])
 
+    def prefetch(self, address: Any, write: bool) -> None:
+        """Fetch a line that is going to be read or written."""
+        kind = ir.IntType(8).as_pointer()
+        form = ir.FunctionType(ir.VoidType(), [kind, *[ir.IntType(32)] * 3])
+        flags = [ir.IntType(32)(n) for n in (int(write), 3, 1)]  # into all caches, data
+        where = self.builder.inttoptr(address, kind)
+        self.builder.call(self._function("llvm.prefetch.p0", form), [where, *flags])
+
     def _kind(self) -> str:
         return f"v{self.lanes}f{8 * self.itemsize}"
 
@@ -173,11 +181,14 @@ def _emit_tile(emitter: Emitter, rows: int, vectors: int, g: dict[str, Any]) -> 
         _, _, *sums = emitter.loop(g["size_j"], [pa, pb, *sums], over_j)
         return [b.add(pa, g["a_i"]), b.add(pb, g["b_i"]), *sums]
 
+    lines = [b.add(g["c"], b.mul(g["c_m"], _INT(m))) for m in range(rows)]
+    for line in lines:
+        for column in columns:
+            emitter.prefetch(emitter.at(line, column), write=True)
     zeros = [emitter.constant(0)] * (rows * vectors)
     _, _, *sums = emitter.loop(g["size_i"], [g["a"], g["b"], *zeros], over_i)
     # The start comes last: a sum that goes on in several calls loses less than one long chain would.
     starts = [b.add(g["start"], b.mul(g["start_m"], _INT(m))) for m in range(rows)]
-    lines = [b.add(g["c"], b.mul(g["c_m"], _INT(m))) for m in range(rows)]
     places = [
         (emitter.at(start, column), emitter.at(line, column), number)
         for start, line in zip(starts, lines, strict=True)

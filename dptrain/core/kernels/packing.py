@@ -18,6 +18,9 @@ from dptrain.core.kernels.memory import array_at
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
 
+#: Rows to fetch ahead of a copy: they lie too far apart for the processor to guess the next.
+_AHEAD = 8
+
 
 def _emitter(builder: Any, real: Any) -> Emitter:
     scalar = np.float32 if real.dtype == types.float32 else np.float64
@@ -80,18 +83,19 @@ def transpose(
 
 
 @intrinsic
-def _copy_pair(typing_context: Any, source: Any, to: Any, real: Any) -> Any:
-    """Copy two vectors."""
+def _copy_pair(typing_context: Any, source: Any, to: Any, ahead: Any, real: Any) -> Any:
+    """Copy two vectors, and fetch those at `ahead`."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        emitter = _emitter(builder, signature.args[2])
+        emitter = _emitter(builder, signature.args[3])
         for offset in (0, emitter.width):
+            emitter.prefetch(emitter.at(values[2], offset), write=False)
             emitter.store(
                 emitter.load(emitter.at(values[0], offset)), emitter.at(values[1], offset)
             )
         return context.get_dummy_value()
 
-    return types.void(source, to, real), generate
+    return types.void(source, to, ahead, real), generate
 
 
 @numba.njit
@@ -101,7 +105,8 @@ def pack(to, b, by_row, by_column, rows, columns, lanes, size, real):
     line = wide * size
     if by_column == size and columns == wide:
         for k in range(rows):
-            _copy_pair(b + k * by_row, to + k * line, real)
+            here = b + k * by_row
+            _copy_pair(here, to + k * line, here + _AHEAD * by_row, real)
         return
     whole_rows = whole_columns = 0
     if by_row == size:
