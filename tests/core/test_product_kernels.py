@@ -247,7 +247,7 @@ def faulty_module(module, old, new):
     ("module", "old", "new"),
     [
         (gemm, "start, start_m = (bias + n * bias_step, 0) if k == 0 else (to, c_m)", "start, start_m = bias + n * bias_step, 0"),
-        (gemm, "used = min(wide, n_all - n)\n                    pack(own, b + k * b_k", "used = min(wide, n_all - n) - 1\n                    pack(own, b + k * b_k"),
+        (gemm, "used, here = min(wide, n_all - n), b", "used, here = min(wide, n_all - n) - 1, b"),
         (gemm, "a + m * a_m + k * a_k, a_m, 0, 0, a_k, panel + k * line", "a + m * a_m + k * a_k, a_m, 0, 0, a_k, panel"),
         (gemm, "place[n] = 0\n    strips", "place[n] = 1\n    strips"),
         (gemm, "for i in range(whole_m if j < whole_n else 0, rows)", "for i in range(whole_m, rows)"),
@@ -281,3 +281,41 @@ def test_tiles_of_this_machine_cover_the_strip():
     for size in (4, 8):
         assert gemm._STRIP % target().lanes(size) == 0
     assert attention._BLOCK % target().most_rows(2) == 0
+
+
+# ---- the operation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_has_two_derivatives(causal):
+    parts = [
+        dptrain.tensor(values(i, 1, 2, 4, 3, dtype=np.float64), requires_grad=True)
+        for i in range(3)
+    ]
+
+    def attend(q, k, v):
+        return dptrain.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    assert dptrain.autograd.gradcheck(attend, parts)
+    assert dptrain.autograd.gradgradcheck(attend, parts)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("beside", [False, True])
+def test_attention_lies_in_memory_as_pytorch_lays_it(beside):
+    torch = pytest.importorskip("torch", reason="PyTorch not installed")
+    x = values(1, 2, 5, 3, 4, 8)
+
+    def facts(library):
+        made = library.tensor(x if beside else x.transpose(2, 0, 3, 1, 4).copy())
+        parts = (made.permute(2, 0, 3, 1, 4) if beside else made).requires_grad_().unbind(0)
+        out = library.nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        grads = library.autograd.grad((out * out).sum(), parts)
+        name = out.grad_fn.name()
+        return name, [(t.stride(), t.detach().numpy()) for t in (out, *grads)]
+
+    (name, ours), (expected, theirs) = facts(dptrain), facts(torch)
+    assert name == expected
+    assert ours[0][0] == theirs[0][0]
+    for (_, value), (_, their_value) in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(value, their_value, rtol=1e-5, atol=1e-5)

@@ -195,10 +195,10 @@ def _fits(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> bool:
     return q.ndim == 4 and 0 not in (*q.shape, *k.shape, *v.shape)
 
 
-def _empty_like(x: np.ndarray, width: int) -> np.ndarray:
-    """(batch, heads, L, width); heads lie beside each other in memory if those of `x` do."""
+def _empty_like(x: np.ndarray, width: int, beside: bool = True) -> np.ndarray:
+    """(batch, heads, L, width); `beside`: heads lie beside each other in memory, as projections have them."""
     batch, heads, length, _ = x.shape
-    if x.strides[1] < x.strides[2]:
+    if beside:
         return np.empty((batch, length, heads, width), x.dtype).transpose(0, 2, 1, 3)
     return np.empty((batch, heads, length, width), x.dtype)
 
@@ -263,7 +263,8 @@ def attention(
     if not _fits(q, k, v):
         return reference.attention(q, k, v, scale, causal)
     (batch, heads, length, depth), (keys, width) = q.shape, v.shape[2:]
-    out, lse = _empty_like(q, width), np.empty((batch, heads, length), q.dtype)
+    out = _empty_like(q, width, beside=q.strides[1] < q.strides[2])
+    lse = np.empty((batch, heads, length), q.dtype)
     places, factor = _places(q, k, v, out), np.array([scale], q.dtype)
     layout = _Layout(q.itemsize, keys)
     pieces = layout.take(depth, keys), layout.take(keys, width), layout.take_scores(1)

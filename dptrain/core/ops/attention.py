@@ -25,6 +25,7 @@ class ScaledDotProductFlashAttentionForCpu(Op):
 
     def forward(self, query: Any, key: Any, value: Any, scale: float, causal: bool) -> Any:
         self.scale, self.causal = scale, causal
+        self.order_asked = True  # as in PyTorch, heads lie beside each other if the query's do
         out, self.kept = kernels_for(query).attention(query, key, value, scale, causal)
         return out
 
