@@ -194,6 +194,7 @@ _ROOMS = frozenset(
         "backends",
         "checkpoint",
         "comm",
+        "compiler",
         "cpu",
         "cuda",
         "data",
@@ -374,6 +375,7 @@ __all__ = [
     "uint8",
     "zeros",
     "zeros_like",
+    "compile",
     "load",
     "save",
     *_OPERATIONS,
@@ -381,7 +383,7 @@ __all__ = [
 
 
 #: Functions of a room that PyTorch has at the top; the room is loaded with the first of them.
-_FROM_ROOMS = {"save": "serialization", "load": "serialization"}
+_FROM_ROOMS = {"save": "serialization", "load": "serialization", "compile": "compiler"}
 
 
 def __getattr__(name: str) -> Any:

@@ -85,6 +85,9 @@ _HOST = _HostLibrary()
 #: when a CUDA device is used for the first time; see `core/cuda.py`.
 REMOTE: dict[type, Library] = {HostArray: _HOST}
 
+#: Types of arrays in the host's memory that meet plain numbers as NumPy's do.
+HOST_TYPES: set[type] = {np.ndarray}
+
 _cuda: list[Any] = []
 
 #: Whether work has to mind which GPU is the current one.

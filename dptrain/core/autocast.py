@@ -174,6 +174,14 @@ def autocast_decrement_nesting() -> int:
     return nesting
 
 
+def autocast_facts() -> Any:
+    """What operations' types depend on, to compare: None where nothing is enabled."""
+    lower = _lower.get()
+    if lower is None:
+        return None
+    return tuple(sorted((kind, found.name) for kind, found in lower.items()))
+
+
 # ---- regions ---------------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def _giving_way(method: Any) -> Any:
     return operator
 
 
-class _Operators(NDArrayOperatorsMixin):
+class Operators(NDArrayOperatorsMixin):
     """The operators, which leave it to a Tensor on the right to answer, as those of NumPy and CuPy do."""
 
 
@@ -85,10 +85,10 @@ for _name in (
     *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift"),
     *("rshift", "and", "xor", "or", "lt", "le", "eq", "ne", "gt", "ge"),
 ):
-    setattr(_Operators, f"__{_name}__", _giving_way(getattr(NDArrayOperatorsMixin, f"__{_name}__")))
+    setattr(Operators, f"__{_name}__", _giving_way(getattr(NDArrayOperatorsMixin, f"__{_name}__")))
 
 
-class HostArray(_Operators):
+class HostArray(Operators):
     """An array on virtual device `index`; `host` is its memory, for explicit copies only."""
 
     __slots__ = ("host", "index")

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
+from dptrain.core.capturing import recorder, recorders
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
@@ -307,6 +308,9 @@ class Op:
         if cls.is_view and args[0]._unseen is not None:
             raw[0] = args[0]._settled()
         op = cls()
+        if recorders and (listener := recorder()) is not None:
+            listener.enter(args, raw)
+            remote = True
         if remote:
             guard = elsewhere(raw)
             if guard is not None:  # the arrays' GPU is not the current one

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.core.arrays import common_namespace, device_of, is_array
+from dptrain.core.arrays import HOST_TYPES, common_namespace, device_of, is_array
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.host_array import DeviceMismatchError
 
@@ -58,9 +58,9 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     """Bring the first `promotes` arguments to their common type, as PyTorch does."""
     n = cls.promotes
     x, y = raw[0], raw[1]
-    if n == 2 and type(x) is np.ndarray:
+    if n == 2 and type(x) in HOST_TYPES:
         # The two cases of nearly every call: equal types, and a float tensor with a number.
-        if type(y) is np.ndarray:
+        if type(y) in HOST_TYPES:
             if x.dtype == y.dtype:
                 return
         elif type(y) in (float, int) and x.dtype.kind == "f":

@@ -51,7 +51,7 @@ class ArrayProtocols:
             )
         if isinstance(self._array, np.ndarray):
             return self._settled()
-        if not force:
+        if not force and self.device != host_device(0):
             raise TypeError(
                 f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
                 "host memory first."

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import device_of, namespace_of, namespace_on
+from dptrain.core.capturing import recorder
 from dptrain.core.cuda import device_count
 from dptrain.core.device import as_device
 from dptrain.core.tensor import Tensor, wrap
@@ -97,6 +98,9 @@ class Generator:
 
     def stream(self, purpose: int = DRAWS) -> Any:
         """The stream for a purpose, as NumPy's `Generator`; dropout has one for each shard."""
+        listener = recorder()
+        if listener is not None:
+            return listener.draws(self, purpose)
         key = (purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0)
         found = self._streams.get(key)
         if found is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dptrain.core import dtypes
 from dptrain.core.arrays import as_array, beside, device_of, move, to_host
+from dptrain.core.capturing import recorder, recorders
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
@@ -315,6 +316,8 @@ class Tensor(MemoryOrder, ArrayProtocols):
 
     def _bump_version(self) -> None:
         self._version_counter()[0] += 1
+        if recorders and (listener := recorder()) is not None:
+            listener.changed(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:

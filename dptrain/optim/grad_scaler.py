@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.autocast import cuda_missing
+from dptrain.core.capturing import whole
 from dptrain.core.creation import tensor
 from dptrain.core.flat import gradients
 from dptrain.core.kernels import kernels_for
@@ -113,6 +114,7 @@ class GradScaler:
             )
         return self._scale
 
+    @whole
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide an optimizer's gradients by the scale; `step` does it unless it was done (to clip, say).
 
@@ -134,6 +136,7 @@ class GradScaler:
         progress.found_inf = _unscale(optimizer, scale.item())
         progress.stage = _Stage.UNSCALED
 
+    @whole
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """`optimizer.step(*args, **kwargs)`, unless a gradient is infinite or no number.
 
@@ -162,6 +165,7 @@ class GradScaler:
         progress.stage = _Stage.STEPPED
         return result
 
+    @whole
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Adapt the scale, once after the steps of all optimizers.
 

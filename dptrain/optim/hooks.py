@@ -10,6 +10,7 @@ from functools import wraps
 from itertools import chain
 from typing import Any
 
+from dptrain.core.capturing import whole
 from dptrain.core.hooks import RemovableHandle, add_hook
 
 _Table = dict[int, Callable[..., Any]]
@@ -126,6 +127,7 @@ def _placed(table: _Table, hook: Callable[..., Any], prepend: bool) -> Removable
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with the hooks around it."""
 
+    @whole  # the options (lr, ...) are those at each call
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._stepping:

@@ -21,6 +21,7 @@ from dptrain.core.arrays import device_of, functions_beside
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
+from dptrain.core.threads import get_num_threads
 
 _NATIVE_TYPES = ("float32", "float64")
 
@@ -68,6 +69,12 @@ def optim_kernels_for(array: Any) -> Any:
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda.updates"))
     return functions_beside(array, _optim_kernels(array.dtype))
+
+
+def pool_functions() -> tuple[Any, Any, int]:
+    """How kernels whose arguments lie packed in memory are run: `pool.serial_batch()`, `pool.run_packed`, threads."""
+    pool = import_module("dptrain.core.kernels.pool")
+    return pool.serial_batch(), pool.run_packed, get_num_threads()
 
 
 def fingerprint() -> str:

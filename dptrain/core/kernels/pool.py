@@ -140,6 +140,25 @@ def _serial() -> Any:
 
 
 @cache
+def serial_batch() -> Any:
+    """Compiled: run `count` kernels one after the other in this thread.
+
+    Their table of 64-bit integers has a row (function, address of the arguments, shares) for each.
+    """
+
+    @_compiled("void(int64, int64)")
+    def batch(table, count):
+        for row in range(count):
+            place = table + 24 * row
+            function, args = _read(place), _read(place + 8)
+            shares = _read(place + 16)
+            for share in range(shares):
+                _call(function, args, share, shares, 0)
+
+    return batch
+
+
+@cache
 def _functions() -> tuple[Any, Any, Any, Any]:
     """The compiled halves of the pool: (initialise, work, launch, stop). Made when a pool is."""
 
@@ -291,7 +310,11 @@ def run(function: int, args: Sequence[int], shares: int) -> None:
     """
     if not shares:
         return
-    place = _arguments.put(args)
+    run_packed(function, _arguments.put(args), shares)
+
+
+def run_packed(function: int, place: int, shares: int) -> None:
+    """`run` with the arguments in memory, at an address; at least one share."""
     threads = min(shares, get_num_threads())
     if threads < 2 or not _pool_of(threads).run(function, place, shares, threads):
         # Alone, or the workers are busy with another thread's job.

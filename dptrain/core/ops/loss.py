@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import grid
+from dptrain.core.capturing import refuse_if
 from dptrain.core.cuda import is_capturing
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -25,10 +27,13 @@ def check_classes(op: str, target: Any, num_classes: int, ignore_index: int) -> 
     if is_capturing():  # the host cannot look at values while work is recorded
         return
     bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
-    if bad.any():
-        raise IndexError(
-            f"{op}: Target {int(target[bad].flat[0])} is out of bounds for {num_classes} classes"
-        )
+    refuse_if(bad.any(), partial(_wrong_class, op, num_classes), target, bad)
+
+
+def _wrong_class(op: str, num_classes: int, target: Any, bad: Any) -> IndexError:
+    return IndexError(
+        f"{op}: Target {int(target[bad].flat[0])} is out of bounds for {num_classes} classes"
+    )
 
 
 class CrossEntropy(Op):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.callers import level_outside
+from dptrain.core.capturing import refuse_if
 from dptrain.core.half import lift
 from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
@@ -27,12 +29,15 @@ def _checked(op: str, indices: Tensor, weight: Tensor) -> np.ndarray:
             f"'weight' must be 2-D (while checking arguments for {op}), got {list(weight.shape)}"
         )
     found = indices._array
-    if found.size and not (found.min() >= 0 and found.max() < len(weight)):
-        wrong = int(found.max() if found.max() >= len(weight) else found.min())
-        raise IndexError(
-            f"{op}: index out of range in self: index {wrong} for a table of {len(weight)} rows"
-        )
+    if found.size:
+        bad = np.logical_or(found.min() < 0, found.max() >= len(weight))
+        refuse_if(bad, partial(_wrong_row, op, len(weight)), found)
     return found
+
+
+def _wrong_row(op: str, rows: int, found: Any) -> IndexError:
+    wrong = int(found.max() if found.max() >= rows else found.min())
+    return IndexError(f"{op}: index out of range in self: index {wrong} for a table of {rows} rows")
 
 
 def _renormalise(weight: Tensor, indices: np.ndarray, max_norm: float, norm_type: float) -> None:

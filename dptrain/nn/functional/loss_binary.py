@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from dptrain.core.callers import level_outside
+from dptrain.core.capturing import refuse_if
 from dptrain.core.ops.activation_smooth import LogSigmoid, Softplus
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.loss_pointwise import BinaryCrossEntropy, BinaryCrossEntropyWithLogits
 from dptrain.core.tensor import Tensor
 from dptrain.nn.functional.loss_regression import check_tensors
 from dptrain.nn.functional.reduction import reduce_loss, reduction_of
+
+
+def _outside(name: str, x: Any) -> RuntimeError:
+    return RuntimeError(
+        f"binary_cross_entropy: all elements of {name} should be between 0 and 1, found "
+        f"[{float(x.min()):g}, {float(x.max()):g}]"
+    )
 
 
 def binary_cross_entropy(
@@ -43,11 +55,9 @@ def binary_cross_entropy(
             "deprecated. Please ensure they have the same size."
         )
     for name, x in (("input", input._array), ("target", target._array)):
-        if x.size and not (x.min() >= 0 and x.max() <= 1):
-            raise RuntimeError(
-                f"binary_cross_entropy: all elements of {name} should be between 0 and 1, found "
-                f"[{float(x.min()):g}, {float(x.max()):g}]"
-            )
+        if x.size:
+            inside = np.logical_and(x.min() >= 0, x.max() <= 1)
+            refuse_if(np.logical_not(inside), partial(_outside, name), x)
     if weight is None:
         return BinaryCrossEntropy.apply(input, target, reduction)
     return reduce_loss(BinaryCrossEntropy.apply(input, target, "none") * weight, reduction)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import as_array, device_of, move, namespace_of
+from dptrain.core.capturing import whole
 from dptrain.core.flat import refuse_incomplete
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.tensor import Tensor, wrap
@@ -35,6 +36,7 @@ def _stacked(norms: list[Any]) -> Any:
         return np.stack([move(n, device_of(norms[0])) for n in norms])
 
 
+@whole
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
@@ -65,6 +67,7 @@ def clip_grad_norm_(
     return total
 
 
+@whole
 def get_total_norm(
     tensors: Tensor | Iterable[Tensor],
     norm_type: float = 2.0,
@@ -98,6 +101,7 @@ def get_total_norm(
     return wrap(total)
 
 
+@whole
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
@@ -124,6 +128,7 @@ def _scale(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
                 grad._bump_version()
 
 
+@whole
 def clip_grad_value_(
     parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from dptrain.core.capturing import whole
 from dptrain.core.tensor import Tensor
 from dptrain.optim.optimizer import Optimizer, number
 
@@ -34,6 +35,11 @@ class LRScheduler:
 
     _is_initial: bool = False
     _get_lr_called_within_step: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            cls.step = whole(cls.__dict__["step"])  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         self.optimizer = checked_optimizer(optimizer)
@@ -66,6 +72,7 @@ class LRScheduler:
         """The rates that the last step set, one per parameter group; a tensor where the group's is one."""
         return self._last_lr
 
+    @whole
     def step(self, epoch: int | None = None) -> None:
         """Go on to the next step and set its rates.
 

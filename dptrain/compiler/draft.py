@@ -1,0 +1,130 @@
+"""What one recorded call did: its calls, what it returned, what became of tensors from before it.
+
+Owns: `Draft` and its parts. Must not know: how a call is recorded, how a draft is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dptrain.compiler.trace import Trace
+from dptrain.core.op import Op
+from dptrain.core.tensor import Tensor, wrap
+
+
+class Consumed(Op):
+    """In the place of a node whose saved values are gone: a second backward is the error that it always is."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], kind: Any) -> None:
+        self.backward_name = name
+        self.edges, self.outs, self.hooks, self.sequence = [], ((shape, kind),), None, 0
+        self.saved, self.versions = None, ()
+
+
+@dataclass
+class Result:
+    """One leaf of what a call returned: an array of the recording, a tensor from before, or a plain value.
+
+    Attributes:
+        host: the array, if the tensor was made in the call.
+        node: the name of its node, where it had one.
+        position: that of the argument, if it is one.
+        value: anything else.
+    """
+
+    host: np.ndarray | None = None
+    node: str | None = None
+    position: int | None = None
+    value: Any = None
+
+    def text(self) -> Any:
+        """To compare it with that of another recording."""
+        if self.host is not None:
+            return "made", self.host.shape, str(self.host.dtype), self.node
+        if self.position is not None:
+            return "argument", self.position
+        return "value", id(self.value) if isinstance(self.value, Tensor) else repr(self.value)
+
+
+@dataclass
+class Backward:
+    """The backward pass of what a call returned.
+
+    Attributes:
+        start: number of its first call in the recording.
+        result: which leaf of what was returned it starts from.
+        grad: where the gradient of that comes in.
+        leaves: the tensors in reach (or the positions of the arguments) that get gradients.
+        grads: where their gradients are afterwards, None for none.
+    """
+
+    start: int
+    result: int
+    grad: np.ndarray
+    leaves: list[Any]
+    grads: list[np.ndarray | None]
+
+
+@dataclass
+class Draft:
+    """What one call did.
+
+    Attributes:
+        trace: its calls.
+        inputs: memory of the tensor arguments, in order; None for those that were in reach anyway.
+        fixed: (position, tensor): such arguments; (position, earlier position): the same one again.
+        results: leaves of what it returned, and its structure.
+        gradients: (tensor, what its `.grad` is afterwards: a tensor from before, None, or an array).
+        bumps: (version counter, how many in-place changes).
+        tensors: the tensors in reach, and the arrays that they have to have: (tensor, array, requires_grad).
+        starts: (tensor, `.grad` before), where that matters.
+        backward: the backward pass that is still to come, if there is one.
+        written: the arrays that own memory from before which the call changes.
+        generator: the default generator, if numbers were drawn.
+    """
+
+    trace: Trace
+    inputs: list[np.ndarray | None] = field(default_factory=list)
+    fixed: list[tuple[int, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    structure: Any = None
+    gradients: list[tuple[Tensor, Any]] = field(default_factory=list)
+    bumps: list[tuple[list[int], int]] = field(default_factory=list)
+    tensors: list[tuple[Tensor, np.ndarray, bool]] = field(default_factory=list)
+    starts: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    backward: Backward | None = None
+    written: list[np.ndarray] = field(default_factory=list)
+    generator: Any = None
+
+    def text(self) -> Any:
+        """Everything that has to be the same in a second recording; constants by their bytes."""
+        nodes = [(n.form, n.text, n.reads, n.writes) for n in self.trace.nodes]
+        constants = [
+            (number, c.values.dtype.str, c.values.shape, c.values.tobytes())
+            for number, c in self.trace.constants.items()
+        ]
+        return (
+            nodes,
+            constants,
+            [r.text() for r in self.results],
+            repr(self.structure),
+            [(id(t), g.shape if isinstance(g, np.ndarray) else id(g)) for t, g in self.gradients],
+            [d for _, d in self.bumps],
+            None if self.backward is None else (self.backward.start, self.backward.result),
+        )
+
+
+def result_of(result: Result, arguments: list[Any]) -> Any:
+    """A leaf of what a call returns, in memory of its own."""
+    if result.position is not None:
+        return arguments[result.position]
+    if result.host is None:
+        return result.value
+    made = wrap(result.host.copy(order="K"))
+    if result.node is not None:
+        made._requires_grad = True
+        made._node = Consumed(result.node, made._array.shape, made._array.dtype)
+    return made

@@ -1,0 +1,307 @@
+"""A function that is recorded once per kind of call and replayed from then on.
+
+Owns: `Compiled`: which recording stands for a call, when to record, when to give up and why.
+
+The first call of a kind runs as it is: what is made lazily (an optimizer's state, compiled kernels) gets
+made. The next two are recorded; the recordings have to agree, so that whatever differs from call to call
+without being seen by a guard (files, clocks, iterators) shows here. From then on calls are replayed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from threading import Lock
+from typing import Any
+
+from dptrain.compiler.draft import Draft
+from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program
+from dptrain.compiler.recorder import record
+from dptrain.compiler.state import Survey, is_plain, survey
+from dptrain.compiler.tree import leaves
+from dptrain.core.anomaly import anomaly_mode
+from dptrain.core.autocast import autocast_facts
+from dptrain.core.capturing import recorder
+from dptrain.core.conv_algo import get_conv_algo
+from dptrain.core.dtypes import get_default_dtype
+from dptrain.core.engine import current_pass
+from dptrain.core.grad_mode import is_grad_enabled, record_observer
+from dptrain.core.parts import root_of
+from dptrain.core.tensor import Tensor
+from dptrain.core.threads import get_num_threads
+
+
+class Unsupported(RuntimeError):
+    """A call that cannot be replayed, where `fullgraph=True` asks for one that can."""
+
+
+@dataclass
+class Report:
+    """What became of a compiled function.
+
+    Attributes:
+        calls: how often it was called.
+        replays: how many of the calls were replayed.
+        recordings: how many recordings there are.
+        kernels: calls that a replay makes, of the newest recording.
+        reasons: why calls were not replayed, and how often.
+    """
+
+    calls: int = 0
+    replays: int = 0
+    recordings: int = 0
+    kernels: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"calls: {self.calls}, replayed: {self.replays}, recordings: {self.recordings}, "
+            f"calls per replay: {self.kernels}"
+        ]
+        lines += [f"not replayed ({count}x): {reason}" for reason, count in self.reasons.items()]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Kind:
+    """Calls with arguments of one kind."""
+
+    calls: int = 0
+    programs: list[Program] = field(default_factory=list)
+    draft: Draft | None = None
+    failures: int = 0
+    #: Why calls of this kind are not recorded any more.
+    reason: str | None = None
+
+
+#: Recordings of one kind of call (that differ in what was in reach), and kinds; more run as they are.
+LIMIT = 8
+#: Recordings of a kind that could not be used, one after the other.
+_PATIENCE = 2
+
+
+class Compiled:
+    """A function whose calls are replayed.
+
+    Args:
+        function: what to call.
+        fullgraph: an error where a call cannot be replayed, rather than the call as it is.
+        roots: objects that the calls reach.
+    """
+
+    def __init__(self, function: Callable[..., Any], fullgraph: bool, roots: list[Any]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._fullgraph = fullgraph
+        self._roots = roots
+        self._kinds: dict[Any, _Kind] = {}
+        self._lock = Lock()
+        self.report = Report()
+        self._warned = False
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: the object is an argument."""
+        if instance is None:
+            return self
+        return lambda *args, **kwargs: self(instance, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all recordings."""
+        self._kinds.clear()
+        self.report = Report()
+        self._warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if recorder() is not None or current_pass() is not None:
+            return self._function(*args, **kwargs)
+        self.report.calls += 1
+        if not self._lock.acquire(blocking=False):  # recursion, or another thread's call
+            self._note("it is running already")
+            return self._function(*args, **kwargs)
+        try:
+            key, tensors, others = _kind_of(args, kwargs)
+            kind = self._kinds.get(key)
+            if kind is not None:
+                for program in kind.programs:
+                    if program.holds():
+                        result = program.run(tensors)
+                        if result is BUSY:
+                            self._note("the backward pass of an earlier call is still to come")
+                            return self._function(*args, **kwargs)
+                        if result is not MISS:
+                            self.report.replays += 1
+                            return result
+            return self._call(key, kind, tensors, others, args, kwargs)
+        finally:
+            self._lock.release()
+
+    # ---- calls that are not replayed ---------------------------------------------------------------
+
+    def _call(
+        self,
+        key: Any,
+        kind: _Kind | None,
+        tensors: list[Tensor],
+        others: list[Any],
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        if kind is None:
+            if len(self._kinds) >= LIMIT * LIMIT:
+                return self._as_it_is(
+                    f"there are {len(self._kinds)} kinds of calls already (shapes, types)",
+                    args,
+                    kwargs,
+                )
+            kind = self._kinds[key] = _Kind()
+        kind.calls += 1
+        if kind.reason is None:
+            kind.reason = _reason_now()
+            if kind.reason is not None:
+                reason, kind.reason = kind.reason, None
+                return self._as_it_is(reason, args, kwargs)
+        if kind.reason is not None:
+            return self._as_it_is(kind.reason, args, kwargs)
+        if kind.calls == 1:
+            return self._function(*args, **kwargs)
+        if len(kind.programs) >= LIMIT:
+            kind.reason = f"what is in its reach has changed more than {LIMIT} times"
+            return self._as_it_is(kind.reason, args, kwargs)
+        return self._record(kind, tensors, others, args, kwargs)
+
+    def _record(
+        self, kind: _Kind, tensors: list[Tensor], others: list[Any], args: Any, kwargs: Any
+    ) -> Any:
+        found = survey([self._function, *self._roots, *others])
+        if found.reason is not None:
+            kind.reason = found.reason
+            return self._as_it_is(found.reason, args, kwargs)
+        if _overlaps(tensors, found):
+            self._note(_OVERLAP)
+            return self._function(*args, **kwargs)
+        result, draft = record(self._function, args, kwargs, tensors, found, _attach)
+        before, kind.draft = kind.draft, None
+        reason = draft.trace.reason
+        if reason is None and before is not None:
+            reason = self._adopt(kind, draft, before, found)
+        elif reason is None:
+            kind.draft = draft
+        if reason is not None:
+            self._note(reason)
+            kind.failures += 1
+            if kind.failures >= _PATIENCE:
+                kind.reason = reason
+                self._tell(reason)
+        return result
+
+    def _adopt(self, kind: _Kind, draft: Draft, before: Draft, found: Survey) -> str | None:
+        """Make a program of a draft that agrees with the one before; else say why not."""
+        difference = _difference(before, draft)
+        if difference is not None:
+            kind.draft = draft
+            return difference
+        try:
+            program = Program(draft, found)
+        except NotAhead as error:
+            return str(error)
+        kind.programs.append(program)
+        kind.failures = 0
+        self.report.recordings += 1
+        self.report.kernels = program.calls
+        return None
+
+    def _as_it_is(self, reason: str, args: Any, kwargs: Any) -> Any:
+        self._note(reason)
+        self._tell(reason)
+        return self._function(*args, **kwargs)
+
+    def _note(self, reason: str) -> None:
+        self.report.reasons[reason] = self.report.reasons.get(reason, 0) + 1
+
+    def _tell(self, reason: str) -> None:
+        name = getattr(self._function, "__qualname__", type(self._function).__name__)
+        if self._fullgraph:
+            raise Unsupported(f"compile: {name} cannot be replayed: {reason}")
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"compile: {name} runs without a recording, as if it were not compiled: {reason}",
+                UserWarning,
+                stacklevel=5,
+            )
+
+
+_OVERLAP = "an argument shares memory with a tensor in reach"
+
+
+def _overlaps(tensors: list[Tensor], found: Survey) -> bool:
+    """Whether a copy of an argument could miss what the call does to the original."""
+    memory = {id(root_of(t._array)) for t in found.tensors.values() if t._has_values}
+    return any(id(t) not in found.tensors and id(root_of(t._array)) in memory for t in tensors)
+
+
+def _attach(draft: Draft, values: list[Any], tensors: list[Tensor]) -> None:
+    """The backward pass of the recorded call itself."""
+    PendingPass(draft).attach(draft, values, tensors)
+
+
+def _reason_now() -> str | None:
+    """Why nothing can be recorded at present, if so."""
+    if anomaly_mode() is not None:
+        return "anomaly detection is on"
+    if record_observer() is not None:
+        return "the recording of the graph is watched (checkpoint, saved-tensor hooks)"
+    return None
+
+
+def _kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
+    """What a recording depends on that is known before it is looked up; the tensors; other objects."""
+    values, structure = leaves((args, kwargs))
+    tensors: list[Tensor] = []
+    others: list[Any] = []
+    parts: list[Any] = [
+        is_grad_enabled(),
+        get_num_threads(),
+        get_conv_algo(),
+        autocast_facts(),
+        get_default_dtype(),
+        record_observer() is None and anomaly_mode() is None,
+    ]
+    for value in values:
+        if isinstance(value, Tensor):
+            array = value._array
+            tensors.append(value)
+            parts.append(
+                (type(value), array.shape, array.strides, array.dtype, value._requires_grad)
+            )
+        elif is_plain(value):
+            parts.append((type(value), value if value.__hash__ else repr(value)))
+        else:
+            others.append(value)
+            parts.append(id(value))
+    return (tuple(parts), _frozen(structure)), tensors, others
+
+
+def _frozen(structure: Any) -> Any:
+    if type(structure) is tuple and len(structure) == 2 and isinstance(structure[1], list):
+        return structure[0], tuple(_frozen(p) for p in structure[1])
+    if type(structure) is tuple:
+        return structure[0], _frozen(structure[1])
+    return structure
+
+
+def _difference(first: Draft, second: Draft) -> str | None:
+    """In what two recordings of the same call differ, if they do."""
+    a, b = first.text(), second.text()
+    if a == b:
+        return None
+    if a[0] == b[0]:
+        what = "the numbers that tensors are made from" if a[1] != b[1] else "what it returns"
+    else:
+        unequal = (i for i, (x, y) in enumerate(zip(a[0], b[0], strict=False)) if x != y)
+        place = next(unequal, min(len(a[0]), len(b[0])))
+        names = [d.trace.nodes[place].text for d in (first, second) if place < len(d.trace.nodes)]
+        what = f"operation {place} ({' and then '.join(str(n)[:200] for n in names)})"
+    return f"two calls in a row differ without a change of arguments or of what is in reach: {what}"

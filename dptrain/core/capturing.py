@@ -1,0 +1,73 @@
+"""Where a recorder of steps listens: what the core tells it, and which functions it keeps whole.
+
+Owns: who records in which thread, `whole`. Must not know: how a recording is made and replayed
+(`dptrain.compiler`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from threading import get_ident
+from typing import Any, Protocol, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Recorder(Protocol):
+    """What listens to one thread."""
+
+    def enter(self, args: tuple[Any, ...], raw: list[Any]) -> None:
+        """Operations call this with their arguments and the arrays behind them, which it may replace."""
+
+    def changed(self, tensor: Any) -> None:
+        """In-place changes say so, after they were made."""
+
+    def draws(self, generator: Any, purpose: int) -> Any:
+        """What stands for a stream of random numbers."""
+
+    def refuse_if(self, bad: Any, error: Callable[..., Exception], arrays: Any) -> None:
+        """See the function of that name."""
+
+    def whole(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function that replays call as it is, rather than what it consists of."""
+
+
+#: By thread. Empty nearly always, which is what the hot paths ask.
+recorders: dict[int, Recorder] = {}
+
+
+def recorder() -> Recorder | None:
+    """Who records this thread, if anyone does."""
+    return recorders.get(get_ident()) if recorders else None
+
+
+def refuse_if(bad: Any, error: Callable[..., Exception], *arrays: Any) -> None:
+    """Raise `error(*arrays)` if values are not what they have to be; a replay looks again.
+
+    Args:
+        bad: a truth, or an array of one element.
+        error: makes the exception.
+        arrays: raw arrays that it looks at.
+    """
+    listener = recorder()
+    if listener is not None:
+        listener.refuse_if(bad, error, arrays)
+    elif bad:
+        raise error(*arrays)
+
+
+def whole(function: _F) -> _F:
+    """Decorate what looks at values or options at each call: a replay calls it, as eager code does.
+
+    Its tensor arguments must exist before the step (parameters and their gradients).
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        listener = recorder()
+        if listener is None:
+            return function(*args, **kwargs)
+        return listener.whole(function, args, kwargs)
+
+    return run  # type: ignore[return-value]
