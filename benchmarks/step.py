@@ -2,9 +2,11 @@
 
     python benchmarks/step.py                          # both in this environment (extra `oracle`)
     python benchmarks/step.py --torch-python PATH      # PyTorch from another environment
+    python benchmarks/step.py --compiled               # torch.compile (needs a C++ compiler) as a third side
 
 Prints the medians with quartiles and the ratio of medians, for 1 and 2 threads, the peak of resident
-memory and the time of the first step. The losses of the first steps are compared before any time is
+memory and the time of the first step: one line for the plain step, one for the step that
+`dptrain.compile` replays, both against PyTorch. The losses of the first steps are compared before any time is
 printed.
 """
 
@@ -41,12 +43,14 @@ def make_step(library, model, batch, optimizer, device="cpu"):
 
 
 def worker(args):
-    if args.worker == "torch":
+    if args.worker.startswith("torch"):
         import torch as library
     else:
         import dptrain as library
     library.set_num_threads(args.threads)
     step = make_step(library, args.model, args.batch, args.optimizer)
+    if args.worker in ("captured", "torch-compiled"):
+        step = library.compile(step)
     first = time.perf_counter()
     losses = [step().item()]
     first = time.perf_counter() - first
@@ -65,6 +69,8 @@ def worker(args):
 
     serve(args.address, measure)
 
+
+SIDES = ("dptrain", "captured", "torch", "torch-compiled")
 
 CASES = [
     ("mlp", 64, "sgd"),
@@ -91,7 +97,8 @@ def main():
     parser.add_argument(
         "--tolerance", type=float, default=2e-4, help="relative difference of the first losses"
     )
-    parser.add_argument("--worker", choices=("torch", "dptrain"), help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help="compare with torch.compile too")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -108,25 +115,39 @@ def run(args):
         for threads in (1, 2) if args.threads is None else (args.threads,):
             options = ["--model", model, "--batch", str(batch), "--optimizer", optimizer]
             options += ["--threads", str(threads), "--seconds", str(args.seconds)]
-            sides = [
-                Side(name, [python, __file__, "--worker", name, *options], threads)
-                for name, python in (("dptrain", sys.executable), ("torch", args.torch_python))
-            ]
-            before = [side.measure() for side in sides]
-            first, second = (np.array(m["losses"]) for m in before)
-            if not np.allclose(first, second, rtol=args.tolerance):
-                raise SystemExit(f"{model}: the losses differ: {first} and {second}")
-            line = compare(*sides, args.rounds).line(
-                f"{model} batch {batch} {optimizer}, {threads} thread(s)"
-            )
-            peaks = [side.measure()["peak"] for side in sides]
-            firsts = [m["first"] for m in before]
-            print(
-                f"{line}   {peaks[0]:5.0f} {peaks[1]:5.0f}   {firsts[0]:5.2f} {firsts[1]:5.2f}",
-                flush=True,
-            )
-            for side in sides:
+            names = [name for name in SIDES if args.compiled or name != "torch-compiled"]
+            sides = {
+                name: Side(name, [python_of(name, args), __file__, "--worker", name, *options], threads)
+                for name in names
+            }
+            before = {name: side.measure() for name, side in sides.items()}
+            first = np.array(before["torch"]["losses"])
+            for name, measured in before.items():
+                if not np.allclose(first, measured["losses"], rtol=args.tolerance):
+                    raise SystemExit(f"{model}: {name}'s losses differ from {first}: {measured['losses']}")
+            if before["dptrain"]["losses"] != before["captured"]["losses"]:
+                raise SystemExit(f"{model}: the captured losses are not those of the plain step")
+            label = f"{model} batch {batch} {optimizer}, {threads} thread(s)"
+            for mine, theirs in (
+                ("dptrain", "torch"),
+                ("captured", "torch"),
+                *((("captured", "torch-compiled"),) if args.compiled else ()),
+            ):
+                note = "" if mine == "dptrain" else f", {mine} : {theirs}"
+                line = compare(sides[mine], sides[theirs], args.rounds).line(label + note)
+                peaks = [sides[side].measure()["peak"] for side in (mine, theirs)]
+                firsts = [before[side]["first"] for side in (mine, theirs)]
+                print(
+                    f"{line}   {peaks[0]:5.0f} {peaks[1]:5.0f}   {firsts[0]:5.2f} {firsts[1]:5.2f}",
+                    flush=True,
+                )
+            for side in sides.values():
                 side.close()
+
+
+def python_of(side, args):
+    """The interpreter of a side."""
+    return args.torch_python if side.startswith("torch") else sys.executable
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.compiler.trace import Trace
+from dptrain.core.memory_order import keep_unseen
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor, wrap
 
@@ -31,12 +32,14 @@ class Result:
     Attributes:
         host: the array, if the tensor was made in the call.
         node: the name of its node, where it had one.
+        unseen: whether the order of its elements in memory is kept unseen.
         position: that of the argument, if it is one.
         value: anything else.
     """
 
     host: np.ndarray | None = None
     node: str | None = None
+    unseen: bool = False
     position: int | None = None
     value: Any = None
 
@@ -101,10 +104,16 @@ class Draft:
 
     def text(self) -> Any:
         """Everything that has to be the same in a second recording; constants by their bytes."""
-        nodes = [(n.form, n.text, n.reads, n.writes) for n in self.trace.nodes]
+        names = self._names()
+        nodes = [(n.form, _renamed(n.text, names), n.reads, n.writes) for n in self.trace.nodes]
+        nodes = [
+            (form, text, [names[r] for r in reads], [names[w] for w in writes])
+            for form, text, reads, writes in nodes
+        ]
         constants = [
-            (number, c.values.dtype.str, c.values.shape, c.values.tobytes())
+            (names[number], c.values.dtype.str, c.values.shape, c.values.tobytes())
             for number, c in self.trace.constants.items()
+            if number in names
         ]
         return (
             nodes,
@@ -117,6 +126,23 @@ class Draft:
         )
 
 
+    def _names(self) -> dict[int, Any]:
+        """The blocks in the order of their use; what existed before goes by its address."""
+        names: dict[int, Any] = {0: 0}
+        for node in self.trace.nodes:
+            for number in (*node.reads, *node.writes):
+                if number not in names:
+                    names[number] = self.trace.places.get(number, len(names))
+        return names
+
+
+def _renamed(text: Any, names: dict[int, Any]) -> Any:
+    """The text of a launch, whose arguments may be addresses in blocks."""
+    if text[:1] != ("launch",):
+        return text
+    return *text[:2], tuple(("at", names[a[1]], a[2]) if type(a) is tuple else a for a in text[2])
+
+
 def result_of(result: Result, arguments: list[Any]) -> Any:
     """A leaf of what a call returns, in memory of its own."""
     if result.position is not None:
@@ -124,6 +150,8 @@ def result_of(result: Result, arguments: list[Any]) -> Any:
     if result.host is None:
         return result.value
     made = wrap(result.host.copy(order="K"))
+    if result.unseen:
+        keep_unseen(made)
     if result.node is not None:
         made._requires_grad = True
         made._node = Consumed(result.node, made._array.shape, made._array.dtype)

@@ -26,7 +26,7 @@ from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.kernels import pool_functions
 from dptrain.core.parts import root_of
 from dptrain.core.random import default_generator
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import Tensor, wrap_computed
 
 #: What a program returns where a value that it depends on has changed.
 MISS = object()
@@ -317,7 +317,7 @@ class _Writer:
         for tensor, grad in draft.gradients:
             value = self.name(grad)
             if isinstance(grad, np.ndarray):
-                value = f"{self.name(wrap, 'f')}({value}.copy(order='K'))"
+                value = f"{self.name(wrap_computed, 'f')}({value}.copy(order='K'))"
             self.lines.append(f"{self.name(tensor)}._grad = {value}")
         for counter, changes in draft.bumps:
             self.lines.append(f"{self.name(counter)}[0] += {changes}")

@@ -27,10 +27,11 @@ from dptrain.compiler.tree import leaves, rebuild
 from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
 from dptrain.core.grad_mode import no_grad
+from dptrain.core.memory_order import keep_unseen
 from dptrain.core.op import edge_of
 from dptrain.core.parts import root_of
 from dptrain.core.random import default_generator
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import Tensor, wrap, wrap_computed
 from dptrain.core.walk import Pass
 
 
@@ -113,14 +114,9 @@ class _Recorder:
         self._stand_ins: dict[int, Tensor] = {}
         self._real = tensors
         for position, tensor in enumerate(tensors):
-            if (
-                tensor._requires_grad
-                and id(tensor) not in externals
-                and type(array := tensor._array) is np.ndarray
-            ):
-                self._stand_ins[id(tensor)] = stand_in = wrap(array)
-                stand_in._requires_grad = True
-                self._arguments[position] = stand_in
+            stands = tensor._requires_grad or tensor._unseen is not None
+            if stands and id(tensor) not in externals and type(tensor._array) is np.ndarray:
+                self._stand_ins[id(tensor)] = self._arguments[position] = _stand_in(tensor)
         self._plan(externals)
         self._starts = {id(t): t._grad for t in self._known.values()}
 
@@ -199,7 +195,9 @@ class _Recorder:
         recorders.pop(get_ident(), None)
         for i, (owner, name, real, traced) in enumerate(self._swaps):
             found = getattr(owner, name)
-            if found is not traced:
+            if found is not traced and traced.block.kind == INPUT and owner in self._stand_ins.values():
+                pass  # its elements lie in the order now that they show; those of the argument need not
+            elif found is not traced:
                 self.trace.refuse(_REBOUND)
                 real = found.host if type(found) is TracedArray else found
                 self._swaps[i] = owner, name, real, traced
@@ -392,7 +390,7 @@ class _Recorder:
                 if array.block.kind in (INPUT, EXTERNAL):
                     self.trace.refuse("it returns a view of what existed before the call")
                 name = None if value._node is None else value._node.grad_name
-                made = Result(array.host, name)
+                made = Result(array.host, name, value._unseen is not None)
                 self.trace.used.add(array.block.number)
                 self.trace.outputs.add(array.block.number)
                 self.trace.held.append(array.block)
@@ -428,7 +426,7 @@ class _Recorder:
         self.draft.gradients.append((tensor, array.host))
         self.trace.outputs.add(array.block.number)
         self.trace.held.append(array.block)
-        tensor._grad = wrap(array.host.copy(order="K"))
+        tensor._grad = wrap_computed(array.host.copy(order="K"))
 
     def _is_used(self, tensor: Tensor) -> bool:
         traced = next((s[3] for s in self._swaps if s[0] is tensor), None)
@@ -470,6 +468,15 @@ class _Recorder:
             if traced.block is array.block and traced.block.kind == INPUT:
                 return _same_place(array.host, traced.host, real)
         return array.host
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    """A leaf with the array of a tensor that a graph may lead to, or whose memory order is unseen."""
+    made = wrap(tensor._array)
+    made._requires_grad = tensor._requires_grad
+    if tensor._unseen is not None:
+        keep_unseen(made)
+    return made
 
 
 def _same_place(view: np.ndarray, copy: np.ndarray, real: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dptrain.compiler import forms
 from dptrain.compiler.arrays import TracedArray, TracedNamespace
+from dptrain.core.arrays import address
 from dptrain.core.flat import aligned_empty
 from dptrain.core.parts import root_of
 
@@ -117,6 +118,7 @@ class Trace:
         self._living: list[ref[Block]] = []
         #: The arrays that own the memory of blocks from before the step.
         self.roots: dict[int, np.ndarray] = {}
+        self.places: dict[int, Any] = {}
         #: Kind of each block, by number.
         self.kinds: dict[int, str] = {}
         #: By the id of the array that owns the memory: raw memory that calls of the recording wrote to.
@@ -204,6 +206,7 @@ class Trace:
         """An array that existed before the step."""
         made = TracedArray(host, self.block(EXTERNAL), self)
         self.roots[made.block.number] = root_of(host)
+        self.places[made.block.number] = ("before", address(host))
         return made
 
     def adopted(self, array: np.ndarray) -> TracedArray:
