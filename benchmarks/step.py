@@ -117,14 +117,18 @@ def run(args):
             options += ["--threads", str(threads), "--seconds", str(args.seconds)]
             names = [name for name in SIDES if args.compiled or name != "torch-compiled"]
             sides = {
-                name: Side(name, [python_of(name, args), __file__, "--worker", name, *options], threads)
+                name: Side(
+                    name, [python_of(name, args), __file__, "--worker", name, *options], threads
+                )
                 for name in names
             }
             before = {name: side.measure() for name, side in sides.items()}
             first = np.array(before["torch"]["losses"])
             for name, measured in before.items():
                 if not np.allclose(first, measured["losses"], rtol=args.tolerance):
-                    raise SystemExit(f"{model}: {name}'s losses differ from {first}: {measured['losses']}")
+                    raise SystemExit(
+                        f"{model}: {name}'s losses differ from {first}: {measured['losses']}"
+                    )
             if before["dptrain"]["losses"] != before["captured"]["losses"]:
                 raise SystemExit(f"{model}: the captured losses are not those of the plain step")
             label = f"{model} batch {batch} {optimizer}, {threads} thread(s)"

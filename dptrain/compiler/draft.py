@@ -54,10 +54,14 @@ class Result:
 
 @dataclass
 class Backward:
-    """The backward pass of what a call returned.
+    """The backward pass of what a call returned, for a gradient that lies in memory in one way.
+
+    Sums depend on the order of their terms, and that on the order of elements in memory.
 
     Attributes:
         start: number of its first call in the recording.
+        stop: number of the call after its last.
+        strides: of the gradient that comes in.
         result: which leaf of what was returned it starts from.
         grad: where the gradient of that comes in.
         leaves: the tensors in reach (or the positions of the arguments) that get gradients.
@@ -65,6 +69,8 @@ class Backward:
     """
 
     start: int
+    stop: int
+    strides: tuple[int, ...]
     result: int
     grad: np.ndarray
     leaves: list[Any]
@@ -84,7 +90,7 @@ class Draft:
         bumps: (version counter, how many in-place changes).
         tensors: the tensors in reach, and the arrays that they have to have: (tensor, array, requires_grad).
         starts: (tensor, `.grad` before), where that matters.
-        backward: the backward pass that is still to come, if there is one.
+        backwards: the backward pass that is still to come, if there is one, in several ways.
         written: the arrays that own memory from before which the call changes.
         generator: the default generator, if numbers were drawn.
     """
@@ -98,17 +104,21 @@ class Draft:
     bumps: list[tuple[list[int], int]] = field(default_factory=list)
     tensors: list[tuple[Tensor, np.ndarray, bool]] = field(default_factory=list)
     starts: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    backward: Backward | None = None
+    backwards: list[Backward] = field(default_factory=list)
     written: list[np.ndarray] = field(default_factory=list)
     generator: Any = None
+
+    @property
+    def forward_calls(self) -> int:
+        """How many calls there are before those of the backward pass."""
+        return self.backwards[0].start if self.backwards else len(self.trace.nodes)
 
     def text(self) -> Any:
         """Everything that has to be the same in a second recording; constants by their bytes."""
         names = self._names()
-        nodes = [(n.form, _renamed(n.text, names), n.reads, n.writes) for n in self.trace.nodes]
         nodes = [
-            (form, text, [names[r] for r in reads], [names[w] for w in writes])
-            for form, text, reads, writes in nodes
+            (n.form, _renamed(n.text, names), [names[i] for i in (*n.reads, None, *n.writes)])
+            for n in self.trace.nodes
         ]
         constants = [
             (names[number], c.values.dtype.str, c.values.shape, c.values.tobytes())
@@ -122,13 +132,12 @@ class Draft:
             repr(self.structure),
             [(id(t), g.shape if isinstance(g, np.ndarray) else id(g)) for t, g in self.gradients],
             [d for _, d in self.bumps],
-            None if self.backward is None else (self.backward.start, self.backward.result),
+            [(b.start, b.stop, b.strides, b.result) for b in self.backwards],
         )
 
-
-    def _names(self) -> dict[int, Any]:
+    def _names(self) -> dict[int | None, Any]:
         """The blocks in the order of their use; what existed before goes by its address."""
-        names: dict[int, Any] = {0: 0}
+        names: dict[int | None, Any] = {0: 0, None: None}
         for node in self.trace.nodes:
             for number in (*node.reads, *node.writes):
                 if number not in names:
@@ -136,7 +145,7 @@ class Draft:
         return names
 
 
-def _renamed(text: Any, names: dict[int, Any]) -> Any:
+def _renamed(text: Any, names: dict[int | None, Any]) -> Any:
     """The text of a launch, whose arguments may be addresses in blocks."""
     if text[:1] != ("launch",):
         return text

@@ -17,7 +17,7 @@ from weakref import ref
 import numpy as np
 
 from dptrain.compiler.arrays import place_in, put_in
-from dptrain.compiler.draft import Draft, result_of
+from dptrain.compiler.draft import Backward, Draft, result_of
 from dptrain.compiler.replayed import Replayed
 from dptrain.compiler.state import Survey, is_plain
 from dptrain.compiler.trace import OWN, Constant, Node, Trace
@@ -40,8 +40,8 @@ class NotAhead(RuntimeError):
 BUSY = object()
 
 
-def split(draft: Draft) -> tuple[list[Node], list[Node], list[Node]]:
-    """The calls that lead to decisions, with these; the others; those of the backward pass to come.
+def split(draft: Draft) -> tuple[list[Node], list[Node], list[list[Node]]]:
+    """The calls that lead to decisions, with these; the others; those of each way to walk back.
 
     Raises:
         NotAhead: a decision that cannot be taken before the step.
@@ -62,8 +62,8 @@ def split(draft: Draft) -> tuple[list[Node], list[Node], list[Node]]:
     )
     # Results that are read later: all that leads to them runs again in its place.
     left = [i for i, node in enumerate(nodes) if i not in ahead or (again and node.form != "check")]
-    start = len(nodes) if draft.backward is None else draft.backward.start
-    return first, [nodes[i] for i in left if i < start], [nodes[i] for i in left if i >= start]
+    backs = [[nodes[i] for i in left if b.start <= i < b.stop] for b in draft.backwards]
+    return first, [nodes[i] for i in left if i < draft.forward_calls], backs
 
 
 def _slice(trace: Trace, place: int, written: set[int]) -> set[int]:
@@ -98,14 +98,14 @@ class Program:
     """
 
     def __init__(self, draft: Draft, found: Survey) -> None:
-        first, rest, back = split(draft)
-        self.calls = len(rest) + len(back)
+        first, rest, backs = split(draft)
+        self.calls = len(rest) + (len(backs[0]) if backs else 0)
         self._draft = draft
         self._written = {id(root) for root in draft.written}
         writer = _Writer()
         self._run = writer.replay(draft, first, rest)
         self.lines = writer.lines
-        self._pass = PendingPass(draft, back) if draft.backward is not None else None
+        self._pass = PendingPass(draft, backs) if backs else None
         self._node: Any = None
         self.holds: Callable[[], bool] = _guard(draft, found)
 
@@ -148,24 +148,31 @@ class PendingPass:
 
     Args:
         draft: the recording.
-        nodes: the calls of the pass.
+        nodes: the calls of the pass, for each of its ways.
     """
 
-    def __init__(self, draft: Draft, nodes: list[Node] | None = None) -> None:
-        assert draft.backward is not None
+    def __init__(self, draft: Draft, nodes: list[list[Node]] | None = None) -> None:
         if nodes is None:
-            nodes = [n for n in draft.trace.nodes[draft.backward.start :] if n.form != "check"]
-        self._run = _Writer().backward(draft, nodes)
+            calls = [draft.trace.nodes[b.start : b.stop] for b in draft.backwards]
+            nodes = [[n for n in part if n.form != "check"] for part in calls]
+        self._ways = {
+            back.strides: (_Writer().backward(draft, back, part), back.grads)
+            for back, part in zip(draft.backwards, nodes, strict=True)
+        }
         self._draft = draft  # owns the memory
 
-    def backward(self, grad: Any) -> None:
-        """Walk back from the gradient of the result; those of the leaves are in their places then."""
-        self._run(grad)
+    def backward(self, grad: Any) -> list[Any]:
+        """Walk back from the gradient of the result; those of the leaves, in memory of the recording."""
+        way = self._ways.get(grad.strides)
+        if way is None:  # copied into the order of the result
+            way = next(iter(self._ways.values()))
+        run, grads = way
+        run(grad)
+        return grads
 
     def attach(self, draft: Draft, values: list[Any], tensors: list[Tensor]) -> Any:
         """Give the result among the leaves of what a call returned its node; a weak reference to it."""
-        assert draft.backward is not None
-        result = values[draft.backward.result]
+        result = values[draft.backwards[0].result]
         return ref(Replayed.attach(draft, result, tensors, self))
 
 
@@ -213,8 +220,8 @@ class _Writer:
         for position, own in enumerate(draft.inputs):
             if own is not None:
                 self.lines.append(f"{self.name(own)}[...] = tensors[{position}]._array")
-        start = len(draft.trace.nodes) if draft.backward is None else draft.backward.start
-        self._add_constants(c for c in draft.trace.constants.values() if c.born < start)
+        constants = draft.trace.constants.values()
+        self._add_constants(c for c in constants if c.born < draft.forward_calls)
         for node in first:
             self._add(node)
         self._add_all(rest)
@@ -227,12 +234,12 @@ class _Writer:
             if constant.written:
                 self.lines.append(f"{self.name(constant.host)}[...] = {self.name(constant.values)}")
 
-    def backward(self, draft: Draft, nodes: list[Node]) -> Callable[..., Any]:
+    def backward(self, draft: Draft, back: Backward, nodes: list[Node]) -> Callable[..., Any]:
         """The function that runs a backward pass."""
-        back = draft.backward
-        assert back is not None
-        self._add_constants(c for c in draft.trace.constants.values() if c.born >= back.start)
-        self.lines.append(f"{self.name(back.grad)}[...] = gradient")
+        constants = draft.trace.constants.values()
+        self._add_constants(c for c in constants if back.start <= c.born < back.stop)
+        first = "" if back.grad.ndim or not back.strides else f"[{'0, ' * len(back.strides)}]"
+        self.lines.append(f"{self.name(back.grad)}[...] = gradient{first}")
         self._add_all(nodes)
         return self.made("gradient")
 
@@ -324,7 +331,7 @@ class _Writer:
 
     def _add_return(self, draft: Draft) -> None:
         made = [f"{self.name(result_of, 'f')}({self.name(r)}, tensors)" for r in draft.results]
-        if draft.backward is not None:
+        if draft.backwards:
             self.lines.append(f"return [{', '.join(made)}]")
         elif draft.structure is LEAF:
             self.lines.append(f"return {made[0]}")

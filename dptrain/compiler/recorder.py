@@ -195,7 +195,11 @@ class _Recorder:
         recorders.pop(get_ident(), None)
         for i, (owner, name, real, traced) in enumerate(self._swaps):
             found = getattr(owner, name)
-            if found is not traced and traced.block.kind == INPUT and owner in self._stand_ins.values():
+            if (
+                found is not traced
+                and traced.block.kind == INPUT
+                and owner in self._stand_ins.values()
+            ):
                 pass  # its elements lie in the order now that they show; those of the argument need not
             elif found is not traced:
                 self.trace.refuse(_REBOUND)
@@ -336,19 +340,38 @@ class _Recorder:
 
     def _record_backward(self, place: int, result: Tensor) -> None:
         """Walk back from a result, into no tensor's gradient."""
-        living = (
-            self.trace.alive()
-        )  # what the graph saved is needed again where the graph is retained
-        start = len(self.trace.nodes)
-        ends = _ends_of(result)
-        ends = [e for e in ends if e._requires_grad]
+        living = self.trace.alive()  # what the graph saved is needed again where it is retained
+        ends = [e for e in _ends_of(result) if e._requires_grad]
         positions = {id(a): i for i, a in enumerate(self._arguments)}
         if any(id(e) not in self._known and id(e) not in positions for e in ends):
             self.trace.refuse("a tensor made in the call requires gradients")
             return
-        grad = self.trace.own(result._array)
-        grad.host.fill(1)
-        grad.block.kind = self.trace.kinds[grad.block.number] = INPUT
+        leaves_behind = [e if id(e) in self._known else positions[id(e)] for e in ends]
+        array: Any = result._array
+        host: np.ndarray = array.host
+        in_rows = np.empty(host.shape, host.dtype)
+        single = np.empty((), host.dtype)
+        ways = {host.strides: host, in_rows.strides: in_rows, (0,) * host.ndim: single}
+        for strides, like in ways.items():
+            start, memory = len(self.trace.nodes), self.trace.own(like)
+            memory.host.fill(1)
+            memory.block.kind = self.trace.kinds[memory.block.number] = INPUT
+            grad = TracedArray(np.broadcast_to(memory.host, host.shape), memory.block, self.trace)
+            found = self._walk(result, grad if like is single else memory, ends)
+            if any(a is not None and type(a) is not TracedArray for a in found):
+                self.trace.refuse("a gradient does not come from the recording")
+                return
+            self.trace.outputs.update(a.block.number for a in found if a is not None)
+            self.trace.held += [a.block for a in found if a is not None]
+            hosts = [None if a is None else a.host for a in found]
+            stop = len(self.trace.nodes)
+            self.draft.backwards.append(
+                Backward(start, stop, strides, place, memory.host, leaves_behind, hosts)
+            )
+        self.trace.kept.append([block.memory for block in living])
+
+    def _walk(self, result: Tensor, grad: TracedArray, ends: list[Tensor]) -> list[Any]:
+        """The gradients of `ends`; the graph is kept."""
         hooks = [(e, e._hooks) for e in ends]
         for end, _ in hooks:
             end._hooks = None
@@ -361,21 +384,7 @@ class _Recorder:
             for end, held in hooks:
                 end._hooks = held
         captured: Any = run.captured
-        found = [captured[id(e)] for e in ends]
-        for array in found:
-            if array is not None and type(array) is not TracedArray:
-                self.trace.refuse("a gradient does not come from the recording")
-                return
-            if array is not None:
-                self.trace.outputs.add(array.block.number)
-        self.draft.backward = Backward(
-            start,
-            place,
-            grad.host,
-            [e if id(e) in self._known else positions[id(e)] for e in ends],
-            [None if a is None else a.host for a in found],
-        )
-        self.trace.kept.append([block.memory for block in living])
+        return [captured[id(e)] for e in ends]
 
     def _add_result(self, value: Any) -> None:
         made = Result(value=value)
@@ -446,7 +455,7 @@ class _Recorder:
         if self.trace.reason is not None:
             return self._untraced(result)
         values = [result_of(r, self._real) for r in self.draft.results]
-        if self.draft.backward is not None:
+        if self.draft.backwards:
             attach(self.draft, values, self._real)
         return rebuild(values, self.draft.structure)
 

@@ -17,12 +17,10 @@ class Replayed(Op):
 
     Attributes:
         program: runs the backward pass.
-        grads: where the gradients of the leaves are then.
         counts: the parameters behind the call, and how often they had been changed in place.
     """
 
     program: Any
-    grads: list[Any]
     counts: list[tuple[Tensor, int]]
 
     name = "compiled_function"
@@ -38,14 +36,13 @@ class Replayed(Op):
             tensors: its tensor arguments.
             program: runs the backward pass: takes the gradient of the result.
         """
-        back = draft.backward
-        assert back is not None
+        back = draft.backwards[0]
         node = Replayed()
         ends = [tensors[e] if isinstance(e, int) else e for e in back.leaves]
         node.edges = [edge_of(e) for e in ends]
         node.outs = ((result._array.shape, result._array.dtype),)
         node.hooks, node.saved, node.versions, node.sequence = None, (), (), _sequence()
-        node.program, node.grads = program, back.grads
+        node.program = program
         params = [e for e in back.leaves if isinstance(e, Tensor)]
         node.counts = [(p, p._version_counter()[0]) for p in params]
         result._node, result._index, result._requires_grad = node, 0, True
@@ -73,10 +70,10 @@ class Replayed(Op):
                     f"{list(p.shape)}, which is a parameter of a compiled function, is at version "
                     f"{p._version_counter()[0]}; expected version {count} instead"
                 )
-        self.program.backward(grad)
+        grads = self.program.backward(grad)
         return tuple(
             g.copy() if g is not None and _is_kept(edge) else g
-            for g, edge in zip(self.grads, self.edges, strict=True)
+            for g, edge in zip(grads, self.edges, strict=True)
         )
 
 

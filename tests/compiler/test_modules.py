@@ -144,9 +144,7 @@ def test_data_parallel_around_a_compiled_module():
     from dptrain.nn.parallel import DistributedDataParallel
 
     def wrap(model):
-        return DistributedDataParallel(
-            dptrain.compile(model), process_group=SerialCommunicator()
-        )
+        return DistributedDataParallel(dptrain.compile(model), process_group=SerialCommunicator())
 
     *plain, _ = train(lambda m: m)
     losses, outputs, held, called = train(wrap)

@@ -11,8 +11,8 @@ import pytest
 import dptrain
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
-from op_samples import SAMPLES  # noqa: E402
-from test_ops import build, resolve  # noqa: E402
+from op_samples import SAMPLES
+from test_ops import build, resolve
 
 #: By the letter that names begin with, so that a failure says where to look and tests stay few.
 GROUPS = sorted({name.rpartition(".")[2][0] for name in SAMPLES})
@@ -39,7 +39,7 @@ def results(function, call, seed):
     def make(array, arg):
         array = np.array(array)
         if array.dtype.kind == "f" and not arg.transform:
-            array = (array * (1 + 0.01 * stream.random(array.shape))).astype(array.dtype)
+            array = np.asarray(array * (1 + 0.01 * stream.random(array.shape)), array.dtype)
         tensor = dptrain.from_numpy(array)
         return tensor.requires_grad_() if arg.kind == "x" and array.dtype.kind == "f" else tensor
 
@@ -60,7 +60,7 @@ def same(a, b):
 @pytest.mark.parametrize("letter", GROUPS)
 def test_bits_of_every_operation(letter):
     replays, wrong = 0, []
-    for name in [n for n in SAMPLES if n.rpartition(".")[2][0] == letter]:
+    for name in [n for n in SAMPLES if n.rpartition(".")[2][0] == letter and SAMPLES[n]]:
         run, call = resolve(name, dptrain, None), SAMPLES[name][0]
 
         def function(args, kwargs, run=run):
