@@ -39,7 +39,7 @@ def results(function, call, seed):
     def make(array, arg):
         array = np.array(array)
         if array.dtype.kind == "f" and not arg.transform:
-            array = np.asarray(array * (1 + 0.01 * stream.random(array.shape)), array.dtype)
+            array = np.asarray(array * (1 - 0.01 * stream.random(array.shape)), array.dtype)
         tensor = dptrain.from_numpy(array)
         return tensor.requires_grad_() if arg.kind == "x" and array.dtype.kind == "f" else tensor
 
