@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 from dptrain.compiler.draft import Draft
-from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program
+from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
 from dptrain.compiler.recorder import record
 from dptrain.compiler.state import Survey, is_plain, survey
 from dptrain.compiler.tree import leaves
@@ -181,7 +181,12 @@ class Compiled:
         if _overlaps(tensors, found):
             self._note(_OVERLAP)
             return self._function(*args, **kwargs)
+        unchanged, modes = reach_guard(found), _modes()
         result, draft = record(self._function, args, kwargs, tensors, found, _attach)
+        if draft.trace.reason is None and not unchanged():
+            draft.trace.reason = "it changes a plain value, an object or a container in its reach"
+        if draft.trace.reason is None and modes != _modes():
+            draft.trace.reason = "it changes a mode (gradients, autocast, threads, default dtype)"
         before, kind.draft = kind.draft, None
         reason = draft.trace.reason
         if reason is None and before is not None:
@@ -261,14 +266,7 @@ def _kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
     values, structure = leaves((args, kwargs))
     tensors: list[Tensor] = []
     others: list[Any] = []
-    parts: list[Any] = [
-        is_grad_enabled(),
-        get_num_threads(),
-        get_conv_algo(),
-        autocast_facts(),
-        get_default_dtype(),
-        record_observer() is None and anomaly_mode() is None,
-    ]
+    parts: list[Any] = [*_modes()]
     for value in values:
         if isinstance(value, Tensor):
             array = value._array
@@ -282,6 +280,18 @@ def _kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
             others.append(value)
             parts.append(id(value))
     return (tuple(parts), _frozen(structure)), tensors, others
+
+
+def _modes() -> tuple[Any, ...]:
+    """What operations depend on beside their arguments."""
+    return (
+        is_grad_enabled(),
+        get_num_threads(),
+        get_conv_algo(),
+        autocast_facts(),
+        get_default_dtype(),
+        record_observer() is None and anomaly_mode() is None,
+    )
 
 
 def _frozen(structure: Any) -> Any:

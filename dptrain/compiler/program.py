@@ -356,9 +356,9 @@ def _equal(found: Any, value: Any) -> bool:
 
 
 def _guard(draft: Draft, found: Survey) -> Callable[[], bool]:
-    """The function that says whether everything in reach is as it was; written out, as it runs at each call."""
+    """The function that says whether tensors and everything in reach are as they were."""
     writer = _Writer()
-    name, differs = writer.name, writer.name(_differs, "f")
+    name = writer.name
     tests = []
     for tensor, array, wanted in draft.tensors:
         held = name(tensor)
@@ -368,6 +368,21 @@ def _guard(draft: Draft, found: Survey) -> Callable[[], bool]:
     for tensor, _ in draft.gradients:
         tests += [f"{name(tensor)}._hooks", f"{name(tensor)}._post_hooks"]
     tests += [f"{name(tensor)}._grad is not {name(grad)}" for tensor, grad in draft.starts]
+    if draft.generator is not None:
+        tests.append(f"{name(default_generator)}() is not {name(draft.generator)}")
+    return _check(writer, [*tests, *_reach_tests(writer, found)])
+
+
+def reach_guard(found: Survey) -> Callable[[], bool]:
+    """The function that says whether plain values and objects in reach are as they were."""
+    writer = _Writer()
+    return _check(writer, _reach_tests(writer, found))
+
+
+def _reach_tests(writer: _Writer, found: Survey) -> list[str]:
+    """Expressions that are true where something in reach has changed."""
+    name, differs = writer.name, writer.name(_differs, "f")
+    tests = []
     for container, size in found.sizes:
         tests.append(f"len({name(container)}) != {size}" if size else name(container))
     for container, key, value in found.same:
@@ -376,8 +391,11 @@ def _guard(draft: Draft, found: Survey) -> Callable[[], bool]:
     for place, value in places + [(f"{name(c)}.cell_contents", v) for c, v in found.cells]:
         held = repr(value) if value is None or type(value) is bool else writer.value(value)
         tests.append(f"({place} is not {held} and {differs}({place}, {held}))")
-    if draft.generator is not None:
-        tests.append(f"{name(default_generator)}() is not {name(draft.generator)}")
+    return tests
+
+
+def _check(writer: _Writer, tests: list[str]) -> Callable[[], bool]:
+    """The tests as a function, written out, as it runs at each call."""
     for i in range(0, len(tests), 200):
         writer.lines.append(f"if {' or '.join(tests[i : i + 200])}: return False")
     writer.lines.append("return True")

@@ -234,6 +234,10 @@ class _Recorder:
             traced: Any = self.trace.adopted(raw[i])
             raw[i] = value._array = traced
 
+    def refuse(self, reason: str) -> None:
+        """Something was done that a replay would not do."""
+        self.trace.refuse(reason)
+
     def changed(self, tensor: Tensor) -> None:
         """A tensor was changed in place."""
         if type(tensor._array) is np.ndarray and id(tensor) in self._existing:

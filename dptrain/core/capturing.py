@@ -20,6 +20,9 @@ class Recorder(Protocol):
     def enter(self, args: tuple[Any, ...], raw: list[Any]) -> None:
         """Operations call this with their arguments and the arrays behind them, which it may replace."""
 
+    def refuse(self, reason: str) -> None:
+        """Say that the call cannot be replayed."""
+
     def changed(self, tensor: Any) -> None:
         """In-place changes say so, after they were made."""
 
@@ -40,6 +43,13 @@ recorders: dict[int, Recorder] = {}
 def recorder() -> Recorder | None:
     """Who records this thread, if anyone does."""
     return recorders.get(get_ident()) if recorders else None
+
+
+def not_in_replays(what: str) -> None:
+    """Tell who records that this was done, which a replay would not repeat."""
+    listener = recorder()
+    if listener is not None:
+        listener.refuse(f"it {what}")
 
 
 def refuse_if(bad: Any, error: Callable[..., Exception], *arrays: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import device_of, namespace_of, namespace_on
-from dptrain.core.capturing import recorder
+from dptrain.core.capturing import not_in_replays, recorder
 from dptrain.core.cuda import device_count
 from dptrain.core.device import as_device
 from dptrain.core.tensor import Tensor, wrap
@@ -75,6 +75,7 @@ class Generator:
 
     def manual_seed(self, seed: int) -> Generator:
         """Start every stream anew from `seed`."""
+        not_in_replays("seeds a random generator")
         self._seed = int(seed)
         self._streams.clear()
         self._on_gpus.clear()  # they start from this seed again
@@ -131,6 +132,7 @@ class Generator:
         return wrap(np.frombuffer(json.dumps(self._state()).encode(), dtype=np.uint8).copy())
 
     def _state(self) -> dict[str, Any]:
+        not_in_replays("reads the state of a random generator")
         streams = [[*key, _plain(_state_of(s))] for key, s in sorted(self._streams.items())]
         gpus = {str(index): g._state() for index, g in sorted(self._on_gpus.items())}
         return {"seed": self._seed, "streams": streams, **({"gpus": gpus} if gpus else {})}
@@ -149,6 +151,7 @@ class Generator:
             ) from None
 
     def _restore(self, state: dict[str, Any]) -> None:
+        not_in_replays("sets the state of a random generator")
         seed, streams = int(state["seed"]), {}
         for purpose, shard, saved in state["streams"]:
             stream = self._start(seed, purpose, shard)

@@ -229,7 +229,7 @@ def test_state_that_a_module_keeps_between_calls():
 
     for kind, warns in (
         (Remembers, None),
-        (Counts, "changed more|differ"),
+        (Counts, "changes a plain value"),
         (Keeps, "kept outside"),
     ):
         plain, module = kind(), kind()
@@ -254,6 +254,56 @@ def test_distributed_data_parallel_runs_as_it_is():
     with pytest.warns(UserWarning, match="communication is not recorded"):
         losses = [step(X, Y).item() for _ in range(5)]
     assert losses == sorted(losses, reverse=True)
+
+
+def _outputs_and_gradients(function, model, evaluates):
+    dptrain.manual_seed(0)
+    made = []
+    for _ in range(6):
+        with dptrain.enable_grad():
+            model.train()
+            out = function(X)
+            assert model.training is not evaluates
+            made.append(out.detach().numpy().tobytes())
+            if out.requires_grad:
+                model.zero_grad()
+                out.sum().backward()
+                made.append(model[0].weight.grad.numpy().tobytes())
+            del out
+    return made
+
+
+def test_side_effects_that_others_would_miss():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
+
+    def evaluates(x):
+        model.eval()
+        return model(x)
+
+    def seeds(x):
+        dptrain.manual_seed(1)
+        return F.dropout(x, 0.5)
+
+    def switches(x):
+        dptrain.set_grad_enabled(False)
+        return x * 2
+
+    def checkpoints(x):
+        weight = model[0].weight
+        run = dptrain.utils.checkpoint.checkpoint
+        return run(lambda v: F.dropout(v @ weight.T, 0.5), x, use_reentrant=False)
+
+    for function, reason in (
+        (evaluates, "changes a plain value"),
+        (seeds, "seeds"),
+        (switches, "changes a mode"),
+        (checkpoints, "random generator|differ|kept outside|watched|several"),
+    ):
+        compiled = dptrain.compile(function)
+        plain = _outputs_and_gradients(function, model, function is evaluates)
+        with pytest.warns(UserWarning, match=reason):
+            found = _outputs_and_gradients(compiled, model, function is evaluates)
+        assert found == plain
 
 
 def test_several_threads():
