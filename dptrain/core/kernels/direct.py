@@ -146,6 +146,10 @@ def _outer(args, share, shares, worker):
     blocks = -(-columns // (2 * lanes))
     line = -(-columns // lanes) * lanes * itemsize  # of the sums
     zero(sums, args[28])
+    if pads:
+        # Nobody uses what is summed beside the columns, but numbers that happen to lie there may be
+        # subnormal, with which products take fifty times as long.
+        zero(grad_scratch + worker * args[16], out_h * out_w * line)
     for n in range(share * images // shares, (share + 1) * images // shares):
         source, in_row, in_pixel = image + n * image_step, row, pixel
         if copies:
