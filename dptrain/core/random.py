@@ -70,6 +70,8 @@ class Generator:
         self._seed = 0
         #: NumPy's generators, or on a GPU `kernels.cuda.philox.DeviceStream`s.
         self._streams: dict[tuple[int, int], Any] = {}
+        #: For each purpose where a restored stream stood: words drawn, and whether half a word is left.
+        self._restored: dict[int, tuple[int, bool]] = {}
         self._on_gpus: dict[int, Generator] = {}
         self.manual_seed(67280421310721)
 
@@ -78,6 +80,7 @@ class Generator:
         not_in_replays("seeds a random generator")
         self._seed = int(seed)
         self._streams.clear()
+        self._restored.clear()
         self._on_gpus.clear()  # they start from this seed again
         return self
 
@@ -105,11 +108,14 @@ class Generator:
         key = (purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0)
         found = self._streams.get(key)
         if found is None:
-            found = self._streams[key] = self._start(self._seed, *key)
+            found = self._streams[key] = self._start(
+                self._seed, *key, place=self._restored.get(purpose, (0, False))
+            )
         return found
 
-    def _start(self, seed: int, *key: int) -> Any:
+    def _start(self, seed: int, *key: int, place: tuple[int, bool] = (0, False)) -> Any:
         stream = numpy_stream(seed, *key)
+        _move_to(stream, *place)
         if self.device.type == "cpu":
             return stream
         from dptrain.core.kernels.cuda.philox import DeviceStream
@@ -140,6 +146,9 @@ class Generator:
     def set_state(self, new_state: Tensor) -> None:
         """Go on from a state of `get_state`.
 
+        The state may be another rank's: shards draw equally much, so a shard of which the state knows
+        nothing goes on in its own stream from where the state's shard was.
+
         Raises:
             RuntimeError: it is none.
         """
@@ -152,17 +161,50 @@ class Generator:
 
     def _restore(self, state: dict[str, Any]) -> None:
         not_in_replays("sets the state of a random generator")
-        seed, streams = int(state["seed"]), {}
+        seed, streams, restored = int(state["seed"]), {}, {}
         for purpose, shard, saved in state["streams"]:
             stream = self._start(seed, purpose, shard)
             _put_state(stream, _arrays(saved))
             streams[purpose, shard] = stream
+            restored.setdefault(purpose, _place_of(stream))
         gpus = {}
         for index, saved in state.get("gpus", {}).items():
             if int(index) < device_count():  # a run may go on with fewer of them
                 gpus[int(index)] = Generator(f"cuda:{index}")
                 gpus[int(index)]._restore(saved)
         self._seed, self._streams, self._on_gpus = seed, streams, gpus
+        self._restored = restored
+
+
+def words_drawn(state: Any) -> int:
+    """How many 64-bit words a NumPy Philox state has given: it holds a block and how many of its four."""
+    blocks = int(state["state"]["counter"][0])
+    return 4 * (blocks - 1) + int(state["buffer_pos"]) if blocks else 0
+
+
+def _place_of(stream: Any) -> tuple[int, bool]:
+    """Words drawn, and whether the second half of the last one is still to be given."""
+    state = _state_of(stream)
+    if isinstance(state, dict):
+        return words_drawn(state), bool(state["has_uint32"])
+    return int(state[2]), bool(state[3])
+
+
+def _move_to(stream: np.random.Generator, words: int, half: bool) -> None:
+    """Let a fresh stream stand where one stands that has given so many words."""
+    if not words:
+        return
+    generator: Any = stream.bit_generator
+    blocks, before = divmod(words - 1, 4)
+    state = generator.state
+    state["state"]["counter"][0] = blocks
+    generator.state = state
+    last = int(generator.random_raw(before + 1)[-1])
+    generator.state = {
+        **generator.state,
+        "has_uint32": int(half),
+        "uinteger": last >> 32 if half else 0,
+    }
 
 
 def _state_of(stream: Any) -> Any:

@@ -42,6 +42,34 @@ def test_state_restores_the_sequence():
     assert (dptrain.rand(4).tolist(), Dropout.apply(dptrain.ones(50), 0.5).tolist()) == expected
 
 
+@pytest.mark.parametrize("sizes", [(), (1,), (3,), (8,), (7, 2), (5, 4, 3, 6)])
+@pytest.mark.parametrize("dtype", [dptrain.float32, dptrain.float64])
+def test_another_shards_state_restores_the_place_in_this_shards_stream(sizes, dtype):
+    """A checkpoint holds rank 0's state; dropout of the other ranks goes on as if never interrupted."""
+
+    def run(shard, restored=None):
+        def draw():
+            random.set_shard(shard)
+            dptrain.manual_seed(3)
+            if restored is None:
+                for size in sizes:
+                    Dropout.apply(dptrain.ones(size, dtype=dtype), 0.5)
+            else:
+                dptrain.manual_seed(8)
+                dptrain.set_rng_state(restored)
+            state = dptrain.get_rng_state()
+            return state, [
+                Dropout.apply(dptrain.ones(n, dtype=dtype), 0.5).tolist() for n in (9, 64)
+            ]
+
+        return contextvars.copy_context().run(draw)
+
+    state, first = run(0)
+    assert run(0, state)[1] == first
+    _, second = run(1)
+    assert run(1, state)[1] == second != first
+
+
 def test_foreign_state_is_refused():
     with pytest.raises(RuntimeError, match="get_state"):
         dptrain.set_rng_state(dptrain.zeros(4, dtype=dptrain.uint8))

@@ -20,6 +20,7 @@ import numpy as np
 
 from dptrain.core.arrays import beside, to_host
 from dptrain.core.kernels.cuda.launch import Family
+from dptrain.core.random import words_drawn
 
 _SOURCE = r"""
 typedef unsigned long long word;
@@ -149,8 +150,7 @@ class DeviceStream:
 def device_state(stream: np.random.Generator) -> np.ndarray:
     """A host stream's key and place, as the kernels keep them."""
     state: Any = stream.bit_generator.state
-    blocks = int(state["state"]["counter"][0])
-    # NumPy holds a block and how many of its four words are used.
-    words = 4 * (blocks - 1) + state["buffer_pos"] if blocks else 0
     key = [int(k) for k in state["state"]["key"]]
-    return np.array([*key, words, state["has_uint32"], state["uinteger"]], dtype=np.uint64)
+    return np.array(
+        [*key, words_drawn(state), state["has_uint32"], state["uinteger"]], dtype=np.uint64
+    )
