@@ -43,8 +43,8 @@ def save_checkpoint(
 
     Args:
         directory: the run's folder; made if missing.
-        state: nested dicts, lists and tuples of tensors, arrays, numbers, strings, bools and None,
-            such as state_dicts.
+        state: nested dicts, lists and tuples of tensors, arrays, numbers, strings, bools and None, and
+            of what has a `state_dict()` (models, optimizers, schedulers, loaders), which is saved.
         step: its number; a checkpoint of the same number is replaced.
         keep: how many checkpoints stay, the newest ones.
 
@@ -109,6 +109,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(value, Mapping) and hasattr(value, "state_dict"):
+        value = value.state_dict()
     if isinstance(value, (Tensor, np.ndarray)):
         name = f"{len(arrays)}:{path}"
         array = to_host(value._array) if isinstance(value, Tensor) else value
@@ -129,7 +131,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         return value
     raise TypeError(
         f"save_checkpoint: {path} is a {type(value).__name__}; a checkpoint holds tensors, arrays, numbers, "
-        "strings, bools, None, and dicts, lists and tuples of these"
+        "strings, bools, None, what has a state_dict(), and dicts, lists and tuples of these"
     )
 
 
@@ -179,18 +181,33 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read a checkpoint: what `save_checkpoint` was given, tensors as new tensors.
 
+    Args:
+        path: a checkpoint's folder, or the run's folder, of which the newest complete one is read.
+        into: objects that go on from the state saved under the same names, by `load_state_dict`.
+
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder, or no checkpoint in it.
         CheckpointError: incomplete or damaged; names the file, what was expected and what was found.
+        KeyError: nothing was saved under a name in `into`.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {folder}")
+    folder: Path | None = Path(path)
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not _FOLDER.match(Path(path).resolve().name):
+        folder = latest_checkpoint(path)
+    if folder is None:
+        raise FileNotFoundError(f"there is no complete checkpoint in {path}")
     manifest, data = _read(folder)
     state: dict[str, Any] = _decode(manifest["state"], unpack(data))
+    into = into or {}
+    missing = [name for name in into if name not in state]
+    if missing:
+        raise KeyError(f"{folder} holds no {', '.join(missing)}; it holds {', '.join(state)}")
+    for name, target in into.items():
+        target.load_state_dict(state[name])
     return state
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, and what happens when writing is cut short."""
 
 import json
+from itertools import islice
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dptrain
+import dptrain.data
 from dptrain.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from dptrain.data import DistributedSampler
 
 
 @pytest.fixture
@@ -128,3 +131,62 @@ def test_missing_files_and_other_formats_are_named(tmp_path, state):
     (path / "tensors.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"tensors.safetensors is missing"):
         load_checkpoint(path)
+
+
+def training(seed):
+    dptrain.manual_seed(seed)
+    model = dptrain.nn.Sequential(dptrain.nn.Linear(3, 2), dptrain.nn.BatchNorm1d(2))
+    optimizer = dptrain.optim.Adam(model.parameters(), lr=0.1)
+    scheduler = dptrain.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    loader = dptrain.data.DataLoader(list(range(8)), 2, sampler=DistributedSampler(range(8)))
+    return {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+
+
+def endless(loader):
+    while True:
+        yield from loader
+
+
+def steps(run, batches, count):
+    for x in islice(batches, count):
+        run["optimizer"].zero_grad()
+        run["model"](
+            x.float()[:, None] * dptrain.tensor([1.0, 2.0, -1.0])
+        ).square().sum().backward()
+        run["optimizer"].step()
+        run["scheduler"].step()
+
+
+def test_whole_objects_are_saved_and_go_on_where_they_were(tmp_path):
+    run = training(seed=0)
+    batches = endless(run["loader"])
+    steps(run, batches, 2)
+    save_checkpoint(tmp_path, {**run, "epoch": 1}, 1)
+    other = training(seed=1)
+    assert load_checkpoint(tmp_path, into=other)["epoch"] == 1
+    # The rest of the epoch, then a part of the next one.
+    steps(run, batches, 3)
+    steps(other, endless(other["loader"]), 3)
+    for name in ("model", "optimizer", "scheduler"):
+        assert equal(run[name].state_dict(), other[name].state_dict())
+
+
+def test_a_name_that_was_not_saved_is_an_error_before_anything_is_loaded(tmp_path):
+    run = training(seed=0)
+    save_checkpoint(tmp_path, {"model": run["model"], "epoch": 3}, 1)
+    other = training(seed=1)
+    before = other["model"][0].weight.tolist()
+    with pytest.raises(KeyError, match="holds no optimizer; it holds model, epoch"):
+        load_checkpoint(tmp_path, into={"model": other["model"], "optimizer": other["optimizer"]})
+    assert other["model"][0].weight.tolist() == before
+
+
+def test_a_runs_folder_stands_for_its_newest_complete_checkpoint(tmp_path, state):
+    with pytest.raises(FileNotFoundError, match="there is no complete checkpoint in"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, {"a": 1}, 1)
+    newest = save_checkpoint(tmp_path, {"a": 2}, 2)
+    assert load_checkpoint(tmp_path) == {"a": 2}
+    (newest / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_checkpoint(tmp_path) == {"a": 1}
