@@ -161,7 +161,8 @@ class Generator:
 
     def _restore(self, state: dict[str, Any]) -> None:
         not_in_replays("sets the state of a random generator")
-        seed, streams, restored = int(state["seed"]), {}, {}
+        seed, streams = int(state["seed"]), {}
+        restored: dict[int, tuple[int, bool]] = {}
         for purpose, shard, saved in state["streams"]:
             stream = self._start(seed, purpose, shard)
             _put_state(stream, _arrays(saved))
