@@ -265,7 +265,7 @@ def _any_requires_grad(tensor: Tensor, args: tuple[Any, ...]) -> bool:
 
 def _snapshot(tensor: Tensor) -> Tensor:
     """A copy with the same history."""
-    copy = wrap(tensor._array.copy())
+    copy = wrap(tensor._array.copy(order="K"))
     copy._node, copy._index, copy._requires_grad = (
         tensor._node,
         tensor._index,

@@ -291,6 +291,16 @@ def test_result_that_is_saved_lies_in_the_tensor_itself():
     assert x.grad.tolist() == [0, 1]
 
 
+def test_old_values_that_are_saved_lie_as_the_tensor_does():
+    """A copy in another order costs convolutions, whose channels lie together, a transposition."""
+    y = dptrain.from_numpy(np.ones((2, 4, 4, 3), "f")).permute(0, 3, 1, 2).requires_grad_() * 1
+    w = dptrain.ones(1, requires_grad=True)
+    strides = y._array.strides
+    y.mul_(w)
+    saved = [a for a in y.grad_fn.saved_arrays() if a.ndim == 4]
+    assert [a.strides for a in saved] == [strides] != [np.ones((2, 3, 4, 4), "f").strides]
+
+
 @pytest.mark.oracle
 def test_result_that_is_saved_must_not_change_again():
     torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")

@@ -357,6 +357,15 @@ def test_relu_twins_agree(shape, dtype, order, threads):
     assert out.dtype == got.dtype == dtype
 
 
+def test_the_gradient_of_relu_lies_as_its_result_does():
+    """Residual nets add gradients of several layouts; convolutions need theirs back."""
+    grad = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype("f")
+    out = np.maximum(np.random.default_rng(1).standard_normal((4, 5, 5, 3)).astype("f"), 0)
+    got = native.relu_grad(grad, out.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(got, reference.relu_grad(grad, out.transpose(0, 3, 1, 2)))
+    assert got.strides == out.transpose(0, 3, 1, 2).strides
+
+
 def test_relu_lets_the_gradient_of_what_is_no_number_pass_and_stops_infinity_at_zero():
     """As PyTorch: the slope is a choice, not a factor."""
     out, grad = np.array([0, 0, np.nan, 1], "f"), np.array([np.inf, np.nan, 2, 3], "f")
