@@ -41,8 +41,12 @@ def find_classes(directory: str | Path) -> tuple[list[str], dict[str, int]]:
     """The folders in `directory`, sorted, and the number of each.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are none, or no `directory`.
     """
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(
+            f"{directory} is not there; expected a folder with a folder of samples per class"
+        )
     classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
     if not classes:
         raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")

@@ -55,7 +55,12 @@ def register_model(
                 state = {rename(key): value for key, value in state.items()}
             model = construct(**kwargs)
             if state is not None:
-                model.load_state_dict(state)
+                try:
+                    model.load_state_dict(state)
+                except RuntimeError as error:
+                    if not isinstance(chosen, Path):
+                        raise
+                    raise RuntimeError(f"{chosen} holds no weights of {name}: {error}") from None
             return model
 
         parameters = inspect.signature(construct).parameters.values()

@@ -5,6 +5,7 @@ Owns: `Weights`, `WeightsEnum`, the folder of downloads. Must not know: any arch
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -103,11 +104,14 @@ def load_weights_file(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a `.pth` (PyTorch's format) or `.safetensors` file.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it holds something else, or is damaged.
     """
     serialization = import_module("dptrain.serialization")
     read = serialization.load_file if path.suffix == ".safetensors" else serialization.load
-    state = read(path)
+    try:
+        state = read(path)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is no file of weights: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(
             f"{path}: expected a state dict (names and tensors), found {type(state).__name__}"
