@@ -16,7 +16,7 @@ from tqdm import tqdm
 import dptrain
 import dptrain.distributed as dist
 from dptrain import nn, optim
-from dptrain.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from dptrain.checkpoint import load_checkpoint, save_checkpoint
 from dptrain.data import DataLoader, DistributedSampler, TensorDataset
 from dptrain.nn.parallel import DistributedDataParallel
 from dptrain.profiler import RunTimes
@@ -36,22 +36,6 @@ def lenet():
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
     )  # fmt: skip
-
-
-def load_run(directory, model_name, model, optimizer, scheduler, loader):
-    """Go on from the newest complete checkpoint; returns the epochs that are done."""
-    path = latest_checkpoint(directory)
-    if path is None:
-        raise SystemExit(f"--resume: there is no checkpoint in {directory}")
-    state = load_checkpoint(path)
-    if state["model_name"] != model_name:
-        raise SystemExit(f"--resume: {path} holds --model {state['model_name']}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    loader.load_state_dict(state["loader"])
-    dptrain.set_rng_state(state["random"])
-    return state["epochs"]
 
 
 def main():
@@ -87,11 +71,13 @@ def main():
     model = DistributedDataParallel({"mlp": mlp, "lenet": lenet}[args.model]())
     optimizer = optim.Adam(model.parameters(), lr=args.lr)
     scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.epochs)
-    done = (
-        load_run(args.checkpoints, args.model, model, optimizer, scheduler, loader)
-        if args.resume
-        else 0
-    )
+    # All that a run is made of: what is saved of it, and what goes on from there.
+    run = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+    done = 0
+    if args.resume:
+        saved = load_checkpoint(args.checkpoints, into=run)
+        dptrain.set_rng_state(saved["random"])
+        done = saved["epochs"]
     times = RunTimes(model, loader)
     # Rank 0 writes; on the other ranks the calls do nothing. What comes after a resume replaces what
     # the stopped run wrote about the same epochs.
@@ -108,15 +94,7 @@ def main():
         times.add_samples(len(sampler))
         scheduler.step()
         _, test_accuracy = run_epoch(model, test_loader)
-        state = {
-            "epochs": epoch + 1,
-            "model_name": args.model,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "loader": loader.state_dict(),
-            "random": dptrain.get_rng_state(),
-        }
+        state = {**run, "random": dptrain.get_rng_state(), "epochs": epoch + 1}
         save_checkpoint(args.checkpoints, state, step=epoch + 1)
         if writer:
             writer.add_scalar("loss/train", loss, epoch)

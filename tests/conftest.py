@@ -93,7 +93,7 @@ def host_devices(monkeypatch):
     forget()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def job():
     """Runs a command: `job([...])`."""
     return run_job

@@ -88,19 +88,31 @@ def test_cifar10_resumes_exactly(dprun, small_cifar, tmp_path, model):
     check_resume_is_exact(run, tmp_path)
 
 
-def test_cifar10_learns_the_same_on_any_number_of_ranks(dprun, small_cifar, tmp_path):
-    losses, accuracies = [], []
-    for ranks in (1, 2, 3):
-        done = dprun(
-            ranks, EXAMPLES / "cifar10.py", "--data", small_cifar, "--epochs", 6, "--lr", 0.02,
-            "--batch-size", 24, "--workers", ranks % 2, "--checkpoints", tmp_path / str(ranks),
-        )  # fmt: skip
-        losses.append(figures(done, "train loss"))
-        accuracies.append(figures(done, "test accuracy"))
-    assert accuracies[0][-1] > 50
-    # The last batch of an epoch, which is left out, and rounding differ.
-    np.testing.assert_allclose(losses[1], losses[0], atol=0.02)
-    np.testing.assert_allclose(losses[2], losses[0], atol=0.02)
+@pytest.fixture(scope="module")
+def cifar_alone(job, small_cifar, tmp_path_factory):
+    """Losses and accuracies of the epochs of one process."""
+    script, folder = EXAMPLES / "cifar10.py", tmp_path_factory.mktemp("alone")
+    done = job([sys.executable, script, *cifar_options(small_cifar, folder, workers=0)])
+    return figures(done, "train loss"), figures(done, "test accuracy")
+
+
+def cifar_options(data, checkpoints, workers):
+    return (
+        "--data", data, "--epochs", 4, "--lr", 0.03, "--batch-size", 24, "--workers", workers,
+        "--checkpoints", checkpoints,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (3, 0)])
+def test_cifar10_learns_the_same_on_any_number_of_ranks(
+    dprun, small_cifar, cifar_alone, tmp_path, ranks, workers
+):
+    losses, accuracies = cifar_alone
+    assert losses[-1] < losses[0]
+    assert accuracies[-1] >= 20  # of ten classes
+    done = dprun(ranks, EXAMPLES / "cifar10.py", *cifar_options(small_cifar, tmp_path, workers))
+    # 200 images are 8 steps of 24 and a rest, which is left out; rounding differs.
+    np.testing.assert_allclose(figures(done, "train loss"), losses, atol=0.002)
 
 
 def test_cifar10_says_what_is_missing_and_what_does_not_fit(dprun, small_cifar, tmp_path):
