@@ -15,7 +15,7 @@ from tqdm import tqdm
 import dptrain
 import dptrain.distributed as dist
 import dptrain.nn.functional as F
-from dptrain import nn, optim
+from dptrain import metrics, nn, optim
 from dptrain.checkpoint import load_checkpoint, save_checkpoint
 from dptrain.data import DataLoader, DistributedSampler
 from dptrain.nn.parallel import DistributedDataParallel
@@ -51,30 +51,27 @@ def load_data(folder, download):
 
 
 def train_epoch(model, batches, optimizer, scheduler):
-    """One pass over the training images; returns the mean loss over the ranks."""
+    """One pass over the training images; returns the mean loss over the images of all ranks."""
     model.train()
-    total = dptrain.zeros(2)  # loss, batches
+    mean_loss = metrics.Mean()
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-        total += dptrain.tensor([loss.item(), 1])
-    dist.all_reduce(total)
-    return (total[0] / total[1]).item()
+        mean_loss.update(loss, len(labels))
+    return mean_loss.compute().item()
 
 
 @dptrain.no_grad()
 def evaluate(model, batches):
     """Accuracy in percent over the images of all ranks."""
     model.eval()
-    counts = dptrain.zeros(2)  # correct, images
+    accuracy = metrics.Accuracy()
     for images, labels in batches:
-        correct = (model(images).argmax(1) == labels).sum().item()
-        counts += dptrain.tensor([correct, len(labels)])
-    dist.all_reduce(counts)
-    return (100 * counts[0] / counts[1]).item()
+        accuracy.update(model(images), labels)
+    return 100 * accuracy.compute().item()
 
 
 def main():

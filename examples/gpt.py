@@ -13,7 +13,7 @@ from tqdm import tqdm
 import dptrain
 import dptrain.distributed as dist
 import dptrain.nn.functional as F
-from dptrain import nn, optim
+from dptrain import metrics, nn, optim
 from dptrain.checkpoint import load_checkpoint, save_checkpoint
 from dptrain.data import DataLoader, DistributedSampler, TensorDataset
 from dptrain.nn.parallel import DistributedDataParallel
@@ -90,12 +90,11 @@ def windows(symbols, context, stride):
 def evaluate(model, batches):
     """Mean loss per symbol over the batches of all ranks."""
     model.eval()
-    sums = dptrain.zeros(2)  # loss, symbols
+    mean_loss = metrics.Mean()
     for inputs, targets in batches:
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum")
-        sums += dptrain.tensor([loss.item(), targets.numel()])
-    dist.all_reduce(sums)
-    return (sums[0] / sums[1]).item()
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        mean_loss.update(loss, targets.numel())
+    return mean_loss.compute().item()
 
 
 def parse_arguments():

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 import dptrain
 import dptrain.distributed as dist
 import dptrain.nn.functional as F
-from dptrain import nn, optim
+from dptrain import metrics, nn, optim
 from dptrain.data import (
     DataLoader,
     Dataset,
@@ -128,12 +128,10 @@ def regressor(outputs):
 def distance(model, batches, size):
     """Mean distance of the landmarks found from the true ones, in pixels, over all ranks."""
     model.eval()
-    sums = dptrain.zeros(2)  # distances, landmarks
+    apart = metrics.Mean()
     for batch in batches:
-        apart = (model(batch["image"]) - batch["landmarks"]).norm(dim=-1) * size
-        sums += dptrain.tensor([apart.sum().item(), apart.numel()])
-    dist.all_reduce(sums)
-    return (sums[0] / sums[1]).item()
+        apart.update((model(batch["image"]) - batch["landmarks"]).norm(dim=-1) * size)
+    return apart.compute().item()
 
 
 def main():
@@ -177,17 +175,17 @@ def main():
 
     for epoch in range(args.epochs):
         model.train()
+        mean_loss = metrics.Mean()
         for batch in loader:
             loss = F.smooth_l1_loss(model(batch["image"]), batch["landmarks"], beta=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            mean_loss.update(loss, len(batch["image"]))
         scheduler.step()
-        apart = distance(model, test_loader, args.size)
+        loss, apart = mean_loss.compute().item(), distance(model, test_loader, args.size)
         if rank == 0:
-            print(
-                f"epoch {epoch:2}  train loss {loss.item():.4f}  test distance {apart:.2f} pixels"
-            )
+            print(f"epoch {epoch:2}  train loss {loss:.4f}  test distance {apart:.2f} pixels")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import dptrain
 import dptrain.distributed as dist
 import dptrain.nn.functional as F
-from dptrain import nn, optim
+from dptrain import metrics, nn, optim
 from dptrain.data import DataLoader, DistributedSampler
 from dptrain.nn.parallel import DistributedDataParallel
 from dptrain.vision import transforms as T
@@ -48,12 +48,10 @@ def new_classifier(net, classes):
 @dptrain.no_grad()
 def evaluate(model, batches):
     """Accuracy in percent over the images of all ranks."""
-    counts = dptrain.zeros(2)  # correct, images
+    accuracy = metrics.Accuracy()
     for images, labels in batches:
-        correct = (model(images).argmax(1) == labels).sum().item()
-        counts += dptrain.tensor([correct, len(labels)])
-    dist.all_reduce(counts)
-    return (100 * counts[0] / counts[1]).item()
+        accuracy.update(model(images), labels)
+    return 100 * accuracy.compute().item()
 
 
 def main():
@@ -93,14 +91,16 @@ def main():
     optimizer = optim.SGD(classifier.parameters(), lr=args.lr, momentum=0.9)
 
     for epoch in range(args.epochs):
+        mean_loss = metrics.Mean()
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        accuracy = evaluate(model, val_loader)
+            mean_loss.update(loss, len(labels))
+        loss, accuracy = mean_loss.compute().item(), evaluate(model, val_loader)
         if rank == 0:
-            print(f"epoch {epoch:2}  train loss {loss.item():.4f}  accuracy {accuracy:.2f} %")
+            print(f"epoch {epoch:2}  train loss {loss:.4f}  accuracy {accuracy:.2f} %")
 
     if args.out and rank == 0:
         dptrain.save(net.state_dict(), args.out)
