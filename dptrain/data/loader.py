@@ -63,9 +63,10 @@ class DataLoader:
     script itself is not run again, and memory that only a fork would inherit is not there. Large arrays of
     the dataset are in memory that all workers share. Batches come back through shared memory.
 
-    Random draws of a sample from dptrain's generator depend on the generator's seed, the epoch and the
-    sample's place in the order alone: they are the same for any number of workers, with a
-    `DistributedSampler` for any number of ranks, and after a resume. In workers, `random` and NumPy's global
+    Random draws of a sample from dptrain's generator depend on the base seed of the pass (drawn from the
+    generator as the pass begins, also where nothing is random), the epoch and the sample's place in the
+    order alone: they are the same for any number of workers, with a `DistributedSampler` for any number
+    of ranks, and after a resume. In workers, `random` and NumPy's global
     state are seeded for every batch, or once per worker if there is a `worker_init_fn`, which may
     then seed them itself; without workers they are left alone.
 
