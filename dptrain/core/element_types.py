@@ -103,7 +103,7 @@ class Rules:
 
         for position, kinds, error in self.refused:
             value = given(position)
-            if isinstance(value, Tensor) and value._array.dtype.kind in kinds:
+            if isinstance(value, Tensor) and value.dtype.numpy.kind in kinds:
                 raise error(
                     f"{self.name}: not implemented for {names[position]!r} of type {value.dtype}"
                 )

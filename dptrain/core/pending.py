@@ -19,10 +19,12 @@ from weakref import ref
 
 import numpy as np
 
+from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.history import set_history
 from dptrain.core.layout import same_order
 from dptrain.core.op import Op, edge_of
+from dptrain.core.size import Size
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -84,6 +86,20 @@ class Pending(_Guarded):
     """A tensor without values so far."""
 
     _wait: Any
+
+    # What can be said of it without its values.
+
+    @property
+    def shape(self) -> Size:
+        return Size(self._wait.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self._wait.shape)
+
+    @property
+    def dtype(self) -> dtype:
+        return FROM_NUMPY[self._wait.source.dtype]
 
     def _make_plain(self) -> Any:
         wait = self.__dict__.pop("_wait")

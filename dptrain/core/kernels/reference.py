@@ -157,7 +157,7 @@ def conv_weight_grad(
 
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous; a view where it can be one."""
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    return namespace_of(x).ascontiguousarray(np.moveaxis(x, 1, -1))
 
 
 def max_pool(

@@ -11,7 +11,7 @@ from typing import Any
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels.cuda.launch import Family
-from dptrain.core.kernels.reference import Geometry
+from dptrain.core.kernels.reference import Geometry, relu
 
 _GEOMETRY = """int h, int w, int c, int out_h, int out_w,
     int kh, int kw, int sh, int sw, int ph, int pw, int dh, int dw"""
@@ -143,7 +143,9 @@ def col2im(
     return out
 
 
-def max_pool(x: Any, out_h: int, out_w: int, geometry: Geometry) -> tuple[Any, Any]:
+def max_pool(
+    x: Any, out_h: int, out_w: int, geometry: Geometry, rectified: bool = False
+) -> tuple[Any, Any]:
     """See `reference.max_pool`."""
     xp = namespace_of(x)
     n, h, w, c = x.shape
@@ -151,6 +153,9 @@ def max_pool(x: Any, out_h: int, out_w: int, geometry: Geometry) -> tuple[Any, A
     where = xp.empty(best.shape, "int32")
     arrays = (xp.ascontiguousarray(x), best, where)
     _run("max_pool", best, arrays, (h, w, c), (out_h, out_w), geometry)
+    if rectified:
+        where[best <= 0] = -1
+        best = relu(best)
     return best, where
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels.cuda.launch import BLOCK, REDUCTION, Family, row_block
+from dptrain.core.kernels.reference import normalise, relu_grad
 
 #: Columns of a tile, and so many threads of a block share each of them.
 _TILE = 32
@@ -189,8 +190,14 @@ def batch_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, An
     return out, mean, var, rstd
 
 
-def batch_norm_grad(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
+def batch_norm_grad(
+    grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, cut: Any = None
+) -> tuple[Any, Any, Any]:
     """See `reference.batch_norm_grad`."""
+    if cut is not None:
+        result = namespace_of(x).empty(x.shape, x.dtype)
+        normalise(x, cut, result)
+        grad = relu_grad(grad, result)
     grad, x, mean, rstd = (_whole(a) for a in (grad, x, mean, rstd))
     products, sums = _products(grad, x, mean, rstd, by_row=False)
     factor = rstd if weight is None else rstd * weight
