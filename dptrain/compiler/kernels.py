@@ -19,6 +19,7 @@ import numpy as np
 
 from dptrain.compiler.arrays import TracedArray
 from dptrain.core.flat import aligned_empty
+from dptrain.core.kernels import memory
 from dptrain.core.parts import root_of
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class _Twins:
 
     def _function(self, function: FunctionType) -> Any:
         home, name = function.__module__, function.__name__
-        if home == f"{_PACKAGE}.memory" and name == "address":
+        if function is memory.address:
             return partial(_address, self._trace)
-        if home == f"{_PACKAGE}.memory" and name == "scratch":
+        if function is memory.scratch:
             return partial(_scratch, self._trace)
         twin = FunctionType(
             function.__code__,
@@ -140,8 +141,8 @@ def _address(trace: Trace, array: Any) -> Address:
     trace.kept.append(array.host)
     trace.addressed.append(array.block.number)
     start = int(array.host.__array_interface__["data"][0])
-    memory = root_of(array.host) if array.block.memory is None else array.block.memory
-    return Address(start, array.block.number, start - memory.__array_interface__["data"][0])
+    owner = root_of(array.host) if array.block.memory is None else array.block.memory
+    return Address(start, array.block.number, start - owner.__array_interface__["data"][0])
 
 
 def _traced(trace: Trace, array: np.ndarray) -> Any:
