@@ -1,6 +1,6 @@
 """Arrays of a step that is being recorded: they compute at once and tell the recording what was computed.
 
-Owns: `TracedArray`, `TracedNamespace` (what `numpy` is for other arrays), and what the core asks of both.
+Owns: `TracedArray`, `Address`, `TracedNamespace` (what `numpy` is for other arrays), and what the core asks of both.
 Must not know: how a recording keeps what it is told.
 
 To the core a `TracedArray` is what an array of a GPU is: no `numpy.ndarray`; NumPy's functions, operators and
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,32 @@ def place_in(host: np.ndarray, place: Any) -> Any:
 def put_in(host: np.ndarray, place: Any, value: Any) -> None:
     """`host[place] = value`."""
     host[place] = value
+
+
+class Place(NamedTuple):
+    """An address as it is the same in every recording: how many bytes into which block."""
+
+    block: int
+    offset: int
+
+
+class Address(int):
+    """An address that knows whose it is, so that two recordings can be compared."""
+
+    place: Place
+
+    def __new__(cls, value: int, block: int, offset: int) -> Address:
+        made = super().__new__(cls, value)
+        made.place = Place(block, offset)
+        return made
+
+    def __add__(self, other: Any) -> Any:
+        if not isinstance(other, (int, np.integer)):
+            return NotImplemented
+        block, offset = self.place
+        return Address(int(self) + int(other), block, offset + int(other))
+
+    __radd__ = __add__
 
 
 class TracedArray(Operators):

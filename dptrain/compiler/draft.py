@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.compiler.arrays import Place
 from dptrain.compiler.trace import Trace
 from dptrain.core.memory_order import keep_unseen
 from dptrain.core.op import Op
@@ -146,10 +147,10 @@ class Draft:
 
 
 def _renamed(text: Any, names: dict[int | None, Any]) -> Any:
-    """The text of a launch, whose arguments may be addresses in blocks."""
-    if text[:1] != ("launch",):
-        return text
-    return *text[:2], tuple(("at", names[a[1]], a[2]) if type(a) is tuple else a for a in text[2])
+    """The text of a call, whose arguments may be addresses in blocks."""
+    if type(text) is Place:
+        return "at", names.get(text.block, text.block), text.offset
+    return tuple(_renamed(t, names) for t in text) if type(text) is tuple else text
 
 
 def result_of(result: Result, arguments: list[Any]) -> Any:

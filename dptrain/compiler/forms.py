@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.compiler.arrays import TracedArray, place_in, put_in
+from dptrain.compiler.arrays import Address, TracedArray, place_in, put_in
 
 _CHANGES_FIRST = frozenset(
     [np.copyto, np.put, np.putmask, np.place, np.put_along_axis, np.fill_diagonal, put_in]
@@ -136,6 +136,8 @@ def describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 def _kind(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return ("array", value.shape, value.strides, str(value.dtype))
+    if isinstance(value, Address):
+        return value.place
     if isinstance(value, (list, tuple)):
         return tuple(_kind(v) for v in value)
     if isinstance(value, (int, float, complex, str, bool, type(None), np.generic, slice)):

@@ -6,18 +6,21 @@ A driver is Python code that makes arrays with NumPy and hands their addresses t
 the same code and other globals: `np` is the recording's namespace, `address` and `scratch` tell the
 recording whose memory a kernel gets, `pool.run` keeps the launch. So every call of NumPy in a driver is
 recorded like any other, and a replay launches kernels over the same memory without running the driver.
+
+What a driver caches (plans, tables) depends on shapes and types only. It is made by the function itself,
+outside of the recording, and a twin sees it with traced arrays in it and with methods that are twins.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.compiler.arrays import TracedArray
+from dptrain.compiler.arrays import Address, TracedArray
 from dptrain.core.flat import aligned_empty
 from dptrain.core.kernels import memory
 from dptrain.core.parts import root_of
@@ -26,23 +29,6 @@ if TYPE_CHECKING:
     from dptrain.compiler.trace import Trace
 
 _PACKAGE = "dptrain.core.kernels"
-
-
-class Address(int):
-    """An address that knows whose it is, so that two recordings can be compared."""
-
-    block: int
-    offset: int
-
-    def __new__(cls, value: int, block: int, offset: int) -> Address:
-        made = super().__new__(cls, value)
-        made.block, made.offset = block, offset
-        return made
-
-    def __add__(self, other: int) -> Address:
-        return Address(int(self) + int(other), self.block, self.offset + int(other))
-
-    __radd__ = __add__
 
 
 def kernels_of(trace: Trace, module: ModuleType) -> Any:
@@ -61,19 +47,28 @@ class _Twins:
         self._globals: dict[str, dict[str, Any]] = {}
         self._modules: dict[str, Any] = {}
         self._classes: dict[type, Any] = {}
+        #: By the id of a function, or of what a driver has cached; the latter is held, too.
+        self._functions: dict[int, Any] = {}
+        self._shown: dict[int, tuple[Any, Any]] = {}
 
     def module(self, module: ModuleType) -> Any:
         """What stands for a module of the package."""
         name = module.__name__
-        if name == f"{_PACKAGE}.pool":
-            return SimpleNamespace(
-                **{**vars(module), "run": partial(_launch, self._trace, module.run)}
-            )
         found = self._modules.get(name)
         if found is None:
             found = self._modules[name] = SimpleNamespace()
-            vars(found).update(self._names(name))
+            # Nothing of the pool is to be recorded but what it is asked to run.
+            is_pool = name == f"{_PACKAGE}.pool"
+            vars(found).update(self._of_pool(module) if is_pool else self._names(name))
         return found
+
+    def _of_pool(self, pool: ModuleType) -> dict[str, Any]:
+        names = {k: v for k, v in vars(pool).items() if v is not memory.address}
+        return {
+            **names,
+            "run": partial(_launch, self._trace, pool.run),
+            "run_packed": partial(_launch_packed, self._trace, pool.run_packed),
+        }
 
     def _names(self, module: str) -> dict[str, Any]:
         """The globals of the twins of a module."""
@@ -81,11 +76,11 @@ class _Twins:
         if found is None:
             found = self._globals[module] = {}  # first, for modules that import each other
             for name, value in vars(sys.modules[module]).items():
-                found[name] = self._twin(value)
+                found[name] = self.twin(value)
         return found
 
-    def _twin(self, value: Any) -> Any:
-        home = getattr(value, "__module__", None) or ""
+    def twin(self, value: Any) -> Any:
+        """What stands for a value that drivers know by a name."""
         if value is np:
             return self._trace.namespace
         if isinstance(value, ModuleType):
@@ -93,8 +88,14 @@ class _Twins:
             return self.module(value) if inside else value
         if hasattr(value, "py_func"):  # compiled by numba for any arguments
             return partial(_compiled, self._trace, value)
+        if isinstance(value, partial):
+            named = {k: self.twin(v) for k, v in value.keywords.items()}
+            return partial(self.twin(value.func), *map(self.twin, value.args), **named)
+        home = getattr(value, "__module__", None) or ""
         if not home.startswith(_PACKAGE):
             return value
+        if hasattr(value, "cache_info"):
+            return partial(self._cached, value)
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, type) and value.__bases__ == (object,) and _has_methods(value):
@@ -107,26 +108,77 @@ class _Twins:
             return partial(_address, self._trace)
         if function is memory.scratch:
             return partial(_scratch, self._trace)
-        twin = FunctionType(
-            function.__code__,
-            self._names(home),
-            name,
-            function.__defaults__,
-            function.__closure__,
-        )
-        twin.__kwdefaults__ = function.__kwdefaults__
-        return twin
+        if home == f"{_PACKAGE}.pool":
+            return getattr(self.module(sys.modules[home]), name, function)
+        found = self._functions.get(id(function))
+        if found is None:
+            cells = tuple(CellType() for _ in function.__closure__ or ())
+            found = FunctionType(function.__code__, self._names(home), name, None, cells or None)
+            self._functions[id(function)] = found  # first, for functions that know each other
+            found.__defaults__ = self._elements(function.__defaults__)
+            found.__kwdefaults__ = self._elements(function.__kwdefaults__)
+            for cell, original in zip(cells, function.__closure__ or (), strict=True):
+                cell.cell_contents = self.twin(original.cell_contents)
+        return found
+
+    def _elements(self, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {k: self.twin(v) for k, v in values.items()}
+        return None if values is None else tuple(map(self.twin, values))
 
     def _class(self, cls: type) -> Any:
         found = self._classes.get(cls)
         if found is None:
             body = {
-                k: self._function(v) if isinstance(v, FunctionType) else v
+                k: self._member(v)
                 for k, v in vars(cls).items()
                 if k not in ("__dict__", "__weakref__")
             }
             found = self._classes[cls] = type(cls.__name__, cls.__bases__, body)
         return found
+
+    def _member(self, value: Any) -> Any:
+        if isinstance(value, (staticmethod, classmethod)):
+            return type(value)(self.twin(value.__func__))
+        if isinstance(value, property):
+            return property(self.twin(value.fget), self.twin(value.fset), self.twin(value.fdel))
+        return self.twin(value)
+
+    def _cached(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a driver keeps between calls."""
+        if any(type(a) is TracedArray for a in (*args, *kwargs.values())):
+            raise TypeError(f"{function.__name__} keeps what it makes, but is given an array")
+        return self._show(function(*args, **kwargs))
+
+    def _show(self, value: Any) -> Any:
+        """What was made outside of the recording, for twins."""
+        kind = type(value)
+        own_class = kind.__module__.startswith(_PACKAGE)
+        if not (own_class or isinstance(value, (np.ndarray, tuple, list, dict, MethodType))):
+            return self.twin(value)
+        found = self._shown.get(id(value))
+        if found is None:
+            self._trace.kept.append(value)
+            found = self._shown[id(value)] = value, self._showing(value)
+        return found[1]
+
+    def _showing(self, value: Any) -> Any:
+        kind = type(value)
+        if isinstance(value, np.ndarray):
+            return _traced(self._trace, value)
+        if isinstance(value, MethodType):
+            return getattr(self._show(value.__self__), value.__name__)
+        if isinstance(value, dict):
+            return {k: self._show(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            elements = [self._show(v) for v in value]
+            return kind(*elements) if hasattr(kind, "_fields") else kind(elements)
+        like = self.twin(kind)
+        if like is kind:
+            return value
+        made = object.__new__(like)
+        vars(made).update({k: self._show(v) for k, v in vars(value).items()})
+        return made
 
 
 def _has_methods(cls: type) -> bool:
@@ -170,11 +222,16 @@ def _launch(trace: Trace, run: Any, function: int, args: Any, shares: int) -> No
     text = (
         "launch",
         shares,
-        tuple(("at", a.block, a.offset) if isinstance(a, Address) else int(a) for a in args),
+        tuple(a.place if isinstance(a, Address) else int(a) for a in args),
     )
     trace.add(
         "launch", function, (packed, shares), {}, (), (), touched, touched, False, text
     )  # fmt: skip
+
+
+def _launch_packed(trace: Trace, run: Any, function: int, place: int, shares: int) -> None:
+    trace.refuse("a kernel was launched whose arguments lie in memory")
+    run(function, place, shares)
 
 
 def _compiled(trace: Trace, function: Any, *args: Any) -> Any:
