@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import device_of
+from dptrain.core.arrays import HOST_TYPES, device_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.convolve import convolve, input_gradient, weight_gradient
@@ -75,7 +75,7 @@ class Convolution(_Convolution):
         self._check(input, weight, bias, outs)
         shape = (input.shape[0], weight.shape[0], *outs)
         recorded = getattr(self, "edges", None)  # none inside another backward
-        if recorded and recorded[1] and type(input) is np.ndarray and not is_channels_last(input):
+        if recorded and recorded[1] and type(input) in HOST_TYPES and not is_channels_last(input):
             # The weight's gradient is going to read the image in this order again.
             input = self.image = channels_first(channels_last(input))
         fast = self._by_cudnn("forward_graph", input, weight, shape, shape)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import HOST_TYPES, namespace_of
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.windows import channels_first, channels_last, is_channels_last
@@ -139,7 +139,7 @@ class NativeBatchNorm(_Norm):
         # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
         columns = 0 in spec.axes and input.size > 0
         self.by_columns = fixed is None and columns
-        if columns and fixed is not None and type(input) is np.ndarray:
+        if columns and fixed is not None and type(input) in HOST_TYPES:
             return self._by_fixed(input, weight, bias, spec, fixed)
         if not self.by_columns:
             return super().forward(input, weight, bias, spec, fixed, seen)
@@ -147,7 +147,7 @@ class NativeBatchNorm(_Norm):
         self.affine = None if weight is None else weight.shape
         rows, shape = _as_columns(input)
         kernels = kernels_for(input)
-        if type(rows) is np.ndarray:
+        if type(rows) in HOST_TYPES:
             mean, var, rstd, self.vectors = kernels.batch_statistics(rows, weight, bias, spec.eps)
             out = np.empty_like(rows)
             if postponed is None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import HOST_TYPES, namespace_of
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 
@@ -74,7 +74,7 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
     # Not `moveaxis`, whose checks cost more than the reordering of a small image.
     last = image.transpose(_LAST[image.ndim])
-    if type(image) is np.ndarray and not last.flags.c_contiguous:
+    if type(image) in HOST_TYPES and not last.flags.c_contiguous:
         copy: np.ndarray = kernels_for(image).channels_last(image)
         return copy
     return namespace_of(image).ascontiguousarray(last)
