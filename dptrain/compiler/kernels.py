@@ -63,9 +63,9 @@ class _Twins:
         return found
 
     def _of_pool(self, pool: ModuleType) -> dict[str, Any]:
-        names = {k: v for k, v in vars(pool).items() if v is not memory.address}
+        own = {k: v for k, v in vars(pool).items() if isinstance(v, FunctionType)}
         return {
-            **names,
+            **{k: v for k, v in own.items() if v.__module__ == pool.__name__},
             "run": partial(_launch, self._trace, pool.run),
             "run_packed": partial(_launch_packed, self._trace, pool.run_packed),
         }

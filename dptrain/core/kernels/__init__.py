@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import device_of, functions_beside
+from dptrain.core.arrays import HOST_TYPES, device_of, functions_beside
+from dptrain.core.capturing import recorders
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
@@ -53,10 +54,30 @@ def _cuda(name: str) -> ModuleType:
     return import_module(f"dptrain.core.kernels.{name}")
 
 
+class _WhileRecording:
+    """A provider's functions where other arguments may be arrays of a recording, this thread's or another's."""
+
+    def __init__(self, provider: ModuleType) -> None:
+        self._provider = provider
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for a in (*args, *kwargs.values()):
+                if type(a) in HOST_TYPES and type(a) is not np.ndarray:
+                    return getattr(functions_beside(a, self._provider), name)(*args, **kwargs)
+            return getattr(self._provider, name)(*args, **kwargs)
+
+        return call
+
+
+def _for_plain(provider: ModuleType) -> Any:
+    return _WhileRecording(provider) if recorders else provider
+
+
 def kernels_for(array: Any) -> Any:
     """The provider that serves arrays of the element type and device of this one."""
     if type(array) is np.ndarray:
-        return _kernels(array.dtype)
+        return _for_plain(_kernels(array.dtype))
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda"))
     return functions_beside(array, _kernels(array.dtype))
@@ -65,7 +86,7 @@ def kernels_for(array: Any) -> Any:
 def optim_kernels_for(array: Any) -> Any:
     """Likewise for the optimizer updates of `reference_optim`."""
     if type(array) is np.ndarray:
-        return _optim_kernels(array.dtype)
+        return _for_plain(_optim_kernels(array.dtype))
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda.updates"))
     return functions_beside(array, _optim_kernels(array.dtype))

@@ -29,10 +29,13 @@ def _by_interface(array: np.ndarray) -> int:
 #: NumPy's public C structure of an array begins with the address, behind what every Python object begins with.
 _HEAD = object.__basicsize__
 _number_at = ctypes.c_size_t.from_address
+_Array = np.ndarray
 
 
 def _in_structure(array: np.ndarray) -> int:
-    return _number_at(id(array) + _HEAD).value
+    if type(array) is _Array:
+        return _number_at(id(array) + _HEAD).value
+    return _by_interface(array)  # which what is no array does not have
 
 
 def _structure_is_known() -> bool:
