@@ -143,7 +143,7 @@ class Draft:
             for number in (*node.reads, *node.writes):
                 if number not in names:
                     names[number] = self.trace.places.get(number, len(names))
-        return names
+        return {**self.trace.places, **names}
 
 
 def _renamed(text: Any, names: dict[int | None, Any]) -> Any:

@@ -165,7 +165,10 @@ class _Twins:
     def _showing(self, value: Any) -> Any:
         kind = type(value)
         if isinstance(value, np.ndarray):
-            return _traced(self._trace, value)
+            made = _traced(self._trace, value)
+            self._trace.tables.add(made.block.number)
+            self._trace.places.setdefault(made.block.number, ("table", len(self._trace.tables)))
+            return made
         if isinstance(value, MethodType):
             return getattr(self._show(value.__self__), value.__name__)
         if isinstance(value, dict):
@@ -189,9 +192,10 @@ def _address(trace: Trace, array: Any) -> Address:
     """Where an array lies; a kernel that gets to know it may read and write there."""
     if type(array) is not TracedArray:
         array = _traced(trace, array)
-    trace.mark_possible(array.block)
     trace.kept.append(array.host)
-    trace.addressed.append(array.block.number)
+    if array.block.number not in trace.tables:
+        trace.mark_possible(array.block)
+        trace.addressed.append(array.block.number)
     start = int(array.host.__array_interface__["data"][0])
     owner = root_of(array.host) if array.block.memory is None else array.block.memory
     return Address(start, array.block.number, start - owner.__array_interface__["data"][0])

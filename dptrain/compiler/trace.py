@@ -125,6 +125,8 @@ class Trace:
         self._adopted: dict[int, tuple[Any, Block]] = {}
         self._kernels: dict[Any, Any] = {}
         self.scratch_memory: list[np.ndarray] = []
+        #: Blocks that drivers keep between calls, which no kernel writes to.
+        self.tables: set[int] = set()
         #: Blocks whose addresses the next launch may have.
         self.addressed: list[int] = []
         #: Blocks that are read after the last call, and those themselves: their memory is given to no other.
