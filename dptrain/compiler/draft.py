@@ -143,7 +143,9 @@ class Draft:
             for number in (*node.reads, *node.writes):
                 if number not in names:
                     names[number] = self.trace.places.get(number, len(names))
-        return {**self.trace.places, **names}
+        for number, place in self.trace.places.items():
+            names.setdefault(number, place)
+        return names
 
 
 def _renamed(text: Any, names: dict[int | None, Any]) -> Any:
