@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.compiler.arrays import Address, TracedArray
+from dptrain.compiler.arrays import Address, TracedArray, TracedFunction
 from dptrain.core.flat import aligned_empty
 from dptrain.core.kernels import memory
 from dptrain.core.parts import root_of
@@ -92,6 +92,8 @@ class _Twins:
             named = {k: self.twin(v) for k, v in value.keywords.items()}
             return partial(self.twin(value.func), *map(self.twin, value.args), **named)
         home = getattr(value, "__module__", None) or ""
+        if home.startswith("numpy.") and isinstance(value, FunctionType):
+            return TracedFunction(self._trace, value)
         if not home.startswith(_PACKAGE):
             return value
         if hasattr(value, "cache_info"):
