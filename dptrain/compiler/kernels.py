@@ -106,6 +106,8 @@ class _Twins:
 
     def _function(self, function: FunctionType) -> Any:
         home, name = function.__module__, function.__name__
+        if getattr(function, "one_call", False):
+            return TracedFunction(self._trace, function)
         if function is memory.address:
             return partial(_address, self._trace)
         if function is memory.scratch:

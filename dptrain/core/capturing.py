@@ -1,6 +1,6 @@
 """Where a recorder of steps listens: what the core tells it, and which functions it keeps whole.
 
-Owns: who records in which thread, `whole`. Must not know: how a recording is made and replayed
+Owns: who records in which thread, `whole`, `one_call`. Must not know: how a recording is made and replayed
 (`dptrain.compiler`).
 """
 
@@ -65,6 +65,15 @@ def refuse_if(bad: Any, error: Callable[..., Exception], *arrays: Any) -> None:
         listener.refuse_if(bad, error, arrays)
     elif bad:
         raise error(*arrays)
+
+
+def one_call(function: _F) -> _F:
+    """Decorate a function over raw arrays that looks at values on the way to its result.
+
+    A replay calls it, rather than what it consists of. The shape of the result must not depend on values.
+    """
+    function.one_call = True  # type: ignore[attr-defined]
+    return function
 
 
 def whole(function: _F) -> _F:

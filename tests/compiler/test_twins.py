@@ -15,7 +15,7 @@ from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.trace import Trace
 from dptrain.core import kernels
 from dptrain.core.capturing import recorders
-from dptrain.core.kernels import memory, pool
+from dptrain.core.kernels import memory, pool, reference
 
 PACKAGE = kernels.__name__
 MODULES = [f"{PACKAGE}.{m.name}" for m in iter_modules(kernels.__path__) if m.name != "cuda"]
@@ -171,3 +171,17 @@ def test_attention_is_replayed():
         given = [dptrain.tensor(d) for d in draws]
         assert dptrain.equal(step(*given), attend(*given))
     assert dptrain.compiler.explain(step).replays == 3
+
+
+def test_functions_of_numpy_that_know_no_protocol_and_those_that_look_at_values():
+    trace = Trace(kernels_of)
+    twins = kernels_of(trace, reference)
+    image = np.arange(50, dtype=np.float32).reshape(1, 5, 5, 2)
+    rows, index = image.reshape(-1, 2), np.arange(25) % 4
+    geometry = (3, 3, 1, 1, 1, 1, 1, 1)
+    columns = twins.im2col(trace.constant(image), 5, 5, geometry)
+    summed = twins.add_rows(trace.constant(rows), trace.constant(index), 6)
+    assert np.array_equal(columns.host, reference.im2col(image, 5, 5, geometry))
+    assert np.array_equal(summed.host, reference.add_rows(rows, index, 6))
+    assert trace.reason is None
+    assert trace.nodes[-1].form == "store"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.capturing import one_call
 from dptrain.core.kernels import grouping
 from dptrain.core.kernels.erf import erf as erf
 
@@ -233,6 +234,7 @@ def max_pool_gather(x: np.ndarray, where: np.ndarray, geometry: Geometry) -> np.
     return out
 
 
+@one_call
 def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
     """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
     out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
