@@ -36,7 +36,7 @@ _REFUSED: list[tuple[type[Exception], str, str]] = [
     (
         NotImplementedError,
         "b",
-        f"cross linalg.cross nanmedian median kthvalue trace nn.functional.threshold threshold {_WINDOWS}",
+        f"cross linalg.cross nanmedian median trace nn.functional.threshold threshold {_WINDOWS}",
     ),
     (
         NotImplementedError,

@@ -68,7 +68,6 @@ EXCEPTIONS = {
             "trapezoid",
             "trapz",
             "nn.functional.margin_ranking_loss",
-            "nn.functional.multilabel_soft_margin_loss",
             "nn.functional.triplet_margin_loss",
         ],
         "several nodes on both sides",
