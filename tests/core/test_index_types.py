@@ -1,5 +1,8 @@
 """Indices and masks of other types, empty indices, in-place strides: as PyTorch takes them."""
 
+from collections import deque
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,24 @@ USES = {
     ),
     "as_strided_": lambda m, x: x.clone().as_strided_((2, 2), (1, 2), 1),
     "narrow from a tensor": lambda m, x: x.narrow(1, m.tensor(1), 2),
+    "a range": lambda m, x: x[range(1)],
+    "ranges and tensors": lambda m, x: x[range(2), m.tensor([2, 0])],
+    "tuples in a tuple": lambda m, x: x[(0, 1), (1, 2)],
+    "a deque": lambda m, x: x[deque([1, 0])],
+    "floats without fractions": lambda m, x: x[[1.0, 0.0]],
+    "a nested list in a tuple": lambda m, x: x[:, [[0, 1], [2, 0]]],
+    "a nested array": lambda m, x: x[np.array([[0, 1], [1, 0]])],
+    "nothing in a list": lambda m, x: x[[[]],],
+}
+
+#: Lists that stand for tuples.
+LISTS = {
+    "of tuples": lambda m: [(0, 1), (1, 2)],
+    "of arrays": lambda m: [np.array([0, 1]), np.array([1, 1])],
+    "with a slice": lambda m: [slice(0, 1), 1],
+    "with an ellipsis": lambda m: [Ellipsis, 0],
+    "of tensors": lambda m: [m.tensor(0), m.tensor(1)],
+    "ragged": lambda m: [0, [1, 2]],
 }
 
 
@@ -32,6 +53,58 @@ def test_uses_equal_pytorch(name):
         out = USES[name](m, m.tensor([[0.5, -1.0, 2.0], [3.0, 0.0, -4.0]]))
         results.append((tuple(out.shape), str(out.dtype).split(".")[1], out.tolist()))
     assert results[0] == results[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_sequences_stands_for_a_tuple_with_a_warning(name):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    taken = []
+    for m in (torch, dptrain):
+        x, index = m.arange(12.0).reshape(3, 4), LISTS[name](m)
+        # PyTorch may have told this process already.
+        told = pytest.warns(UserWarning, match="for a tuple") if m is dptrain else nullcontext()
+        with told:
+            part = x[index]
+            x[index] = -1.0
+        taken.append((part.tolist(), x.tolist()))
+    assert taken[0] == taken[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda m: m.tensor(1),
+        lambda m: m.tensor(1).int(),
+        lambda m: np.array(1),
+        lambda m: (slice(None), m.tensor(1)),
+        lambda m: (m.tensor(0), m.tensor(1)),
+        lambda m: (m.tensor(0), m.tensor([0, 1])),
+        lambda m: m.tensor(True),
+    ],
+)
+def test_a_tensor_of_one_number_selects_the_view_that_an_int_does(index):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    written = []
+    for m in (torch, dptrain):
+        w = m.ones(2, 2, requires_grad=True)
+        x = w * 1
+        x[index(m)].mul_(5.0)
+        x.sum().backward()
+        written.append((x.tolist(), w.grad.tolist()))
+    assert written[0] == written[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("index", [1.0, {0}, "a", b"a", {0: 1}, ([0, [1, 2]],)], ids=repr)
+def test_indices_that_are_none_are_refused_as_by_pytorch(index):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    with pytest.raises((IndexError, TypeError)) as expected:
+        torch.ones(3, 4)[index]
+    with pytest.raises(expected.type):
+        dptrain.ones(3, 4)[index]
 
 
 @pytest.mark.oracle

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import common_namespace, grid, is_array, move, namespace_of
+from dptrain.core.cuda import is_capturing
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
@@ -17,13 +19,14 @@ from dptrain.core.tensor import Tensor
 
 def _raw_index(index: Any, array: Any) -> tuple[Any, bool]:
     """The index into `array` with tensors as arrays, and whether it is basic (gives a view)."""
-    parts = index if isinstance(index, tuple) else (index,)
     raw, basic = [], True
-    for part in parts:
+    for part in _parts(index):
         if isinstance(part, Tensor):
             part = part._array
-        elif isinstance(part, list):
-            part = namespace_of(array).asarray(part, dtype=np.int64 if not part else None)
+        elif _is_sequence(part):
+            part = _places(part, namespace_of(array))
+        if is_array(part) and _is_number(part):
+            part = int(part)  # selects a view, as an int does
         if is_array(part):
             if part.dtype.kind not in "biu":
                 raise IndexError(
@@ -36,7 +39,8 @@ def _raw_index(index: Any, array: Any) -> tuple[Any, bool]:
         elif isinstance(part, (bool, np.bool_)):
             basic = False
         elif not (part is None or part is Ellipsis or isinstance(part, (int, np.integer, slice))):
-            raise TypeError(
+            kind = TypeError if isinstance(part, (str, bytes)) else IndexError
+            raise kind(
                 "only integers, slices (`:`), ellipsis (`...`), None and long or bool Tensors are valid indices "
                 f"(got {type(part).__name__})"
             )
@@ -44,6 +48,54 @@ def _raw_index(index: Any, array: Any) -> tuple[Any, bool]:
             part = _checked_slice(part)
         raw.append(part)
     return tuple(raw), basic
+
+
+def _is_sequence(part: Any) -> bool:
+    """Whether an index is a list, tuple, range or the like: places along one dim, as a tensor would hold."""
+    if isinstance(part, (int, slice, Tensor)) or part is None or part is Ellipsis:
+        return False
+    if isinstance(part, (str, bytes, dict, np.generic)) or is_array(part):
+        return False
+    return hasattr(type(part), "__getitem__")
+
+
+def _is_number(part: Any) -> bool:
+    """Whether an index array is one integer that may be looked at (bools and bytes are masks)."""
+    if part.ndim or part.dtype.kind not in "iu" or part.dtype == np.uint8:
+        return False
+    return type(part) is np.ndarray or not is_capturing()
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    """The index per dim. A short list that holds sequences, tensors, slices, None or ... stands for a tuple,
+    with a warning (NumPy's old rule, which PyTorch keeps)."""
+    if isinstance(index, tuple):
+        return index
+    if not _is_sequence(index) or len(index) >= 32:  # the old rule's limit
+        return (index,)
+    for part in index:
+        if part is None or part is Ellipsis or isinstance(part, (slice, Tensor)):
+            break
+        if is_array(part) or _is_sequence(part):
+            break
+    else:
+        return (index,)
+    warnings.warn(
+        "a list of sequences, tensors or slices as index stands for a tuple, which is deprecated: "
+        "use x[tuple(index)]",
+        UserWarning,
+        stacklevel=4,
+    )
+    return tuple(index)
+
+
+def _places(part: Any, xp: Any) -> Any:
+    """A sequence of numbers or bools as an index array; numbers with a fraction lose it."""
+    try:
+        places = xp.asarray(list(part))
+    except ValueError as error:
+        raise TypeError(f"an index given as nested sequences must be regular: {error}") from None
+    return places.astype(np.int64) if places.dtype.kind == "f" else places
 
 
 def _checked_slice(part: slice) -> slice:
