@@ -107,7 +107,12 @@ class Optimizer(Hooks):
 
     def _state_shape(self, name: str, p: Tensor) -> tuple[int, ...] | None:
         """The shape of a tensor in the state of `p`; None where any will do."""
-        return p._array.shape
+        return None if self._steps_itself() else p._array.shape
+
+    @classmethod
+    def _steps_itself(cls) -> bool:
+        """Whether a subclass defines `step` alone, as PyTorch's do: its state is then its own affair."""
+        return cls._update is Optimizer._update
 
     def _update(self, run: Run) -> None:
         """Update the parameters and the state of one run."""
@@ -211,7 +216,7 @@ class Optimizer(Hooks):
         Returns:
             What `closure` returned, or None.
         """
-        if type(self)._update is Optimizer._update:
+        if self._steps_itself():
             raise NotImplementedError(f"{type(self).__name__} defines neither _update nor step")
         loss = None
         if closure is not None:
@@ -330,6 +335,8 @@ class Optimizer(Hooks):
         if isinstance(value, (list, tuple)):
             return type(value)(self._copied(v, p, name, where) for v in value)
         if name in self._scalar_names:
+            if self._steps_itself():
+                return deepcopy(value)
             return tensor(_host_values(value).astype(np.float32))
         if not (isinstance(value, Tensor) or hasattr(value, "__array__")):
             return deepcopy(value)

@@ -304,3 +304,60 @@ def outcome(scene, lib):
 @pytest.mark.parametrize("name", SCENES)
 def test_scene_plays_as_with_pytorch(name):
     assert outcome(SCENES[name], dptrain) == outcome(SCENES[name], torch)
+
+
+def _momentum(lib):
+    class Momentum(lib.optim.Optimizer):
+        """Keeps a plain number and a state of another shape than the parameter's."""
+
+        def __init__(self, params, lr=0.1):
+            super().__init__(params, {"lr": lr})
+
+        @lib.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    state = self.state[p]
+                    if not state:
+                        state["step"], state["mean"] = 0, lib.zeros((), dtype=p.dtype)
+                    state["step"] += 1
+                    state["mean"].mul_(0.9).add_(p.grad.mean(), alpha=0.1)
+                    p.sub_(state["mean"] * group["lr"] / state["step"])
+
+    return Momentum
+
+
+def test_the_state_of_an_optimizer_that_steps_itself_comes_back_as_it_was():
+    ends = []
+    for lib in (dptrain, torch):
+        kind, p = _momentum(lib), leaf(lib, 1, 2, 3)
+        first = kind([p])
+        gradient(lib, p, 1, 2, 4)
+        first.step()
+        second = kind([p])
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        second.step()
+        state = second.state_dict()["state"][0]
+        assert type(state["step"]) is int
+        ends.append([state["step"], state["mean"].item(), *p.tolist()])
+    assert ends[0] == pytest.approx(ends[1])
+
+
+def test_schedulers_may_derive_from_the_older_name():
+    rates = []
+    for lib in (dptrain, torch):
+
+        class Warmup(lib.optim.lr_scheduler._LRScheduler):
+            def get_lr(self):
+                return [base * min(1.0, (self.last_epoch + 1) / 4) for base in self.base_lrs]
+
+        p = leaf(lib)
+        gradient(lib, p, 1, 1)
+        optimizer = lib.optim.SGD([p], lr=1.0)
+        scheduler, seen = Warmup(optimizer), []
+        for _ in range(5):
+            optimizer.step()
+            scheduler.step()
+            seen += scheduler.get_last_lr()
+        rates.append(seen)
+    assert rates[0] == rates[1]

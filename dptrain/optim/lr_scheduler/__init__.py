@@ -16,6 +16,11 @@ from dptrain.optim.lr_scheduler.factors import (
 )
 from dptrain.optim.lr_scheduler.plateau import ReduceLROnPlateau
 
+
+class _LRScheduler(LRScheduler):
+    """The older name, from which scripts still derive their own."""
+
+
 __all__ = [
     "ChainedScheduler",
     "ConstantLR",
