@@ -17,6 +17,7 @@ from dptrain.core.dtypes import (
     FROM_NUMPY,
     as_dtype,
     dtype,
+    float64,
     from_numpy_dtype,
     get_default_dtype,
     int64,
@@ -77,10 +78,21 @@ def _finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
     return result
 
 
+#: Python's own numbers.
+_NUMBERS = frozenset([bool, int, float])
+
+
 def _holds_tensors(data: Any) -> bool:
     return isinstance(data, (list, tuple)) and any(
         isinstance(d, Tensor) or _holds_tensors(d) for d in data
     )
+
+
+def _holds_float64(data: Any) -> bool:
+    """Whether one of the elements is an array, a scalar of NumPy or a tensor of that type."""
+    if not isinstance(data, (list, tuple)):
+        return getattr(data, "dtype", None) in (np.float64, float64)
+    return not _NUMBERS.issuperset(map(type, data)) and any(map(_holds_float64, data))
 
 
 def _plain(data: Any) -> Any:
@@ -117,8 +129,8 @@ def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
     if kind is None and tensors:
         kind = _common_type(data)
     elif kind is None:
-        is_python_float = array.dtype == np.float64
-        kind = get_default_dtype() if is_python_float or not array.size else FROM_NUMPY[array.dtype]
+        of_floats = array.dtype == np.float64 and not _holds_float64(data)
+        kind = get_default_dtype() if of_floats or not array.size else FROM_NUMPY[array.dtype]
     return array.astype(kind.numpy, copy=False)
 
 
@@ -330,7 +342,7 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """A tensor of the given sizes, filled with one value (whose type decides the dtype)."""
-    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
+    value = fill_value.item() if isinstance(fill_value, (Tensor, np.generic)) else fill_value
     kind = _from_data(value, None).dtype if dtype is None else as_dtype(dtype).numpy
     shape = _shape((size,), "full")
     return _finish(np.full(shape, _fill_value(value, kind), kind), device, requires_grad)

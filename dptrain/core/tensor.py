@@ -65,6 +65,12 @@ class Tensor(MemoryOrder, ArrayProtocols):
         else:
             self._array = np.empty(data or (0,), dtype=dtypes.get_default_dtype().numpy)
 
+    def __array_wrap__(
+        self, array: np.ndarray, context: Any = None, return_scalar: bool = False
+    ) -> Any:
+        """What NumPy's functions make of tensors is a tensor; truth values are bytes, as in PyTorch."""
+        return wrap(array.astype(np.uint8) if array.dtype == bool else array)
+
     # ---- facts ---------------------------------------------------------------------------------
 
     @property

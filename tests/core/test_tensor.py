@@ -41,6 +41,12 @@ def test_tensor_copies_its_data():
         (2.5, "float32"),
         ([], "float32"),
         ([dptrain.tensor(1), dptrain.tensor(2)], "int64"),
+        ([dptrain.tensor(1.0), 2.0], "float32"),
+        ([np.float64(1), 2.0], "float64"),
+        ([[1], [np.float64(2)]], "float64"),
+        ([np.float32(1), 2.0], "float32"),
+        ([np.int64(1), np.float32(2)], "float32"),
+        ([np.zeros(2), np.zeros(2)], "float64"),
     ],
 )
 def test_dtype_of_new_tensors(data, expected):
@@ -55,6 +61,27 @@ def test_default_dtype_rules_new_floats():
         assert (dptrain.tensor([1]) / 2).dtype is dptrain.float64
     finally:
         dptrain.set_default_dtype(dptrain.float32)
+
+
+@pytest.mark.oracle
+def test_a_filled_tensor_takes_the_default_dtype_for_scalars_of_numpy():
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    for value in (np.float64(3), np.float32(3), np.int32(3)):
+        found, expected = (m.full((2,), value).dtype for m in (dptrain, torch))
+        assert str(found).split(".")[1] == str(expected).split(".")[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must", "ignore:__array__ impl")
+@pytest.mark.parametrize("name", ["sin", "exp", "abs", "round", "isnan", "transpose", "argmax"])
+def test_functions_of_numpy_give_tensors(name):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    made = []
+    for m in (dptrain, torch):
+        out = getattr(np, name)(m.tensor([[0.5, -1.0], [2.0, 3.0]]))
+        assert isinstance(out, m.Tensor)
+        made.append((str(out.dtype).split(".")[1], out.tolist()))
+    assert made[0] == made[1]
 
 
 def test_view_shares_memory_and_version():
