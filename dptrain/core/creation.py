@@ -123,7 +123,8 @@ def _from_data(data: Any, kind: dtype | None) -> np.ndarray:
             "tensor: complex numbers are not supported; split them into real and imaginary parts"
         )
     if array.dtype not in FROM_NUMPY:
-        raise TypeError(
+        # PyTorch fails to infer a type from objects; given one, it fails to convert them.
+        raise (RuntimeError if array.dtype == object and kind is None else TypeError)(
             f"tensor: cannot make a tensor from {type(data).__name__} holding {array.dtype} values"
         )
     if kind is None and tensors:
@@ -143,9 +144,9 @@ def tensor(
     Python floats become the default dtype, ints int64, bools bool; arrays keep their type.
 
     Raises:
-        TypeError: complex or non-numeric data.
+        TypeError: complex numbers or text.
         ValueError: ragged sequences.
-        RuntimeError: integers that should require gradients.
+        RuntimeError: other objects, and integers that should require gradients.
     """
     if device is None and isinstance(data, Tensor):
         device = data.device
@@ -528,7 +529,11 @@ def randint(
 def randperm(
     n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
 ) -> Tensor:
-    """A random permutation of 0 .. n-1."""
+    """A random permutation of 0 .. n-1.
+
+    Raises:
+        RuntimeError: `n` is negative.
+    """
     if n < 0:
         raise RuntimeError(f"randperm: n must be non-negative, got {n}")
     values = (generator or default_generator()).stream().permutation(n)

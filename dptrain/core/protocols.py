@@ -119,10 +119,17 @@ class ArrayProtocols:
         return bool(self._array)
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._single())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._single())
+
+    def _single(self) -> Any:
+        if self._array.size != 1:  # `item` raises RuntimeError, these ValueError, as in PyTorch
+            raise ValueError(
+                f"only one element tensors can be converted to Python scalars, got shape {list(self.shape)}"
+            )
+        return self.item()
 
     def __index__(self) -> int:
         if self.dtype.is_floating_point or self._array.size != 1:

@@ -48,7 +48,8 @@ class ModuleConversions(ModuleState):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Convert parameters and buffers in place: `to(dtype)`, `to(device)`, `to(tensor)`, combined.
 
-        The dtype concerns floating point values only; integer buffers keep theirs.
+        The dtype concerns floating point values only; integer buffers keep theirs. A `memory_format`
+        concerns those of 4 and 5 dimensions.
 
         Raises:
             TypeError: the dtype is no floating point type.
@@ -63,9 +64,14 @@ class ModuleConversions(ModuleState):
                 )
         places = [a.device if isinstance(a, Tensor) else a for a in (*args, kwargs.get("device"))]
         places = [a for a in places if isinstance(a, (str, device_type))]
-        return self._apply(
-            lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(*places)
-        )
+        formless = {k: v for k, v in kwargs.items() if k != "memory_format"}
+
+        def convert(t: Tensor) -> Tensor:
+            if not t.is_floating_point():
+                return t.to(*places)
+            return t.to(*args, **(kwargs if t.ndim in (4, 5) else formless))
+
+        return self._apply(convert)
 
     def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
         """Move to a device without the values, which are arbitrary afterwards.

@@ -175,6 +175,8 @@ def _is_path(f: Any) -> bool:
 @contextmanager
 def _opened(f: Any, mode: str) -> Iterator[Any]:
     if _is_path(f):
+        if mode == "wb" and not os.path.isdir(parent := os.path.dirname(f) or "."):
+            raise RuntimeError(f"Parent directory {parent} does not exist.")
         with open(f, mode) as file:
             yield file
         return

@@ -317,6 +317,19 @@ def test_loading_copies_in_place_so_that_flat_storage_stays():
         assert np.may_share_memory(p.detach().numpy(), place.storage.data)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("form", ["channels_last", "channels_last_3d"])
+def test_a_memory_format_concerns_only_parameters_that_can_have_one(form):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    strides = []
+    for m in (dptrain, torch):
+        conv = m.nn.Conv2d(2, 3, 3) if form == "channels_last" else m.nn.Conv3d(2, 3, 3)
+        module = m.nn.Sequential(conv, m.nn.BatchNorm2d(3), m.nn.Linear(2, 2))
+        module = module.to(memory_format=getattr(m, form))
+        strides.append([p.stride() for p in module.parameters()])
+    assert strides[0] == strides[1]
+
+
 def test_loading_converts_dtypes_and_takes_arrays_and_old_scalars():
     net = Net()
     state = {k: v.numpy().astype(np.float64) for k, v in Net().state_dict().items()}

@@ -231,6 +231,8 @@ def test_arguments_are_checked(tmp_path):
         dptrain.load(object())
     with pytest.raises(FileNotFoundError):
         dptrain.load(tmp_path / "none.pt")
+    with pytest.raises(RuntimeError, match=r"Parent directory .*none does not exist"):
+        dptrain.save(1, tmp_path / "none" / "x.pt")
     with pytest.raises(IsADirectoryError):
         dptrain.load(tmp_path)
     with pytest.raises(RuntimeError, match="explicit pickle_module"):
