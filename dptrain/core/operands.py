@@ -65,6 +65,8 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
                 return
         elif type(y) in (float, int) and x.dtype.kind == "f":
             return
+    # A scalar of NumPy is a number to PyTorch: it raises the category of a tensor, not its type.
+    raw[:n] = (a.item() if isinstance(a, np.generic) else a for a in raw[:n])
     operands = raw[:n]
     for i, a in enumerate(operands):
         if isinstance(a, np.generic):  # counts as the number that it is

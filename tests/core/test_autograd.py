@@ -251,3 +251,25 @@ def test_functional_results_are_differentiable_on_demand():
 def test_bad_use_of_functional_is_named(use, kind, words):
     with pytest.raises(kind, match=words):
         use(dptrain.ones(2))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "deviation",
+    [
+        lambda m, x: x.std(1),
+        lambda m, x: x.std(1, correction=0, keepdim=True).exp(),
+        lambda m, x: x[0].std(),
+        lambda m, x: m.std_mean(x, 1)[0],
+    ],
+)
+def test_the_deviation_of_equal_values_has_no_gradient(deviation):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    ends = []
+    for m in (dptrain, torch):
+        x = m.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 4.0]], requires_grad=True)
+        (first,) = m.autograd.grad(deviation(m, x).sum(), x, create_graph=True)
+        (second,) = m.autograd.grad(first.pow(2).sum(), x)
+        ends.append(np.stack([first.detach().numpy(), second.numpy()]))
+    assert np.isfinite(ends[0]).all()
+    np.testing.assert_allclose(*ends, atol=1e-6)

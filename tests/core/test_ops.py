@@ -222,3 +222,16 @@ def test_promotion_follows_pytorch(name, kind, other):
         results.append((str(out.dtype).split(".")[1], out.to(module.float32).tolist()))
     assert results[0][0] == results[1][0]
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bool", "float16", "float32"])
+@pytest.mark.parametrize("scalar", [np.float64(2), np.float32(2), np.int64(2), np.int8(2)])
+@pytest.mark.oracle
+def test_scalars_of_numpy_are_numbers(kind, scalar):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    results = []
+    for module in (dptrain, torch):
+        x = module.tensor(1, dtype=getattr(module, kind))  # no dimensions: a tensor could raise it
+        outs = (x * scalar, scalar + x, x.add(scalar), module.where(x > 0, x, scalar))
+        results.append([(str(out.dtype).split(".")[1], out.item()) for out in outs])
+    assert results[0] == results[1]

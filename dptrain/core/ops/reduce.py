@@ -11,8 +11,8 @@ from dptrain.core.arrays import grid
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Eq
-from dptrain.core.ops.elementwise import Maximum, Minimum
+from dptrain.core.ops.compare import Eq, Where
+from dptrain.core.ops.elementwise import Maximum, Minimum, Sqrt
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
 from dptrain.core.results import results
 
@@ -136,6 +136,16 @@ class Var(_Reduction):
         return self._spread(grad) * (input - mean) * (2 / self.divisor if self.divisor else np.nan)
 
 
+class Deviation(Sqrt):
+    """The square root of a variance. Its gradient at 0 is 0 (PyTorch's choice), not infinite."""
+
+    name = "std"
+
+    def backward(self, grad: Any, out: Any) -> Any:
+        flat = Eq.call(out, 0.0)
+        return Where.call(flat, 0.0, grad / (Where.call(flat, 1.0, out) * 2))
+
+
 def _std(
     input: Any,
     dim: Any = None,
@@ -145,7 +155,7 @@ def _std(
     correction: float | None = None,
 ) -> Any:
     """Standard deviation: the square root of `var`."""
-    return Var.apply(input, dim, unbiased, keepdim, correction=correction).sqrt()
+    return Deviation.apply(Var.apply(input, dim, unbiased, keepdim, correction=correction))
 
 
 export(

@@ -14,7 +14,17 @@ from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Exp, _floating
 from dptrain.core.ops.join import _stack
 from dptrain.core.ops.order import _sort
-from dptrain.core.ops.reduce import Amax, Amin, Mean, Sum, TakeAlong, Var, _accumulator, _Reduction
+from dptrain.core.ops.reduce import (
+    Amax,
+    Amin,
+    Deviation,
+    Mean,
+    Sum,
+    TakeAlong,
+    Var,
+    _accumulator,
+    _Reduction,
+)
 from dptrain.core.ops.scan import Cumprod, _join
 from dptrain.core.ops.shape import Narrow, Permute, Reshape, wrap_dim
 from dptrain.core.results import results
@@ -140,7 +150,7 @@ def _std_mean(
 ) -> Any:
     """Standard deviation and mean."""
     variance, mean = _var_mean(input, dim, unbiased, keepdim, correction=correction)
-    return variance.sqrt(), mean
+    return Deviation.apply(variance), mean
 
 
 export("var_mean", function=_var_mean, kinds={"dim": "int | tuple of ints | bool | None"})(Var)
