@@ -273,3 +273,16 @@ def test_the_deviation_of_equal_values_has_no_gradient(deviation):
         ends.append(np.stack([first.detach().numpy(), second.numpy()]))
     assert np.isfinite(ends[0]).all()
     np.testing.assert_allclose(*ends, atol=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("form", ["pow", "atan2"])
+def test_gradients_at_the_origin_are_zero_where_pytorch_says_so(form):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    ends = []
+    for m in (dptrain, torch):
+        x, y = (m.tensor([0.0, 0.0, 2.0], requires_grad=True) for _ in range(2))
+        getattr(m, form)(x, y).sum().backward()
+        ends.append((x.grad.numpy(), y.grad.numpy()))
+    assert np.isfinite(ends[0]).all()
+    np.testing.assert_allclose(*ends, rtol=1e-6)

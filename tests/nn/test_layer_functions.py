@@ -360,3 +360,32 @@ def test_empty_batches_and_special_values_equal_pytorch(name):
     assert tuple(ours.shape) == tuple(theirs.shape)
     assert ours.dtype.name == str(theirs.dtype).removeprefix("torch.")
     np.testing.assert_allclose(ours.double().numpy(), theirs.double().numpy(), atol=0.01)
+
+
+CLOSED = {
+    "by a bool mask": lambda t: t.tensor([[True, False], [False, False]]),
+    "by infinities": lambda t: t.tensor([[0.0, 0.0], [-float("inf")] * 2]),
+    "by a column": lambda t: t.tensor([[False], [True]]),
+    "by a number": lambda t: t.tensor(-float("inf")),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_query_that_may_attend_nowhere_gives_zeros_and_no_gradient(name):
+    ends = []
+    for t in (dptrain, torch):
+        x = t.arange(6.0).reshape(1, 2, 3).requires_grad_()
+        out = t.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=CLOSED[name](t))
+        out.pow(2).sum().backward()
+        ends.append(np.stack([out.detach().numpy(), x.grad.numpy()]))
+    np.testing.assert_allclose(*ends, atol=1e-5)
+
+
+def test_attention_over_padding_alone_without_weights_is_finite():
+    attention = dptrain.nn.MultiheadAttention(4, 2, batch_first=True)
+    x = dptrain.ones(1, 2, 4, requires_grad=True)
+    mask = dptrain.tensor([[True, True]])
+    out, _ = attention(x, x, x, key_padding_mask=mask, need_weights=False)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert not x.grad.any()

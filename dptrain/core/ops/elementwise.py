@@ -270,7 +270,7 @@ class Pow(Op):
                 d_input = grad * (input ** (exponent - 1) * exponent) if exponent != 0 else grad * 0
             else:
                 slope = exponent * input ** (exponent - 1)
-                d_input = grad * Where.call(exponent == 0, slope * 0, slope)
+                d_input = grad * Where.call(exponent == 0, 0.0, slope)  # slope may be 0 * inf
         if self.needs[1]:
             # d/dy x^y = x^y ln x, and 0 where x = 0 and y >= 0.
             slope = out * Log.call(input)

@@ -168,7 +168,8 @@ class Atan2(Op):
         return self.xp.arctan2(_floating(input), _floating(other))
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
-        scaled = grad / (input * input + other * other)
+        squares = input * input + other * other
+        scaled = grad / Where.call(squares == 0, 1.0, squares)  # at the origin 0, as in PyTorch
         return scaled * other, -scaled * input
 
 

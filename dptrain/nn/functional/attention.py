@@ -45,16 +45,16 @@ def attention_weights(
         scores = scores + _additive(xp.tri(*scores.shape[-2:], dtype=bool), kind)
     if attn_mask is None:
         return Softmax.apply(scores, -1)
-    if attn_mask.dtype.name != "bool":
-        return Softmax.apply(scores + attn_mask, -1)
-    weights = Softmax.apply(scores + _additive(attn_mask._array, kind), -1)
-    with beside(attn_mask._array):
-        somewhere = np.broadcast_to(attn_mask._array, scores.shape).any(axis=-1, keepdims=True)
-        nowhere = np.logical_not(somewhere)
+    given, is_bool = attn_mask._array, attn_mask.dtype.name == "bool"
+    scores = scores + (_additive(given, kind) if is_bool else attn_mask)
+    with beside(given):
+        open_ = given if is_bool else given != -np.inf
+        nowhere = np.logical_not((open_ if open_.ndim else open_[None]).any(axis=-1, keepdims=True))
         if not nowhere.any():
-            return weights
-    # A query that may attend nowhere gets zeros rather than 0 / 0.
-    return FUNCTIONS["where"](wrap(nowhere), wrap(xp.zeros((), kind)), weights)
+            return Softmax.apply(scores, -1)
+    # A query that may attend nowhere gets zeros rather than 0 / 0, and passes no gradient on.
+    where, closed, zero = FUNCTIONS["where"], wrap(nowhere), wrap(xp.zeros((), kind))
+    return where(closed, zero, Softmax.apply(where(closed, zero, scores), -1))
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> bool:
