@@ -299,5 +299,7 @@ def over_the_stand_in(name):
     module = ModuleType(name)
     for key, function in vars(definition).items():
         if callable(function) and not key.startswith("_"):
-            setattr(module, key, lambda *args, f=function: fake_cupy._run(f, args, {}))
+            setattr(
+                module, key, lambda *args, f=function, **kwargs: fake_cupy._run(f, args, kwargs)
+            )
     return module
