@@ -15,6 +15,7 @@ but not to the one after that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import signal
@@ -196,7 +197,8 @@ class HostTransport(MpiLink, SharedTransport):
             raise self._lost(rank, error, watch) from error
 
     def _lost(self, rank: int, error: OSError, watch: Watch) -> RankLeftError:
-        ended = self._processes[rank].has_ended()
+        # A process that is ending has no memory any more before it is seen to have ended.
+        ended = error.errno == errno.ESRCH or self._processes[rank].has_ended()
         return watch.left(rank, ENDED if ended else f"cannot be reached any more ({error})")
 
     def split(self, color: int | None, key: int, watch: Watch) -> Transport | None:
