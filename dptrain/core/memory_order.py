@@ -64,6 +64,11 @@ class MemoryOrder:
                     tensor._unseen = None
         return self._array
 
+    def _shows(self, array: np.ndarray) -> bool:
+        """Whether a result that lies like `array` lies as this tensor, whose order is seen, does."""
+        mine = self._array
+        return mine.ndim == array.ndim and same_order(mine, array)
+
     def _joins(self, other: MemoryOrder) -> None:
         """Note that this tensor has the array of `other`."""
         self._unseen = other._unseen
@@ -81,10 +86,10 @@ def keep_unseen(result: MemoryOrder, args: Iterable[Any] = ()) -> None:
     """
     array = result._array
     for a in args:
-        if isinstance(a, MemoryOrder) and a._array.ndim == array.ndim:
-            if a._array is array:
+        if isinstance(a, MemoryOrder):
+            if a.__dict__.get("_array") is array:
                 result._joins(a)
                 return
-            if a._unseen is None and same_order(a._array, array):
+            if a._unseen is None and a._shows(array):
                 return
     result._unseen = [ref(result)]

@@ -23,10 +23,9 @@ from dptrain.core.capturing import recorder
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.history import set_history
-from dptrain.core.layout import same_order
 from dptrain.core.op import Op, edge_of
 from dptrain.core.size import Size
-from dptrain.core.tensor import Tensor, wrap
+from dptrain.core.tensor import Tensor, wrap_computed
 
 
 def _become(tensor: Tensor, kind: type[Tensor]) -> None:
@@ -101,6 +100,11 @@ class Pending(_Guarded):
     @property
     def dtype(self) -> dtype:
         return FROM_NUMPY[self._wait.source.dtype]
+
+    def _shows(self, array: np.ndarray) -> bool:
+        return (
+            True  # its values will lie with the channels last, as does what is computed with them
+        )
 
     def _make_plain(self) -> Any:
         wait = self.__dict__.pop("_wait")
@@ -177,13 +181,6 @@ def replace_values(pending: Pending, result: Tensor) -> Tensor:
     return pending
 
 
-def _shows(tensor: Tensor, array: Any) -> bool:
-    """Whether a result that lies like `array` lies as this argument shows its own memory."""
-    if tensor._unseen is not None:
-        return False
-    return type(tensor) is Pending or same_order(tensor._array, array)
-
-
 def record(op: Op, array: Any, *args: Tensor) -> Tensor:
     """The result of an operation that has run, recorded as `Op.apply` does; a pending argument stays so.
 
@@ -192,9 +189,7 @@ def record(op: Op, array: Any, *args: Tensor) -> Tensor:
         array: its result.
         *args: its arguments.
     """
-    result = wrap(array)
-    if array.ndim > 2 and not array.flags.c_contiguous and not any(_shows(a, array) for a in args):
-        result._unseen = [ref(result)]
+    result = wrap_computed(array, args)
     if is_grad_enabled() and any(a._requires_grad for a in args):
         op.edges = [edge_of(a) if a._requires_grad else None for a in args]
         op.outs = ((array.shape, array.dtype),)

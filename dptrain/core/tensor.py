@@ -9,7 +9,7 @@ neither.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -414,17 +414,15 @@ def wrap(array: np.ndarray) -> Tensor:
 def alias(tensor: Tensor) -> Tensor:
     """Another Tensor around a tensor's array, without history."""
     result = wrap(tensor._array)
-    if tensor._unseen is not None:
-        result._unseen = tensor._unseen
-        result._unseen.append(ref(result))
+    result._joins(tensor)
     return result
 
 
-def wrap_computed(array: Any) -> Tensor:
-    """A Tensor around an array that an operation or a derivative has just made."""
+def wrap_computed(array: Any, args: Iterable[Any] = ()) -> Tensor:
+    """A Tensor around an array that an operation (of these arguments) or a derivative has just made."""
     result = wrap(array)
     if array.ndim > 2 and not array.flags.c_contiguous:
-        keep_unseen(result)
+        keep_unseen(result, args)
     return result
 
 

@@ -145,14 +145,17 @@ def _run(function: Any, *arrays: np.ndarray) -> None:
     pool.run(code, args, pool.shares(len(x), 4 * x.nbytes))
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    """See `reference.softmax`."""
-    if not x.size:
-        return reference.softmax(x)
+def _row_by_row(function: Any, x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
-    _run(_softmax, x, out)
+    if x.size:
+        _run(function, x, out)
     return out
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """See `reference.softmax`."""
+    return _row_by_row(_softmax, x)
 
 
 def softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -162,12 +165,7 @@ def softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
     """See `reference.log_softmax`."""
-    if not x.size:
-        return reference.log_softmax(x)
-    x = np.ascontiguousarray(x)
-    out = np.empty_like(x)
-    _run(_log_softmax, x, out)
-    return out
+    return _row_by_row(_log_softmax, x)
 
 
 def log_softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
