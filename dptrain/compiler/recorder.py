@@ -87,10 +87,16 @@ def record(
 
 def _free_tensors() -> None:
     """Give tensors that outlived a recording plain arrays."""
-    for value in gc.get_objects():
-        held: Any = value.__dict__.get("_array") if isinstance(value, Tensor) else None
+    for tensor in _all_tensors():
+        held: Any = tensor.__dict__.get("_array")
         if type(held) is TracedArray:
-            value._array = held.host
+            tensor._array = held.host
+
+
+def _all_tensors() -> list[Tensor]:
+    """The tensors of the process."""
+    # By type: `isinstance` would ask everybody's objects for `__class__`, at which some warn.
+    return [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
 
 
 _REBOUND = "a tensor in reach was bound to other memory in the call"
@@ -102,7 +108,7 @@ class _Recorder:
     def __init__(self, tensors: list[Tensor], found: Survey) -> None:
         self.trace = Trace(kernels_of, set(found.arrays))
         self.draft = Draft(self.trace)
-        self._existing = {id(o): o for o in gc.get_objects() if isinstance(o, Tensor)}
+        self._existing = {id(tensor): tensor for tensor in _all_tensors()}
         self._arguments = list(tensors)
         self._swaps: list[tuple[Any, str, Any, Any]] = []
         self._known: dict[int, Tensor] = {}
