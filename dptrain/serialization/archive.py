@@ -211,17 +211,23 @@ class ArchiveReader:
             )
         self._budget -= entry.compress_size
         self._unfolding -= entry.file_size
-        try:
-            self._source.file.seek(entry.header_offset)
-            local = _LOCAL.unpack(self._source.read(_LOCAL.size))
-        except _ARCHIVE_DAMAGE:
-            raise self._fault(name, "its header is cut short") from None
-        start = entry.header_offset + _LOCAL.size + local[9] + local[10]
-        if local[0] != SIGNATURE or start + entry.compress_size > self._source.size:
+        start = self._start(entry)
+        if start is None or start + entry.compress_size > self._source.size:
             raise self._fault(name, "it does not lie where the directory says")
         if self._budget < 0 or self._unfolding < 0:
             raise self._fault(name, "the records together are larger than such a file can hold")
         return entry, start
+
+    def _start(self, entry: zipfile.ZipInfo) -> int | None:
+        """Where the data of a record starts, after its own header; None if that does not lie there."""
+        # An offset that is stated too large comes out as negative, where a file cannot go.
+        if not 0 <= entry.header_offset <= self._source.size - _LOCAL.size:
+            return None
+        self._source.file.seek(entry.header_offset)
+        signature, *_, name_length, extra_length = _LOCAL.unpack(self._source.read(_LOCAL.size))
+        if signature != SIGNATURE:
+            return None
+        return entry.header_offset + _LOCAL.size + name_length + extra_length
 
     def _inflate(self, entry: zipfile.ZipInfo, start: int) -> bytes:
         self._source.file.seek(start)

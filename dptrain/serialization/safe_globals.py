@@ -135,16 +135,12 @@ def check_key(key: Any) -> None:
     """
     if type(key) in _PLAIN_KEYS:
         return
-    waiting, seen = [key], 0
-    while waiting:
-        part = waiting.pop()
-        seen += 1
-        if seen > _MAX_KEY_NODES:
-            raise ValueError("a key of a dict or set has too many parts")
+    parts = [key]
+    for part in parts:  # which grows on the way
         if isinstance(part, tuple):
-            if len(part) > _MAX_KEY_NODES:
+            if len(parts) + len(part) > _MAX_KEY_NODES:
                 raise ValueError("a key of a dict or set has too many parts")
-            waiting.extend(part)
+            parts += part
 
 
 def _checked(items: Iterable[Any]) -> list[Any]:

@@ -1,14 +1,16 @@
 """Loads files that were changed at random and looks for one that is not refused as it should be.
 
 Run as a program, in a process of its own: `python fuzz.py SEEDS COUNT SEED`. SEEDS is a folder of real
-files. Changed files that reach lines of `dptrain.serialization` that no file reached before are kept and
-changed further. The process has little memory, and each file little time; whatever is not loaded has to be
-refused with an exception that `dptrain.load` documents; the values of what is loaded are read. Names of a
-module that must never be called are mixed in, and the interpreter reports imports, programs and files that
-are opened meanwhile.
+files; those of `crafted_files` are changed too. Changed files that reach a branch of the parser that no file
+reached before, or are refused in another place or load as another kind of value, are kept and changed further.
+The process has little memory, and each file little time; whatever is not loaded has to be refused with an
+exception that `dptrain.load` documents; the values of what is loaded are read. Names of a module that must
+never be called are mixed in, and the interpreter reports imports, programs and files that are opened
+meanwhile. At the end the lines and branches of the parser that no file reached are printed.
 """
 
 import encodings.cp437  # zipfile's, for names; loaded with the first archive that has one
+import encodings.raw_unicode_escape  # pickletools', for texts
 import io
 import pickle
 import random
@@ -21,13 +23,67 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from branches import Branches
+from crafted_files import crafted_files
+from crafted_pickles import OWN_CLASSES
+
 import dptrain
 import dptrain.nn.parameter
-from dptrain.serialization import archive, load
+from dptrain.serialization import (
+    add_safe_globals,
+    archive,
+    get_unsafe_globals_in_checkpoint,
+    load,
+    load_file,
+)
 from dptrain.serialization.safetensors_file import unpack
 
 DOCUMENTED = (pickle.UnpicklingError, RuntimeError, EOFError)
 TIME_S, MEMORY = 5.0, 256 << 20
+ROOM = Path(archive.__file__).parent
+#: What a file is read by. The rest of the room writes files, or keeps settings.
+PARSER = [
+    ROOM / f"{name}.py"
+    for name in (
+        "archive", "files", "legacy", "names", "placing", "rebuild", "safe_globals", "safetensors_file",
+        "scan", "source", "unpickler",
+    )
+]  # fmt: skip
+#: What in these no file can reach, and why.
+NOT_THE_PARSER = {
+    "ArchiveWriter": "writes",
+    "_zip64": "writes",
+    "save": "writes",
+    "_folder_name": "writes",
+    "legacy_parts": "writes",
+    "storage_global": "writes",
+    "TorchGlobal": "writes",
+    "torch_global": "writes",
+    "__getattr__": "for the pickler, which writes",
+    "state_of": "writes",
+    "pack": "writes",
+    "save_file": "writes",
+    "_refuse_sharing": "writes",
+    "load": "arguments",
+    "_is_path": "arguments",
+    "_opened": "arguments",
+    "_check_readable": "arguments",
+    "_load_safetensors": "arguments",
+    "placing": "arguments; the functions that it gives are looked at by their own names",
+    "_trusting_reader": "weights_only=False runs what the file says",
+    "memory_formats": "for weights_only=False",
+    "add_safe_globals": "settings",
+    "_named": "settings",
+    "get_safe_globals": "settings",
+    "clear_safe_globals": "settings",
+    "safe_globals": "settings",
+    "built_in": "a table, made once",
+    "value_globals": "a table, made once",
+    "parameter_class": "found once",
+    "StorageType": "in a table, made once",
+    "_with": "of the table of opcodes",
+    "_pushing": "of the table of opcodes",
+}
 #: What is put into pickles: names, calls of them, lengths and numbers at the edges.
 PIECES = [
     b"ccanary\ncall\n)R",
@@ -68,22 +124,14 @@ def canary():
 
 def watch(event, args):
     """Whatever a file could make the interpreter do that loading does not."""
-    if WATCHING and (
-        event
-        in (
-            "exec",
-            "os.system",
-            "os.exec",
-            "os.posix_spawn",
-            "subprocess.Popen",
-            "socket.connect",
-            "open",
-        )
-        or (event == "import" and args[0] not in EXPECTED)
-    ):
+    if WATCHING and event in WATCHED and args[0] not in EXPECTED:
         FOUND.append((event, str(args)[:200]))
 
 
+WATCHED = {
+    "exec", "import", "open", "os.exec", "os.posix_spawn", "os.system", "socket.connect",
+    "subprocess.Popen",
+}  # fmt: skip
 WATCHING, FOUND = False, []
 EXPECTED = {encodings.cp437.__name__}
 
@@ -181,37 +229,6 @@ def touch(value):
             waiting += part
 
 
-def lines_reached(act, reached):
-    """Run, and note the lines of `dptrain.serialization`; gives how many were new.
-
-    Functions of which all lines were reached are not watched any more, which saves most of the time.
-    """
-    before = len(reached)
-
-    def local(frame, event, arg):
-        reached.add((frame.f_code, frame.f_lineno))
-        return local
-
-    def trace(frame, event, arg):
-        code = frame.f_code
-        if code not in LINES:
-            inside = "/dptrain/serialization/" in code.co_filename
-            LINES[code] = {(code, n) for _, _, n in code.co_lines() if n} if inside else set()
-        waiting = LINES[code]
-        waiting -= reached
-        return local if waiting else None
-
-    sys.settrace(trace)
-    try:
-        act()
-    finally:
-        sys.settrace(None)
-    return len(reached) - before
-
-
-LINES = {}
-
-
 class TooLongError(BaseException):
     """A file took more than its time."""
 
@@ -220,60 +237,157 @@ def out_of_time(signum, frame):
     raise TooLongError
 
 
-def attempt(data):
-    """Load one file. Gives whether it was loaded, or raises what is no documented refusal."""
+class WithoutReadinto:
+    """A file that has only what `load` asks for."""
+
+    def __init__(self, data):
+        file = io.BytesIO(data)
+        self.read, self.readline, self.seek, self.tell = (
+            file.read,
+            file.readline,
+            file.seek,
+            file.tell,
+        )
+
+
+def on_disk(data, ending):
+    path = SCRATCH / f"now{ending}"
+    EXPECTED.add(str(path))
+    path.write_bytes(data)
+    return str(path)
+
+
+#: The ways in which a file is read.
+WAYS = {
+    "plain": lambda data: load(io.BytesIO(data)),
+    "trickling": lambda data: load(WithoutReadinto(data)),
+    "placed": lambda data: load(
+        io.BytesIO(data), map_location=lambda held, tag: held if tag == "cpu" else None
+    ),
+    "placed by a table": lambda data: load(io.BytesIO(data), map_location={"cpu": "cpu:1"}),
+    "bytes": lambda data: load(io.BytesIO(data), encoding="bytes"),
+    "mapped": lambda data: load(on_disk(data, ".pt"), mmap=True),
+    "names": lambda data: get_unsafe_globals_in_checkpoint(io.BytesIO(data)),
+}
+SAFETENSORS_WAYS = {
+    "safetensors": unpack,
+    "safetensors file": lambda data: load_file(on_disk(data, ".safetensors")),
+}
+
+
+def ways(data):
+    return SAFETENSORS_WAYS if data[8:9] == b"{" else WAYS
+
+
+def attempt(read, data):
+    """Load one file. Gives whether it was loaded, and how it went; raises what is no documented refusal."""
     global WATCHING
     WATCHING = True
     signal.setitimer(signal.ITIMER_REAL, TIME_S)
     try:
-        found = unpack(data) if data[8:9] == b"{" else load(io.BytesIO(data))
-    except DOCUMENTED:
-        return False
-    except ValueError as error:
-        if "Unknown endianness" not in str(error):
+        found = read(data)
+    except (*DOCUMENTED, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(KNOWN_VALUE_ERRORS):
             raise
-        return False
+        return False, places_of(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         WATCHING = False
     touch(found)
-    return True
+    return True, kinds_of(found)
+
+
+KNOWN_VALUE_ERRORS = "Unknown endianness", "Expected input to be a checkpoint"
+
+
+def places_of(error):
+    """Where a file was refused, and what that was answer to."""
+    places = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            places.append((trace.tb_frame.f_code.co_name, trace.tb_lineno))
+            trace = trace.tb_next
+        error = error.__cause__
+    return tuple(places)
+
+
+def kinds_of(value):
+    """The types in a value, two levels deep."""
+    inside = value.values() if isinstance(value, dict) else value
+    many = isinstance(value, (dict, list, tuple, set))
+    return type(value), frozenset(map(type, inside)) if many else None
+
+
+class Trial:
+    """Loads files, and remembers what was seen.
+
+    Attributes:
+        branches: what of the parser was run.
+        loaded: how many files were.
+    """
+
+    def __init__(self):
+        self.branches = Branches(PARSER, NOT_THE_PARSER)
+        self.seen, self.loaded = set(), 0
+
+    def __call__(self, read, data, number):
+        """Load one file; gives whether it did something new."""
+        outcome = []
+        try:
+            new = self.branches.watch(lambda: outcome.append(attempt(read, data)))
+        except BaseException as error:
+            self.fail(data, f"{number}: {type(error).__name__}: {str(error)[:300]}", error)
+        if FOUND:
+            self.fail(data, f"{number}: {FOUND}", None)
+        [(loaded, how)] = outcome
+        self.loaded += loaded
+        new = new or how not in self.seen
+        self.seen.add(how)
+        return new
+
+    def fail(self, data, text, error):
+        (SCRATCH / "failure.bin").write_bytes(data)
+        raise SystemExit(f"file {text}") from error
 
 
 def main(folder, count, seed):
+    global SCRATCH
     rng = random.Random(seed)
-    seeds = [p.read_bytes() for p in sorted(Path(folder).iterdir())]
-    pickles = [records_of(s)[0][1] if s.startswith(archive.SIGNATURE) else s for s in seeds]
-    reached, pool, loaded = set(), list(seeds), 0
+    real = [p.read_bytes() for p in sorted(Path(folder).glob("*.*"))]
+    SCRATCH = Path(folder, "scratch")
+    SCRATCH.mkdir(exist_ok=True)
+    crafted = crafted_files()
+    pickles = [records_of(s)[0][1] if s.startswith(archive.SIGNATURE) else s for s in real]
     warnings.simplefilter("ignore")
-    for data in seeds:
-        assert attempt(data), "a seed does not load"
-        lines_reached(lambda data=data: attempt(data), reached)
+    add_safe_globals(OWN_CLASSES)
     sys.addaudithook(watch)
     canary()
     signal.signal(signal.SIGALRM, out_of_time)
+    trial = Trial()
+    for data in real:
+        next(iter(ways(data).values()))(data)  # has to load
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    for name, data in [*crafted.items(), *(("real", data) for data in real)]:
+        for way, read in ways(data).items():
+            trial(read, data, f"{name}, {way}")
+    trial.loaded = 0
+    pool = [*real, *crafted.values()]
+    kept = []
     for number in range(count):
-        base = rng.choice(pool if rng.random() < 0.7 else seeds)
-        data = change(base, rng, seeds, pickles)
-        outcome = []
-        try:
-            new = lines_reached(lambda data=data, o=outcome: o.append(attempt(data)), reached)
-        except BaseException as error:
-            Path(folder, "failure.bin").write_bytes(data)
-            raise SystemExit(
-                f"file {number}: {type(error).__name__}: {str(error)[:300]}"
-            ) from error
-        if FOUND:
-            Path(folder, "failure.bin").write_bytes(data)
-            raise SystemExit(f"file {number}: {FOUND}")
-        loaded += outcome[0]
-        if new and len(data) < 100_000:
-            pool.append(data)
+        base = rng.choice(rng.choice((real, pool, kept or pool)))
+        data = change(base, rng, real, pickles)
+        read = rng.choice([*ways(data).values()])
+        if trial(read, data, number) and len(data) < 100_000:
+            kept.append(data)
     assert "torch" not in sys.modules
-    print(f"files={count} loaded={loaded} kept={len(pool) - len(seeds)} lines={len(reached)}")
+    print(f"files={count} loaded={trial.loaded} kept={len(kept)}")
+    for missing in trial.branches.missing():
+        print(missing)
 
+
+SCRATCH = Path()
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
