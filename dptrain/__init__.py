@@ -32,24 +32,14 @@ from dptrain.core.autocast_older import (
 )
 from dptrain.core.creation import (
     as_tensor,
-    asarray,
     empty,
     empty_like,
     eye,
-    from_dlpack,
-    from_numpy,
-    frombuffer,
     full,
     full_like,
     is_tensor,
     ones,
     ones_like,
-    rand,
-    rand_like,
-    randint,
-    randn,
-    randn_like,
-    randperm,
     tensor,
     zeros,
     zeros_like,
@@ -111,6 +101,7 @@ from dptrain.core.layout import (
     preserve_format,
     strided,
 )
+from dptrain.core.lent_memory import asarray, from_dlpack, from_numpy, frombuffer
 from dptrain.core.modes import (
     are_deterministic_algorithms_enabled,
     get_deterministic_debug_mode,
@@ -135,6 +126,7 @@ from dptrain.core.random import (
     set_rng_state,
 )
 from dptrain.core.random import default_generator as _default_generator
+from dptrain.core.random_tensors import rand, rand_like, randint, randn, randn_like, randperm
 from dptrain.core.ranges import (
     empty_permuted,
     empty_strided,

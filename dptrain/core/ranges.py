@@ -8,23 +8,13 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_on
-from dptrain.core.creation import (
-    _finish,
-    _from_data,
-    _kind,
-    _shape,
-    empty,
-    empty_like,
-    factory,
-    full,
-    ones,
-    randint,
-    zeros,
-)
+from dptrain.core.creation import empty, empty_like, from_data, full, ones, zeros
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype, int64
+from dptrain.core.factory import factory, finish, numpy_type, sizes_of
 from dptrain.core.layout import preserve_format
 from dptrain.core.random import Generator
+from dptrain.core.random_tensors import randint
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -33,7 +23,7 @@ def _triangle(op: str, row: int, col: int, dtype: Any, device: Any, find: Any) -
         which, size = ("row", row) if row < 0 else ("col", col)
         raise RuntimeError(f"{op}: {which} must be non-negative, got {size}")
     kind = int64 if dtype is None else as_dtype(dtype)
-    return _finish(np.stack(find()).astype(kind.numpy), device, False)
+    return finish(np.stack(find()).astype(kind.numpy), device, False)
 
 
 @factory
@@ -62,7 +52,7 @@ def scalar_tensor(
 ) -> Tensor:
     """A 0-dimensional tensor of the default dtype (unless given)."""
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
-    return _finish(_from_data(s, kind), device, requires_grad)
+    return finish(from_data(s, kind), device, requires_grad)
 
 
 @factory
@@ -97,14 +87,14 @@ def empty_strided(
     requires_grad: bool = False,
 ) -> Tensor:
     """Uninitialised, with the given sizes and strides (in elements)."""
-    shape, steps = _shape((size,), "empty_strided"), tuple(stride)
+    shape, steps = sizes_of((size,), "empty_strided"), tuple(stride)
     if len(shape) != len(steps):
         raise RuntimeError(
             f"empty_strided: dimensionality of sizes ({len(shape)}) must match dimensionality of strides ({len(steps)})"
         )
     if any(s < 0 for s in steps):
         raise RuntimeError(f"empty_strided: negative strides are not supported: {list(steps)}")
-    kind = _kind(dtype)
+    kind = numpy_type(dtype)
     count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
     xp = namespace_on(as_device(device))
     nbytes = tuple(s * kind.itemsize for s in steps)
@@ -126,13 +116,13 @@ def empty_permuted(
     Raises:
         RuntimeError: `physical_layout` is no permutation of the dimensions.
     """
-    shape, order = _shape((size,), "empty_permuted"), tuple(physical_layout)
+    shape, order = sizes_of((size,), "empty_permuted"), tuple(physical_layout)
     if sorted(order) != list(range(len(shape))):
         raise RuntimeError(
             f"empty_permuted: physical_layout {list(order)} is no permutation of the {len(shape)} dimensions"
         )
-    array = np.empty([shape[d] for d in order], _kind(dtype)).transpose(np.argsort(order))
-    return _finish(array, device, requires_grad)
+    array = np.empty([shape[d] for d in order], numpy_type(dtype)).transpose(np.argsort(order))
+    return finish(array, device, requires_grad)
 
 
 @factory
@@ -158,7 +148,7 @@ def range_(
         )
     count = int((end - start) / step) + 1
     values = start + step * np.arange(count, dtype=np.float64)
-    return _finish(values.astype(_kind(dtype)), device, requires_grad)
+    return finish(values.astype(numpy_type(dtype)), device, requires_grad)
 
 
 def _new(make: Any) -> Any:
@@ -228,7 +218,7 @@ def _new_tensor(
     """A copy of `data`, with this tensor's dtype and device unless given."""
     kind = self.dtype if dtype is None else as_dtype(dtype)
     place = self.device if device is None else device
-    return _finish(_from_data(data, kind), place, requires_grad)
+    return finish(from_data(data, kind), place, requires_grad)
 
 
 for _make in (zeros, ones, empty):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.creation import _finish, _kind, factory
 from dptrain.core.dtypes import int64
+from dptrain.core.factory import factory, finish, numpy_type
 from dptrain.core.tensor import Tensor
 
 
@@ -46,7 +46,7 @@ def arange(
     start, end, step = (_number(v, "arange") for v in (start, end, step))
     if dtype is None and all(isinstance(v, (int, np.integer)) for v in (start, end, step)):
         dtype = int64
-    kind = _kind(dtype)
+    kind = numpy_type(dtype)
     if kind == np.bool_:
         raise NotImplementedError("arange: not implemented for dptrain.bool")
     if not (math.isfinite(start) and math.isfinite(end)):
@@ -66,7 +66,7 @@ def arange(
         count = -((low - high) // stride)  # exact, where a quotient of floats is not
     else:
         count = math.ceil((high - low) / stride)
-    return _finish((start + np.arange(count) * step).astype(kind), device, requires_grad)
+    return finish((start + np.arange(count) * step).astype(kind), device, requires_grad)
 
 
 def _line(op: str, start: Any, end: Any, steps: Any, kind: np.dtype[Any]) -> np.ndarray:
@@ -109,8 +109,8 @@ def linspace(
     Raises:
         RuntimeError: a negative number of steps, or bounds with dimensions.
     """
-    kind = _kind(dtype)
-    return _finish(_line("linspace", start, end, steps, kind).astype(kind), device, requires_grad)
+    kind = numpy_type(dtype)
+    return finish(_line("linspace", start, end, steps, kind).astype(kind), device, requires_grad)
 
 
 @factory
@@ -129,8 +129,8 @@ def logspace(
     Raises:
         RuntimeError: a negative number of steps, or bounds with dimensions.
     """
-    kind = _kind(dtype)
+    kind = numpy_type(dtype)
     line = _line("logspace", start, end, steps, kind).astype(np.float64)
     with np.errstate(all="ignore"):  # a negative base has no real power between integers: nan
         values = np.float64(base) ** line
-    return _finish(values.astype(kind), device, requires_grad)
+    return finish(values.astype(kind), device, requires_grad)

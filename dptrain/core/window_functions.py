@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arguments import guarded
-from dptrain.core.creation import _finish, _kind
+from dptrain.core.factory import finish, numpy_type
 from dptrain.core.ops.special_bessel import bessel_i
 from dptrain.core.tensor import Tensor
 
@@ -19,7 +19,7 @@ def _window(
     name: str, length: int, periodic: bool, shape: Any, dtype: Any, device: Any, grad: bool
 ) -> Tensor:
     """`shape` of the angle (0 to 2 pi); a periodic window is one longer, with its end left off."""
-    kind = _kind(dtype)
+    kind = numpy_type(dtype)
     if kind.kind in "biu":
         raise RuntimeError(f"{name} expects floating point dtypes, got: {kind}")
     if length < 0:
@@ -27,9 +27,9 @@ def _window(
             f"{name} requires non-negative window_length, got window_length={length}"
         )
     if length < 2:
-        return _finish(np.ones(length, kind), device, grad)
+        return finish(np.ones(length, kind), device, grad)
     angle = np.arange(length) * (2 * np.pi / (length if periodic else length - 1))
-    return _finish(np.asarray(shape(angle)).astype(kind), device, grad)
+    return finish(np.asarray(shape(angle)).astype(kind), device, grad)
 
 
 @guarded

@@ -11,9 +11,10 @@ import numpy as np
 
 from dptrain.comm.communicator import Communicator
 from dptrain.core.arrays import to_host
-from dptrain.core.creation import from_numpy, tensor
+from dptrain.core.creation import tensor
 from dptrain.core.dtypes import float64
 from dptrain.core.grad_mode import no_grad
+from dptrain.core.lent_memory import from_numpy
 from dptrain.core.spaced import arange
 from dptrain.core.tensor import Tensor
 from dptrain.metrics.metric import Counts, Metric

@@ -14,7 +14,7 @@ from dptrain.comm.communicator import Communicator
 from dptrain.comm.default import default_communicator, is_initialized
 from dptrain.comm.env import discover
 from dptrain.core.arrays import to_host
-from dptrain.core.creation import from_numpy
+from dptrain.core.lent_memory import from_numpy
 from dptrain.core.tensor import Tensor
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]

@@ -15,9 +15,9 @@ import warnings
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
-from dptrain.core.creation import randperm
 from dptrain.core.device import host_device
 from dptrain.core.random import Generator
+from dptrain.core.random_tensors import randperm
 from dptrain.core.tensor import Tensor, wrap
 
 

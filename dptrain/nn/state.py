@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.creation import from_numpy
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.hooks import RemovableHandle, add_hook
+from dptrain.core.lent_memory import from_numpy
 from dptrain.core.size import Size
 from dptrain.core.tensor import Tensor
 from dptrain.nn.parameter import Parameter, is_lazy

@@ -6,7 +6,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from dptrain.core.creation import from_numpy, tensor
+from dptrain.core.creation import tensor
+from dptrain.core.lent_memory import from_numpy
 from dptrain.core.tensor import Tensor
 from dptrain.data import default_collate, default_convert
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dptrain.core.creation import from_numpy, tensor
+from dptrain.core.creation import tensor
+from dptrain.core.lent_memory import from_numpy
 from dptrain.data import DataLoader, Dataset, Subset, TensorDataset
 from dptrain.data.reuse import ReusedArrays
 

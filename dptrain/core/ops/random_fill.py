@@ -210,7 +210,7 @@ def _normal(
     requires_grad: bool = False,
 ) -> Any:
     """Draws from normal distributions: numbers with `size`, or a tensor of means and/or deviations."""
-    from dptrain.core.creation import randn
+    from dptrain.core.random_tensors import randn
 
     low = std._array.min() if isinstance(std, Tensor) and std._array.size else std
     if not isinstance(low, Tensor) and low < 0:

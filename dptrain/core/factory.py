@@ -1,0 +1,80 @@
+"""What all functions that make tensors have in common: their keyword arguments, their sizes, where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import CO_VARARGS
+from operator import index
+from typing import Any
+
+from dptrain.core.arguments import guarded
+from dptrain.core.arrays import move
+from dptrain.core.device import as_device
+from dptrain.core.dtypes import as_dtype, get_default_dtype
+from dptrain.core.layout import strided
+from dptrain.core.tensor import Tensor, wrap
+
+
+def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
+
+    These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
+    `out`, a tensor that takes the values; `size=` may stand for the sizes.
+    """
+
+    # `def zeros(*size, ...)`, read off the code object: this runs at import.
+    gathers_sizes = bool(make.__code__.co_flags & CO_VARARGS)
+    checked = guarded(make)
+
+    @wraps(make)
+    def create(
+        *args: Any, layout: Any = None, pin_memory: bool = False, out: Any = None, **kwargs: Any
+    ) -> Tensor:
+        if layout is not None and layout is not strided:
+            raise TypeError(f"{make.__name__}: layout must be dptrain.strided, got {layout!r}")
+        if pin_memory:
+            raise RuntimeError(f"{make.__name__}: pin_memory needs a GPU, and there is none")
+        if gathers_sizes:
+            if "size" in kwargs:
+                args = (kwargs.pop("size"), *args)
+            elif not args:
+                raise TypeError(f"{make.__name__}() missing required argument: 'size'")
+        if out is None:
+            made: Tensor = checked(*args, **kwargs)
+            return made
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"{make.__name__}(): argument 'out' must be Tensor, not {type(out).__name__}"
+            )
+        made = checked(*args, **{"dtype": out.dtype, **kwargs})
+        if made.dtype is not out.dtype:
+            raise RuntimeError(
+                f"{make.__name__}: dtype {made.dtype} does not match dtype of out parameter ({out.dtype})"
+            )
+        return out.resize_(made.shape).copy_(made)
+
+    return create
+
+
+def finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
+    result = wrap(move(array, as_device(device)))
+    if requires_grad:
+        result.requires_grad = True
+    return result
+
+
+def sizes_of(size: tuple[Any, ...], op: str) -> tuple[int, ...]:
+    if len(size) == 1 and isinstance(size[0], Sequence):
+        size = tuple(size[0])
+    try:
+        shape = tuple(index(s) for s in size)
+    except TypeError:
+        raise TypeError(f"{op}: sizes must be ints, got {size}") from None
+    if any(s < 0 for s in shape):
+        raise RuntimeError(f"{op}: trying to create tensor with negative dimension: {list(shape)}")
+    return shape
+
+
+def numpy_type(given: Any) -> Any:
+    return (get_default_dtype() if given is None else as_dtype(given)).numpy
