@@ -1,14 +1,12 @@
 """Ranks whose GPUs exchange arrays by NCCL.
 
-Owns: `NcclTransport`: how every collective over a GPU's arrays becomes calls of NCCL on a stream of its
-own, in the order of the caller's stream. Must not know: what is communicated.
+Owns: `NcclTransport`: how calls over a GPU's arrays run on a stream of their own, in the order of the
+caller's stream; which calls of NCCL they are is in `nccl_moves`. Must not know: what is communicated.
 
 The ranks are connected by a transport of the host, too (MPI; a world of one by itself). Over it they
 meet before every collective, which is what compares their calls, names who is missing, and carries
 NCCL's unique id; over it go the host's arrays, and the messages between two ranks. The host is never
 blocked by a GPU: a call is over for it when NCCL has it in its queue.
-
-NCCL adds in an order of its own (the same result on every rank), 16-bit types in 16 bits.
 """
 
 from __future__ import annotations
@@ -16,27 +14,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from dptrain.comm import nccl_types
-from dptrain.comm.call import Call, Kind, Roster
+from dptrain.comm.call import Call, Roster
 from dptrain.comm.errors import CollectiveTimeoutError, CommunicatorError, rank_prefix
 from dptrain.comm.flights import Flights
-from dptrain.comm.nccl_types import BYTES
-from dptrain.comm.reduction import ReduceOp, accumulator, divide, reduce_arrays
+from dptrain.comm.nccl_moves import MOVES, NcclMoves
 from dptrain.comm.transport import Pending, Transport, Watch
-from dptrain.core.arrays import address
 from dptrain.core.cuda import library
 from dptrain.core.device import device
 
 Array = Any
-#: Scratch memory for what the ranks gather to reduce it themselves, in bytes.
-_SCRATCH_NBYTES = 64 << 20
 #: How long a peer that has left may still be finishing what was begun.
 _PARTING_S = 5.0
 #: How long NCCL may connect before somebody says what is going on.
@@ -68,7 +61,7 @@ _REMEDY = (
 )
 
 
-class NcclTransport(Transport):
+class NcclTransport(NcclMoves):
     """Connects the GPUs of ranks that a transport of the host connects already.
 
     Args:
@@ -133,7 +126,7 @@ class NcclTransport(Transport):
             self._host.move(call, roster, watch)
         elif call.nbytes:
             with self._running(call, watch) as comm:
-                _MOVES[call.kind](self, comm, call, roster)
+                MOVES[call.kind](self, comm, call, roster)
 
     def move_parts(self, call: Call, lengths: np.ndarray[Any, Any], watch: Watch) -> None:
         if not call.on_gpu:
@@ -173,121 +166,6 @@ class NcclTransport(Transport):
     def _mark(self, stream: Any) -> Any:
         """An event on a stream."""
         return stream.record(self._library.cupy.cuda.Event(disable_timing=True))
-
-    def _constant(self, name: str) -> int:
-        return int(getattr(self._nccl, name))
-
-    # -- what each collective is in NCCL -----------------------------------------------------------
-
-    def _all_reduce(self, comm: Any, call: Call, roster: Roster) -> None:
-        assert call.op is not None
-        assert call.dtype is not None
-        found = nccl_types.native(call.op, call.dtype)
-        if found is None:
-            self._reduce_gathered(comm, call, roster)
-            return
-        ranks = len(roster.participants)
-        array = call.target
-        if array is None:  # In join(): takes part with what changes nothing.
-            neutral = nccl_types.neutral(call.op, call.dtype)
-            array = self._library.cupy.full(call.columns, neutral, call.dtype)
-        kind, op, divided = self._reduction(found, call, ranks)
-        at = address(array)
-        if call.kind is Kind.ALL_REDUCE:
-            comm.allReduce(at, at, call.columns, kind, op, self._stream.ptr)
-        else:
-            receiving = at if self.rank == roster.root else 0
-            comm.reduce(at, receiving, call.columns, kind, op, roster.root, self._stream.ptr)
-        wanted = call.kind is Kind.ALL_REDUCE or self.rank == roster.root
-        if divided and call.target is not None and wanted:
-            _divide(array, ranks)
-
-    def _reduction(self, found: tuple[str, str], call: Call, ranks: int) -> tuple[int, int, bool]:
-        """NCCL's element type and operator, and whether the result is still to be divided."""
-        kind, op = found
-        assert call.dtype is not None
-        divided = call.op is ReduceOp.AVG and not (
-            ranks == self.world_size and nccl_types.divides(call.dtype, ranks)
-        )
-        return self._constant(kind), self._constant("NCCL_SUM" if divided else op), divided
-
-    def _reduce_gathered(self, comm: Any, call: Call, roster: Roster) -> None:
-        """Every rank gets what all have, piece by piece, and reduces it itself, in rank order."""
-        assert call.op is not None
-        assert call.dtype is not None
-        cupy, width = self._library.cupy, call.dtype.itemsize
-        step = max(_SCRATCH_NBYTES // (self.world_size * width), 1)
-        for begin in range(0, call.columns, step):
-            end = min(begin + step, call.columns)
-            rows = cupy.empty((self.world_size, end - begin), call.dtype)
-            given = rows[self.rank] if call.source is None else call.source[0, begin:end]
-            nbytes = (end - begin) * width
-            comm.allGather(
-                address(given), address(rows), nbytes, self._constant(BYTES), self._stream.ptr
-            )
-            wanted = call.kind is Kind.ALL_REDUCE or self.rank == roster.root
-            if call.target is not None and wanted:
-                sources = [rows[rank] for rank in roster.participants]
-                reduce_arrays(sources, [call.target[begin:end]], call.op)
-
-    def _reduce_scatter(self, comm: Any, call: Call, roster: Roster) -> None:
-        assert call.op is not None
-        assert call.dtype is not None
-        assert call.source is not None
-        assert call.target is not None
-        found = nccl_types.native(call.op, call.dtype)
-        if found is not None:
-            kind, op, divided = self._reduction(found, call, self.world_size)
-            at, to = address(call.source), address(call.target)
-            comm.reduceScatter(at, to, call.columns, kind, op, self._stream.ptr)
-            if divided:
-                _divide(call.target, self.world_size)
-            return
-        rows = self._library.cupy.empty((self.world_size, call.columns), call.dtype)
-        self._exchange(comm, _rows(call.source), _rows(rows))
-        sources = [rows[rank] for rank in range(self.world_size)]
-        reduce_arrays(sources, [call.target], call.op)
-
-    def _broadcast(self, comm: Any, call: Call, roster: Roster) -> None:
-        array = call.target
-        if array is None:  # In join(): passes on what comes through.
-            array = self._library.cupy.empty(call.columns, call.dtype)
-        at, kind = address(array), self._constant(BYTES)
-        comm.broadcast(at, at, call.nbytes, kind, roster.root, self._stream.ptr)
-
-    def _all_gather(self, comm: Any, call: Call, roster: Roster) -> None:
-        assert call.source is not None
-        assert call.target is not None
-        at, to, kind = address(call.source), address(call.target), self._constant(BYTES)
-        comm.allGather(at, to, call.nbytes, kind, self._stream.ptr)
-
-    def _all_to_all(self, comm: Any, call: Call, roster: Roster) -> None:
-        assert call.source is not None
-        assert call.target is not None
-        self._exchange(comm, _rows(call.source), _rows(call.target))
-
-    def _exchange(self, comm: Any, outgoing: Sequence[Array], incoming: Sequence[Array]) -> None:
-        """Send `outgoing[i]` to rank i, and fill `incoming[j]` with what rank j sends: one group.
-
-        In a group no send waits for its receive, or everybody would wait for everybody.
-        """
-        kind, stream = self._constant(BYTES), self._stream.ptr
-        mine, own = outgoing[self.rank], incoming[self.rank]
-        if own.nbytes and address(own) != address(mine):
-            own[...] = mine.reshape(own.shape)
-        self._nccl.groupStart()
-        try:
-            for rank in range(self.world_size):
-                if rank == self.rank:
-                    continue
-                if outgoing[rank].nbytes:
-                    at = address(outgoing[rank])
-                    comm.send(at, outgoing[rank].nbytes, kind, rank, stream)
-                if incoming[rank].nbytes:
-                    at = address(incoming[rank])
-                    comm.recv(at, incoming[rank].nbytes, kind, rank, stream)
-        finally:
-            self._nccl.groupEnd()
 
     # -- the connection ----------------------------------------------------------------------------
 
@@ -418,24 +296,3 @@ class NcclTransport(Transport):
         whole = reason is None and self._flights.land(_PARTING_S)
         self._end("destroy" if whole else "abort")
         self._host.leave(reason)
-
-
-def _divide(array: Array, count: int) -> None:
-    wide = array.astype(accumulator(array.dtype), copy=False)
-    divide(wide, count)
-    if wide is not array:
-        array[...] = wide.astype(array.dtype)
-
-
-def _rows(array: Array) -> list[Array]:
-    return [array[rank] for rank in range(array.shape[0])]
-
-
-_MOVES: dict[Kind, Callable[[NcclTransport, Any, Call, Roster], None]] = {
-    Kind.ALL_REDUCE: NcclTransport._all_reduce,
-    Kind.REDUCE: NcclTransport._all_reduce,
-    Kind.BROADCAST: NcclTransport._broadcast,
-    Kind.ALL_GATHER: NcclTransport._all_gather,
-    Kind.REDUCE_SCATTER: NcclTransport._reduce_scatter,
-    Kind.ALL_TO_ALL: NcclTransport._all_to_all,
-}
