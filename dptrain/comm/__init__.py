@@ -11,6 +11,7 @@ from dptrain.comm.errors import (
     CollectiveMismatchError,
     CollectiveTimeoutError,
     CommunicatorError,
+    NetworkError,
     RankLeftError,
 )
 from dptrain.comm.thread import run_ranks
@@ -22,6 +23,7 @@ __all__ = [
     "CommunicatorError",
     "JoinResult",
     "ProcessEnv",
+    "NetworkError",
     "RankLeftError",
     "ReduceOp",
     "Work",

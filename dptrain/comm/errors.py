@@ -21,7 +21,11 @@ class CollectiveTimeoutError(CommunicatorError, TimeoutError):
     """Some ranks did not come to a collective within its timeout; the message names them."""
 
 
-class RankLeftError(CommunicatorError):
+class NetworkError(CommunicatorError):
+    """Another process cannot be reached, or no longer."""
+
+
+class RankLeftError(NetworkError):
     """A rank ended, closed its communicator or gave up on it, while others still waited for it.
 
     Attributes:

@@ -6,6 +6,8 @@ Owns: the translation between tensors and arrays, names and defaults. Must not k
 backends   names of backends, the start and end of the default group
 groups     process groups and their numbering of ranks
 collectives, lists, objects, messages   the calls, by what they take
+stores, file_store, tcp_store           key-value stores, and the table that they share
+device_mesh                             ranks in rows and columns
 nn         the same calls with gradients
 ========== ==================================================================================
 """
@@ -13,7 +15,7 @@ nn         the same calls with gradients
 from dptrain.comm.communicator import ReduceOp
 from dptrain.comm.errors import CommunicatorError as DistBackendError
 from dptrain.comm.errors import CommunicatorError as DistError
-from dptrain.comm.errors import RankLeftError as DistNetworkError
+from dptrain.comm.errors import NetworkError as DistNetworkError
 from dptrain.distributed.backends import (
     Backend,
     BackendConfig,
@@ -47,6 +49,8 @@ from dptrain.distributed.collectives import (
     reduce,
     reduce_scatter_tensor,
 )
+from dptrain.distributed.device_mesh import DeviceMesh, init_device_mesh
+from dptrain.distributed.file_store import FileStore
 from dptrain.distributed.groups import (
     GroupMember,
     ProcessGroup,
@@ -80,6 +84,9 @@ from dptrain.distributed.objects import (
     scatter_object_list,
     send_object_list,
 )
+from dptrain.distributed.stores import HashStore, PrefixStore, Store
+from dptrain.distributed.table import DistStoreError, QueueEmptyError
+from dptrain.distributed.tcp_store import TCPStore
 from dptrain.distributed.work import Work
 
 __getattr__ = found_in(
@@ -101,13 +108,21 @@ __all__ = [
     "reduce_scatter_single",
     "Backend",
     "BackendConfig",
+    "DeviceMesh",
     "DistBackendError",
     "DistError",
     "DistNetworkError",
+    "DistStoreError",
+    "FileStore",
     "GroupMember",
+    "HashStore",
     "P2POp",
+    "PrefixStore",
     "ProcessGroup",
+    "QueueEmptyError",
     "ReduceOp",
+    "Store",
+    "TCPStore",
     "Work",
     "all_gather",
     "all_gather_coalesced",
@@ -138,6 +153,7 @@ __all__ = [
     "get_rank",
     "get_world_size",
     "group",
+    "init_device_mesh",
     "init_process_group",
     "irecv",
     "is_available",

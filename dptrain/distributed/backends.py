@@ -25,6 +25,7 @@ from dptrain.distributed.groups import (
     seconds,
     world,
 )
+from dptrain.distributed.stores import Store
 
 default_pg_timeout = timedelta(seconds=DEFAULT_TIMEOUT_S)
 
@@ -166,22 +167,20 @@ def init_process_group(
         init_method: None, or an "env://", "tcp://" or "file://" address, which is not used.
         timeout: of every collective; seconds or a timedelta; default 30 minutes.
         world_size, rank: if given, they must be what the launcher says.
-        store: must be None: MPI connects the ranks.
+        store: a `Store` of the user's, with `rank` and `world_size`; accepted, and left to the user.
         group_name, pg_options: accepted; nothing here depends on them.
         device_id: with NCCL, the GPU of this rank; None: the current one if that was set, else the one
             with the number of LOCAL_RANK. It becomes the current one.
 
     Raises:
+        AssertionError: a store without `rank` and `world_size`, or beside an init_method.
         RuntimeError: no MPI; for "nccl" no GPU, no NCCL, or more ranks than GPUs; the launcher and MPI disagree; an init_method of another form.
         ValueError: initialised already; a backend that is not available; another rank or world size
             than the launcher's.
     """
     if _default.is_initialized():
         raise ValueError("trying to initialize the default process group twice!")
-    if store is not None:
-        raise ValueError(
-            "init_process_group: store is not used: MPI connects the ranks; leave it out"
-        )
+    _check_store(store, init_method, rank, world_size)
     if init_method is not None and not init_method.startswith(_METHODS):
         raise RuntimeError(
             f"No rendezvous handler for {init_method!r}: expected one of {', '.join(_METHODS)}, or nothing"
@@ -208,6 +207,19 @@ def init_process_group(
         set_num_threads(max(1, usable_cores() // communicator.local_world_size))
     # Ranks draw different dropout masks; parameters and the user's draws stay equal.
     random.set_shard(communicator.rank)
+
+
+def _check_store(store: Any, init_method: str | None, rank: int, world_size: int) -> None:
+    if store is None:
+        return
+    if not isinstance(store, Store):
+        raise TypeError(f"init_process_group: store must be a Store, got {type(store).__name__}")
+    if init_method is not None:
+        raise AssertionError("Cannot specify both init_method and store.")
+    if world_size <= 0:
+        raise AssertionError("world_size must be positive if using store")
+    if rank < 0:
+        raise AssertionError("rank must be non-negative if using store")
 
 
 def _chosen(backend: str | None, local_ranks: int) -> str | None:

@@ -296,6 +296,14 @@ def _split(
     return ProcessGroup(made, ranks, desc or "", backend or parent.backend)
 
 
+def groups_of_parts(parts: list[list[int]]) -> ProcessGroup | None:
+    """The group of that part of the job's ranks to which this one belongs, in the parts' order; or None.
+
+    Every rank of the job makes the call, with equal parts.
+    """
+    return _split(world(), parts, None, None, None)
+
+
 def split_group(
     parent_pg: Group = None,
     split_ranks: list[list[int]] | None = None,

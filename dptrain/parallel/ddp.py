@@ -29,6 +29,7 @@ from dptrain.parallel.ddp_arguments import (
     check_module,
     check_options,
     check_trained,
+    group_of_mesh,
 )
 from dptrain.parallel.ddp_report import logging_data
 from dptrain.parallel.ends import EqualEnds, weakly
@@ -82,7 +83,7 @@ class DistributedDataParallel(EqualEnds, Module):
             backward, so there is nothing to delay.
         param_to_hook_all_reduce: see there.
         mixed_precision: refused.
-        device_mesh: refused.
+        device_mesh: a mesh of one dimension, in place of `process_group`.
         skip_all_reduce_unused_params: accepted; buckets always travel, with zeros where need be.
         bucket_cap_mb_list: sizes of the buckets in MiB, the last one also for those that follow.
         batched_grad_copy: accepted; there are no copies.
@@ -136,9 +137,9 @@ class DistributedDataParallel(EqualEnds, Module):
             delay_all_reduce_named_params,
             param_to_hook_all_reduce,
             mixed_precision,
-            device_mesh,
             cap,
         )
+        process_group = group_of_mesh(process_group, device_mesh)
         self.communicator = communicator_of(process_group, "DistributedDataParallel")
         check_module(module)
         check_devices(module, device_ids, output_device)

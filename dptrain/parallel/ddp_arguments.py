@@ -75,7 +75,6 @@ def check_options(
     delay_all_reduce_named_params: Any,
     param_to_hook_all_reduce: Any,
     mixed_precision: Any,
-    device_mesh: Any,
     bucket_cap_mb: Any,
 ) -> None:
     """Refuse what would change the result and is not done here.
@@ -94,13 +93,26 @@ def check_options(
             f"{_CLASS}: mixed_precision={mixed_precision!r} is not supported; use dptrain.autocast for 16-bit "
             "computation and fp16_compress_hook for 16-bit communication"
         )
-    if device_mesh is not None:
-        raise ValueError(
-            f"{_CLASS}: device_mesh is not supported; pass the group of its ranks as process_group"
-        )
     caps = bucket_cap_mb if isinstance(bucket_cap_mb, (list, tuple)) else [bucket_cap_mb]
     if any(cap is not None and cap < 0 for cap in caps):
         raise ValueError(f"{_CLASS}: a bucket cap must be 0 or more MiB, got {bucket_cap_mb}")
+
+
+def group_of_mesh(process_group: Any, device_mesh: Any) -> Any:
+    """The group that one of the two arguments names; None if neither does.
+
+    Raises:
+        RuntimeError: both are given, or a mesh of several dimensions.
+    """
+    if device_mesh is None:
+        return process_group
+    if process_group is not None:
+        raise RuntimeError("Cannot specify both process_group and device_mesh arguments.")
+    if device_mesh.ndim != 1:
+        raise RuntimeError(
+            f"Only 1D device mesh is supported, but got {device_mesh}; take one dimension, such as mesh['dp']"
+        )
+    return device_mesh.get_group()
 
 
 def buffer_policy(

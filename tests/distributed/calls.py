@@ -180,6 +180,39 @@ def groups(lib, dist, rank):
     return [*facts, out(x), dist.get_world_size(own), len(all_of_them), dist.get_rank(listed)]
 
 
+def stores(lib, dist, rank):
+    limit = datetime.timedelta(seconds=30)
+    server = dist.TCPStore("localhost", 0, is_master=True, timeout=limit) if rank == 0 else None
+    port = [server.port if server else None]
+    dist.broadcast_object_list(port, 0)
+    store = server or dist.TCPStore("localhost", port[0], timeout=limit)
+    before = dist.PrefixStore("part", store)
+    before.set(f"from {rank}", bytes([rank, 255]))
+    found = [before.get(f"from {r}").hex() for r in range(2)]
+    store.add("count", rank + 1)
+    store.barrier("end", 2)
+    found += [store.get("count").decode(), store.check(["part/from 1"]), store.delete_key("none")]
+    dist.barrier()  # The server stays until all have asked.
+    return found
+
+
+def meshes(lib, dist, rank):
+    found = []
+    for shape, names in (((2,), None), ((2,), ("dp",)), ((1, 2), ("a", "b")), ((2, 1), ("a", "b"))):
+        mesh = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
+        x = _t(lib, rank, 2)
+        dist.all_reduce(x, group=mesh.get_group(mesh.ndim - 1))
+        found += [
+            str(mesh) if 1 not in shape else None,
+            mesh.mesh.tolist(),
+            list(mesh.get_coordinate()),
+            [dist.get_process_group_ranks(group) for group in mesh.get_all_groups()],
+            out(x),
+        ]
+    sub = mesh["a"]
+    return [*found, sub.size(), sub.get_local_rank(), sub == mesh["a"], sub == mesh]
+
+
 def facts(lib, dist, rank):
     dist.barrier()
     dist.monitored_barrier(timeout=datetime.timedelta(seconds=30))
@@ -269,6 +302,8 @@ CALLS = [
     objects,
     object_messages,
     groups,
+    stores,
+    meshes,
     facts,
     gradients,
     errors,

@@ -41,7 +41,6 @@ BINDINGS = "an options record or type of PyTorch's C++ layer"
 STORE = "a key-value store; MPI connects the ranks"
 MODULE = "a module that PyTorch's package happens to import"
 DEBUG = "switches for checks and logs; the checks are always on here"
-MESH = "device meshes and tensor parallelism"
 OUT_OF_SCOPE = {
     **dict.fromkeys(
         (
@@ -65,13 +64,6 @@ OUT_OF_SCOPE = {
     ),
     **dict.fromkeys(
         (
-            "DistStoreError",
-            "FileStore",
-            "HashStore",
-            "PrefixStore",
-            "QueueEmptyError",
-            "Store",
-            "TCPStore",
             "register_rendezvous_handler",
             "rendezvous",
         ),
@@ -106,7 +98,6 @@ OUT_OF_SCOPE = {
     **dict.fromkeys(
         ("DebugLevel", "get_debug_level", "set_debug_level", "set_debug_level_from_env"), DEBUG
     ),
-    **dict.fromkeys(("DeviceMesh", "device_mesh", "init_device_mesh"), MESH),
     "rpc": "remote procedure calls",
     "breakpoint": "a debugger on one rank of several",
     "record_comm": "a hook of PyTorch's profiler",

@@ -66,7 +66,10 @@ def test_every_form_of_init_starts_a_world_of_one(arguments):
         ({"init_method": "foo://"}, RuntimeError, "No rendezvous handler"),
         ({"world_size": 2}, ValueError, "launcher"),
         ({"rank": 1}, ValueError, "launcher"),
-        ({"store": object()}, ValueError, "store"),
+        ({"store": object()}, TypeError, "must be a Store, got object"),
+        ({"store": dist.HashStore(), "rank": 0}, AssertionError, "world_size must be positive"),
+        ({"store": dist.HashStore(), "world_size": 1}, AssertionError, "rank must be non-negative"),
+        ({"store": dist.HashStore(), "init_method": "env://"}, AssertionError, "both init_method"),
     ],
 )
 def test_bad_arguments_of_init_are_refused(arguments, kind, words):

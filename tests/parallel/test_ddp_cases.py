@@ -387,7 +387,6 @@ def test_arguments_of_pytorch_without_effect_are_accepted():
         ({"output_device": 1}, ValueError, "output_device 1, and module parameters"),
         ({"dim": 1}, ValueError, "dim=1"),
         ({"mixed_precision": "bf16"}, ValueError, "mixed_precision='bf16' is not supported"),
-        ({"device_mesh": object()}, ValueError, "device_mesh is not supported"),
         ({"delay_all_reduce_named_params": []}, ValueError, "set at the same time"),
         ({"bucket_cap_mb": -1}, ValueError, "0 or more MiB"),
         ({"forward_sync_buffers": "sum"}, ValueError, "got 'sum'"),
