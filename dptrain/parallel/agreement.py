@@ -6,7 +6,7 @@ Owns: `check_models_agree`, `broadcast_state`. Must not know: backends.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from dptrain.comm.communicator import Communicator
 from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.tensor import Tensor
+from dptrain.nn.module import Module
 
 _Description = list[tuple[str, tuple[int, ...], str, bool]]
 
@@ -80,6 +81,14 @@ def broadcast_buffers(
     Args:
         root: the source; None: the lowest rank that has data.
     """
+    for members, flat in _sent(buffers, communicator, root, name):
+        _take(members, flat)
+
+
+def _sent(
+    buffers: Sequence[Tensor], communicator: Communicator, root: int | None, name: str
+) -> Iterator[tuple[list[Tensor], Any]]:
+    """Buffers of one dtype and device, and the values that the source has of them, one after another."""
     by_type: dict[Any, list[Tensor]] = {}
     for buffer in buffers:
         by_type.setdefault((buffer._array.dtype, buffer.device), []).append(buffer)
@@ -87,11 +96,46 @@ def broadcast_buffers(
         with beside(members[0]._array):
             flat = np.concatenate([b._array.ravel() for b in members])
             communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
-            start = 0
-            for b in members:
-                stop = start + b._array.size
+        yield members, flat
+
+
+def _take(members: Sequence[Tensor], flat: Any, wanted: Sequence[bool] | None = None) -> None:
+    start = 0
+    with beside(flat):
+        for i, b in enumerate(members):
+            stop = start + b._array.size
+            if wanted is None or wanted[i]:
                 np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
-                start = stop
+            start = stop
+
+
+class LatestBuffers:
+    """The buffers that the first rank had after the last averaged backward, for evaluation.
+
+    Every forward begins with that rank's buffers. Before a training forward the ranks send them; a rank
+    that evaluates, perhaps alone or other batches than the others, takes what it was sent before.
+
+    Args:
+        module: whose buffers.
+        communicator: how to reach the other ranks.
+        name: of the collective.
+    """
+
+    def __init__(self, module: Module, communicator: Communicator, name: str) -> None:
+        self._module, self._communicator, self._name = module, communicator, name
+        self._kept: list[tuple[list[Tensor], list[int], Any]] = []
+
+    def keep(self) -> None:
+        """Send them, and remember what came. Collective."""
+        if self._module.training:
+            sent = _sent(list(self._module.buffers()), self._communicator, None, self._name)
+            self._kept = [([*m], [b._version for b in m], flat) for m, flat in sent]
+
+    def bring(self) -> None:
+        """Put them into the buffers that nothing else has changed since."""
+        for members, versions, flat in self._kept:
+            _take(members, flat, [b._version == v for b, v in zip(members, versions, strict=True)])
+        self._kept = []
 
 
 def average_buffers(buffers: Sequence[Tensor], communicator: Communicator, name: str) -> None:

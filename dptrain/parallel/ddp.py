@@ -17,6 +17,7 @@ from dptrain.core.tensor import Tensor
 from dptrain.data.events import register_pass_end
 from dptrain.nn.module import Module
 from dptrain.parallel.agreement import (
+    LatestBuffers,
     average_buffers,
     check_models_agree,
 )
@@ -87,7 +88,8 @@ class DistributedDataParallel(EqualEnds, Module):
         skip_all_reduce_unused_params: accepted; buckets always travel, with zeros where need be.
         bucket_cap_mb_list: sizes of the buckets in MiB, the last one also for those that follow.
         batched_grad_copy: accepted; there are no copies.
-        forward_sync_buffers: send rank 0's buffers to all before each training forward (the default);
+        forward_sync_buffers: begin each forward with rank 0's buffers (the default): all ranks send and
+            receive them in a training forward, and an evaluation has those of the last backward;
             "average": take the mean of the ranks' floating point buffers instead.
         weighted: average over samples in place of ranks. The loss has to be a mean over its batch; the
             batch's size (or `weigh`) travels with the gradients, and the result is the gradient of the
@@ -173,6 +175,9 @@ class DistributedDataParallel(EqualEnds, Module):
         )
         self._frozen = [(n, p) for n, p in named if not p.requires_grad]
         self._sharded = ShardedStep(self.module, self._connected, self.reproducible, self._name)
+        self._latest = LatestBuffers(self.module, self.communicator, f"{self._name} buffers")
+        if self.forward_sync_buffers is True and next(self.module.buffers(), None) is not None:
+            self._connected.after = self._latest.keep
         weakref.finalize(self, self._connected.detach)
         weakref.finalize(self, register_pass_end(weakly(self)).remove)
 
@@ -192,7 +197,9 @@ class DistributedDataParallel(EqualEnds, Module):
         return self.forward_sync_buffers
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Run the module; before that, in training, take over the buffers of the first rank."""
+        """Run the module; before that, take over the buffers of the first rank."""
+        if self._connected is not None and not (is_grad_enabled() and self.training):
+            self._latest.bring()
         if not is_grad_enabled():
             return self.module(*inputs, **kwargs)
         reducer, begun_ns = self._reducer, time.perf_counter_ns()
@@ -390,7 +397,7 @@ class DistributedDataParallel(EqualEnds, Module):
                 "DDP Pickling/Unpickling are only supported when using DDP with the default process group; copy or save "
                 "model.module instead"
             )
-        left = ("communicator", "process_group", "_frozen", "_sharded")
+        left = ("communicator", "process_group", "_frozen", "_latest", "_sharded")
         return {k: v for k, v in self.__dict__.items() if k not in left} | {"_connected": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ that had data.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Reducer:
         enabled: whether backward averages; else gradients stay this rank's.
         divide_by: what sums are divided by in place of the ranks that had data; None: those.
         hook: averages a bucket in place of an all-reduce, with its state.
+        after: runs at the end of each averaged backward; None: nothing does.
         owners: bring each averaged gradient to the rank that updates it alone; None: to all.
         last_backward_ns: when the last backward began to bring gradients (`time.perf_counter_ns`).
     """
@@ -65,6 +66,7 @@ class Reducer:
         self.divide_by: int | None = None
         self.hook: tuple[Any, CommHook] | None = None
         self.owners: GradientOwners | None = None
+        self.after: Callable[[], None] | None = None
         self.times = StepTimes()
         self.forward_ns = (0, 0)
         self.last_backward_ns = self._began_ns = -1
@@ -248,6 +250,8 @@ class Reducer:
         if self.weights is not None:
             self.weights.averaged(p for s in self.sections for p in s.params())
         self._pass = None
+        if self.after is not None:
+            self.after()
 
     def _take(self, bucket: BucketState) -> None:
         """Bring what a hook made of a bucket into its place."""

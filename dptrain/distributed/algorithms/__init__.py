@@ -10,5 +10,6 @@ __getattr__ = found_in(
         "Joinable": "dptrain.parallel.join",
         "ddp_comm_hooks": f"{__name__}.ddp_comm_hooks",
         "join": f"{__name__}.join",
+        "model_averaging": f"{__name__}.model_averaging",
     },
 )

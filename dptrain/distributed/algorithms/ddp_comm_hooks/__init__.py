@@ -2,6 +2,16 @@
 
 from dptrain.distributed.later import found_in
 
+_MODULES = (
+    "debugging_hooks",
+    "default_hooks",
+    "post_localSGD_hook",
+    "powerSGD_hook",
+    "quantization_hooks",
+)
+_TYPES = ("DDPCommHookType", "register_ddp_comm_hook")
 __getattr__ = found_in(
-    __name__, {name: f"{__name__}.{name}" for name in ("default_hooks", "powerSGD_hook")}
+    __name__,
+    {name: f"{__name__}.{name}" for name in _MODULES}
+    | dict.fromkeys(_TYPES, "dptrain.parallel.hook_types"),
 )

@@ -1,0 +1,1 @@
+"""`torch.distributed.elastic`'s place for `multiprocessing.errors.record`; starting ranks is `dprun`'s work."""
