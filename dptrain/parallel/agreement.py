@@ -76,7 +76,7 @@ def broadcast_arrays(
 def broadcast_buffers(
     buffers: Sequence[Tensor], communicator: Communicator, root: int | None, name: str
 ) -> None:
-    """Send the values of a module's buffers to all ranks, one message per dtype and device.
+    """Send the values of a module's buffers to all ranks, one message per device.
 
     Args:
         root: the source; None: the lowest rank that has data.
@@ -88,13 +88,14 @@ def broadcast_buffers(
 def _sent(
     buffers: Sequence[Tensor], communicator: Communicator, root: int | None, name: str
 ) -> Iterator[tuple[list[Tensor], Any]]:
-    """Buffers of one dtype and device, and the values that the source has of them, one after another."""
-    by_type: dict[Any, list[Tensor]] = {}
-    for buffer in buffers:
-        by_type.setdefault((buffer._array.dtype, buffer.device), []).append(buffer)
-    for members in by_type.values():
+    """Buffers of one device, and the bytes that the source has of them, one after another."""
+    by_device: dict[Any, list[Tensor]] = {}
+    # The widest first, so that each lies in the message as its type has to lie in memory.
+    for buffer in sorted(buffers, key=lambda b: -b._array.itemsize):
+        by_device.setdefault(buffer.device, []).append(buffer)
+    for members in by_device.values():
         with beside(members[0]._array):
-            flat = np.concatenate([b._array.ravel() for b in members])
+            flat = np.concatenate([b._array.ravel().view(np.uint8) for b in members])
             communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
         yield members, flat
 
@@ -103,9 +104,10 @@ def _take(members: Sequence[Tensor], flat: Any, wanted: Sequence[bool] | None = 
     start = 0
     with beside(flat):
         for i, b in enumerate(members):
-            stop = start + b._array.size
+            stop = start + b._array.nbytes
             if wanted is None or wanted[i]:
-                np.copyto(b._array, flat[start:stop].reshape(b._array.shape))
+                found = flat[start:stop].view(b._array.dtype)
+                np.copyto(b._array, found.reshape(b._array.shape))
             start = stop
 
 
