@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -50,6 +51,14 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _ranks(text: str) -> int:
+    """A number, or what there is one rank for each of: cores, or GPUs (auto: if there are any)."""
+    gpus = mpirun.gpu_count(os.environ)
+    if text == "cpu" or (text == "auto" and gpus == 0):
+        return len(os.sched_getaffinity(0))
+    return _positive_int(str(gpus) if text in ("gpu", "auto") else text)
+
+
 def _positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -77,6 +86,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("-n", "--nproc", "--np", metavar="N", help="number of ranks")
+    # torchrun's words for the ranks of one host.
+    per_node = ("--nproc-per-node", "--nproc_per_node")
+    add(*per_node, dest="nproc", metavar="N", help="= -n N; also cpu, gpu or auto")
+    add("--standalone", action="store_true", help="accepted as by torchrun; has no effect")
+    add("--nnodes", default="1", help="accepted as by torchrun; 1 (other hosts: --hostfile)")
+    add("--max-restarts", "--max_restarts", default="0", help="accepted as by torchrun; 0")
     add("--hostfile", metavar="FILE", help="hosts to run on, passed to mpirun")
     add("--host", metavar="LIST", help="hosts to run on, passed to mpirun")
     add(
@@ -100,8 +115,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.version:
         print(f"dprun {_version()}")
         parser.exit(0)
+    if options.nnodes not in ("1", "1:1"):
+        parser.error(f"--nnodes {options.nnodes}: expected 1; --hostfile names several hosts")
+    if options.max_restarts != "0":
+        parser.error(
+            f"--max-restarts {options.max_restarts}: expected 0; a failed job is not started again"
+        )
     for name, read, expected in (
-        ("nproc", _positive_int, "a whole number of ranks, at least 1"),
+        ("nproc", _ranks, "a whole number of ranks, at least 1"),
         ("threads", _positive_int, "a whole number of threads, at least 1"),
         ("timeout", _positive_float, "a positive number of seconds"),
     ):
@@ -165,6 +186,9 @@ def prepare(
     path = mpirun.find(options.mpi)
     family = mpirun.identify(path, base)
     added = mpirun.additions(family, path, job, base, hosts=max(2, len(hosts)) if multi_host else 1)
+    if not multi_host:
+        # Nothing here needs an address, but scripts written for torchrun read it.
+        added.update({k: v for k, v in _address().items() if k not in base})
     if package == "launch":  # a bare clone: the ranks must find it from any folder
         clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         added["PYTHONPATH"] = os.pathsep.join(filter(None, (clone, base.get("PYTHONPATH"))))
@@ -178,6 +202,13 @@ def prepare(
     ]
     line = mpirun.command(family, path, job, exported if multi_host else ())
     return line, {**base, **added}, added, multi_host
+
+
+def _address() -> dict[str, str]:
+    """An address of this host at which nothing listens now, so that jobs beside each other differ."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

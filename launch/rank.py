@@ -291,9 +291,10 @@ def main() -> None:
         LOCAL_WORLD_SIZE=str(facts.local_world_size),
     )
     if facts.local_world_size == facts.world_size:
-        # Nothing here reads them, but scripts written for torchrun do.
+        # Nothing here reads them, but scripts written for torchrun do. dprun has chosen a free port.
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ.update(GROUP_RANK="0", GROUP_WORLD_SIZE="1")
     if sys.stderr is not None:
         faulthandler.enable()
         # Anyone on this host may ask a rank that hangs for its stacks, even without the GIL.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from dptrain.launch import cli
+from dptrain.launch import cli, mpirun
 
 
 @pytest.fixture
@@ -26,6 +27,16 @@ def test_options_after_a_module_belong_to_the_module() -> None:
     options = cli.parse(["--np", "3", "-m", "package.train", "-n", "9", "--verbose"])
     assert options.program == ["-m", "package.train", "-n", "9", "--verbose"]
     assert (options.nproc, options.verbose) == (3, False)
+
+
+def test_torchruns_words_for_one_host_are_understood(script: str) -> None:
+    options = cli.parse(["--standalone", "--nnodes=1", "--nproc_per_node=2", script, "--nnodes=9"])
+    assert (options.nproc, options.program) == (2, [script, "--nnodes=9"])
+    assert cli.parse(["--nproc-per-node", "3", "--max_restarts", "0", script]).nproc == 3
+    cores = len(os.sched_getaffinity(0))
+    assert cli.parse(["--nproc-per-node=cpu", script]).nproc == cores
+    gpus = mpirun.gpu_count(os.environ)
+    assert cli.parse(["--nproc-per-node=auto", script]).nproc == (gpus or cores)
 
 
 def test_a_double_dash_may_precede_the_script(script: str) -> None:
@@ -54,6 +65,9 @@ def test_output_is_rank0_unless_asked(script: str, flags: list[str], output: str
         (["--hostfile", "nowhere", "SCRIPT"], ["--hostfile nowhere", "no such file"]),
         (["--nonsense", "SCRIPT"], ["--nonsense"]),
         (["--output", "some", "SCRIPT"], ["--output", "rank0"]),
+        (["--nproc_per_node=some", "SCRIPT"], ["-n some", "whole number"]),
+        (["--nnodes=2", "SCRIPT"], ["--nnodes 2", "--hostfile"]),
+        (["--max-restarts=3", "SCRIPT"], ["--max-restarts 3", "not started again"]),
     ],
 )
 def test_misuse_is_one_line_and_status_2(

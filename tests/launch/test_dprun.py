@@ -389,6 +389,18 @@ def test_dry_run_starts_nothing(dprun: Dprun) -> None:
     assert "OMP_NUM_THREADS=" in result.stdout
 
 
+def test_jobs_beside_each_other_have_different_ports_and_a_given_one_stays(dprun: Dprun) -> None:
+    script = dprun.script("pass\n")
+    ports = set()
+    for _ in range(3):
+        result = dprun.run("-n", "2", "--dry-run", script)
+        ports |= {line for line in result.stdout.splitlines() if line.startswith("MASTER_PORT=")}
+    assert len(ports) > 1
+    given = {**dprun.env, "MASTER_PORT": "29501"}
+    result = dprun.run("-n", "2", "--dry-run", script, env=given)
+    assert "MASTER_PORT" not in result.stdout
+
+
 def test_a_reader_that_leaves_is_a_broken_pipe_in_the_script(dprun: Dprun) -> None:
     process = dprun.start("-n", "1", dprun.script("while True: print('y' * 1000)\n"))
     assert process.stdout is not None

@@ -58,7 +58,8 @@ def test_tutorial_and_imagenet_scripts_with_spawn(job, tmp_path):
 
 def test_hooks_joins_and_optimizers_under_the_launcher(job, tmp_path):
     pytest.importorskip("torch", reason="compares with PyTorch")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    theirs = figures(job, *torchrun, FOLDER / "launched.py")
-    ours = figures(job, "-m", "dptrain.launch", "-n", "2", ported("launched.py", tmp_path))
+    options = ("--standalone", "--nnodes=1", "--nproc_per_node=2")
+    script = ported("launched.py", tmp_path)
+    theirs = figures(job, "-m", "torch.distributed.run", *options, FOLDER / "launched.py")
+    ours = figures(job, "-m", "dptrain.distributed.run", *options, script)
     assert_same(ours, theirs, 1e-6)

@@ -214,6 +214,7 @@ def environment():
         dist.get_node_local_rank() == LOCAL_RANK,
         dist.is_torchelastic_launched(),
         int(os.environ["LOCAL_WORLD_SIZE"]),
+        int(os.environ["GROUP_RANK"]),
         bool(os.environ["MASTER_ADDR"] and int(os.environ["MASTER_PORT"])),
     ]
 
