@@ -92,6 +92,7 @@ from dptrain.distributed.work import Work
 __getattr__ = found_in(
     __name__,
     {
+        "BuiltinCommHookType": "dptrain.parallel.comm_hooks",
         "GradBucket": "dptrain.parallel.grad_bucket",
         "algorithms": f"{__name__}.algorithms",
         "optim": f"{__name__}.optim",

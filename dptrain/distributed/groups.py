@@ -15,9 +15,10 @@ from typing import Any
 
 from dptrain.comm import default as _default
 from dptrain.comm.communicator import Communicator
+from dptrain.distributed.group_calls import GroupCalls
 
 
-class ProcessGroup:
+class ProcessGroup(GroupCalls):
     """Some of the job's ranks, which communicate among themselves.
 
     Attributes:

@@ -15,6 +15,7 @@ from dptrain.comm.communicator import Communicator
 from dptrain.core.arrays import beside, namespace_of
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
+from dptrain.parallel.shared_state import shared_buffers, shared_parameters
 
 _Description = list[tuple[str, tuple[int, ...], str, bool]]
 
@@ -22,10 +23,10 @@ _Description = list[tuple[str, tuple[int, ...], str, bool]]
 def _describe(module: Any) -> _Description:
     parameters = [
         (f"parameter {n!r}", tuple(p.shape), p.dtype.name, p.requires_grad)
-        for n, p in module.named_parameters()
+        for n, p in shared_parameters(module)
     ]
     buffers = [
-        (f"buffer {n!r}", tuple(b.shape), b.dtype.name, False) for n, b in module.named_buffers()
+        (f"buffer {n!r}", tuple(b.shape), b.dtype.name, False) for n, b in shared_buffers(module)
     ]
     return parameters + buffers
 
@@ -130,7 +131,8 @@ class LatestBuffers:
     def keep(self) -> None:
         """Send them, and remember what came. Collective."""
         if self._module.training:
-            sent = _sent(list(self._module.buffers()), self._communicator, None, self._name)
+            buffers = [b for _, b in shared_buffers(self._module)]
+            sent = _sent(buffers, self._communicator, None, self._name)
             self._kept = [([*m], [b._version for b in m], flat) for m, flat in sent]
 
     def bring(self) -> None:

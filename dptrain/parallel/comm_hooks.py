@@ -8,6 +8,7 @@ are over the ranks that take part, so that these hooks also serve ranks that hav
 
 from __future__ import annotations
 
+from enum import Enum, member
 from typing import Any
 
 import ml_dtypes
@@ -95,3 +96,10 @@ def noop_hook(_: Any, bucket: GradBucket) -> Future[Tensor]:
     future: Future[Tensor] = Future()
     future.set_result(bucket.buffer())
     return future
+
+
+class BuiltinCommHookType(Enum):
+    """The hooks that PyTorch has in C++ too, for `_register_builtin_comm_hook`."""
+
+    ALLREDUCE = member(allreduce_hook)
+    FP16_COMPRESS = member(fp16_compress_hook)

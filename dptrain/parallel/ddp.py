@@ -32,20 +32,19 @@ from dptrain.parallel.ddp_arguments import (
     check_trained,
     group_of_mesh,
 )
-from dptrain.parallel.ddp_report import logging_data
+from dptrain.parallel.ddp_switches import Switches
 from dptrain.parallel.ends import EqualEnds, weakly
-from dptrain.parallel.grad_bucket import CommHook, check_hook
 from dptrain.parallel.join import Join
 from dptrain.parallel.process_group import communicator_of
 from dptrain.parallel.reducer import Reducer
 from dptrain.parallel.reproducible import ShardedStep, shard_count
-from dptrain.parallel.statistics import StepTimes
+from dptrain.parallel.shared_state import shared_buffers, shared_parameters
 from dptrain.parallel.weights import SampleWeights
 
 _PREFIX = "module."
 
 
-class DistributedDataParallel(EqualEnds, Module):
+class DistributedDataParallel(Switches, EqualEnds, Module):
     """Trains `module` on every rank with its own share of the data, as one model.
 
     Construction compares the ranks' models, sends parameters and buffers of rank 0 to all, and moves
@@ -165,7 +164,7 @@ class DistributedDataParallel(EqualEnds, Module):
 
     def _connect(self) -> None:
         """Start averaging the gradients. Collective."""
-        named = list(self.module.named_parameters())
+        named = shared_parameters(self.module)
         self._connected: Reducer | None = Reducer(
             [(n, p) for n, p in named if p.requires_grad],
             self.communicator,
@@ -176,7 +175,7 @@ class DistributedDataParallel(EqualEnds, Module):
         self._frozen = [(n, p) for n, p in named if not p.requires_grad]
         self._sharded = ShardedStep(self.module, self._connected, self.reproducible, self._name)
         self._latest = LatestBuffers(self.module, self.communicator, f"{self._name} buffers")
-        if self.forward_sync_buffers is True and next(self.module.buffers(), None) is not None:
+        if self.forward_sync_buffers is True and shared_buffers(self.module):
             self._connected.after = self._latest.keep
         weakref.finalize(self, self._connected.detach)
         weakref.finalize(self, register_pass_end(weakly(self)).remove)
@@ -265,7 +264,7 @@ class DistributedDataParallel(EqualEnds, Module):
         self._sharded.steps = steps
 
     def _sync_buffers(self) -> None:
-        buffers = list(self.module.buffers())
+        buffers = [b for _, b in shared_buffers(self.module)]
         name = f"{self._name} buffers"
         if self.forward_sync_buffers == "average":
             average_buffers(buffers, self.communicator, name)
@@ -331,46 +330,6 @@ class DistributedDataParallel(EqualEnds, Module):
         weights = self._reducer.weights
         assert weights is not None
         weights.tell(count)
-
-    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
-        """Let `hook(state, bucket)` average the buckets in place of an all-reduce.
-
-        Args:
-            state: for the hook.
-            hook: takes the state and a `GradBucket` with this rank's gradients; returns a
-                `dptrain.futures.Future` of a tensor with the averaged ones.
-
-        Raises:
-            TypeError: not callable.
-            ValueError: annotations that ask for something else than a `GradBucket`.
-            RuntimeError: there is a hook already.
-        """
-        check_hook(hook)
-        if self._reducer.hook is not None:
-            raise RuntimeError(
-                "register_comm_hook or register_builtin_comm_hook can only be called once."
-            )
-        self._reducer.hook = (state, hook)
-
-    @property
-    def require_backward_grad_sync(self) -> bool:
-        """Whether the next backward averages: PyTorch's switch behind `no_sync`."""
-        return self._reducer.enabled
-
-    @require_backward_grad_sync.setter
-    def require_backward_grad_sync(self, wanted: bool) -> None:
-        self._reducer.enabled = wanted
-
-    @property
-    def times(self) -> StepTimes:
-        """Communication of this rank so far, and how much of it was hidden behind backward."""
-        return self._reducer.times
-
-    def get_ddp_logging_data(self) -> dict[str, Any]:
-        """Facts about this run for a log, under PyTorch's names where it has them."""
-        return logging_data(self, self._reducer)
-
-    _get_ddp_logging_data = get_ddp_logging_data
 
     # ---- state, without the wrapper's prefix -----------------------------------------------------
 

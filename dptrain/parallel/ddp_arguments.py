@@ -12,6 +12,7 @@ from typing import Any
 from dptrain.core.device import as_device, device
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import is_lazy
+from dptrain.parallel.shared_state import shared_parameters
 
 _CLASS = "DistributedDataParallel"
 
@@ -45,7 +46,7 @@ def check_trained(module: Module) -> None:
     Raises:
         RuntimeError: it is one.
     """
-    if not any(p.requires_grad for p in module.parameters()):
+    if not any(p.requires_grad for _, p in shared_parameters(module)):
         raise RuntimeError(
             f"{_CLASS} is not needed when a module doesn't have any parameter that requires a gradient."
         )

@@ -5,16 +5,13 @@ Owns: `logging_data`. Must not know: how gradients are averaged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dptrain.parallel.reducer import Reducer
 from dptrain.parallel.sync_batchnorm import SyncBatchNorm
 
-if TYPE_CHECKING:
-    from dptrain.parallel.ddp import DistributedDataParallel
 
-
-def logging_data(ddp: DistributedDataParallel, reducer: Reducer) -> dict[str, Any]:
+def logging_data(ddp: Any, reducer: Reducer) -> dict[str, Any]:
     """PyTorch's entries, then `times` with the figures of `StepTimes` and `buckets` with names."""
     trained = [p for s in reducer.sections for p in s.params()]
     last = reducer.times.last

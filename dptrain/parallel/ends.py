@@ -18,6 +18,7 @@ from dptrain.nn.module import Module
 from dptrain.parallel.agreement import broadcast_arrays, broadcast_buffers
 from dptrain.parallel.join import Join, Joinable, JoinHook
 from dptrain.parallel.reducer import Reducer
+from dptrain.parallel.shared_state import shared_buffers, shared_parameters
 
 
 class EqualEnds(Joinable):
@@ -111,9 +112,11 @@ class EqualEnds(Joinable):
             f"{self._name} parameters",
         )
         held = {id(p) for s in sections if s.whole for p in s.storage.params}
-        others = [p for p in self.module.parameters() if id(p) not in held]
+        others = [p for _, p in shared_parameters(self.module) if id(p) not in held]
+        if buffers:
+            others += [b for _, b in shared_buffers(self.module)]
         broadcast_buffers(
-            [*others, *(self.module.buffers() if buffers else ())],
+            others,
             self.communicator,
             root,
             f"{self._name} buffers",

@@ -180,6 +180,36 @@ def groups(lib, dist, rank):
     return [*facts, out(x), dist.get_world_size(own), len(all_of_them), dist.get_rank(listed)]
 
 
+def calls_of_a_group(lib, dist, rank):
+    both = dist.new_group([0, 1])
+    x, y, z = _t(lib, rank, 3), _t(lib, rank, 2, 2), _t(lib, rank, 2, salt=3)
+    both.allreduce([x]).wait()
+    both.allreduce(z, dist.ReduceOp.MAX).wait()
+    both.broadcast(y, 1).wait()
+    both.barrier().wait()
+    parts, again = [lib.zeros(3) for _ in range(2)], [lib.zeros(2) for _ in range(2)]
+    both.allgather([parts], [_t(lib, rank, 3)]).wait()
+    both.allgather(again, z).wait()
+    gathered = [lib.zeros(3) for _ in range(2)] if rank == 1 else []
+    both.gather(gathered, x, 1).wait()
+    part, total = lib.zeros(2), lib.zeros(3)
+    both.scatter(part, [_t(lib, r, 2) for r in range(2)] if rank == 0 else [], 0).wait()
+    both.reduce_scatter(total, [_t(lib, rank, 3, salt=r) for r in range(2)]).wait()
+    changed, uneven = lib.zeros(4), lib.zeros(1 + 2 * rank)
+    both.alltoall_base(changed, _t(lib, rank, 4), [], []).wait()
+    sizes = [[1, 2], [0, 1]]
+    both.alltoall_base(
+        uneven, _t(lib, rank, sum(sizes[rank])), [sizes[r][rank] for r in range(2)], sizes[rank]
+    ).wait()
+    message = lib.zeros(2)
+    work = both.recv([message], 0, 5) if rank else both.send([_t(lib, rank, 2, salt=8)], 1, 5)
+    work.wait()
+    last = _t(lib, rank, 2)
+    both.reduce(last, 0).wait()
+    found = [x, y, z, *parts, *again, *gathered, part, total, changed, uneven, message]
+    return [out(found), out(last) if rank == 0 else None]
+
+
 def stores(lib, dist, rank):
     limit = datetime.timedelta(seconds=30)
     server = dist.TCPStore("localhost", 0, is_master=True, timeout=limit) if rank == 0 else None
@@ -302,6 +332,7 @@ CALLS = [
     objects,
     object_messages,
     groups,
+    calls_of_a_group,
     stores,
     meshes,
     facts,

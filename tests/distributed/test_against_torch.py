@@ -58,7 +58,6 @@ OUT_OF_SCOPE = {
             "ReduceScatterOptions",
             "Reducer",
             "ScatterOptions",
-            "BuiltinCommHookType",
         ),
         BINDINGS,
     ),
