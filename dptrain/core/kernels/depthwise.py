@@ -14,7 +14,6 @@ from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import FAST, kernel
 from dptrain.core.kernels.memory import address, array_at
 from dptrain.core.kernels.reference import Geometry
-from dptrain.core.threads import get_num_threads
 
 real: Any = None  # each compiled copy has its own
 
@@ -92,10 +91,6 @@ def _rows(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 
 
-def _shares(parts: int, work: int) -> int:
-    return min(parts, get_num_threads()) if work > 100_000 else 1
-
-
 def conv(
     x: np.ndarray,
     weight: np.ndarray,
@@ -110,7 +105,7 @@ def conv(
     rows = _rows(weight)
     start = np.zeros(c, x.dtype) if bias is None else np.ascontiguousarray(bias)
     places = (address(x), address(rows), address(start), address(out))
-    shares = _shares(n * out_h, out.size * rows.shape[0])
+    shares = pool.shares(n * out_h, out.nbytes * rows.shape[0])
     args = (n, h, w, c, out_h, out_w, *geometry, *places)
     pool.run(_forward.address(x.dtype.type), args, shares)
     return out
@@ -130,7 +125,7 @@ def conv_input_grad(
     rows = _rows(weight)
     places = (address(out), address(rows), address(grad), address(out), 1, address(out), 0)
     args = (*shape, *grad.shape[1:3], *geometry, *places)
-    shares = _shares(shape[0], grad.size * rows.shape[0])
+    shares = pool.shares(shape[0], grad.nbytes * rows.shape[0])
     pool.run(_backward.address(grad.dtype.type), args, shares)
     return out
 
@@ -140,13 +135,14 @@ def conv_weight_grad(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`reference.conv_weight_grad`, likewise."""
     taps = geometry[0] * geometry[1]
-    shares = _shares(len(x), grad.size * taps)
-    sums = np.zeros((shares, taps + 1, x.shape[3]), x.dtype)
+    line = (taps + 1) * x.shape[3]
+    blocks = pool.blocks(len(x), grad.nbytes * taps, line * x.itemsize)
+    sums = np.zeros((blocks, taps + 1, x.shape[3]), x.dtype)
     places = (address(x), address(sums), address(grad), address(sums), 0, address(sums), 1)
     pool.run(
         _backward.address(x.dtype.type),
         (*x.shape, *grad.shape[1:3], *geometry, *places),
-        shares,
+        blocks,
     )
-    total = sums[0] if shares == 1 else sums.sum(axis=0)
+    total = sums[0] if blocks == 1 else sums.sum(axis=0)
     return np.ascontiguousarray(total[:-1].T).reshape(w_shape), total[-1].copy()

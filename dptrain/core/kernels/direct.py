@@ -140,17 +140,22 @@ def _outer(args, share, shares, worker):
     grads, grads_step, columns, one = args[17], args[18], args[19], args[20]
     images, out_h, out_w = args[21], args[22], args[23]
     grad_pixel, pads, grad_scratch = args[24], args[25], args[26]
-    sums = args[27] + share * args[28]
     taps_i, taps_j, merged = args[29], args[30], args[31]
     y_step, x_step, i_step, j_step, above = args[32], args[33], args[34], args[35], args[36]
-    blocks = -(-columns // (2 * lanes))
+    # A share sums some of the images, in some of the panels of columns.
+    parts, group = args[37], share // args[37]
+    sums, groups = args[27] + group * args[28], shares // parts
+    panels = -(-columns // (2 * lanes))
+    first_panel, last_panel = share % parts * panels // parts, (share % parts + 1) * panels // parts
     line = -(-columns // lanes) * lanes * itemsize  # of the sums
-    zero(sums, args[28])
+    left_end = first_panel * 2 * lanes * itemsize
+    for m in range(taps_i * taps_j * merged + 1):
+        zero(sums + m * line + left_end, min(line, last_panel * 2 * lanes * itemsize) - left_end)
     if pads:
         # Nobody uses what is summed beside the columns, but numbers that happen to lie there may be
         # subnormal, with which products take fifty times as long.
         zero(grad_scratch + worker * args[16], out_h * out_w * line)
-    for n in range(share * images // shares, (share + 1) * images // shares):
+    for n in range(group * images // groups, (group + 1) * images // groups):
         source, in_row, in_pixel = image + n * image_step, row, pixel
         if copies:
             _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
@@ -172,18 +177,18 @@ def _outer(args, share, shares, worker):
                     source + (low * y_step + i * i_step - above) * in_row + j * j_step * in_pixel
                 )
                 to = sums + (i * taps_j + j) * merged * line
-                for block in range(blocks):
+                for block in range(first_panel, last_panel):
                     used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
                     most = most_narrow if used <= lanes else most_wide
-                    parts = -(-merged // most)
+                    cuts = -(-merged // most)
                     right = block * 2 * lanes * itemsize
-                    for part in range(parts):
-                        m = part * merged // parts
+                    for cut in range(cuts):
+                        m = cut * merged // cuts
                         here = to + m * line + right
                         call_tile(
                             tile_code,
                             (
-                                (part + 1) * merged // parts - m, used,
+                                (cut + 1) * merged // cuts - m, used,
                                 here, line,
                                 first + m * itemsize, itemsize,
                                 0, y_step * in_row, x_step * in_pixel,
@@ -192,7 +197,7 @@ def _outer(args, share, shares, worker):
                                 here, line,
                             ),
                         )  # fmt: skip
-        for block in range(blocks):
+        for block in range(first_panel, last_panel):
             used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
             here = sums + taps_i * taps_j * merged * line + block * 2 * lanes * itemsize
             call_tile(
@@ -250,7 +255,8 @@ class _Gather:
         self._columns = columns
         self._result = (out[1] * out[2] * out[3] * size, columns)
         self._phases = (n, len(phases), address(self._table))
-        self._images, self._products = n, n * out[1] * out[2] * out[3] * depth
+        taps = sum(p.taps_i * p.taps_j * p.depth * p.rows * p.columns for p in phases)
+        self._images, self._work = n, pool.as_bytes(n * out[3] * taps)
 
     def run(
         self,
@@ -285,16 +291,8 @@ class _Gather:
                 address(out) + out_first * self.size, *self._result, address(start),
                 *self._phases, weight.strides[0], address(weight),
             ),
-            _shares(self._images, self._products),
+            pool.shares(self._images, self._work),
         )  # fmt: skip
-
-
-#: Products below which a second thread would wait longer than it works.
-_WORTH_THREADS = 100_000
-
-
-def _shares(images: int, products: int) -> int:
-    return images if products > _WORTH_THREADS and get_num_threads() > 1 else 1
 
 
 def _groups(total: int, groups: int) -> list[slice]:
@@ -434,12 +432,14 @@ def conv_weight_grad(
     total = w + 2 * pw
     image_bytes = lines(h * total * depth * size) if copies else 0
     own = image_bytes + (lines(out_h * out_w * line * size) if pads else 0)
-    shares = min(_shares(n, grad.size * depth), get_num_threads())
-    sums = np.empty((shares, kh * kw * depth + 1, line), x.dtype)
+    rows, work = kh * kw * depth + 1, pool.as_bytes(grad.size * depth * kh * kw)
+    blocks = pool.blocks(n, work, rows * line * size)
+    parts = pool.across(-(-columns // (2 * lanes)), blocks, work)
+    sums = np.empty((blocks, rows, line), x.dtype)
     one = np.ones(1, x.dtype)
     out = np.empty(w_shape, x.dtype)
     out_bias = np.empty(o, x.dtype)
-    where = scratch(own * shares)
+    where = scratch(own * min(get_num_threads(), blocks * parts))
     for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
         pool.run(
             _outer.address(),
@@ -450,9 +450,9 @@ def conv_weight_grad(
                 address(grad) + outs.start * size, out_h * out_w * o * size, columns, address(one),
                 n, out_h, out_w, o * size, pads, where + image_bytes,
                 address(sums), sums[0].nbytes,
-                kh, taps_j, merged, sh, sw, dh, dw, ph,
+                kh, taps_j, merged, sh, sw, dh, dw, ph, parts,
             ),
-            shares,
+            blocks * parts,
         )  # fmt: skip
         collected(sums, kh * kw, depth, out[outs])
         out_bias[outs] = sums[:, -1, :columns].sum(axis=0)

@@ -41,6 +41,6 @@ def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
     count, c = rows.shape
     out = np.empty((size, c), rows.dtype)
     args = (count, c, size, address(rows), address(index), address(out))
-    shares = min(pool.even_shares(c, rows.nbytes + out.nbytes), max(1, c // _COLUMNS))
+    shares = min(pool.shares(c, rows.nbytes + out.nbytes), max(1, c // _COLUMNS))
     pool.run(_add_rows.address(rows.dtype.type), args, shares)
     return out

@@ -3,7 +3,7 @@
 Statistics of columns: mean and sum of squared deviations of blocks of rows that fit in the cache, each
 in two passes, merged in float64. Source of the merge: Chan, Golub & LeVeque, "Algorithms for computing
 the sample variance", 1983. Narrow matrices are folded: (R, C) is seen as (R / f, f C), so that a row
-fills the vectors, and the f parts are merged as blocks are.
+fills the vectors, and the f parts are merged as blocks are. The number of threads changes no bit (`pool.blocks`).
 """
 
 from __future__ import annotations
@@ -277,15 +277,15 @@ def batch_statistics(
     rows, c = x.shape
     fold = _fold(rows, c)
     r, wide = rows // fold, fold * c
-    shares = pool.even_shares(r, x.nbytes)
-    short, total = np.empty((shares, 2, wide), x.dtype), np.empty((shares, 2, wide))
+    blocks = pool.blocks(r, x.nbytes, 16 * wide)
+    short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
     args = (r, wide, _BLOCK, address(x), address(short), address(total))
-    pool.run(_moments.address(x.dtype.type), args, shares)
+    pool.run(_moments.address(x.dtype.type), args, blocks)
     facts, vectors = np.empty((3, c), x.dtype), np.empty((3, wide), x.dtype)
     affine = [None if v is None else np.ascontiguousarray(v) for v in (weight, bias)]
     exact = np.array([eps], np.float64)
     args = (
-        *(rows, c, fold, shares, address(total)),
+        *(rows, c, fold, blocks, address(total)),
         *(0 if v is None else address(v) for v in affine),
         *(address(exact), address(facts), address(vectors)),
     )
@@ -346,14 +346,14 @@ def batch_norm_grad(
     if forward is None:
         forward = np.empty((3, wide), x.dtype)
         forward.reshape(3, fold, c)[0] = mean  # the others are not looked at
-    shares = pool.even_shares(rows, x.nbytes)
-    short, total = np.empty((shares, 2, wide), x.dtype), np.empty((shares, 2, wide))
+    blocks = pool.blocks(rows, x.nbytes, 16 * wide)
+    short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
     places = (address(a) for a in (x, grad, forward, short, total))
-    pool.run(_sums.address(real), (rows, wide, _BLOCK, *places, cut is not None), shares)
+    pool.run(_sums.address(real), (rows, wide, _BLOCK, *places, cut is not None), blocks)
     facts, vectors = np.empty((2, c), x.dtype), np.empty((3, wide), x.dtype)
     factor = None if weight is None else np.ascontiguousarray(weight)
     args = (
-        *(total_rows, c, fold, shares, address(total)),
+        *(total_rows, c, fold, blocks, address(total)),
         *(0 if factor is None else address(factor), address(rstd)),
         *(address(facts), address(vectors)),
     )
@@ -392,9 +392,9 @@ def layer_norm_grad(
     out = np.empty_like(x)
     factor = np.empty(c, x.dtype)
     factor[:] = 1 if weight is None else weight.reshape(-1)
-    shares = pool.even_shares(rows, x.nbytes)
-    sums = np.empty((shares, 2, c), x.dtype)
+    blocks = pool.blocks(rows, x.nbytes, 2 * c * x.itemsize)
+    sums = np.empty((blocks, 2, c), x.dtype)
     args = (rows, c, *(address(a) for a in (x, grad, out, mean, rstd, factor, sums)))
-    pool.run(_rows_grad.address(x.dtype.type), args, shares)
-    d_weight, d_bias = sums[0] if shares == 1 else sums.sum(axis=0)
+    pool.run(_rows_grad.address(x.dtype.type), args, blocks)
+    d_weight, d_bias = sums[0] if blocks == 1 else sums.sum(axis=0)
     return out, d_weight, d_bias

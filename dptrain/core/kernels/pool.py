@@ -34,7 +34,9 @@ from dptrain.core.threads import get_num_threads
 _TICKET, _DONE, _FUNCTION, _ARGS, _SHARES = 0, 16, 32, 33, 34
 _SLEEPERS, _STOP, _LIMIT, _MUTEX, _CONDITION, _WORDS = 48, 56, 57, 64, 96, 128
 _LEFT_BITS = 20
-_SPINS = 400
+#: Times that an idle worker yields its core before it sleeps: about a millisecond, longer than Python takes from one
+#: kernel to the next. To wake it costs the caller 8 us, and the first share that it takes comes tens of us late.
+_SPINS = 6000
 
 _INT = ir.IntType(64)
 
@@ -267,8 +269,18 @@ def _pool_of(threads: int) -> _Pool:
         return _pool
 
 
-#: Bytes below which a second thread would wait longer than it works.
+#: Bytes below which a second thread would wait longer than it works: some 8 us of a pass by one thread.
 _WORTH_THREADS = 1 << 18
+#: Sums that are kept beside each other of one result: for so many threads at most.
+_MOST_BLOCKS = 16
+#: Bytes that all of them may take, and how many times their bytes the work is at least: the sums of a block are
+#: cleared, and read once more than a single one's would be.
+_MOST_SUMS, _LEAST_WORK = 1 << 20, 12
+
+
+def as_bytes(products: int) -> int:
+    """How many bytes move in the time of so many products of a register tile, about."""
+    return products // 3
 
 
 def shares(parts: int, nbytes: int) -> int:
@@ -277,9 +289,26 @@ def shares(parts: int, nbytes: int) -> int:
     return min(parts, 8 * threads) if threads > 1 and nbytes > _WORTH_THREADS else min(parts, 1)
 
 
-def even_shares(parts: int, nbytes: int) -> int:
-    """Likewise, at most one per thread, at least one: for shares that keep sums of their own."""
-    return max(1, min(parts, get_num_threads())) if nbytes > _WORTH_THREADS else 1
+def blocks(parts: int, nbytes: int, sums: int) -> int:
+    """Into how many blocks, at least one, to cut a pass that sums: each is a share with sums of its own.
+
+    They are added up in order, and however many threads there are, the blocks are the same: so are the
+    bits of the result.
+
+    Args:
+        parts, nbytes: as of `shares`.
+        sums: bytes of the sums of a block.
+    """
+    if nbytes <= _WORTH_THREADS:
+        return 1
+    most = min(_MOST_SUMS, nbytes // _LEAST_WORK) // sums
+    return max(1, min(parts, _MOST_BLOCKS, most))
+
+
+def across(parts: int, blocks: int, nbytes: int) -> int:
+    """Into how many parts to cut the sums of a block, where there are fewer blocks than threads."""
+    threads = get_num_threads() if nbytes > _WORTH_THREADS else 1
+    return max(1, min(parts, -(-threads // blocks)))
 
 
 class _Arguments(threading.local):

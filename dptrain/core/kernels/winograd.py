@@ -31,8 +31,11 @@ SIZES = (3, 5)
 
 
 @numba.njit(inline="always")
-def _padded_copy(to, image, h, w, pixel, depth, top, rows, left, columns):
-    """Rows `top` to `top + rows` of an image, shifted right by `left`, zeros around, pixels of `depth` bytes."""
+def _padded_copy(to, image, h, w, pixel, used, depth, top, rows, left, columns):
+    """Rows `top` to `top + rows` of an image, shifted right by `left`, zeros around.
+
+    Of each `pixel` bytes the first `used` are copied, to pixels of `depth` bytes.
+    """
     inside = min(w, columns - left)
     for y in range(rows):
         line = to + y * columns * depth
@@ -41,12 +44,12 @@ def _padded_copy(to, image, h, w, pixel, depth, top, rows, left, columns):
             continue
         source = image + (top + y) * w * pixel
         zero(line, left * depth)
-        if pixel == depth:
+        if pixel == used == depth:
             move(line + left * depth, source, inside * depth)
         else:
             for x in range(inside):
-                move(line + (left + x) * depth, source + x * pixel, pixel)
-                zero(line + (left + x) * depth + pixel, depth - pixel)
+                move(line + (left + x) * depth, source + x * pixel, used)
+                zero(line + (left + x) * depth + used, depth - used)
         zero(line + (left + inside) * depth, (columns - left - inside) * depth)
 
 
@@ -76,7 +79,7 @@ def _forward(args, share, shares, worker):
         total = images * down * tiles_x
         for b in range(images):
             _padded_copy(
-                pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, depth,
+                pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, c * 4, depth,
                 top * 4 - above, down * 4 + size - 4, left, columns,
             )  # fmt: skip
             for y in range(down):
@@ -139,29 +142,36 @@ def _weight(args, share, shares, worker):
     above, left, size = args[14], args[15], args[16]
     zeros, one, group, band = args[17], args[18], args[19], args[20]
     width, lanes = args[21], args[22]
-    depth, line = -(-c // lanes) * width, -(-o // lanes) * width
+    # A share sums some of the images, in some of the panels of results.
+    parts, block, blocks = args[30], share // args[30], shares // args[30]
+    depth, whole = -(-c // lanes) * width, -(-o // lanes) * width
+    panels = -(-whole // (2 * width))
+    before = share % parts * panels // parts * 2 * width
+    line = min(whole, (share % parts + 1) * panels // parts * 2 * width) - before
+    used_bytes = min(o * 4 - before, line)
     tiles_y, tiles_x = -(-out_h // 4), -(-out_w // 4)
     bands = -(-tiles_y // band)
     own = args[23] + worker * args[24]
     pixels, places, grads = own, own + args[25], own + args[25] + args[26]
     grad_pixels = grads + args[27]
-    sums = args[28] + share * args[29]
+    sums = args[28] + block * args[29] + before
     columns = tiles_x * 4 + size - 4
-    zero(sums, args[29])
+    for m in range(size * size * c + 1):
+        zero(sums + m * whole, line)
     for unit in range(
-        share * (-(-n // group) * bands) // shares, (share + 1) * (-(-n // group) * bands) // shares
+        block * (-(-n // group) * bands) // blocks, (block + 1) * (-(-n // group) * bands) // blocks
     ):
         first, top = unit // bands * group, unit % bands * band
         images, down = min(group, n - first), min(band, tiles_y - top)
         total = images * down * tiles_x
         for b in range(images):
             _padded_copy(
-                pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, depth,
+                pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, c * 4, depth,
                 top * 4 - above, down * 4 + size - 4, left, columns,
             )  # fmt: skip
             _padded_copy(
-                grad_pixels, grad + (first + b) * out_h * out_w * o * 4, out_h, out_w, o * 4, line,
-                top * 4, down * 4, 0, tiles_x * 4,
+                grad_pixels, grad + (first + b) * out_h * out_w * o * 4 + before, out_h, out_w,
+                o * 4, used_bytes, line, top * 4, down * 4, 0, tiles_x * 4,
             )  # fmt: skip
             for y in range(down):
                 for x in range(tiles_x):
@@ -182,31 +192,31 @@ def _weight(args, share, shares, worker):
                             zeros, 0, line // width,
                         ),
                     )  # fmt: skip
-            for block in range(-(-line // (2 * width))):
-                here = sums + size * size * c * line + block * 2 * width
-                used = min(2 * lanes, (line - block * 2 * width) // 4)
+            for right in range(0, line, 2 * width):
+                here = sums + size * size * c * whole + right
+                used = min(2 * lanes, (line - right) // 4)
                 call_tile(
                     tile_code,
                     (
-                        1, used, here, 0, one, 0, 0, 0, 0, grad_pixels + block * 2 * width, 0, 0, line,
+                        1, used, here, 0, one, 0, 0, 0, 0, grad_pixels + right, 0, 0, line,
                         1, 1, down * 16 * tiles_x, here, 0,
                     ),
                 )  # fmt: skip
         for place in range(size * size):
-            for block in range(-(-line // (2 * width))):
-                used = min(2 * lanes, (line - block * 2 * width) // 4)
+            for right in range(0, line, 2 * width):
+                used = min(2 * lanes, (line - right) // 4)
                 rows = most if used > lanes else narrow
-                parts = -(-c // rows)
-                for part in range(parts):
-                    m = part * c // parts
-                    here = sums + (place * c + m) * line + block * 2 * width
+                cuts = -(-c // rows)
+                for cut in range(cuts):
+                    m = cut * c // cuts
+                    here = sums + (place * c + m) * whole + right
                     call_tile(
                         tile_code,
                         (
-                            (part + 1) * c // parts - m, used, here, line,
+                            (cut + 1) * c // cuts - m, used, here, whole,
                             places + place * total * depth + m * 4, 4, 0, 0, depth,
-                            grads + place * total * line + block * 2 * width, 0, 0, line,
-                            1, 1, total, here, line,
+                            grads + place * total * line + right, 0, 0, line,
+                            1, 1, total, here, whole,
                         ),
                     )  # fmt: skip
 
@@ -237,6 +247,7 @@ class _Plan:
         self.group, self.band = _blocks(n, tiles_y, tiles_x, area * (self.depth + self.line))
         tiles = self.group * self.band * tiles_x
         self.units = -(-n // self.group) * -(-tiles_y // self.band)
+        self.work = pool.as_bytes(n * tiles_y * tiles_x * area * c * o)
         self.pixels = lines(
             (self.band * TILE + taps - 1) * (tiles_x * TILE + taps - 1) * self.depth
         )
@@ -271,7 +282,7 @@ def _correlate(
         start = start.copy()
         start[:o] = bias
     out = np.empty((n, out_h, out_w, o), np.float32)
-    shares = plan.units if get_num_threads() > 1 else 1
+    shares = pool.shares(plan.units, plan.work)
     where = scratch(plan.own * min(shares, get_num_threads()))
     pool.run(
         _forward.address(),
@@ -323,10 +334,11 @@ def conv_weight_grad(
     r = w_shape[2]
     plan = _plan(n, out_h, out_w, c, o, r)
     area, line = plan.size * plan.size, plan.line // 4
-    shares = min(plan.units, get_num_threads())
-    sums = np.empty((shares, area * c + 1, line), np.float32)
+    blocks = pool.blocks(plan.units, plan.work, (area * c + 1) * plan.line)
+    parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
+    sums = np.empty((blocks, area * c + 1, line), np.float32)
     one = np.ones(1, np.float32)
-    where = scratch(plan.own * shares)
+    where = scratch(plan.own * min(get_num_threads(), blocks * parts))
     pool.run(
         _weight.address(),
         (
@@ -334,11 +346,11 @@ def conv_weight_grad(
             address(x), n, h, w, c, address(grad), out_h, out_w, o, *pads, plan.size,
             address(plan.zeros), address(one), plan.group, plan.band,
             plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products,
-            address(sums), sums[0].nbytes,
+            address(sums), sums[0].nbytes, parts,
         ),
-        shares,
+        blocks * parts,
     )  # fmt: skip
-    total = sums[0] if shares == 1 else sums.sum(axis=0)
+    total = sums[0] if blocks == 1 else sums.sum(axis=0)
     taps = everywhere("filter_grad", r, total[:-1].reshape(area, c * line))
     out = np.empty(w_shape, np.float32)
     collected(taps.reshape(1, r * r * c, line), r * r, c, out)
