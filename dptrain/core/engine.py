@@ -46,7 +46,8 @@ def _root_gradient(tensor: Tensor, grad: Any, create_graph: bool) -> Any:
                 f"grad can be implicitly created only for scalar outputs; this one has shape {list(tensor.shape)}: "
                 "pass gradient=, or reduce it to a scalar first"
             )
-        grad = wrap(namespace_of(tensor._array).ones_like(tensor._array))
+        kind = tensor._array.dtype
+        grad = wrap(namespace_of(tensor._array).ones(tensor._array.shape, kind))
     if not isinstance(grad, Tensor):
         raise TypeError(f"gradients can be either Tensors or None, but got {type(grad).__name__}")
     if grad._array.shape != tensor._array.shape:

@@ -28,6 +28,14 @@ def lift(value: Any) -> Any:
     return value.to(_FLOAT32) if array is not None and array.dtype in _HALVES else value
 
 
+def lifted(values: Any) -> Any:
+    """`lift` of each value of a list or tuple."""
+    for value in values:
+        if getattr(value, "dtype", None) is not _FLOAT32:  # mostly all are
+            return [lift(v) for v in values]
+    return values
+
+
 def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward` with 16-bit arguments lifted to float32 and its float32 results brought back.
 
@@ -69,12 +77,13 @@ def refuse_mixed(op: str, arrays: tuple[Any, ...]) -> None:
     Raises:
         RuntimeError: naming the types.
     """
-    kinds = [a.dtype for a in arrays]
-    if any(kind != kinds[0] for kind in kinds):
-        raise RuntimeError(
-            f"{op}: expected both operands to have the same dtype, but got {' and '.join(map(str, kinds))}; convert "
-            "one with .to()"
-        )
+    first = arrays[0].dtype
+    for array in arrays:
+        if array.dtype != first:
+            kinds = " and ".join(str(a.dtype) for a in arrays)
+            raise RuntimeError(
+                f"{op}: expected both operands to have the same dtype, but got {kinds}; convert one with .to()"
+            )
 
 
 def _first_floating(values: tuple[Any, ...]) -> Any:

@@ -370,17 +370,16 @@ class Op:
         saved: list[Any] = []
         versions: list[tuple[list[int], int] | None] = []
         for position, served in self._saved_names:
-            if served is not None and not self.needs[served]:
-                saved.append(None)
-                versions.append(None)
-                continue
-            holder = result if position < 0 else args[position]
-            saved.append(out if position < 0 else raw[position])
-            if isinstance(holder, Tensor):
-                counter = holder._version_counter()
-                versions.append((counter, counter[0]))
-            else:
-                versions.append(None)
+            value = version = None
+            if served is None or self.edges[served] is not None:
+                holder, value = (result, out) if position < 0 else (args[position], raw[position])
+                if isinstance(holder, Tensor):
+                    counter = holder._counter
+                    if counter is None:
+                        counter = holder._version_counter()
+                    version = counter, counter[0]
+            saved.append(value)
+            versions.append(version)
         self.saved, self.versions = tuple(saved), tuple(versions)
 
     def save_result_in(self, out: Any, holder: Tensor) -> None:
@@ -430,23 +429,26 @@ class Op:
         """
         if type(self.saved) is not tuple:
             self.saved.fill()
-        if not self.saved:
-            return ()
-        for (position, _), value, version in zip(
-            self._saved_names, self.saved, self.versions, strict=True
-        ):
+        for i, version in enumerate(self.versions):
             if version is not None and version[0][0] != version[1]:
-                which = (
-                    "its result" if position < 0 else f"its argument {self._parameters[position]!r}"
-                )
-                kind = FROM_NUMPY[value.dtype].name
-                raise SavedTensorError(
-                    "one of the variables needed for gradient computation has been modified by an inplace "
-                    f"operation: [{kind} {list(value.shape)}], which {self.grad_name} saved as {which}, is at "
-                    f"version {version[0][0]}; expected version {version[1]} instead. Hint: write the in-place "
-                    "operation as a new tensor, or move it after backward()"
-                )
-        return self.saved
+                raise self._changed(i)
+        saved: tuple[Any, ...] = self.saved
+        return saved
+
+    def _changed(self, i: int) -> SavedTensorError:
+        """The error of use that the i-th saved value is no longer what it was."""
+        position, value, (counter, version) = (
+            self._saved_names[i][0],
+            self.saved[i],
+            self.versions[i],
+        )
+        which = "its result" if position < 0 else f"its argument {self._parameters[position]!r}"
+        return SavedTensorError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: [{FROM_NUMPY[value.dtype].name} {list(value.shape)}], which {self.grad_name} saved as "
+            f"{which}, is at version {counter[0]}; expected version {version} instead. Hint: write the in-place "
+            "operation as a new tensor, or move it after backward()"
+        )
 
     def saved_tensors(self) -> tuple[Any, ...]:
         """The saved values as Tensors that are connected to the graph, for `create_graph`."""

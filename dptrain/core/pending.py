@@ -190,8 +190,9 @@ def record(op: Op, array: Any, *args: Tensor) -> Tensor:
         *args: its arguments.
     """
     result = wrap_computed(array, args)
-    if is_grad_enabled() and any(a._requires_grad for a in args):
-        op.edges = [edge_of(a) if a._requires_grad else None for a in args]
+    edges = [edge_of(a) if a._requires_grad else None for a in args]
+    if edges.count(None) < len(edges) and is_grad_enabled():
+        op.edges = edges
         op.outs = ((array.shape, array.dtype),)
         op._record(args, [None] * len(args), array, result)
         result._node, result._requires_grad = op, True

@@ -321,7 +321,10 @@ class Tensor(MemoryOrder, ArrayProtocols):
         return self._version_counter()[0]
 
     def _bump_version(self) -> None:
-        self._version_counter()[0] += 1
+        counter = self._counter
+        if counter is None:
+            counter = self._version_counter()
+        counter[0] += 1
         if recorders and (listener := recorder()) is not None:
             listener.changed(self)
 

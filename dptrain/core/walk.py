@@ -19,7 +19,7 @@ import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
 from dptrain.core.arrays import as_array, elsewhere
-from dptrain.core.half import lift
+from dptrain.core.half import lifted
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap_computed
@@ -49,7 +49,6 @@ class Pass:
         self.node_grads: dict[Op, Any] = {}
         self.leaf_grads: dict[int, Any] = {}
         self.leaf_consumers: dict[int, int] = {}
-        self.leaves: dict[int, Tensor] = {}
         #: Nodes that do the work of the one before them too.
         self.joined: set[Op] = set()
         # By `edge_key`: sums of this pass's own making, to which parts may be added in place.
@@ -87,7 +86,6 @@ class Pass:
 
     def _count_leaf(self, leaf: Tensor) -> None:
         key = id(leaf)
-        self.leaves[key] = leaf
         self.leaf_consumers[key] = self.leaf_consumers.get(key, 0) + 1
 
     def _leads_to_wanted(self, nodes: list[Op]) -> set[Op]:
@@ -137,7 +135,12 @@ class Pass:
                     continue
                 source, place = edge
                 grad = grads[position] if position < len(grads) else None
-                self._arrive(source, place, grad)
+                if type(grad) is not np.ndarray:
+                    self._arrive(source, place, grad)
+                elif place is None:
+                    self._arrive_at_leaf(source, grad)
+                else:
+                    self._arrive_at_node(source, place, grad)
                 if node.takes_part and grad is not None:
                     self.own_sums[edge_key(edge)] = self._on_its_way(edge)
 
@@ -184,7 +187,7 @@ class Pass:
             node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
         if node.in_float32:  # what it returns is brought to the types of its arguments on arrival
-            incoming, saved = [lift(g) for g in incoming], tuple([lift(v) for v in saved])
+            incoming, saved = lifted(incoming), lifted(saved)
         if node.joins and not self.create_graph and node.joined(self):
             grads = incoming[0]
         else:
@@ -236,16 +239,25 @@ class Pass:
 
     def _arrive_at_leaf(self, leaf: Tensor, grad: Any) -> None:
         key = id(leaf)
-        if grad is not None:
-            grad = _fit(grad, leaf._array.shape, leaf._array.dtype)
-            held = self.leaf_grads.get(key)
-            self.leaf_grads[key] = grad if held is None else held + grad
-        self.leaf_consumers[key] -= 1
-        if self.leaf_consumers[key] == 0:
-            self._announce(leaf, self.leaf_grads.pop(key, None))
+        held = self.leaf_grads.pop(key, None)
+        if grad is None:
+            grad = held
+        else:
+            shape, kind = leaf._array.shape, leaf._array.dtype
+            if grad.shape != shape or grad.dtype is not kind:
+                grad = _fit(grad, shape, kind)
+            if held is not None:
+                grad = held + grad
+        self.leaf_consumers[key] = missing = self.leaf_consumers[key] - 1
+        if grad is None:
+            return
+        if missing:
+            self.leaf_grads[key] = grad
+        else:
+            self._announce(leaf, grad)
 
     def _announce(self, leaf: Tensor, grad: Any) -> None:
-        if grad is None or (self.captured is not None and id(leaf) not in self.captured):
+        if self.captured is not None and id(leaf) not in self.captured:
             return
         if leaf._hooks:
             grad = self._run_hooks(leaf._hooks, grad)
