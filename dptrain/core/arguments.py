@@ -24,6 +24,7 @@ from dptrain.core.dtypes import dtype
 from dptrain.core.tensor import Tensor
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+_ARE_INTS = frozenset([int])
 
 
 def _is_flag(value: Any) -> bool:
@@ -68,7 +69,7 @@ def _number(value: Any) -> Any:
 def _numbers(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.tolist())
-    if type(value) in (tuple, list) and all(type(v) is int for v in value):
+    if type(value) in (tuple, list) and _ARE_INTS.issuperset(map(type, value)):
         return value
     return tuple(map(_number, value))
 
@@ -140,12 +141,13 @@ _PLAIN = (TypeError, RuntimeError, ValueError, IndexError, NotImplementedError)
 class _Kind:
     """The kinds of values that one parameter takes."""
 
-    __slots__ = ("exact", "parts", "words")
+    __slots__ = ("exact", "ints", "parts", "tensors", "words")
 
     def __init__(self, words: str) -> None:
         names = words.split(" | ")
         self.parts = [_KINDS[name][:2] for name in names]
         self.exact = frozenset(t for name in names for t in _KINDS[name][2])
+        self.tensors, self.ints = names[0] == "Tensor", "tuple of ints" in names
         shown = [n for n in names if n != "None"]
         # A number in the place of a tensor is a convenience, a tensor what is asked for.
         self.words = "Tensor" if shown == ["Tensor", "Number"] else " or ".join(shown)
@@ -153,6 +155,11 @@ class _Kind:
     def take(self, value: Any) -> Any:
         """`value` as the function is to see it; `_REFUSED` if it is of another kind."""
         if type(value) in self.exact:
+            return value
+        # Parameters, and sizes as modules keep them: the cases of nearly every call.
+        if self.tensors and isinstance(value, Tensor):
+            return value
+        if self.ints and type(value) is tuple and _ARE_INTS.issuperset(map(type, value)):
             return value
         for fits, convert in self.parts:
             if fits(value):
@@ -266,7 +273,9 @@ class Signature:
                 break
             value = args[position]
             if type(value) not in kind.exact:
-                taken = self._take(kind, name, position, value)
+                taken = kind.take(value)
+                if taken is _REFUSED:
+                    self._refuse(kind, name, position, value)
                 if taken is not value:
                     args = (*args[:position], taken, *args[position + 1 :])
         if self.whole and count == len(self.names) and not kwargs:

@@ -95,19 +95,26 @@ class Rules:
         Raises:
             RuntimeError, NotImplementedError, ValueError: as the table says, naming the argument.
         """
-
-        def given(position: int) -> Any:
-            if position < len(args):
-                return args[position]
-            return kwargs.get(names[position]) if position < len(names) else None
-
         for position, kinds, error in self.refused:
-            value = given(position)
+            value = _given(position, names, args, kwargs)
             if isinstance(value, Tensor) and value.dtype.numpy.kind in kinds:
                 raise error(
                     f"{self.name}: not implemented for {names[position]!r} of type {value.dtype}"
                 )
-        found = [v for v in map(given, range(self.alike)) if isinstance(v, Tensor)]
-        if len({v.dtype for v in found}) > 1:
-            types = ", ".join(str(v.dtype) for v in found)
-            raise RuntimeError(f"{self.name}: expected tensors of the same dtype, but got {types}")
+        if not self.alike:
+            return
+        found = [_given(position, names, args, kwargs) for position in range(self.alike)]
+        types = [v.dtype for v in found if isinstance(v, Tensor)]
+        if len(set(types)) > 1:
+            raise RuntimeError(
+                f"{self.name}: expected tensors of the same dtype, but got {', '.join(map(str, types))}"
+            )
+
+
+def _given(
+    position: int, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The argument of that position, wherever it stands; None if there is none."""
+    if position < len(args):
+        return args[position]
+    return kwargs.get(names[position]) if position < len(names) else None

@@ -90,9 +90,12 @@ def named(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
             return found
         for result in found if several else (found,):
             node = result._node
-            if node is not None and not any(
-                isinstance(a, Tensor) and a._node is node for a in args
-            ):
+            if node is None:
+                continue
+            for a in args:
+                if isinstance(a, Tensor) and a._node is node:
+                    break  # handed on
+            else:
                 node.backward_name = parts if several else whole
         return found
 

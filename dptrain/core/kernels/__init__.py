@@ -70,14 +70,11 @@ class _WhileRecording:
         return call
 
 
-def _for_plain(provider: ModuleType) -> Any:
-    return _WhileRecording(provider) if recorders else provider
-
-
 def kernels_for(array: Any) -> Any:
     """The provider that serves arrays of the element type and device of this one."""
     if type(array) is np.ndarray:
-        return _for_plain(_kernels(array.dtype))
+        provider = _kernels(array.dtype)
+        return _WhileRecording(provider) if recorders else provider
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda"))
     return functions_beside(array, _kernels(array.dtype))
@@ -86,7 +83,8 @@ def kernels_for(array: Any) -> Any:
 def optim_kernels_for(array: Any) -> Any:
     """Likewise for the optimizer updates of `reference_optim`."""
     if type(array) is np.ndarray:
-        return _for_plain(_optim_kernels(array.dtype))
+        provider = _optim_kernels(array.dtype)
+        return _WhileRecording(provider) if recorders else provider
     if device_of(array).type == "cuda":
         return functions_beside(array, _cuda("cuda.updates"))
     return functions_beside(array, _optim_kernels(array.dtype))

@@ -93,6 +93,8 @@ def _gelu_grad(args, share, shares, worker):
 
 def _dense(array: np.ndarray) -> bool:
     """Whether the elements lie without gaps or repetition, in whichever order."""
+    if array.flags.c_contiguous:
+        return array.size > 0
     steps = zip(array.shape, array.strides, strict=True)
     span = sum((n - 1) * s for n, s in steps) + array.itemsize
     return array.size > 0 and min(array.strides, default=1) > 0 and span == array.nbytes

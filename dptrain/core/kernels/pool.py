@@ -315,12 +315,8 @@ class _Arguments(threading.local):
     """Where a thread's kernel finds its arguments: it runs one at a time."""
 
     def __init__(self) -> None:
-        self._held: Any = np.empty(_MOST_ARGUMENTS, np.int64)
-        self._address = int(self._held.__array_interface__["data"][0])
-
-    def put(self, args: Sequence[int]) -> int:
-        _words(len(args)).pack_into(self._held, 0, *args)
-        return self._address
+        memory: Any = np.empty(_MOST_ARGUMENTS, np.int64)
+        self.place = memory, address(memory)
 
 
 _MOST_ARGUMENTS = 64
@@ -339,7 +335,12 @@ def run(function: int, args: Sequence[int], shares: int) -> None:
     """
     if not shares:
         return
-    run_packed(function, _arguments.put(args), shares)
+    memory, place = _arguments.place
+    _words(len(args)).pack_into(memory, 0, *args)
+    if shares == 1:
+        _serial()(function, place, 1)
+    else:
+        run_packed(function, place, shares)
 
 
 def run_packed(function: int, place: int, shares: int) -> None:
