@@ -22,6 +22,7 @@ from dptrain.core.arrays import as_array, beside, to_host
 from dptrain.core.creation import tensor
 from dptrain.core.cuda import is_capturing
 from dptrain.core.flat import adopt
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.optim.hooks import (
@@ -229,13 +230,16 @@ class Optimizer(Hooks):
                 "only, or use SGD"
             )
         plan = self._current_plan()
-        with np.errstate(all="ignore"):  # inf and nan are values here, as in PyTorch
+        token = ignore_float_errors()
+        try:
             for run in plan.runs:
                 run.advance()
                 with beside(run.param):
                     self._update(run)
                 for p in run.params:
                     p._bump_version()
+        finally:
+            restore_float_errors(token)
         if plan.has_first:
             self._plan = None
         return loss

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -182,12 +183,13 @@ class Plan:
         for item in items:
             state.setdefault(item.p, {})
         _attach(items, state, initial)
-        held = {id(item.p): (state[item.p], _views(state[item.p], item.names)) for item in items}
-        self._bindings: list[tuple[Tensor, np.ndarray, Tensor | None, Any, Any]] = [
-            (p, p._array, p._grad, *held.get(id(p), (None, ())))
-            for group in param_groups
-            for p in group["params"]
-            if p._has_values
+        self._params = [list(group["params"]) for group in param_groups]
+        every = [p for group in self._params for p in group]
+        self._bindings = [(p, p._array, p._grad) for p in every if p._has_values]
+        self._without = [p for p in every if not p._has_values]
+        self._entries = list(state.items())
+        self._views = [
+            (state[item.p], name, state[item.p][name]) for item in items for name in item.names
         ]
         self.runs = [_run(stretch) for stretch in _stretches(items)]
         #: Such runs merge with their neighbours after this update.
@@ -200,26 +202,24 @@ class Plan:
         state: dict[Any, dict[str, Any]],
     ) -> bool:
         """Whether everything is where it was when the plan was made; identity checks only."""
-        if names != self._names:
+        # Every step of every optimizer asks, hence the loops that run inside of Python.
+        if names != self._names or len(state) != len(self._entries):
             return False
-        bindings = iter(self._bindings)
-        for group, own in zip(param_groups, self._groups, strict=True):
-            if group is not own:
+        if not all(map(is_, param_groups, self._groups)):
+            return False
+        for group, own in zip(param_groups, self._params, strict=True):
+            if len(group["params"]) != len(own) or not all(map(is_, group["params"], own)):
                 return False
-            for p in group["params"]:
-                if not p._has_values:
-                    continue
-                bound = next(bindings, None)
-                if (
-                    bound is None
-                    or bound[0] is not p
-                    or p._array is not bound[1]
-                    or p._grad is not bound[2]
-                ):
-                    return False
-                if bound[3] is not None and not _shows(state.get(p), bound[3], bound[4]):
-                    return False
-        return next(bindings, None) is None
+        for (p, held), (own, entry) in zip(state.items(), self._entries, strict=True):
+            if p is not own or held is not entry:
+                return False
+        for p, array, grad in self._bindings:
+            if p._array is not array or p._grad is not grad:
+                return False
+        for entry, name, view in self._views:
+            if entry.get(name) is not view:
+                return False
+        return not any(p._has_values for p in self._without)
 
 
 def _items(
@@ -281,14 +281,6 @@ def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initi
 def _copy_for(view: Tensor, held: Any) -> Any:
     """A copy of a piece of state where its view lives."""
     return move(as_array(values_of(held)), view.device).copy(order="K")
-
-
-def _views(entry: dict[str, Any], names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, entry[name]) for name in names)
-
-
-def _shows(entry: Any, bound: dict[str, Any], views: tuple[tuple[str, Any], ...]) -> bool:
-    return entry is bound and all(entry.get(name) is view for name, view in views)
 
 
 def values_of(held: Any) -> Any:
