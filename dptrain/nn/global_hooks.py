@@ -35,11 +35,6 @@ ONE_KIND = (
 )
 
 
-def any_calls() -> bool:
-    """Whether there is a hook on calls."""
-    return any(CALLS.values())
-
-
 def on_registration(kind: str, module: Any, name: str, value: Any) -> Any:
     """What is registered instead of `value`, after the hooks of that kind."""
     for hook in tuple(_REGISTRATIONS[kind].values()):

@@ -18,6 +18,9 @@ from dptrain.nn.forward_hooks import HookedCall
 from dptrain.nn.global_hooks import ForwardHook
 from dptrain.nn.tree import ModuleTree
 
+#: The tables of hooks on the calls of all modules.
+_EVERYWHERE = global_hooks.CALLS.values()
+
 
 class Module(ModuleConversions):
     """Base class of all neural network modules.
@@ -75,7 +78,7 @@ class Module(ModuleConversions):
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
-            or global_hooks.any_calls()
+            or any(_EVERYWHERE)
         ):
             return self.forward(*args, **kwargs)
         call = HookedCall(self, args, kwargs)

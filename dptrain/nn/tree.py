@@ -169,9 +169,9 @@ class ModuleTree:
         self._non_persistent_buffers_set.discard(name)
 
     def __getattr__(self, name: str) -> Any:
+        tables = self.__dict__
         for table in _TABLES:
-            held = self.__dict__.get(table)
-            if held is not None and name in held:
+            if table in tables and name in (held := tables[table]):
                 return held[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 

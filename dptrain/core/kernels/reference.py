@@ -100,7 +100,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
 
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous; a view where it can be one."""
-    return namespace_of(x).ascontiguousarray(np.moveaxis(x, 1, -1))
+    return namespace_of(x).ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
 
 
 @one_call

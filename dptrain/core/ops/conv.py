@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,11 +42,10 @@ class _Convolution(Op):
         return "ConvolutionBackward0"
 
     def _setup(self, x_shape: Sizes, w_shape: Sizes, options: tuple[Any, ...]) -> Sizes:
-        stride, padding, dilation, self.groups = options
-        self.options = options
-        self.window = Window(tuple(w_shape[2:]), stride, padding, dilation)
+        self.groups, self.options = options[3], options
         self.x_shape, self.w_shape = x_shape, w_shape
-        return self.window.outputs(tuple(x_shape[2:]))
+        self.window, outs = _fitting(tuple(x_shape[2:]), tuple(w_shape[2:]), options)
+        return outs
 
     def _by_cudnn(self, graph: str, first: Any, second: Any, result: Sizes, shape: Sizes) -> Any:
         """The result of that shape by cuDNN; None on the host, or where cuDNN is not to be used."""
@@ -61,6 +61,13 @@ class _Convolution(Op):
             return None  # a transposed convolution that leaves out windows that would fit
         c = cudnn.describe(self.x_shape, self.w_shape, result, self.window, first.dtype.name)
         return cudnn.convolve(getattr(cudnn, graph), c, first, second, shape)
+
+
+@lru_cache(maxsize=1024)
+def _fitting(sizes: Sizes, kernel: Sizes, options: tuple[Any, ...]) -> tuple[Window, Sizes]:
+    """The window of a convolution over images of these sizes, and how many of them fit."""
+    window = Window(kernel, *options[:3])
+    return window, window.outputs(sizes)
 
 
 class Convolution(_Convolution):
@@ -207,12 +214,11 @@ class ConvolutionWeightGrad(_Convolution):
 def _padding(
     op: str, padding: Any, kernel: Sizes, stride: Sizes, dilation: Sizes
 ) -> tuple[Sizes, Sizes]:
-    """(before and after alike, extra at the end): "same" may need one more at the end."""
-    none = (0,) * len(kernel)
+    """(before and after alike, extra at the end or ()): "same" may need one more at the end."""
     if not isinstance(padding, str):
-        return sizes_of(padding, len(kernel), op, "padding"), none
+        return sizes_of(padding, len(kernel), op, "padding"), ()
     if padding == "valid":
-        return none, none
+        return (0,) * len(kernel), ()
     if padding != "same":
         raise RuntimeError(
             f"{op}: padding must be an int, one int per dimension, 'same' or 'valid', got {padding!r}"
@@ -220,7 +226,8 @@ def _padding(
     if any(s != 1 for s in stride):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+    extra = tuple(t % 2 for t in total)
+    return tuple(t // 2 for t in total), extra if any(extra) else ()
 
 
 def batched(op: str, input: Any, rank: int) -> Any:
@@ -248,8 +255,20 @@ def _steps(op: str, rank: int, stride: Any, dilation: Any) -> tuple[Sizes, Sizes
     return steps, gaps
 
 
+@lru_cache(maxsize=1024)  # asked by every convolution
+def _options(
+    op: str, kernel: Sizes, stride: Any, padding: Any, dilation: Any
+) -> tuple[Sizes, Sizes, Sizes, Sizes]:
+    """Stride, padding and dilation per dimension, and what "same" needs at the end or ()."""
+    steps, gaps = _steps(op, len(kernel), stride, dilation)
+    border, extra = _padding(op, padding, kernel, steps, gaps)
+    if min(border) < 0:
+        raise RuntimeError(f"{op}: negative padding is not supported, got {padding}")
+    return steps, border, gaps, extra
+
+
 def _check_weight(op: str, weight: Any, rank: int, layout: str) -> None:
-    if weight.ndim != rank + 2:
+    if weight._array.ndim != rank + 2:
         raise RuntimeError(
             f"{op}: weight must be {rank + 2}D ({layout}, {_KERNELS[rank - 1]}), got shape {list(weight.shape)}"
         )
@@ -273,11 +292,11 @@ def _convolve(rank: int) -> Callable[..., Any]:
         _check_weight(op, weight, rank, "O, C/groups")
         x = batched(op, input, rank)
         _check_types(op, x, weight, bias)
-        steps, gaps = _steps(op, rank, stride, dilation)
-        border, extra = _padding(op, padding, weight._array.shape[2:], steps, gaps)
-        if min(border) < 0:
-            raise RuntimeError(f"{op}: negative padding is not supported, got {padding}")
-        if any(extra):
+        sizes: Any = stride, padding, dilation
+        if list in map(type, sizes):
+            sizes = (tuple(s) if isinstance(s, list) else s for s in sizes)
+        steps, border, gaps, extra = _options(op, weight._array.shape[2:], *sizes)
+        if extra:
             x = PadEnd.apply(x, extra)
         out = Convolution.apply(x, weight, bias, (steps, border, gaps, int(groups)))
         return out if input._array.ndim == rank + 2 else out.squeeze(0)

@@ -18,15 +18,17 @@ from dptrain.core.ops.index import Scatter
 from dptrain.core.tensor import Tensor
 
 
-def check_classes(op: str, target: Any, num_classes: int, ignore_index: int) -> None:
-    """Class indices must lie in [0, num_classes), or be `ignore_index`.
+def check_classes(op: str, target: Any, num_classes: int, ignore_index: int | None) -> None:
+    """Class indices (int64) must lie in [0, num_classes), or be `ignore_index`.
 
     Raises:
         IndexError: one does not.
     """
     if is_capturing():  # the host cannot look at values while work is recorded
         return
-    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    bad = target.view(np.uint64) >= num_classes  # negative ones are large then
+    if ignore_index is not None:
+        bad = bad & (target != ignore_index)
     refuse_if(bad.any(), partial(_wrong_class, op, num_classes), target, bad)
 
 
@@ -46,7 +48,7 @@ class CrossEntropy(Op):
     num_tensors = 2
 
     def forward(self, input: Any, target: Any, mean: bool) -> Any:
-        check_classes("cross_entropy", target, input.shape[1], ignore_index=-1 << 62)
+        check_classes("cross_entropy", target, input.shape[1], None)
         losses, self.p = kernels_for(input).cross_entropy(input, target)
         self.target = target
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0

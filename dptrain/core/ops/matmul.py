@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.half import refuse_mixed
@@ -146,12 +148,20 @@ class Linear(Op):
         return kernels_for(input).linear(input, weight, bias)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
-        d_input = Matmul.call(grad, weight) if self.needs[0] else None
-        d_weight = d_bias = None
+        d_input = d_weight = d_bias = None
+        if self.needs[0]:
+            if type(grad) is np.ndarray and type(weight) is np.ndarray:
+                d_input = kernels_for(grad).matmul(grad, weight)  # as `call`, without its checks
+            else:
+                d_input = Matmul.call(grad, weight)
         out_features, in_features = self.features
-        rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
+        rows = grad
+        if grad.ndim != 2:
+            rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
         if self.needs[1]:
-            columns = Reshape.call(input, (rows.shape[0], in_features))
+            columns = input
+            if input.ndim != 2:
+                columns = Reshape.call(input, (rows.shape[0], in_features))
             if self.target is not None and rows.dtype == self.target.dtype:
                 d_weight = kernels_for(rows).matmul(rows.T, columns, out=self.target)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dptrain.core.kernels.reference import Geometry
 from dptrain.core.op import Op
 from dptrain.core.ops.activation import Rectifying
 from dptrain.core.ops.conv import batched
-from dptrain.core.ops.windows import Window, channels_first, channels_last, sizes_of
+from dptrain.core.ops.windows import Sizes, Window, channels_first, channels_last, sizes_of
 from dptrain.core.pending import Pending, record
 from dptrain.core.tensor import Tensor
 
@@ -34,20 +35,27 @@ def pool_window(
     padding: Any,
     dilation: Any,
     ceil_mode: bool,
-) -> tuple[Window, tuple[int, ...]]:
+) -> tuple[Window, Sizes]:
     """The window of a pool over the last `rank` dimensions and the sizes of its result.
 
     Raises:
         RuntimeError: sizes that do not fit.
     """
-    if 0 in input.shape[1:]:
-        raise RuntimeError(
-            f"{op}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
-            f"{list(input.shape)}"
-        )
     kernel = sizes_of(kernel_size, rank, op, "kernel_size")
     step = kernel if stride is None or stride in ((), []) else sizes_of(stride, rank, op, "stride")
     pad, gap = sizes_of(padding, rank, op, "padding"), sizes_of(dilation, rank, op, "dilation")
+    return _fitting(op, tuple(input.shape), Window(kernel, step, pad, gap), ceil_mode)
+
+
+@lru_cache(maxsize=1024)
+def _fitting(op: str, shape: Sizes, window: Window, ceil_mode: bool) -> tuple[Window, Sizes]:
+    """The window and the sizes of the result, of a pool over an input of that shape."""
+    if 0 in shape[1:]:
+        raise RuntimeError(
+            f"{op}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
+            f"{list(shape)}"
+        )
+    kernel, step, pad, gap = window
     if min(kernel) < 1 or min(step) < 1 or min(gap) < 1:
         raise RuntimeError(
             f"{op}: kernel_size, stride and dilation must be greater than zero, got {kernel}, {step}, {gap}"
@@ -57,15 +65,15 @@ def pool_window(
             f"{op}: pad should be non-negative and at most half of kernel size, got padding={pad}, kernel_size={kernel}"
         )
     outs = tuple(
-        _out_size(int(s), k, st, p, d, ceil_mode)
-        for s, k, st, p, d in zip(input.shape[-rank:], kernel, step, pad, gap, strict=True)
+        _out_size(s, k, st, p, d, ceil_mode)
+        for s, k, st, p, d in zip(shape[-len(kernel) :], *window, strict=True)
     )
     if min(outs) < 1:
         raise RuntimeError(
-            f"{op}: given input size {list(input.shape)} and kernel_size={kernel}, the output size "
+            f"{op}: given input size {list(shape)} and kernel_size={kernel}, the output size "
             f"({' x '.join(str(o) for o in outs)}) is too small"
         )
-    return Window(kernel, step, pad, gap), outs
+    return window, outs
 
 
 class MaxPool2d(Op):

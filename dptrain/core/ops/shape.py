@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Reshape(Op):
             raise RuntimeError(
                 f"{self.name}: only one dimension can be inferred, got shape {list(shape)}"
             )
-        if any(s < -1 for s in shape):
+        if min(shape, default=0) < -1:
             raise RuntimeError(
                 f"{self.name}: invalid shape dimension {min(shape)} in {list(shape)}"
             )
@@ -126,11 +127,14 @@ export(methods=("view",), function=_view, kinds={"shape": "int | tuple of ints |
 def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """Join the dimensions start_dim..end_dim into one."""
     shape = input._array.shape
-    start, end = (wrap_dim(d, len(shape), "flatten") for d in (start_dim, end_dim))
+    start, end = (
+        wrap_dim(start_dim, len(shape), "flatten"),
+        wrap_dim(end_dim, len(shape), "flatten"),
+    )
     if start > end:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
     return Reshape.apply(
-        input, (*shape[:start], int(np.prod(shape[start : end + 1])), *shape[end + 1 :])
+        input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
     )
 
 

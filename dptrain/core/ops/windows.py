@@ -74,7 +74,9 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous."""
     # Not `moveaxis`, whose checks cost more than the reordering of a small image.
     last = image.transpose(_LAST[image.ndim])
-    if type(image) in HOST_TYPES and not last.flags.c_contiguous:
+    if last.flags.c_contiguous:
+        return last
+    if type(image) in HOST_TYPES:
         copy: np.ndarray = kernels_for(image).channels_last(image)
         return copy
     return namespace_of(image).ascontiguousarray(last)

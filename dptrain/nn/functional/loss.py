@@ -36,30 +36,31 @@ def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
 
 def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
     """(C,) with (), or (N, C, d1, ...) with (N, d1, ...) int64."""
-    if input.ndim == 0:
+    shape, given = input._array.shape, target._array.shape
+    if not shape:
         raise RuntimeError(f"{op}: input should be 1D or more, got shape []")
-    if target.dtype.name != "int64":
+    if target._array.dtype != np.int64:
         raise RuntimeError(
             f"{op}: expected scalar type Long (int64) for class indices but found {target.dtype}; "
             "convert the target with .long()"
         )
-    if input.ndim == 1:
-        if target.ndim:
+    if len(shape) == 1:
+        if given:
             raise RuntimeError(
-                f"{op}: for input of shape {list(input.shape)} expected target of shape [], "
-                f"got {list(target.shape)}"
+                f"{op}: for input of shape {list(shape)} expected target of shape [], "
+                f"got {list(given)}"
             )
         return
-    if target.ndim == 0 or input.shape[0] != target.shape[0]:
+    if not given or shape[0] != given[0]:
         raise ValueError(
-            f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
-            f"({target.shape[0] if target.ndim else 'none: target is a scalar'})."
+            f"Expected input batch_size ({shape[0]}) to match target batch_size "
+            f"({given[0] if given else 'none: target is a scalar'})."
         )
-    expected = (input.shape[0], *input.shape[2:])
-    if target.shape != expected:
+    expected = (shape[0], *shape[2:])
+    if given != expected:
         raise RuntimeError(
-            f"{op}: Expected target size {list(expected)}, got {list(target.shape)} "
-            f"(input of shape {list(input.shape)})"
+            f"{op}: Expected target size {list(expected)}, got {list(given)} "
+            f"(input of shape {list(shape)})"
         )
 
 
@@ -242,8 +243,9 @@ def cross_entropy(
         return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     _check_class_indices("cross_entropy", input, target)
     raw_weight = _class_weights("cross_entropy", weight, input)
-    dim = 0 if input.ndim == 1 else 1
-    plain = raw_weight is None and not label_smoothing and input.ndim == 2
+    ndim = input._array.ndim
+    dim = 0 if ndim == 1 else 1
+    plain = raw_weight is None and not label_smoothing and ndim == 2
     if plain and reduction != "none" and not (target._array == ignore_index).any():
         return CrossEntropy.apply(input, target, reduction == "mean")  # one fused pass
     logp = LogSoftmax.apply(input, dim)

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.node_names import named
 from dptrain.core.ops.pool_any import max_pool
 from dptrain.core.ops.windows import sizes_of
 from dptrain.core.tensor import Tensor
@@ -20,7 +21,8 @@ avg_pool3d = FUNCTIONS["avg_pool3d"]
 
 def _max_pool(rank: int) -> Any:
     name = f"max_pool{rank}d"
-    plain = FUNCTIONS[name]
+    # Without its checks of arguments, which those of the function here have done.
+    plain = named(name, FUNCTIONS[name].__wrapped__)  # type: ignore[attr-defined]
 
     def pool(
         input: Tensor,
