@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -28,6 +31,27 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic as _intrinsic
+
+
+def _load_arrays_of_numba() -> None:
+    """Import numba's functions over arrays, which it does before anything runs, without SciPy.
+
+    They import SciPy's linear algebra (0.1 s, 20 MB) only to see whether it is there. Whether it is installed
+    says as much; whatever needs it imports it when it is used.
+    """
+    from numba.np import linalg
+
+    original = getattr(linalg, "ensure_blas", None)
+    if original is not None and "scipy.linalg" not in sys.modules and find_spec("scipy"):
+        linalg.ensure_blas = lambda: None
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        if original is not None:
+            linalg.ensure_blas = original
+
+
+_load_arrays_of_numba()
 
 #: For operations that are written as LLVM code; a call looks unlike the definition, so it has no type.
 intrinsic: Any = _intrinsic
@@ -90,9 +114,17 @@ class Kernel:
         except RuntimeError:  # nowhere to write
             return numba.cfunc(self._signature, **self._options)(copy)
         with _one_process(folder):
-            if not any(folder.glob(f"*{copy.__qualname__}*.nbi")):
-                _announce()
+            if copy.__qualname__ not in _names_in(folder):
+                _names_in.cache_clear()  # another process may have made it since
+                if copy.__qualname__ not in _names_in(folder):
+                    _announce()
             return numba.cfunc(self._signature, cache=True, **self._options)(copy)
+
+
+@cache
+def _names_in(folder: Path) -> str:
+    """The names of all files in which compiled code may lie, in one text."""
+    return "\n".join(name for name in os.listdir(folder) if name.endswith(".nbi"))
 
 
 @contextmanager
