@@ -11,6 +11,7 @@ with the rest of it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -48,7 +49,7 @@ class Pass:
         self.check_nan = anomaly_mode()
         self.node_grads: dict[Op, Any] = {}
         self.leaf_grads: dict[int, Any] = {}
-        self.leaf_consumers: dict[int, int] = {}
+        self.leaf_consumers: dict[int, int] = defaultdict(int)
         #: Nodes that do the work of the one before them too.
         self.joined: set[Op] = set()
         # By `edge_key`: sums of this pass's own making, to which parts may be added in place.
@@ -57,7 +58,7 @@ class Pass:
     def add_root(self, tensor: Tensor, grad: Any) -> None:
         """Start at `tensor` with its gradient."""
         if tensor._node is None:
-            self._count_leaf(tensor)
+            self.leaf_consumers[id(tensor)] += 1
             self._arrive(tensor, None, grad)
         else:
             self._arrive(tensor._node, tensor._index, grad)
@@ -78,15 +79,11 @@ class Pass:
                     continue
                 source, index = edge
                 if index is None:
-                    self._count_leaf(source)
+                    self.leaf_consumers[id(source)] += 1
                 elif source not in seen:
                     seen.add(source)
                     stack.append(source)
         return sorted(seen, key=_sequence, reverse=True)
-
-    def _count_leaf(self, leaf: Tensor) -> None:
-        key = id(leaf)
-        self.leaf_consumers[key] = self.leaf_consumers.get(key, 0) + 1
 
     def _leads_to_wanted(self, nodes: list[Op]) -> set[Op]:
         """The nodes whose backward is needed for the gradients that are asked for."""

@@ -68,7 +68,12 @@ def keep_freed_pages() -> None:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.held = np.empty(0, np.uint8)
+        self.provide(0)
+
+    def provide(self, nbytes: int) -> None:
+        """Hold `nbytes` from a cache line on."""
+        self.held, self.size = np.empty(nbytes + _LINE, np.uint8), nbytes
+        self.start = -(-address(self.held) // _LINE) * _LINE
 
 
 _scratch = _Scratch()
@@ -76,9 +81,9 @@ _scratch = _Scratch()
 
 def scratch(nbytes: int) -> int:
     """Memory of this thread for the kernel that is called next, at a cache line; its contents are anything."""
-    if _scratch.held.size < nbytes + _LINE:
-        _scratch.held = np.empty(nbytes + _LINE, np.uint8)
-    return -(-address(_scratch.held) // _LINE) * _LINE
+    if _scratch.size < nbytes:
+        _scratch.provide(nbytes)
+    return _scratch.start
 
 
 def lines(nbytes: int) -> int:

@@ -73,7 +73,7 @@ def _run(
     param = arrays[0]
     # Scalars take the arrays' type, so that the loop computes in it (NumPy's rule for Python floats).
     numbers = np.array(scalars, param.dtype)
-    args = (param.size, param.itemsize, *(address(a) for a in (*arrays, numbers)), *flags)
+    args = (param.size, param.itemsize, *map(address, arrays), address(numbers), *flags)
     shares = pool.shares(param.size, len(arrays) * param.nbytes)
     pool.run(function.address(param.dtype.type), args, shares)
 

@@ -18,7 +18,12 @@ from dptrain.core.ops.index import Scatter
 from dptrain.core.tensor import Tensor
 
 
-def check_classes(op: str, target: Any, num_classes: int, ignore_index: int | None) -> None:
+def not_classes(target: Any, num_classes: int) -> Any:
+    """Where class indices (int64) lie outside of [0, num_classes)."""
+    return target.view(np.uint64) >= num_classes  # negative ones are large then
+
+
+def check_classes(op: str, target: Any, num_classes: int, ignore_index: int) -> None:
     """Class indices (int64) must lie in [0, num_classes), or be `ignore_index`.
 
     Raises:
@@ -26,9 +31,7 @@ def check_classes(op: str, target: Any, num_classes: int, ignore_index: int | No
     """
     if is_capturing():  # the host cannot look at values while work is recorded
         return
-    bad = target.view(np.uint64) >= num_classes  # negative ones are large then
-    if ignore_index is not None:
-        bad = bad & (target != ignore_index)
+    bad = not_classes(target, num_classes) & (target != ignore_index)
     refuse_if(bad.any(), partial(_wrong_class, op, num_classes), target, bad)
 
 
@@ -39,16 +42,15 @@ def _wrong_class(op: str, num_classes: int, target: Any, bad: Any) -> IndexError
 
 
 class CrossEntropy(Op):
-    """Mean or sum of -log softmax(input)[target]: (N, C) with (N,) class indices -> scalar.
+    """Mean or sum of -log softmax(input)[target]: (N, C) with (N,) class indices in [0, C) -> scalar.
 
-    The common case in one pass; `nn.functional.cross_entropy` composes the others.
+    The common case in one pass; `nn.functional.cross_entropy` looks at the indices and composes the others.
     """
 
     name = "cross_entropy"
     num_tensors = 2
 
     def forward(self, input: Any, target: Any, mean: bool) -> Any:
-        check_classes("cross_entropy", target, input.shape[1], None)
         losses, self.p = kernels_for(input).cross_entropy(input, target)
         self.target = target
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0

@@ -9,7 +9,7 @@ import numpy as np
 from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
-from dptrain.core.ops.loss import CrossEntropy, NllLoss
+from dptrain.core.ops.loss import CrossEntropy, NllLoss, check_classes, not_classes
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.reduction import reduction_of
@@ -208,6 +208,18 @@ def _check_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
 
 
+def _all_count(target: Any, input: Tensor, ignore_index: int) -> bool:
+    """Whether every target is a class, and none of them the one to ignore."""
+    classes = input._array.shape[1]
+    others = not_classes(target, classes)
+    if 0 <= ignore_index < classes:
+        others = others | (target == ignore_index)
+    if not others.any():
+        return True
+    check_classes("cross_entropy", target, classes, ignore_index)
+    return False
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -246,7 +258,7 @@ def cross_entropy(
     ndim = input._array.ndim
     dim = 0 if ndim == 1 else 1
     plain = raw_weight is None and not label_smoothing and ndim == 2
-    if plain and reduction != "none" and not (target._array == ignore_index).any():
+    if plain and reduction != "none" and _all_count(target._array, input, ignore_index):
         return CrossEntropy.apply(input, target, reduction == "mean")  # one fused pass
     logp = LogSoftmax.apply(input, dim)
     nll = _nll(logp, target, raw_weight, ignore_index, reduction)
