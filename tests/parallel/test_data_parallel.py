@@ -383,7 +383,8 @@ def test_gpus_are_the_default_where_the_module_lives_on_one(monkeypatch):
     alone = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
     with fake_cupy.installed(monkeypatch, 3):
         monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
-        monkeypatch.setattr(nccl_local, "_communicators", lambda indices: None)  # see test_nccl_devices.py
+        # see test_nccl_devices.py
+        monkeypatch.setattr(nccl_local, "_communicators", lambda indices: None)
         split = nn.DataParallel(copy.deepcopy(alone).to("cuda:0"))
         assert [str(place) for place in split.device_ids] == ["cuda:0", "cuda:1", "cuda:2"]
         for one in (split, nn.DataParallel(copy.deepcopy(alone).to("cuda:1"), device_ids=[1, 2])):
