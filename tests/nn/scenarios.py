@@ -52,3 +52,34 @@ def agree(scenario):
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert a == b, f"entry {i}"
     assert ours == theirs
+
+
+# ---- a module for them ---------------------------------------------------------------------------
+
+
+def state(module):
+    return {k: v.detach().tolist() for k, v in module.state_dict().items()}
+
+
+def filled(lib, module):
+    with lib.no_grad():
+        for i, tensor in enumerate((*module.parameters(), *module.buffers())):
+            tensor.copy_((lib.arange(tensor.numel()) + i).reshape(tensor.shape))
+    return module
+
+
+def net(lib):
+    class Net(lib.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = lib.nn.Linear(2, 2)
+            self.norm = lib.nn.BatchNorm1d(2)
+            self.tied = self.first
+            self.scale = lib.nn.Parameter(lib.ones(2))
+            self.register_buffer("seen", lib.zeros(1))
+            self.register_buffer("hidden", lib.zeros(1), persistent=False)
+
+        def forward(self, x):
+            return self.norm(self.first(x)) * self.scale
+
+    return filled(lib, Net())
