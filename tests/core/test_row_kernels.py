@@ -1,0 +1,141 @@
+"""The compiled kernels over rows (exponentials, softmax, losses, sums) against their NumPy definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dptrain
+from dptrain.core.kernels import reference
+
+native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
+
+# The first example of a test compiles; timing says nothing about the code.
+relaxed = settings(max_examples=40, deadline=None)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+def test_exp_is_within_its_bound_everywhere_and_keeps_what_is_no_number():
+    import numba
+
+    from dptrain.core.kernels.compiled import KEEP_NAN
+    from dptrain.core.kernels.exponential import exp32
+
+    @numba.njit(fastmath=KEEP_NAN, error_model="numpy")
+    def run(x, out):
+        for i in range(x.size):
+            out[i] = exp32(x[i])
+
+    x = np.concatenate([np.linspace(-110, 95, 400_001), np.linspace(-1, 1, 100_001)]).astype("f")
+    got = np.empty_like(x)
+    run(x, got)
+    exact = np.exp(x.astype(np.float64))
+    with np.errstate(over="ignore"):
+        rounded = exact.astype("f")
+    finite = np.isfinite(rounded)
+    assert (np.abs(got - exact)[finite] <= 1.1 * np.spacing(rounded[finite])).all()
+    assert np.isposinf(got[~finite]).all()
+    edges = np.array([np.nan, np.inf, -np.inf, 0, -0.0], "f")
+    got = np.empty_like(edges)
+    run(edges, got)
+    np.testing.assert_array_equal(got, np.array([np.nan, np.inf, 0, 1, 1], "f"))
+
+
+@relaxed
+@given(
+    st.integers(0, 40),
+    st.one_of(st.integers(1, 70), st.just(1000)),
+    dtypes,
+    st.sampled_from([0.0, 1.0, 50.0]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_softmax_twins_agree(rows, c, dtype, scale, threads):
+    stream = np.random.default_rng(rows * 71 + c)
+    x = (stream.standard_normal((rows, c)) * scale + 3).astype(dtype)
+    grad = stream.standard_normal((rows, c)).astype(dtype)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        out, log = native.softmax(x), native.log_softmax(x)
+        got = (out, native.softmax_grad(grad, out), log, native.log_softmax_grad(grad, log))
+    finally:
+        dptrain.set_num_threads(before)
+    x, grad = x.astype(np.float64), grad.astype(np.float64)
+    out, log = reference.softmax(x), reference.log_softmax(x)
+    exact = (
+        out,
+        reference.softmax_grad(grad, out),
+        log,
+        reference.log_softmax_grad(grad, log),
+    )
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == dtype
+        size = max(1, np.abs(expected).max(initial=0))
+        bound = (c + 4) * np.finfo(dtype).eps * size * np.sqrt(max(c, 4)) / 2
+        np.testing.assert_allclose(value, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_softmax_of_a_row_with_what_is_no_number_is_none(bad):
+    x = np.random.default_rng(0).standard_normal((3, 40)).astype("f")
+    for place in (0, 17, 39):
+        rows = x.copy()
+        rows[1, place] = bad
+        for function in (native.softmax, native.log_softmax):
+            got = function(rows)
+            assert np.isnan(got[1]).any()
+            assert np.isfinite(got[[0, 2]]).all()
+    nothing = np.full((1, 20), -np.inf, "f")
+    assert np.isnan(native.softmax(nothing)).all()
+
+
+@relaxed
+@given(
+    st.integers(0, 60),
+    st.integers(1, 300),
+    st.integers(1, 9),
+    dtypes,
+    st.sampled_from([1, 2, 4]),
+)
+def test_sums_of_rows_by_index_twins_agree(count, c, size, dtype, threads):
+    stream = np.random.default_rng(count + c)
+    rows = np.round(stream.standard_normal((count, c)), 1).astype(dtype)
+    index = stream.integers(0, size, count)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.add_rows(rows, index, size)
+    finally:
+        dptrain.set_num_threads(before)
+    exact = np.zeros((size, c))
+    np.add.at(exact, index, rows.astype(np.float64))
+    np.testing.assert_allclose(got, exact, rtol=0, atol=count * 4 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        reference.add_rows(rows, index, size), got, rtol=0, atol=count * 1e-6
+    )
+    assert got.dtype == dtype
+
+
+@relaxed
+@given(st.integers(0, 5), st.integers(1, 6), dtypes, st.floats(0, 200))
+def test_cross_entropy_twins_agree(n, c, dtype, scale):
+    logits = (np.random.default_rng(n * 7 + c).standard_normal((n, c)) * scale).astype(dtype)
+    target = np.random.default_rng(c).integers(0, c, n)
+    loss, p = native.cross_entropy(logits, target)
+    expected_loss, expected_p = reference.cross_entropy(logits, target)
+    rtol = 1e-5 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(loss, expected_loss, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(p, expected_p, rtol=rtol, atol=rtol)
+    assert loss.dtype == p.dtype == dtype
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_cross_entropy_of_a_row_without_a_finite_maximum_is_nan(bad):
+    logits = np.array([[0.0, bad, 1.0], [0.0, 1.0, 2.0]])
+    target = np.array([0, 2])
+    for provider in (native, reference):
+        with np.errstate(all="ignore"):
+            loss, p = provider.cross_entropy(logits, target)
+        assert np.isnan(loss[0])
+        assert np.isfinite(loss[1])
+        assert np.isfinite(p[1]).all()
