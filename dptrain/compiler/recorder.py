@@ -1,4 +1,4 @@
-"""Recording one call of a function: what the core tells, and what the call did to tensors from before it.
+"""Recording one call of a function: what the call returned, and what it did to tensors from before it.
 
 Owns: `record`. Must not know: how a draft is run.
 
@@ -10,7 +10,7 @@ repeatable gives the draft a reason not to be used; the call itself is right eit
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from dptrain.compiler.arrays import TracedArray
-from dptrain.compiler.calls import Draw, Whole, check
 from dptrain.compiler.draft import Backward, Draft, Result, result_of
+from dptrain.compiler.graphs import ends_of, is_pending, lead_back
 from dptrain.compiler.kernels import kernels_of
+from dptrain.compiler.listening import Listener
 from dptrain.compiler.state import Survey
 from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
 from dptrain.compiler.tree import leaves, rebuild
@@ -28,9 +29,7 @@ from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.memory_order import keep_unseen
-from dptrain.core.op import edge_of
 from dptrain.core.parts import root_of
-from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap, wrap_computed
 from dptrain.core.walk import Pass
 
@@ -102,7 +101,7 @@ def _all_tensors() -> list[Tensor]:
 _REBOUND = "a tensor in reach was bound to other memory in the call"
 
 
-class _Recorder:
+class _Recorder(Listener):
     """Listens to one call."""
 
     def __init__(self, tensors: list[Tensor], found: Survey) -> None:
@@ -112,7 +111,6 @@ class _Recorder:
         self._arguments = list(tensors)
         self._swaps: list[tuple[Any, str, Any, Any]] = []
         self._known: dict[int, Tensor] = {}
-        self._fresh_results: list[Any] = []
         self._bumps: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         self._whole_seen = False
@@ -222,104 +220,6 @@ class _Recorder:
         self.trace.open = False
         self._swaps.clear()
         self._existing.clear()
-        self._fresh_results.clear()
-
-    # ---- what the core tells ---------------------------------------------------------------------
-
-    def enter(self, args: tuple[Any, ...], raw: list[Any]) -> None:
-        """Arrays of tensors that were made in the call from numbers become traced ones."""
-        for i, value in enumerate(args):
-            if not isinstance(value, Tensor) or type(raw[i]) is not np.ndarray:
-                continue
-            if id(value) in self._existing:
-                self.trace.refuse(
-                    f"it reads a tensor of shape {list(value.shape)} that was made before the call and that neither "
-                    "arguments, modules, closures, globals nor attributes lead to"
-                )
-                continue
-            traced: Any = self.trace.adopted(raw[i])
-            raw[i] = value._array = traced
-
-    def refuse(self, reason: str) -> None:
-        """Something was done that a replay would not do."""
-        self.trace.refuse(reason)
-
-    def changed(self, tensor: Tensor) -> None:
-        """A tensor was changed in place."""
-        if type(tensor._array) is np.ndarray and id(tensor) in self._existing:
-            self.trace.refuse("it changes a tensor in place that is out of its reach")
-
-    def draws(self, generator: Any, purpose: int) -> Any:
-        """A stream of random numbers whose draws are recorded."""
-        if generator is default_generator():
-            self.draft.generator = generator
-        return _Draws(self, generator, purpose)
-
-    def drawn(self, generator: Any, purpose: int, name: str, args: Any, kwargs: Any) -> Any:
-        """Draw numbers, now and at each run."""
-        with _Aside(self):
-            values = getattr(generator.stream(purpose), name)(*args, **kwargs)
-        if not isinstance(values, np.ndarray):
-            self.trace.refuse(f"random numbers were drawn as Python numbers ({name})")
-            return values
-        made = self.trace.own(values)
-        np.copyto(made.host, values)
-        call = Draw(generator, purpose, name, args, kwargs)
-        writes = (made.block.number,)
-        self.trace.add("store", call, (), {}, (made.host,), (), writes, (), False, call.text())
-        return made
-
-    def refuse_if(self, bad: Any, error: Callable[..., Exception], arrays: Any) -> None:
-        """Check values, now and at each run."""
-        traced = [a for a in (bad, *arrays) if type(a) is TracedArray]
-        hosts = tuple(a.host if type(a) is TracedArray else a for a in (bad, *arrays))
-        check(error, *hosts)
-        if traced:
-            name = getattr(getattr(error, "func", error), "__qualname__", "")
-            self.trace.add("call", check, (error, *hosts), {}, (), traced, (), (), False, name)
-
-    def whole(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a function as it is, now and at each run."""
-        args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)
-        grads = [(t, t._grad) for t in self._known.values() if t._requires_grad]
-        for _, grad in grads:
-            if grad is not None and id(grad) not in self._known:
-                self.trace.refuse("a gradient has no place in the optimizer's storage")
-        seen: list[TracedArray] = []
-        given = tuple(self._outside(a, seen) for a in args)
-        named = {k: self._outside(v, seen) for k, v in kwargs.items()}
-        self._pause()
-        try:
-            result = function(*given, **named)
-        finally:
-            self._resume()
-        self._whole_seen = True
-        for value in (*given, *named.values()):
-            if callable(value) and not hasattr(value, "param_groups"):
-                self.trace.refuse("a closure is handed to a function that is kept whole")
-        out: tuple[Any, ...] = ()
-        writes: tuple[int, ...] = ()
-        if isinstance(result, Tensor):
-            made = self.trace.own(result._array)
-            np.copyto(made.host, result._array)
-            out, writes, result = (made.host,), (made.block.number,), wrap(made)  # type: ignore[arg-type]
-        elif result is not None:
-            self.trace.refuse(f"{getattr(function, '__name__', 'a function')} returned a value")
-        call = Whole(function, given, named, grads)
-        self.trace.add("whole", call, (), {}, out, seen, writes, (), False, call.text())
-        return result
-
-    def _outside(self, value: Any, seen: list[TracedArray]) -> Any:
-        """An argument as the function outside of the recording gets it."""
-        if isinstance(value, Tensor) and id(value) not in self._known:
-            array = value._array
-            if type(array) is TracedArray:
-                seen.append(array)
-                self.trace.kept.append(array.host)
-                return wrap(array.host)
-        if type(value) in (list, tuple):
-            return type(value)(self._outside(v, seen) for v in value)
-        return value
 
     # ---- the end of the call ---------------------------------------------------------------------
 
@@ -341,7 +241,7 @@ class _Recorder:
                 self.trace.refuse("it computes the gradient of an argument")
                 held = stand_in._grad._array
                 real._accumulate_grad(held.host if type(held) is TracedArray else held)
-        pending = [i for i, v in enumerate(values) if _is_pending(v, self._known)]
+        pending = [i for i, v in enumerate(values) if is_pending(v, self._known)]
         if pending and self.trace.reason is None:
             if len(pending) > 1:
                 self.trace.refuse("it returns several tensors whose graph is still to be walked")
@@ -351,7 +251,7 @@ class _Recorder:
     def _record_backward(self, place: int, result: Tensor) -> None:
         """Walk back from a result, into no tensor's gradient."""
         living = self.trace.alive()  # what the graph saved is needed again where it is retained
-        ends = [e for e in _ends_of(result) if e._requires_grad]
+        ends = [e for e in ends_of(result) if e._requires_grad]
         positions = {id(a): i for i, a in enumerate(self._arguments)}
         if any(id(e) not in self._known and id(e) not in positions for e in ends):
             self.trace.refuse("a tensor made in the call requires gradients")
@@ -478,7 +378,7 @@ class _Recorder:
                 value._array = self._memory_of(value._array)
         for real in self._real:
             if (stand_in := self._stand_ins.get(id(real))) is not None:
-                _lead_back(values, stand_in, real)
+                lead_back(values, stand_in, real)
         return rebuild([back.get(id(v), v) for v in values], structure)
 
     def _memory_of(self, array: TracedArray) -> np.ndarray:
@@ -507,67 +407,3 @@ def _same_place(view: np.ndarray, copy: np.ndarray, real: np.ndarray) -> np.ndar
         __array_interface__={**facts, "data": (place, False), "strides": view.strides}, real=real
     )
     return np.asarray(holder)
-
-
-def _lead_back(values: list[Any], stand_in: Tensor, real: Tensor) -> None:
-    """Let the graph behind some results end where that of an argument begins."""
-    stack, seen = [v._node for v in values if isinstance(v, Tensor)], set()
-    while stack:
-        node = stack.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        node.edges = [
-            edge_of(real) if e is not None and e[0] is stand_in else e for e in node.edges
-        ]
-        stack += [e[0] for e in node.edges if e is not None and e[1] is not None]
-
-
-def _is_pending(value: Any, known: dict[int, Tensor]) -> bool:
-    """Whether a result has a graph that no backward pass has freed yet."""
-    if not isinstance(value, Tensor) or value._node is None or id(value) in known:
-        return False
-    return all(node.saved is not None for node in _nodes_behind(value))
-
-
-def _nodes_behind(tensor: Tensor) -> list[Any]:
-    stack, seen = [tensor._node], {}
-    while stack:
-        node = stack.pop()
-        if id(node) not in seen:
-            seen[id(node)] = node
-            stack += [e[0] for e in node.edges if e is not None and e[1] is not None]
-    return list(seen.values())
-
-
-def _ends_of(tensor: Tensor) -> list[Tensor]:
-    """The leaves behind a tensor."""
-    edges = [e for node in _nodes_behind(tensor) for e in node.edges]
-    return list({id(e[0]): e[0] for e in edges if e is not None and e[1] is None}.values())
-
-
-class _Aside:
-    """What runs inside this block is not recorded."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        recorders.pop(get_ident(), None)
-
-    def __exit__(self, *exc: Any) -> None:
-        recorders[get_ident()] = self._recorder
-
-
-class _Draws:
-    """A stream whose methods draw arrays that are recorded."""
-
-    def __init__(self, recorder: _Recorder, generator: Any, purpose: int) -> None:
-        self._recorder, self._generator, self._purpose = recorder, generator, purpose
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "bit_generator":
-            raise AttributeError(name)
-        return lambda *args, **kwargs: self._recorder.drawn(
-            self._generator, self._purpose, name, args, kwargs
-        )

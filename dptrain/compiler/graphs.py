@@ -1,0 +1,48 @@
+"""The graphs behind tensors: which nodes and leaves they have, whether they are still to be walked.
+
+Owns: those questions. Must not know: recordings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dptrain.core.op import edge_of
+from dptrain.core.tensor import Tensor
+
+
+def is_pending(value: Any, known: dict[int, Tensor]) -> bool:
+    """Whether a result has a graph that no backward pass has freed yet."""
+    if not isinstance(value, Tensor) or value._node is None or id(value) in known:
+        return False
+    return all(node.saved is not None for node in _nodes_behind(value))
+
+
+def _nodes_behind(tensor: Tensor) -> list[Any]:
+    stack, seen = [tensor._node], {}
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen[id(node)] = node
+            stack += [e[0] for e in node.edges if e is not None and e[1] is not None]
+    return list(seen.values())
+
+
+def ends_of(tensor: Tensor) -> list[Tensor]:
+    """The leaves behind a tensor."""
+    edges = [e for node in _nodes_behind(tensor) for e in node.edges]
+    return list({id(e[0]): e[0] for e in edges if e is not None and e[1] is None}.values())
+
+
+def lead_back(values: list[Any], stand_in: Tensor, real: Tensor) -> None:
+    """Let the graph behind some results end where that of an argument begins."""
+    stack, seen = [v._node for v in values if isinstance(v, Tensor)], set()
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        node.edges = [
+            edge_of(real) if e is not None and e[0] is stand_in else e for e in node.edges
+        ]
+        stack += [e[0] for e in node.edges if e is not None and e[1] is not None]
