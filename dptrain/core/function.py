@@ -16,7 +16,8 @@ import numpy as np
 from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.history import set_history
-from dptrain.core.op import Op, SavedTensorError, edge_of
+from dptrain.core.op import Op, edge_of
+from dptrain.core.saved import SavedTensorError
 from dptrain.core.tensor import Tensor, alias, wrap, wrap_computed
 
 

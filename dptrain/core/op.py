@@ -1,6 +1,6 @@
 """What an operation is: one class whose instance is the graph node.
 
-Owns: `Op` (forward over raw arrays, backward, what is saved) and `Op.apply` (unwrap, promote, run,
+Owns: `Op` (forward over raw arrays, backward; what is saved is in `saved`) and `Op.apply` (unwrap, promote, run,
 record). Must not know: any particular operation, or under which names it is public.
 
 An operation is written as one block::
@@ -44,7 +44,8 @@ from dptrain.core.operands import (
     refuse_argument,
     shape_error,
 )
-from dptrain.core.tensor import Tensor, catch_up, wrap, wrap_computed
+from dptrain.core.saved import SavedValues
+from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
@@ -55,10 +56,6 @@ def _positional(method: Any) -> tuple[str, ...]:
     """Names of the positional parameters after `self`."""
     code = getattr(method, "__wrapped__", method).__code__
     return tuple(code.co_varnames[1 : code.co_argcount])
-
-
-class SavedTensorError(RuntimeError):
-    """A value that backward needs was changed in place, or was already freed."""
 
 
 class OpName(str):
@@ -97,19 +94,10 @@ class AccumulateGrad:
         return hash((AccumulateGrad, id(self.variable)))
 
 
-class Deferred:
-    """In the place of saved values: they are computed when they are asked for."""
-
-    def fill(self) -> None:
-        """Put the saved values of all nodes that wait for them in their place."""
-        raise NotImplementedError
-
-
-class Op:
+class Op(SavedValues):
     """One application of an operation: the graph node.
 
     Attributes:
-        edges: where gradients go, one per argument: (node, output index), (leaf tensor, None) or None.
         outs: (shape, NumPy dtype) of each output, to which incoming gradients are brought.
     """
 
@@ -150,28 +138,13 @@ class Op:
     #: What makes arrays where the arguments live; `numpy` on the CPU.
     xp: Any = np
 
-    edges: list[tuple[Any, int | None] | None]
     outs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     hooks: dict[int, dict[int, Any]] | None
-    saved: Any
-    versions: Any
     sequence: int
 
-    #: (argument position, or -1 for the result; position of the gradient that needs it, or None)
-    _saved_names: ClassVar[tuple[tuple[int, int | None], ...]] = ()
-    _parameters: ClassVar[tuple[str, ...]] = ()
     _defaults: ClassVar[dict[str, Any]] = {}
 
-    __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "edges",
-        "hooks",
-        "outs",
-        "saved",
-        "sequence",
-        "versions",
-    )
+    __slots__ = ("hooks", "outs", "sequence")
 
     def __init_subclass__(cls) -> None:
         cls.name = OpName(cls.name or cls.__name__.lower())
@@ -366,36 +339,6 @@ class Op:
         if observer is not None:
             observer(self)
 
-    def _save(self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None) -> None:
-        saved: list[Any] = []
-        versions: list[tuple[list[int], int] | None] = []
-        for position, served in self._saved_names:
-            value = version = None
-            if served is None or self.edges[served] is not None:
-                holder, value = (result, out) if position < 0 else (args[position], raw[position])
-                if isinstance(holder, Tensor):
-                    counter = holder._counter
-                    if counter is None:
-                        counter = holder._version_counter()
-                    version = counter, counter[0]
-            saved.append(value)
-            versions.append(version)
-        self.saved, self.versions = tuple(saved), tuple(versions)
-
-    def save_result_in(self, out: Any, holder: Tensor) -> None:
-        """Keep the saved result where an in-place operation has put it, rather than a second time.
-
-        Args:
-            out: the result.
-            holder: has its values; a later change of it is an error of use, as of any saved tensor.
-        """
-        if type(self.saved) is tuple and any(value is out for value in self.saved):
-            counter = holder._version_counter()
-            new = [(holder._array, (counter, counter[0]))] * len(self.saved)
-            old = zip(self.saved, self.versions, strict=True)
-            kept = [n if o[0] is out else o for n, o in zip(new, old, strict=True)]
-            self.saved, self.versions = tuple(k[0] for k in kept), tuple(k[1] for k in kept)
-
     def _record_many(
         self,
         args: tuple[Any, ...],
@@ -418,67 +361,6 @@ class Op:
                 result._node, result._index = self, i
                 result._requires_grad = True
         return tuple(results)
-
-    # ---- what the engine asks ------------------------------------------------------------------
-
-    def saved_arrays(self) -> tuple[Any, ...]:
-        """The saved values, checked to be those of the forward pass.
-
-        Raises:
-            RuntimeError: one of them was changed in place since.
-        """
-        if type(self.saved) is not tuple:
-            self.saved.fill()
-        for i, version in enumerate(self.versions):
-            if version is not None and version[0][0] != version[1]:
-                raise self._changed(i)
-        saved: tuple[Any, ...] = self.saved
-        return saved
-
-    def _changed(self, i: int) -> SavedTensorError:
-        """The error of use that the i-th saved value is no longer what it was."""
-        position, value, (counter, version) = (
-            self._saved_names[i][0],
-            self.saved[i],
-            self.versions[i],
-        )
-        which = "its result" if position < 0 else f"its argument {self._parameters[position]!r}"
-        return SavedTensorError(
-            "one of the variables needed for gradient computation has been modified by an inplace "
-            f"operation: [{FROM_NUMPY[value.dtype].name} {list(value.shape)}], which {self.grad_name} saved as "
-            f"{which}, is at version {counter[0]}; expected version {version} instead. Hint: write the in-place "
-            "operation as a new tensor, or move it after backward()"
-        )
-
-    def saved_tensors(self) -> tuple[Any, ...]:
-        """The saved values as Tensors that are connected to the graph, for `create_graph`."""
-        self.saved_arrays()
-        return tuple(
-            self._reconnect(position, value)
-            for (position, _), value in zip(self._saved_names, self.saved, strict=True)
-        )
-
-    def _reconnect(self, position: int, value: Any) -> Any:
-        if not is_array(value):
-            return value
-        edge: Any = (self, 0) if position < 0 else self.edges[position]
-        if edge is not None and edge[1] is None:
-            return edge[0]
-        tensor = wrap_computed(value)
-        if edge is not None:
-            tensor._node, tensor._index = edge
-            tensor._requires_grad = True
-        return tensor
-
-    def release(self) -> None:
-        """Free what was saved; a second backward through this node is an error from here on."""
-        if self.saved or self.__dict__:
-            form = self.__dict__.get("backward_name")
-            self.__dict__.clear()
-            if form is not None:  # how the node prints outlives what it saved
-                self.backward_name = form
-            self.saved = None
-            self.versions = ()
 
 
 def edge_of(tensor: Tensor) -> tuple[Any, int | None]:

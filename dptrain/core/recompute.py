@@ -18,8 +18,9 @@ from typing import Any
 from dptrain.core.autocast import as_now
 from dptrain.core.function import FunctionNode
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled, observe_recording
-from dptrain.core.op import Deferred, Op
+from dptrain.core.op import Op
 from dptrain.core.random import default_generator
+from dptrain.core.saved import Deferred
 from dptrain.core.tensor import Tensor
 
 
