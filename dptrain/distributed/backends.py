@@ -192,9 +192,10 @@ def init_process_group(
         (rank, found.rank, "rank"),
     ):
         if asked not in (-1, actual):
+            said = f"the launcher ({found.source}) says" if found.source else "no launcher: this is"
             raise ValueError(
-                f"{what}={asked} was asked for, but the launcher ({found.source}) says {actual}; start the "
-                "script with `dprun -n N` and leave it out"
+                f"{what}={asked} was asked for, but {said} {actual}; start the script with `dprun -n N`, or functions of "
+                "it with dptrain.multiprocessing.spawn in place of Process"
             )
     if chosen == "mpi" and found.world_size == 1:
         chosen = None  # one process: a world of one needs no MPI library

@@ -2,6 +2,7 @@
 
 from dptrain.parallel.data_parallel import DataParallel, data_parallel
 from dptrain.parallel.ddp import DistributedDataParallel
+from dptrain.parallel.primitives import parallel_apply, replicate
 from dptrain.parallel.scatter_gather import gather, scatter
 from dptrain.parallel.statistics import StepTimes
 from dptrain.parallel.sync_batchnorm import SyncBatchNorm
@@ -15,5 +16,7 @@ __all__ = [
     "ZeroRedundancyOptimizer",
     "data_parallel",
     "gather",
+    "parallel_apply",
+    "replicate",
     "scatter",
 ]

@@ -22,7 +22,7 @@ from dptrain.parallel.replicas import ReplicaSet
 from dptrain.parallel.scatter_gather import gather, scatter, scatter_kwargs
 
 
-def _devices(given: Sequence[Any] | None, kind: str) -> list[device]:
+def devices_named(given: Sequence[Any] | None, kind: str) -> list[device]:
     """The devices that `device_ids` names; all of a kind by default.
 
     Args:
@@ -60,7 +60,7 @@ def _reraise(error: BaseException, index: int, place: device) -> None:
     raise raised from error
 
 
-class _Threads:
+class Threads:
     """One thread for each replica but the first, kept from call to call."""
 
     def __init__(self, count: int) -> None:
@@ -135,15 +135,15 @@ class DataParallel(Module):
     ) -> None:
         super().__init__()
         kind = next((p.device.type for p in module.parameters()), "cpu")
-        self.device_ids = _devices(device_ids, kind)
+        self.device_ids = devices_named(device_ids, kind)
         if not self.device_ids:
             raise ValueError("DataParallel needs at least one device in device_ids")
         self.output_device = (
-            self.device_ids[0] if output_device is None else _devices([output_device], kind)[0]
+            self.device_ids[0] if output_device is None else devices_named([output_device], kind)[0]
         )
         self.dim = dim
         self.module = module
-        self._machinery: tuple[ReplicaSet, _Threads] | None = None
+        self._machinery: tuple[ReplicaSet, Threads] | None = None
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The results of all replicas, joined on the output device."""
@@ -203,7 +203,7 @@ class DataParallel(Module):
         """`call(replica, index)` on the first `count` devices."""
         self._check_home()
         if self._machinery is None:
-            self._machinery = ReplicaSet(self.module), _Threads(len(self.device_ids) - 1)
+            self._machinery = ReplicaSet(self.module), Threads(len(self.device_ids) - 1)
         replicas, threads = self._machinery
         places = self.device_ids[:count]
         modules = [self.module, *replicas.make(places[1:])]

@@ -142,12 +142,21 @@ def test_arguments_are_pytorchs() -> None:
     mp = pytest.importorskip("torch.multiprocessing", reason="PyTorch is not installed")
     from dptrain import multiprocessing
 
-    ours = inspect.signature(multiprocessing.spawn).parameters
-    theirs = inspect.signature(mp.spawn).parameters
-    assert [(p.name, p.default) for p in ours.values()] == [
-        (p.name, p.default) for p in theirs.values()
-    ]
+    for name in ("spawn", "start_processes"):
+        ours = inspect.signature(getattr(multiprocessing, name)).parameters
+        theirs = inspect.signature(getattr(mp, name)).parameters
+        assert [(p.name, p.default) for p in ours.values()] == [
+            (p.name, p.default) for p in theirs.values()
+        ]
     assert multiprocessing.Queue is not None
+    assert multiprocessing.SpawnContext is multiprocessing.ProcessContext
+    assert multiprocessing.get_all_sharing_strategies() == mp.get_all_sharing_strategies()
+    assert multiprocessing.get_sharing_strategy() == mp.get_sharing_strategy()
+    multiprocessing.set_sharing_strategy("file_system")
+    with pytest.raises(AssertionError, match="invalid sharing strategy 'x'"):
+        multiprocessing.set_sharing_strategy("x")
+    with pytest.raises(ValueError, match="cannot find context for 'thread'"):
+        multiprocessing.start_processes(print, start_method="thread")
     with pytest.raises(ValueError, match="1 or more"):
         multiprocessing.spawn(print, nprocs=0)
 

@@ -14,7 +14,7 @@ import dptrain.nn.functional as F
 from dptrain import nn, optim
 from dptrain.comm import nccl_local
 from dptrain.core import kernels
-from dptrain.nn.parallel import data_parallel, gather, scatter
+from dptrain.nn.parallel import data_parallel, gather, parallel_apply, replicate, scatter
 
 COUNTS = [1, 2, 3, 4]
 
@@ -390,3 +390,45 @@ def test_gpus_are_the_default_where_the_module_lives_on_one(monkeypatch):
         for one in (split, nn.DataParallel(copy.deepcopy(alone).to("cuda:1"), device_ids=[1, 2])):
             for found, expected in zip(trained(one), trained(copy.deepcopy(alone)), strict=True):
                 np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_steps_of_it_can_be_put_together_by_hand(host_devices):
+    """PyTorch's recipe: scatter, replicate, apply in parallel, gather."""
+    host_devices(3)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    whole = copy.deepcopy(net)
+    x = dptrain.randn(7, 4)
+    places = ["cpu:0", "cpu:1", "cpu:2"]
+    inputs = scatter(x, [dptrain.device(p) for p in places])
+    replicas = replicate(net, places)[: len(inputs)]
+    outputs = parallel_apply(replicas, inputs, [{}] * 3, places)
+    assert [str(o.device) for o in outputs] == places
+    found, wanted = gather(outputs, dptrain.device("cpu:0")), whole(x)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    np.testing.assert_allclose(found.tolist(), wanted.tolist(), rtol=1e-12)
+    for p, q in zip(net.parameters(), whole.parameters(), strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-12)
+    apart = replicate(net, places, detach=True)[1]
+    assert not parallel_apply([apart], [x.to("cpu:1")])[0].requires_grad
+    with pytest.raises(
+        ValueError, match=r"inputs must have one entry for each module \(3\), got 2"
+    ):
+        parallel_apply(replicas, inputs[:2])
+    with pytest.raises(ValueError, match="Caught ValueError in replica 1 on device cpu:1"):
+        parallel_apply([lambda x: x, _refuse], [x, x.to("cpu:1")])
+    with pytest.raises(ValueError, match="at least one device"):
+        replicate(net, [])
+
+
+def _refuse(x):
+    raise ValueError("not this one")
+
+
+def test_places_of_the_steps():
+    from dptrain.nn.parallel.distributed import DistributedDataParallel
+    from dptrain.nn.parallel.scatter_gather import scatter_kwargs
+
+    assert DistributedDataParallel is nn.parallel.DistributedDataParallel
+    assert scatter_kwargs((), None, [dptrain.device("cpu")]) == ([], [])
+    assert nn.parallel.scatter_gather.gather is gather

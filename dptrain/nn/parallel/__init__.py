@@ -14,6 +14,8 @@ _NAMES = (
     "SyncBatchNorm",
     "data_parallel",
     "gather",
+    "parallel_apply",
+    "replicate",
     "scatter",
 )
 
