@@ -138,9 +138,9 @@ def _order_of(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]
     return tuple(order)
 
 
-def same_order(array: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the dimensions of two arrays lie in memory in the same order, gaps or not."""
-    return _order_of(array.shape, array.strides) == _order_of(other.shape, other.strides)
+def order_of(array: np.ndarray) -> tuple[int, ...]:
+    """The dimensions in the order in which they lie in memory, gaps or not."""
+    return _order_of(array.shape, array.strides)
 
 
 def empty_in(

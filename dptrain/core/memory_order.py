@@ -21,8 +21,8 @@ from dptrain.core.layout import (
     contiguous_format,
     lies_in,
     memory_format,
+    order_of,
     row_major,
-    same_order,
     strides_of,
 )
 
@@ -64,10 +64,10 @@ class MemoryOrder:
                     tensor._unseen = None
         return self._array
 
-    def _shows(self, array: np.ndarray) -> bool:
-        """Whether a result that lies like `array` lies as this tensor, whose order is seen, does."""
+    def _shows(self, order: tuple[int, ...]) -> bool:
+        """Whether a result of that order lies as this tensor, whose order is seen, does."""
         mine = self._array
-        return mine.ndim == array.ndim and same_order(mine, array)
+        return mine.ndim == len(order) and order_of(mine) == order
 
     def _joins(self, other: MemoryOrder) -> None:
         """Note that this tensor has the array of `other`."""
@@ -85,11 +85,12 @@ def keep_unseen(result: MemoryOrder, args: Iterable[Any] = ()) -> None:
             transposed, lies like it, as in PyTorch.
     """
     array = result._array
+    order = order_of(array)
     for a in args:
         if isinstance(a, MemoryOrder):
             if a.__dict__.get("_array") is array:
                 result._joins(a)
                 return
-            if a._unseen is None and a._shows(array):
+            if a._unseen is None and a._shows(order):
                 return
     result._unseen = [ref(result)]

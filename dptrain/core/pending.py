@@ -101,7 +101,7 @@ class Pending(_Guarded):
     def dtype(self) -> dtype:
         return FROM_NUMPY[self._wait.source.dtype]
 
-    def _shows(self, array: np.ndarray) -> bool:
+    def _shows(self, order: tuple[int, ...]) -> bool:
         return (
             True  # its values will lie with the channels last, as does what is computed with them
         )

@@ -97,6 +97,29 @@ def test_leaf_used_twice_is_announced_once_and_complete():
     assert seen == [[3, 3]]
 
 
+class Nothing(dptrain.autograd.Function):
+    @staticmethod
+    def forward(ctx, input):
+        return input * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("used", [(Same, Nothing), (Nothing, Same), (Same, Nothing, Same)])
+def test_a_use_without_a_gradient_leaves_that_of_the_others(used):
+    x = dptrain.ones(2, requires_grad=True)
+    seen = []
+    x.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.tolist()))
+    sum(function.apply(x).sum() for function in used).backward()
+    assert seen == [[float(used.count(Same))] * 2]  # announced once
+    seen.clear()
+    (Nothing.apply(x) + Nothing.apply(x)).sum().backward()
+    assert not seen
+    assert x.grad.tolist() == [float(used.count(Same))] * 2
+
+
 def test_end_of_pass_callback_runs_after_every_leaf():
     x, order = dptrain.ones(1, requires_grad=True), []
     x.register_post_accumulate_grad_hook(
