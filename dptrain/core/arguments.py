@@ -14,6 +14,7 @@ themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from types import CodeType
 from typing import Any
@@ -39,9 +40,12 @@ def is_int(value: Any) -> bool:
 
 
 def _is_ints(value: Any) -> bool:
+    """A sequence whose first entry is an int; after it a bool counts as one, as in PyTorch."""
     if isinstance(value, Tensor):
         return value._array.ndim == 1 and value._array.dtype.kind in "iu"
-    return isinstance(value, (tuple, list)) and all(map(is_int, value))
+    if not isinstance(value, (tuple, list)):
+        return False
+    return all(is_int(v) or (i and _is_flag(v)) for i, v in enumerate(value))
 
 
 def _is_number(value: Any) -> bool:
@@ -71,7 +75,7 @@ def _numbers(value: Any) -> Any:
         return tuple(value.tolist())
     if type(value) in (tuple, list) and _ARE_INTS.issuperset(map(type, value)):
         return value
-    return tuple(map(_number, value))
+    return tuple(int(v) if _is_flag(v) else _number(v) for v in value)
 
 
 def _same(value: Any) -> Any:
@@ -132,6 +136,12 @@ _FOREIGN: dict[str, type[Exception]] = {
     "could not broadcast input array": RuntimeError,
     "not implemented for": NotImplementedError,
 }
+#: What Python says of the shape of a tensor that has another number of dimensions than the function unpacks.
+_OF_SHAPES = (
+    "tuple index out of range",
+    "not enough values to unpack",
+    "too many values to unpack",
+)
 #: What a wrong argument leads to somewhere inside.
 FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
 #: Exceptions that are what their text says, so that they can be made anew with more of it.
@@ -148,7 +158,7 @@ class _Kind:
         self.parts = [_KINDS[name][:2] for name in names]
         self.exact = frozenset(t for name in names for t in _KINDS[name][2])
         self.tensors, self.ints = names[0] == "Tensor", "tuple of ints" in names
-        shown = [n for n in names if n != "None"]
+        shown = [n for n in names if n != "None"] or names
         # A number in the place of a tensor is a convenience, a tensor what is asked for.
         self.words = "Tensor" if shown == ["Tensor", "Number"] else " or ".join(shown)
 
@@ -255,6 +265,12 @@ class Signature:
             {k: self.kinds[v] for k, v in _ALIASES.items() if v in self._of_keyword}
         )
 
+    def under(self, label: str) -> Signature:
+        """The same for another name of the function."""
+        alias = copy(self)
+        alias.label = label
+        return alias
+
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -344,6 +360,11 @@ class Signature:
             return TypeError(f"{self.label}(): {self._likely(args) or text}")
         if type(error) is TypeError and ".forward() " in text:
             return TypeError(f"{self.label}() {text.partition('.forward() ')[2]}")
+        if text.startswith(_OF_SHAPES):
+            return RuntimeError(
+                f"{self.label}(): expected tensors with another number of dimensions, got shapes "
+                f"{', '.join(str(list(v.shape)) for v in (*args, *kwargs.values()) if isinstance(v, Tensor))}"
+            )
         kind = type(error)
         for foreign, pytorchs in _FOREIGN.items():
             if foreign in text:

@@ -78,13 +78,15 @@ class Rules:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # A method that stores its result in the tensor refuses what the function refuses.
+        function_of = name if name.endswith("__") else name.removesuffix("_")
         self.refused: list[tuple[int, str, type[Exception]]] = []
         for error, kinds, functions in _REFUSED:
             for function in functions.split():
                 plain, _, position = function.partition(":")
-                if plain == name:
+                if plain == function_of:
                     self.refused.append((int(position or 0), kinds, error))
-        self.alike = _ALIKE.get(name, 0)
+        self.alike = _ALIKE.get(function_of, 0)
 
     def __bool__(self) -> bool:
         return bool(self.refused or self.alike)

@@ -20,6 +20,7 @@ from dptrain.core.autocast_policy import casting
 from dptrain.core.element_types import Rules
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.node_names import named
+from dptrain.core.older_forms import in_order
 from dptrain.core.op import Op, OpName
 from dptrain.core.out import store_in
 from dptrain.core.tensor import Tensor, wrap
@@ -72,15 +73,19 @@ def export(
         public = _public(cls, run, names[0] if names else cls.name, function, of_function)
         for name in names:
             REGISTRY[name] = cls
-            FUNCTIONS[name] = public
+            FUNCTIONS[name] = (
+                public
+                if name == names[0]
+                else _public(cls, run, names[0], function, of_function.under(name))
+            )
         for method in methods:
-            setattr(Tensor, method, _method(run, method, public, signature))
+            setattr(Tensor, method, _method(run, method, public, signature.under(method)))
             if not names:
                 REGISTRY[f"Tensor.{method}"] = cls
         for method in reflected:
             setattr(Tensor, method, _reflected(casting(method, run), method))
         for method in inplace:
-            setattr(Tensor, method, _inplace(run, method, signature))
+            setattr(Tensor, method, _inplace(run, method, signature.under(method[:-1])))
         return cls
 
     return register
@@ -125,7 +130,7 @@ def _public(
     stores = not (cls.is_view or name.startswith("nn."))
     public = _guarded(run, signature, name, stores)
     # Where it is found, so that it can be pickled: the activation of a layer, say.
-    public.__module__, _, public.__qualname__ = f"dptrain.{name}".rpartition(".")
+    public.__module__, _, public.__qualname__ = f"dptrain.{signature.label}".rpartition(".")
     public.__name__ = public.__qualname__
     public.__doc__ = (function.__doc__ if function is not None else None) or cls.__doc__
     # `inspect.signature` and `help` follow this; a bound method drops `self`.
@@ -158,6 +163,9 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
                 return store_in(run, name, args, kwargs)
             return (cast if listed and lower_types() else run)(*args, **kwargs)
         except FAILURES as error:
+            older = in_order(name, args)
+            if older is not None:
+                return call(*older[0], **older[1], **kwargs)
             found = signature.blame(args, kwargs, error)
             if found is error:
                 raise
@@ -293,6 +301,11 @@ def _inplace(run: Any, name: str, signature: Signature | None = None) -> Callabl
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
+        if kwargs and kwargs.get("dtype") not in (None, self.dtype):
+            raise RuntimeError(
+                f"{name}: Bad in-place call: input tensor dtype {self.dtype} and output tensor dtype "
+                f"{kwargs['dtype']} should match"
+            )
         recorded = is_grad_enabled() and _any_requires_grad(self, args)
         operand = _snapshot(self) if copies and recorded else self
         result = run(operand, *args, **kwargs)

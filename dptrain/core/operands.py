@@ -117,7 +117,8 @@ def check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
 def shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
     """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
     shapes = [a.shape for a in raw if is_array(a)]
-    for a, b in combinations(shapes[: cls.promotes], 2):
+    meeting = cls.promotes or (len(shapes) if "broadcast" in str(error) else 0)
+    for a, b in combinations(shapes[:meeting], 2):
         for i in range(1, min(len(a), len(b)) + 1):
             if a[-i] != b[-i] and 1 not in (a[-i], b[-i]):
                 return RuntimeError(
