@@ -80,6 +80,8 @@ def _shifted(xp: Any, input: Any, dim: int) -> Any:
 
 def _softmax_input(input: Any, dtype: Any, op: str) -> Any:
     if dtype is not None:
+        if as_dtype(dtype).category < 2:
+            raise NotImplementedError(f"{op}: not implemented for dtype={dtype}")
         return input.astype(as_dtype(dtype).numpy)
     if input.dtype.kind in "biu":
         raise RuntimeError(

@@ -85,11 +85,11 @@ class Celu(Op):
         check_floating("celu", input)
         self.alpha = alpha
         x = _wide(input)
-        below = self.xp.expm1(self.xp.minimum(x / alpha, 0)) * alpha
+        below = self.xp.expm1(self.xp.minimum(x, 0) / alpha) * alpha
         return self.xp.where(x > 0, x, below).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        below = Exp.call(Clamp.call(input / self.alpha, None, 0))
+        below = Exp.call(Clamp.call(input, None, 0) / self.alpha)
         return grad * Where.call(input > 0, below * 0 + 1, below)
 
 

@@ -111,6 +111,7 @@ class Addmv(_AddProduct):
 class Addr(_AddProduct):
     """beta * input + alpha * outer(vec1, vec2); the input broadcasts to (n, m)."""
 
+    promotes = 3
     dims = (1, 1)
 
     def forward(self, input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:

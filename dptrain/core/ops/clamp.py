@@ -34,6 +34,7 @@ export("clamp", "clip", methods=("clamp", "clip"), inplace=("clamp_", "clip_"), 
 class ClampTensor(Op):
     """Limit to tensors of bounds; the gradient goes to the bound where it cut."""
 
+    name = "clamp"
     backward_name = "ClampBackward0"
 
     def forward(self, input: Any, min: Any, max: Any) -> Any:

@@ -114,7 +114,7 @@ def _searchsorted(
 
 
 def _bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
-    """The interval between sorted boundaries in which each value lies."""
+    """The interval between sorted boundaries in which each value lies; a number is a value too."""
     if boundaries.ndim != 1:
         raise RuntimeError(
             f"bucketize(): boundaries tensor must be 1 dimension, but got dim({boundaries.ndim})"
@@ -126,4 +126,4 @@ export("bincount", methods=("bincount",), function=_bincount)(_Counting)
 export("histc", methods=("histc",), function=_histc)(_Counting)
 export("count_nonzero", methods=("count_nonzero",), function=_count_nonzero)(_Counting)
 export("searchsorted", function=_searchsorted)(_Counting)
-export("bucketize", function=_bucketize)(_Counting)
+export("bucketize", function=_bucketize, tensors=0)(_Counting)

@@ -33,9 +33,9 @@ class CtcLoss(Op):
         inside = self.xp.arange(s) < target_lengths[:, None]
         states[:, 1::2] = np.where(inside, targets, blank)
         self.emitted = log_probs[:, self.xp.arange(n)[:, None], states]  # (T, N, 2 S + 1)
-        # A state may be reached from two before it unless that is a blank or repeats a label.
+        # A label may be reached from the one before it, past the blank between them, unless it repeats that.
         skips = self.xp.zeros(states.shape, bool)
-        skips[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
+        skips[:, 3::2] = states[:, 3::2] != states[:, 1:-2:2]
         self.states, self.skips = states, skips
         self.ends, self.last = 2 * target_lengths, input_lengths - 1
         self.alpha = self._forward_variables()

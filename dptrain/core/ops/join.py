@@ -131,7 +131,11 @@ def _chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """At most `chunks` parts of equal size (the last may be smaller), as views."""
     if chunks < 1:
         raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    if not input.ndim:
+        raise RuntimeError("chunk expects at least a 1-dimensional tensor")
     total = input._array.shape[wrap_dim(dim, input.ndim, "chunk")]
+    if not total:  # as many as asked for, all of them empty
+        return _split(input, [0] * chunks, dim)
     return _split(input, max(1, -(-total // chunks)), dim)
 
 

@@ -145,6 +145,12 @@ class Linear(Op):
                 f"linear: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
             )
         self.features = weight.shape  # (out, in)
+        if bias is None:
+            self.backward_name = _NODE_NAMES.get((input.ndim, 2), "UnsafeViewBackward0")
+        elif input.ndim == 2:
+            self.backward_name = "AddmmBackward0"
+        else:  # one addmm over the rows where that needs no copy
+            self.backward_name = "ViewBackward0" if input.flags.c_contiguous else "AddBackward0"
         return kernels_for(input).linear(input, weight, bias)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:

@@ -212,8 +212,8 @@ def _lerp(input: Any, end: Any, weight: Any) -> Any:
     """input + weight * (end - input); weight is a number or a tensor."""
     if not isinstance(weight, (Tensor, int, float)):
         raise TypeError(f"lerp(): weight must be a Tensor or a number, not {type(weight).__name__}")
-    others = [end] + ([weight] if isinstance(weight, Tensor) else [])
-    for other in others:
+    # A weight without dimensions is a number, of whatever type.
+    for other in (end, weight) if getattr(weight, "ndim", 0) else (end,):
         if isinstance(other, Tensor) and other.dtype is not input.dtype:
             raise RuntimeError(f"lerp: expected dtype {input.dtype}, but got dtype {other.dtype}")
     return Lerp.apply(input, end, weight)

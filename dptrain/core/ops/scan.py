@@ -182,10 +182,19 @@ def _diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: An
         raise RuntimeError("diff expects input to be at least one-dimensional")
     if n < 0:
         raise RuntimeError(f"diff: order must be non-negative but got {n}")
+    parts = [p for p in (prepend, input, append) if p is not None]
+    if n == 0 and len(parts) == 1:
+        return input
     dim = wrap_dim(dim, input.ndim, "diff")
+    for part in parts:
+        rest = [p.shape[:dim] + p.shape[dim + 1 :] for p in (part, input)]
+        if part.ndim != input.ndim or rest[0] != rest[1]:
+            raise RuntimeError(
+                f"diff expects the shape of prepend and append to match that of input except along dimension {dim}; "
+                f"got {list(part.shape)} for input of shape {list(input.shape)}"
+            )
     if n == 0:
         return input
-    parts = [p for p in (prepend, input, append) if p is not None]
     value = _cat(parts, dim) if len(parts) > 1 else input
     for _ in range(min(n, value.shape[dim])):
         size = value.shape[dim] - 1

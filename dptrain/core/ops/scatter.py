@@ -154,6 +154,10 @@ def _lines(input: Any, dim: int, index: Any, op: str) -> tuple[Any, ...]:
         )
     check_index(op, index, input.shape[dim] if input.ndim else 1, dim)
     if not input.ndim:
+        if op == "index_select" and index.size != 1:
+            raise RuntimeError(
+                f"index_select(): Index to scalar can have only 1 value, got {index.size} value(s)"
+            )
         return ()
     return (slice(None),) * dim + (index.reshape(-1),)
 
@@ -171,17 +175,25 @@ class IndexSelect(Op):
 
 
 def _lines_source(op: str, input: Any, source: Any, dim: int, index: Any) -> tuple[Any, ...]:
+    """The index of the slices `index` of a dimension, after a check that those of `source` fit."""
     _check_source(op, input, source)
     places = _lines(input, dim, index, op)
-    if input.ndim:
-        shape = list(input.shape)
-        shape[wrap_dim(dim, input.ndim, op)] = index.size
-        if list(source.shape) != shape and not (source.ndim == 0 and index.size == 1):
-            raise (IndexError if op == "index_copy" else RuntimeError)(
-                f"{op}(): source of shape {list(source.shape)} does not fit; expected {shape} for {index.size} indices "
-                f"of dimension {dim} of a tensor of shape {list(input.shape)}"
-            )
-    return places
+    dim = wrap_dim(dim, input.ndim, op)
+    count = source.shape[dim] if source.ndim > dim else 1
+    slices = [a.shape[:dim] + a.shape[dim + 1 :] for a in (input, source)]
+    copies = op == "index_copy"  # of which a number's shape fits a vector, and the reverse
+    counted = slices[0] == slices[1] and (copies or bool(source.ndim) == bool(input.ndim))
+    if copies and source.ndim != input.ndim and source.ndim and input.ndim:
+        counted = True  # PyTorch looks at the number of dimensions first
+    elif counted and count == index.size and (input.ndim or count == 1):
+        return places
+    fitting = [index.size if i == dim else n for i, n in enumerate(input.shape)]
+    # PyTorch's kinds: a wrong number of slices is an error of the index, other slices are one of shapes.
+    as_index = (copies and counted) or (not source.ndim and index.size != 1 and (copies or not dim))
+    raise (IndexError if as_index else RuntimeError)(
+        f"{op}(): source of shape {list(source.shape)} does not fit; expected {fitting} for {index.size} indices "
+        f"of dimension {dim} of a tensor of shape {list(input.shape)}"
+    )
 
 
 def _index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
@@ -227,13 +239,15 @@ class IndexCopy(Op):
                 f"index_copy(): Expected a long tensor for index, but got {index.dtype}"
             )
         self.places = _lines_source("index_copy", input, source, dim, index)
+        self.shape = source.shape
         out = input.copy()
-        out[self.places] = source
+        out[self.places] = source if input.ndim else source.reshape(())
         return out
 
     def backward(self, grad: Any) -> Any:
         picked = Index.call(grad, self.places) if self.places else grad
-        return IndexPut.call(grad, picked * 0, self.places or (...,)), picked
+        zeros = IndexPut.call(grad, picked * 0, self.places or (...,))
+        return zeros, Reshape.call(picked, self.shape)
 
 
 def _index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
@@ -252,9 +266,15 @@ class IndexFill(Op):
     def forward(self, input: Any, value: Any, index: Any, dim: int) -> Any:
         if is_array(index) and index.dtype != np.int64:
             raise IndexError(f"index_fill(): Expected dtype int64 for index, but got {index.dtype}")
+        if getattr(index, "ndim", 0) > 1:
+            raise RuntimeError(
+                f"index_fill(): Index has to be a vector/scalar, got shape {list(index.shape)}"
+            )
         # Each place once: it has one value to derive, however often it was named.
         unique = self.xp.unique(index) if is_array(index) and index.size else index
         self.places = _lines(input, dim, unique, "index_fill")
+        if not (input.ndim or index.size):  # no place of a tensor without dimensions
+            self.places = (self.xp.asarray(False),)
         out = input.copy()
         out[self.places] = value
         return out
@@ -280,7 +300,13 @@ def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) 
         ) from None
 
 
-@export("index_put", methods=("index_put",), inplace=("index_put_",), function=_index_put)
+@export(
+    "index_put",
+    methods=("index_put",),
+    inplace=("index_put_",),
+    function=_index_put,
+    kinds={"indices": "tuple of Tensors"},
+)
 class IndexPutAdd(Op):
     """A copy of the input with values stored or added at an advanced index."""
 

@@ -55,6 +55,7 @@ def _gradient(input: Any, *, spacing: Any = None, dim: Any = None, edge_order: i
     return tuple(_slope(input, d, h, edge_order) for d, h in zip(dims, steps, strict=True))
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # where points coincide
 def _slope(input: Any, dim: int, spacing: Any, edge_order: int) -> Any:
     size = input.shape[dim]
     if size <= edge_order:
@@ -83,11 +84,14 @@ def _slope(input: Any, dim: int, spacing: Any, edge_order: int) -> Any:
 
     h = np.diff(points)
     a, b = h[:-1], h[1:]
-    inner = (
-        part(0, size - 2) * weight(-b / (a * (a + b)))
-        + part(1, size - 2) * weight((b - a) / (a * b))
-        + part(2, size - 2) * weight(a / (b * (a + b)))
-    )
+    if isinstance(spacing, Tensor):
+        inner = (
+            part(0, size - 2) * weight(-b / (a * (a + b)))
+            + part(1, size - 2) * weight((b - a) / (a * b))
+            + part(2, size - 2) * weight(a / (b * (a + b)))
+        )
+    else:
+        inner = (part(2, size - 2) - part(0, size - 2)) * weight(1 / (a + b))
     if edge_order == 1:
         first = (part(1, 1) - part(0, 1)) * weight(1 / h[:1])
         last = (part(size - 1, 1) - part(size - 2, 1)) * weight(1 / h[-1:])
@@ -136,11 +140,17 @@ def _histogram(
             raise RuntimeError(
                 "histogram: edges must be a vector of the dtype of the input, given without range"
             )
+        if not bins.shape[0]:
+            raise RuntimeError("histogram: bins tensor should have at least 1 element, but got 0")
         edges = bins._array
     else:
         if bins <= 0:
             raise RuntimeError(f"histogram: bins must be > 0, but got {bins}")
-        low, high = range or ((array.min(), array.max()) if array.size else (0.0, 1.0))
+        if range is None:
+            range = (array.min(), array.max()) if array.size else (0.0, 1.0)
+        if len(range) != 2:
+            raise RuntimeError(f"histogram: range should have 2 elements, but got {len(range)}")
+        low, high = range
         if not (np.isfinite(low) and np.isfinite(high)) or low > high:
             raise RuntimeError(f"histogram: range of [{low}, {high}] is not finite and rising")
         if low == high:
@@ -155,5 +165,5 @@ export(
     "histogram",
     methods=("histogram",),
     function=_histogram,
-    kinds={"bins": "int | Tensor | tuple of Tensors"},
+    kinds={"bins": "int | Tensor | tuple of Tensors", "range": "tuple of Numbers"},
 )(_Counting)

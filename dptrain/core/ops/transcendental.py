@@ -262,7 +262,9 @@ class Logit(Op):
         x = _floating(input)
         self.eps = eps
         if eps is not None:
-            x = self.xp.clip(x, eps, 1 - eps).astype(x.dtype, copy=False)
+            # One bound after the other, the lower one last to decide: above 1/2 they cross.
+            low, high = x.dtype.type(eps), x.dtype.type(1 - eps)
+            x = self.xp.where(x < low, low, self.xp.where(x > high, high, x))
         return self.xp.log(x / (1 - x))
 
     def backward(self, grad: Any, input: Any) -> Any:
