@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from dptrain.core.ops.linalg_solve import (
     check_matrix,
     eye_like,
     mT,
+    not_definite,
 )
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
@@ -52,20 +52,6 @@ def _with_info(
     return Where.apply(wrap(shown), out, float("nan")), wrap(info)
 
 
-def _not_definite(A: np.ndarray) -> np.ndarray:
-    """The order of the first leading minor that is not positive-definite, 0 where all are."""
-    flat = A.reshape(math.prod(A.shape[:-2]), *A.shape[-2:])
-    info = namespace_of(A).zeros(len(flat), np.int32)
-    for i, matrix in enumerate(flat):
-        for order in range(1, len(matrix) + 1):
-            try:
-                np.linalg.cholesky(matrix[:order, :order])
-            except np.linalg.LinAlgError:
-                info[i] = order
-                break
-    return info.reshape(A.shape[:-2])
-
-
 def _singular_at(A: np.ndarray) -> np.ndarray:
     return factorise(A)[2]
 
@@ -74,7 +60,7 @@ def _cholesky_ex(A: Any, *, upper: bool = False, check_errors: bool = False) -> 
     """`linalg.cholesky`, and for each matrix the minor that is not positive-definite (0: none)."""
     check_matrix("linalg.cholesky_ex", A, square=True)
     return cholesky_ex_result(
-        _with_info(A, lambda a: _cholesky(a, upper=upper), _not_definite, check_errors)
+        _with_info(A, lambda a: _cholesky(a, upper=upper), not_definite, check_errors)
     )
 
 

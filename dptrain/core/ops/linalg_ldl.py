@@ -169,6 +169,8 @@ def _ldl_solve(LD: Any, pivots: Any, B: Any, *, hermitian: bool = False) -> Any:
     check_matrix(op, LD, square=True)
     check_matrix(op, B)
     check_same_type(op, LD, B)
+    if pivots.dtype.numpy.kind not in "iu":
+        raise RuntimeError(f"{op}: Expected pivots to be integers. Got {pivots.dtype}")
     if B.shape[-2] != LD.shape[-1] or pivots.shape != LD.shape[:-1]:
         raise RuntimeError(
             f"{op}: Incompatible shapes of LD {list(LD.shape)}, pivots {list(pivots.shape)} and B {list(B.shape)}"

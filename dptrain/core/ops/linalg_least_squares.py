@@ -167,10 +167,17 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
     check_matrix("linalg.lstsq", A)
     check_same_type("linalg.lstsq", A, B)
     names = ("gels", "gelsy", "gelsd", "gelss")
+    driver = None if driver is None else driver.lower()
     if driver is not None and driver not in names:
         raise RuntimeError(
             f"linalg.lstsq: parameter `driver` should be one of (gels, gelsy, gelsd, gelss), got {driver!r}"
         )
+    if not 0 <= A.ndim - B.ndim <= 1:
+        raise RuntimeError(
+            f"linalg.lstsq: A must have as many dimensions as B or one more, got {list(A.shape)} and {list(B.shape)}"
+        )
+    if driver == "gels":  # takes full rank for granted
+        rcond = None
     vector = B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]
     right = Unsqueeze.apply(B, -1) if vector else B
     if right.ndim < 2 or right.shape[-2] != A.shape[-2]:

@@ -181,6 +181,21 @@ def _lu_unpack(
         raise RuntimeError(
             f"torch.lu_unpack: LU_pivots is expected to be a contiguous tensor of torch.int32 dtype, got {LU_pivots.dtype}"
         )
+    if LU_data.ndim < 2:
+        raise RuntimeError(
+            f"lu_unpack: expected LU_data of at least 2 dimensions, got {LU_data.ndim}"
+        )
+    m, n = LU_data.shape[-2:]
+    if LU_pivots.shape != (*LU_data.shape[:-2], min(m, n)):
+        raise RuntimeError(
+            f"lu_unpack: expected LU_pivots of shape {[*LU_data.shape[:-2], min(m, n)]} for LU_data of shape "
+            f"{list(LU_data.shape)}, got {list(LU_pivots.shape)}"
+        )
+    rows = LU_pivots._array
+    if unpack_pivots and rows.size and (rows.min() < 1 or rows.max() > m):
+        raise RuntimeError(
+            f"lu_unpack: pivots must be between 1 and LU_data.size(-2) = {m} inclusive, got {rows.min()} to {rows.max()}"
+        )
     p, lower, upper = _unpacked(LU_data, LU_pivots)
     none = empty_like_type(LU_data)
     return lu_unpack_result(
@@ -203,7 +218,16 @@ def _lu_solve(LU: Any, pivots: Any, B: Any, *, left: bool = True, adjoint: bool 
         RuntimeError: shapes or types that do not fit.
     """
     op = "linalg.lu_solve"
+    if pivots.dtype.name != "int32":
+        raise RuntimeError(
+            f"{op}: pivots should be a Tensor of scalar type int32, got {pivots.dtype}"
+        )
     check_matrix(op, LU, square=True)
+    if pivots.shape != LU.shape[:-1]:
+        raise RuntimeError(
+            f"{op}: Expected LU.shape[:-1] and pivots.shape to be the same, got {list(LU.shape)} and "
+            f"{list(pivots.shape)}"
+        )
     check_matrix(op, B)
     check_same_type(op, LU, B)
     n = LU.shape[-1]

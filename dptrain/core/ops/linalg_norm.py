@@ -113,7 +113,7 @@ export("dist", methods=("dist",), function=_dist, tensors=2)(VectorNorm)
 
 
 def _check_points(op: str, x: Any, name: str, p: float) -> None:
-    if p < 0:
+    if not p >= 0:
         raise RuntimeError(f"{op} only supports non-negative p values, got {p}")
     if not x.is_floating_point():
         raise RuntimeError(f"{op} only supports floating-point dtypes, {name} got: {x.dtype}")
@@ -153,7 +153,10 @@ def _cdist(
         raise RuntimeError(
             f"cdist: X1 and X2 must have the same number of columns. X1: {x1.shape[-1]} X2: {x2.shape[-1]}"
         )
-    return VectorNorm.apply(Unsqueeze.apply(x1, -2) - Unsqueeze.apply(x2, -3), p, -1)
+    difference = Unsqueeze.apply(x1, -2) - Unsqueeze.apply(x2, -3)
+    found = VectorNorm.apply(difference, p, -1)
+    # A count of what is not 0 takes NaN for one more; a distance to nowhere is NaN in any norm.
+    return found + difference.detach().sum(-1) * 0 if p == 0 else found
 
 
 export("cdist", function=_cdist)(VectorNorm)

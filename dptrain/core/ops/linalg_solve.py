@@ -7,11 +7,13 @@ I. Murray, "Differentiation of the Cholesky decomposition", 2016.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.capturing import refuse_if
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
@@ -258,6 +260,32 @@ def _logdet(input: Any) -> Any:
 export("logdet", methods=("logdet",), function=_logdet)(LinalgSlogdet)
 
 
+def not_definite(A: np.ndarray) -> np.ndarray:
+    """The order of the first leading minor that is not positive-definite, 0 where all are."""
+    flat = A.reshape(math.prod(A.shape[:-2]), *A.shape[-2:])
+    info = namespace_of(A).zeros(len(flat), np.int32)
+    for i, matrix in enumerate(flat):
+        for order in range(1, len(matrix) + 1):
+            try:  # NaN is no pivot, though not every library says so
+                found = bool(np.isnan(np.linalg.cholesky(matrix[:order, :order])).any())
+            except np.linalg.LinAlgError:
+                found = True
+            if found:
+                info[i] = order
+                break
+    return info.reshape(A.shape[:-2])
+
+
+def _no_factor(A: np.ndarray) -> LinAlgError:
+    info = not_definite(A)
+    first = int(np.flatnonzero(info)[0]) if info.any() else 0
+    element = f"(Batch element {first}): " if A.ndim > 2 else ""
+    return LinAlgError(
+        f"linalg.cholesky: {element}The factorization could not be completed because the input is not "
+        f"positive-definite (the leading minor of order {info.reshape(-1)[first]} is not positive-definite)."
+    )
+
+
 def _cholesky(A: Any, *, upper: bool = False) -> Any:
     """The triangular factor L of A = L L^T (or U of A = U^T U), A symmetric positive-definite.
 
@@ -275,12 +303,12 @@ class LinalgCholeskyEx(Op):
     def forward(self, A: Any) -> Any:
         check_matrix("linalg.cholesky", A, square=True)
         try:
-            return self.xp.linalg.cholesky(A)
+            factor = self.xp.linalg.cholesky(A)
         except np.linalg.LinAlgError:
-            raise LinAlgError(
-                "linalg.cholesky: The factorization could not be completed because the input is not "
-                "positive-definite."
-            ) from None
+            raise _no_factor(A) from None
+        pivots = self.xp.diagonal(factor, axis1=-2, axis2=-1)
+        refuse_if(self.xp.isnan(pivots).any(), _no_factor, A)
+        return factor
 
     def backward(self, grad: Any, out: Any) -> Any:
         # A-bar = sym(L^-T Phi(L^T L-bar) L^-1), Phi: lower triangle with halved diagonal.
