@@ -341,4 +341,101 @@ CREATION = [
     ("copy_ shape", lambda m: f(m, 2).copy_(f(m, 3)), RuntimeError, "copy_|must match"),
     ("int grad", lambda m: i(m, 1).requires_grad_(), RuntimeError, "(?i)only Tensors of floating"),
 ]
-CASES = [*ARITHMETIC, *REDUCTIONS, *SHAPES, *INDEXING, *CREATION]
+
+
+def put(m, op, index, source, *rest):
+    """index_add and its kin on a 3x2 matrix."""
+    return getattr(f(m, 3, 2), op)(0, m.tensor(index), source, *rest)
+
+
+NAN = float("nan")
+PARTS = [
+    ("chunk scalar", lambda m: m.tensor(1.0).chunk(2), RuntimeError, "chunk.*1-dimensional"),
+    ("diff prepend", lambda m: m.diff(f(m, 3), prepend=m.tensor(1.0)), RuntimeError, "diff.*shape"),
+    ("diff n=0", lambda m: m.diff(f(m, 3, 2), 0, append=f(m, 2, 2)), RuntimeError, "diff.*shape"),
+    ("index_add number", lambda m: put(m, "index_add", [1], m.tensor(1.0)), RuntimeError, "source"),
+    (
+        "index_reduce number",
+        lambda m: put(m, "index_reduce", [1], m.tensor(1.0), "prod"),
+        RuntimeError,
+        "source",
+    ),
+    ("index_copy slice", lambda m: put(m, "index_copy", [1], f(m, 1, 3)), RuntimeError, "source"),
+    ("index_copy count", lambda m: put(m, "index_copy", [1], f(m, 2, 2)), IndexError, "source"),
+    ("index_copy rank", lambda m: put(m, "index_copy", [1], f(m, 2)), IndexError, "source"),
+    (
+        "index_copy none",
+        lambda m: m.tensor(1.0).index_copy(0, m.empty(0, dtype=m.int64), m.tensor(2.0)),
+        IndexError,
+        "source",
+    ),
+    (
+        "index_select none",
+        lambda m: m.tensor(1.0).index_select(0, m.empty(0, dtype=m.int64)),
+        RuntimeError,
+        "index_select.*1 value",
+    ),
+    ("index_fill matrix", lambda m: put(m, "index_fill", [[1]], 1.0), RuntimeError, "index_fill"),
+    ("index_put tensor", lambda m: f(m, 2).index_put(i(m, 1), f(m, 1)), TypeError, "'indices'"),
+    (
+        "cumprod_ type",
+        lambda m: f(m, 2).cumprod_(0, dtype=m.float64),
+        RuntimeError,
+        "cumprod_.*in-place",
+    ),
+    (
+        "addmm_ type",
+        lambda m: f(m, 2, 2).half().addmm_(f(m, 2, 2), f(m, 2, 2)),
+        RuntimeError,
+        "addmm.*same dtype|same dtype",
+    ),
+    (
+        "clip sizes",
+        lambda m: m.clip(f(m, 2), f(m, 3), f(m, 3)),
+        RuntimeError,
+        r"clip|size of tensor a .2. must",
+    ),
+    ("alias", lambda m: m.absolute(None), TypeError, "absolute.*must be Tensor"),
+    ("histogram range", lambda m: m.histogram(f(m, 3), 2, range=(1.0,)), RuntimeError, "range"),
+    ("histogram bins", lambda m: m.histogram(f(m, 3), m.empty(0)), RuntimeError, "bins"),
+    ("cdist p", lambda m: m.cdist(f(m, 2, 2), f(m, 2, 2), NAN), RuntimeError, "cdist.*negative"),
+    (
+        "log_softmax type",
+        lambda m: m.log_softmax(f(m, 2), 0, dtype=m.int32),
+        NotImplementedError,
+        "log_softmax",
+    ),
+    (
+        "cosine eps",
+        lambda m: m.cosine_similarity(f(m, 2, 2), f(m, 2, 2), 1, -1.0),
+        RuntimeError,
+        "eps",
+    ),
+    ("few dimensions", lambda m: m.cholesky_solve(f(m, 2), f(m, 2, 2)), RuntimeError, "dimensions"),
+    (
+        "kernel 0",
+        lambda m: m.conv_transpose1d(f(m, 1, 1, 2), f(m, 1, 1, 0)),
+        RuntimeError,
+        "kernel",
+    ),
+    (
+        "lstsq dims",
+        lambda m: m.linalg.lstsq(f(m, 2, 2), f(m, 1, 1, 2, 2)),
+        RuntimeError,
+        "lstsq.*dim",
+    ),
+    (
+        "lu_solve pivots",
+        lambda m: m.linalg.lu_solve(f(m, 2, 2), m.ones(2, dtype=m.int64), f(m, 2, 2)),
+        RuntimeError,
+        "pivots.*int32",
+    ),
+    (
+        "lu_unpack pivots",
+        lambda m: m.lu_unpack(f(m, 2, 2), m.tensor([1, 9], dtype=m.int32)),
+        RuntimeError,
+        "lu_unpack.*between 1 and",
+    ),
+    ("cholesky nan", lambda m: m.linalg.cholesky(f(m, 2, 2) * NAN), RuntimeError, "order 1 is not"),
+]
+CASES = [*ARITHMETIC, *REDUCTIONS, *SHAPES, *INDEXING, *CREATION, *PARTS]

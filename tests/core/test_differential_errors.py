@@ -49,18 +49,14 @@ DOCUMENTED_KIND = {
 }
 #: Overloads and conversions that PyTorch has and we do not, or the reverse: harmless, and refused by nobody's mistake.
 OVERLOADS = {
-    ("addr", "0"): "0-dimensional tensors of another type",
-    ("bucketize", "0"): "a number in the place of the tensor",
     ("cholesky", "0"): "an empty vector as a matrix",
     ("histogram", "missing"): "a default for bins",
-    ("index_put", "1"): "indices as an index of a tensor takes them",
     ("isin", "0"): "booleans",
     ("isin", "1"): "booleans",
     ("adjoint", "0"): "tensors without two dimensions",
     ("celu", "surplus"): "inplace, which nn.functional's form has",
     ("selu", "surplus"): "inplace, which nn.functional's form has",
     ("threshold", "surplus"): "inplace, which nn.functional's form has",
-    ("lerp", "2"): "a 0-dimensional integer weight",
     ("linalg.vander", "0"): "fewer than two columns",
     ("logsumexp", "1"): "no dimensions stand for all, as in the other reductions",
     ("nn.functional.cosine_similarity", "0"): "integers",

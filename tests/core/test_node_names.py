@@ -125,3 +125,12 @@ def test_a_node_keeps_its_name_after_backward():
 )
 def test_forms_of_composed_operations(make, name):
     assert make(dptrain.ones(2, 2, requires_grad=True)).grad_fn.grad_name == name
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3), (2, 2, 2, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_named_by_the_dimensions_of_its_input(shape, bias):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    ours, theirs = (m.nn.Linear(3, 2, bias=bias)(m.ones(shape)) for m in (dptrain, torch))
+    assert ours.grad_fn.name() == theirs.grad_fn.name()

@@ -220,7 +220,9 @@ def test_errors_are_of_the_kind_of_pytorch_and_say_what_is_wrong(n):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: F.embedding(dptrain.tensor([0]), dptrain.ones(2, 2), sparse=True),
+        lambda: F.embedding(
+            dptrain.tensor([0]), dptrain.ones(2, 2, requires_grad=True), sparse=True
+        ),
         lambda: dptrain.nn.EmbeddingBag(2, 2, sparse=True),
     ],
 )

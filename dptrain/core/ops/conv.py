@@ -272,6 +272,10 @@ def _check_weight(op: str, weight: Any, rank: int, layout: str) -> None:
         raise RuntimeError(
             f"{op}: weight must be {rank + 2}D ({layout}, {_KERNELS[rank - 1]}), got shape {list(weight.shape)}"
         )
+    if 0 in weight.shape[2:]:
+        raise RuntimeError(
+            f"{op}: kernel size should be greater than zero, but got weight of shape {list(weight.shape)}"
+        )
 
 
 _KERNELS = ("kw", "kh, kw", "kd, kh, kw")

@@ -178,8 +178,8 @@ def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
         RuntimeError: not one size, or one per dimension.
     """
     several = isinstance(output_size, (tuple, list))
-    for size in output_size if several else (output_size,):
-        if not (is_int(size) or (size is None and several)):
+    for i, size in enumerate(output_size if several else (output_size,)):
+        if not (is_int(size) or (several and (size is None or (i and isinstance(size, bool))))):
             raise TypeError(
                 f"{op}(): argument 'output_size' must be int or tuple of ints, not {output_size!r}"
             )

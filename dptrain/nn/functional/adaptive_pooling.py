@@ -49,7 +49,9 @@ def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bo
         longest = int((end - start).max()) if out else 1
         places.append(np.minimum(start[:, None] + np.arange(longest), end[:, None] - 1))
     grid = [p.reshape(*_spread(p.shape, i, rank)) for i, p in enumerate(places)]
-    numbers = np.ravel_multi_index(np.broadcast_arrays(*grid), sizes).reshape(math.prod(outs), -1)
+    numbers = np.ravel_multi_index(np.broadcast_arrays(*grid), sizes).reshape(
+        math.prod(outs), math.prod(p.shape[1] for p in places)
+    )
     numbers = namespace_of(rows._array).asarray(numbers)
     where = _best(rows._array[:, numbers], numbers)
     return _picked(input, where, rank, outs, return_indices)

@@ -19,6 +19,8 @@ def normalize(
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle along `dim`; each norm is at least `eps`. The shapes broadcast."""
+    if not eps >= 0:
+        raise RuntimeError(f"cosine_similarity: eps must be non-negative, got: {eps}")
     for x in (x1, x2):
         if not x.is_floating_point():
             raise RuntimeError(

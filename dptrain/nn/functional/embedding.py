@@ -11,6 +11,7 @@ import numpy as np
 from dptrain.core.arrays import namespace_of
 from dptrain.core.callers import level_outside
 from dptrain.core.capturing import refuse_if
+from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.half import lift
 from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
@@ -50,8 +51,8 @@ def _renormalise(weight: Tensor, indices: np.ndarray, max_norm: float, norm_type
     weight._bump_version()
 
 
-def _refuse_sparse(op: str, sparse: bool) -> None:
-    if sparse:
+def _refuse_sparse(op: str, sparse: bool, weight: Tensor) -> None:
+    if sparse and weight.requires_grad and is_grad_enabled():  # else it changes nothing
         raise ValueError(f"{op}: sparse gradients are not supported; use sparse=False")
 
 
@@ -88,7 +89,7 @@ def embedding(
         RuntimeError: indices of another type.
         ValueError: `sparse`.
     """
-    _refuse_sparse("embedding", sparse)
+    _refuse_sparse("embedding", sparse, weight)
     indices = _checked("embedding", input, weight)
     padding = _padding_index(padding_idx, len(weight))
     if max_norm is not None:
@@ -121,7 +122,15 @@ def _bags(
         raise ValueError("offsets has to be a 1D Tensor but got None")
     if offsets.ndim != 1:
         raise ValueError("offsets has to be a 1D Tensor")
+    if offsets.dtype.category != 1:
+        raise RuntimeError(
+            f"embedding_bag: Expected offsets to be a tensor of integers, but got {offsets.dtype}"
+        )
     starts = offsets._array
+    if last and not len(starts):
+        raise RuntimeError(
+            "embedding_bag: include_last_offset: number of offset should be at least 1"
+        )
     if len(starts) and starts[0] != 0:
         raise RuntimeError(
             f"offsets[0] has to be 0, i.e., the first sequence in the mini-batch has to start from position 0. "
@@ -132,10 +141,9 @@ def _bags(
             f"offsets[-1] can not be greater than input's length {len(indices)}, and offsets must not decrease; "
             f"got {starts.tolist()}"
         )
-    if last:
-        starts = starts[:-1]
     places = namespace_of(indices).arange(len(indices))
-    return np.searchsorted(starts, places, side="right") - 1, len(starts)
+    # With an end given, what lies behind it falls in a bag of its own, which is none of the result.
+    return np.searchsorted(starts, places, side="right") - 1, len(starts) - last
 
 
 def embedding_bag(
@@ -175,7 +183,7 @@ def embedding_bag(
             stacklevel=level_outside(),
         )
         input, weight = weight, input
-    _refuse_sparse("embedding_bag", sparse)
+    _refuse_sparse("embedding_bag", sparse, weight)
     if mode not in ("sum", "mean", "max"):
         raise ValueError("mode has to be one of sum, mean or max")
     if per_sample_weights is not None:
@@ -189,12 +197,17 @@ def embedding_bag(
                 "embedding_bag: per_sample_weights was not None. per_sample_weights is only supported for mode='sum' "
                 f"(got mode='{mode}')."
             )
+        if per_sample_weights.dtype is not weight.dtype:
+            raise RuntimeError(
+                f"embedding_bag: expected per_sample_weights of the type of weight ({weight.dtype}), but got "
+                f"{per_sample_weights.dtype}"
+            )
     indices = _checked("embedding_bag", input, weight)
     bag_of, bags = _bags(input, indices, offsets, include_last_offset)
     flat = indices.ravel()
-    kept = namespace_of(flat).ones(len(flat), bool)
+    kept = bag_of < bags
     if padding_idx is not None:
-        kept = flat != _padding_index(padding_idx, len(weight))
+        kept &= flat != _padding_index(padding_idx, len(weight))
     flat, bag_of = flat[kept], bag_of[kept]
     rows = lift(
         embedding(

@@ -182,4 +182,5 @@ def _corner(input: Tensor, where: list[np.ndarray], sizes: list[int]) -> Tensor:
     index = [np.where(inside, w, 0).astype(np.int64) for w in where]
     batch = namespace_of(inside).arange(len(inside)).reshape(-1, *(1,) * (inside.ndim - 1))
     found = Index.apply(input, (batch, slice(None), *index))
-    return found * wrap(inside[..., None])
+    # Chosen rather than multiplied: what lies there instead may be no number.
+    return found.masked_fill(wrap(~inside[..., None]), 0)

@@ -18,6 +18,16 @@ from dptrain.nn.functional.loss_regression import check_tensors
 from dptrain.nn.functional.reduction import reduce_loss, reduction_of
 
 
+def _times(loss: Tensor, weight: Tensor) -> Tensor:
+    """`loss * weight`, where a weight may have no more elements than there are losses."""
+    weighted = loss * weight
+    if weighted.shape != loss.shape:
+        raise RuntimeError(
+            f"output with shape {list(loss.shape)} doesn't match the broadcast shape {list(weighted.shape)}"
+        )
+    return weighted
+
+
 def _outside(name: str, x: Any) -> RuntimeError:
     return RuntimeError(
         f"binary_cross_entropy: all elements of {name} should be between 0 and 1, found "
@@ -60,7 +70,8 @@ def binary_cross_entropy(
             refuse_if(np.logical_not(inside), partial(_outside, name), x)
     if weight is None:
         return BinaryCrossEntropy.apply(input, target, reduction)
-    return reduce_loss(BinaryCrossEntropy.apply(input, target, "none") * weight, reduction)
+    loss = _times(BinaryCrossEntropy.apply(input, target, "none"), weight)
+    return reduce_loss(loss.to(input.dtype), reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -94,13 +105,14 @@ def binary_cross_entropy_with_logits(
             f"Target size ({target.shape}) must be the same as input size ({input.shape})"
         )
     if weight is None and pos_weight is None:
-        return BinaryCrossEntropyWithLogits.apply(input, target, reduction)
+        return BinaryCrossEntropyWithLogits.apply(input, target, reduction).to(target.dtype)
     if pos_weight is None:
         loss = BinaryCrossEntropyWithLogits.apply(input, target, "none")
     else:
-        positive = (pos_weight - 1) * target + 1
+        positive = _times(target, pos_weight - 1) + 1
         loss = (1 - target) * input - positive * LogSigmoid.apply(input)
-    return reduce_loss(loss if weight is None else loss * weight, reduction)
+    loss = loss if weight is None else _times(loss, weight)
+    return reduce_loss(loss.to(target.dtype), reduction)
 
 
 def kl_div(
@@ -166,7 +178,8 @@ def soft_margin_loss(
     check_tensors("soft_margin_loss", input=input, target=target)
     reduction = reduction_of(size_average, reduce, reduction)
     # An infinite threshold: log(1 + exp(x)) itself, whatever x.
-    return reduce_loss(Softplus.apply(-target * input, 1.0, float("inf")), reduction)
+    loss = Softplus.apply(-target * input, 1.0, float("inf"))
+    return reduce_loss(loss.to(input.dtype), reduction)
 
 
 def multilabel_soft_margin_loss(

@@ -158,12 +158,12 @@ def huber_loss(
     """
     _check_sizes("huber_loss", input, target)
     check_reduction(reduction)
-    if delta <= 0:
+    if not delta > 0:
         raise RuntimeError(
             f"huber_loss does not support non-positive values for delta, got {delta}"
         )
     if weight is None:
-        return HuberLoss.apply(input, target, reduction, delta)
+        return HuberLoss.apply(input, target, reduction, delta).to(input.dtype)
     _check_weight(weight, input)
     return reduce_loss(HuberLoss.apply(input, target, "none", delta) * weight, reduction)
 

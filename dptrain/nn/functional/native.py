@@ -137,6 +137,9 @@ def grid_sampler(
 ) -> Tensor:
     """`nn.functional.grid_sample` with modes by number: bilinear, nearest, bicubic; zeros, border, reflection."""
     modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    for name, value in (("interpolation_mode", interpolation_mode), ("padding_mode", padding_mode)):
+        if not 0 <= value < 3:
+            raise RuntimeError(f"grid_sampler(): {name} must be 0, 1 or 2, got {value}")
     return F.grid_sample(
         input, grid, modes[interpolation_mode], paddings[padding_mode], align_corners
     )

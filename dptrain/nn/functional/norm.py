@@ -41,6 +41,15 @@ def _check_input(op: str, input: Any, *affine: Tensor | None) -> None:
 
 
 def _check_channels(op: str, channels: int, **values: Tensor | None) -> None:
+    mean, var = values.get("running_mean"), values.get("running_var")
+    if (mean is None) != (var is None):
+        raise ValueError(
+            f"{op}: running_mean and running_var must either both be None or neither be None"
+        )
+    if mean is not None and var is not None and mean.dtype is not var.dtype:
+        raise RuntimeError(
+            f"{op}: expected running_mean and running_var of one type, got {mean.dtype} and {var.dtype}"
+        )
     for name, value in values.items():
         if value is not None and value.numel() != channels:
             raise RuntimeError(
