@@ -41,8 +41,6 @@ def is_int(value: Any) -> bool:
 
 def _is_ints(value: Any) -> bool:
     """A sequence whose first entry is an int; after it a bool counts as one, as in PyTorch."""
-    if isinstance(value, Tensor):
-        return value._array.ndim == 1 and value._array.dtype.kind in "iu"
     if not isinstance(value, (tuple, list)):
         return False
     return all(is_int(v) or (i and _is_flag(v)) for i, v in enumerate(value))
@@ -129,6 +127,7 @@ _FOREIGN: dict[str, type[Exception]] = {
     "could not convert string": TypeError,
     "did not contain a loop with signature": TypeError,
     "operands could not be broadcast": RuntimeError,
+    "array is too big": RuntimeError,
     "is out of bounds for a": IndexError,
     "truth value of an array": TypeError,
     "truth value of an empty array": TypeError,
@@ -143,7 +142,10 @@ _OF_SHAPES = (
     "too many values to unpack",
 )
 #: What a wrong argument leads to somewhere inside.
-FAILURES = (TypeError, AttributeError, IndexError, ValueError, RuntimeError)
+FAILURES = (
+    *(TypeError, AttributeError, IndexError, ValueError, RuntimeError),
+    *(OverflowError, ZeroDivisionError, MemoryError),
+)
 #: Exceptions that are what their text says, so that they can be made anew with more of it.
 _PLAIN = (TypeError, RuntimeError, ValueError, IndexError, NotImplementedError)
 
@@ -366,6 +368,8 @@ class Signature:
                 f"{', '.join(str(list(v.shape)) for v in (*args, *kwargs.values()) if isinstance(v, Tensor))}"
             )
         kind = type(error)
+        if kind in (OverflowError, ZeroDivisionError) or text.startswith("Unable to allocate"):
+            kind = RuntimeError  # of a host without memory too, as in PyTorch
         for foreign, pytorchs in _FOREIGN.items():
             if foreign in text:
                 kind = pytorchs

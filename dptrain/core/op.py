@@ -308,6 +308,8 @@ class Op(SavedValues):
             raise
         except ValueError as error:
             raise shape_error(cls, raw, error) from None
+        except (ArithmeticError, MemoryError) as error:
+            raise RuntimeError(f"{cls.name}: {error}") from None
         finally:
             restore_float_errors(token)
         if type(out) is tuple:

@@ -436,6 +436,30 @@ PARTS = [
         RuntimeError,
         "lu_unpack.*between 1 and",
     ),
+    ("memory", lambda m: m.zeros(10**14), RuntimeError, "allocate"),
+    ("memory of a sum", lambda m: m.ones(10**7, 1) + m.ones(10**7), RuntimeError, "allocate"),
+    ("fill_ range", lambda m: m.tensor([1], dtype=m.uint8).fill_(300), RuntimeError, "fill_|value"),
+    (
+        "conv kernel 0",
+        lambda m: m.conv1d(f(m, 1, 1, 3), f(m, 1, 1, 0)),
+        RuntimeError,
+        "kernel|desc",
+    ),
+    ("addcmul value", lambda m: m.addcmul(*[f(m, 2)] * 3, value=f(m, 2)), TypeError, "'value'"),
+    ("bernoulli list", lambda m: m.bernoulli(f(m, 2), [0.5]), TypeError, "bernoulli"),
+    ("native flag", lambda m: m.layer_norm(f(m, 2), (2,), None, None, 1e-5, 1), TypeError, "cudnn"),
+    (
+        "native mode",
+        lambda m: m.grid_sampler_2d(f(m, 1, 1, 2, 2), f(m, 1, 2, 2, 2), None, 0, True),
+        TypeError,
+        "grid_sampler_2d.*interpolation_mode",
+    ),
+    (
+        "no pixels",
+        lambda m: m.grid_sampler_2d(f(m, 1, 1, 2, 0), f(m, 1, 1, 1, 2), 0, 0, True),
+        RuntimeError,
+        "spatial",
+    ),
     ("cholesky nan", lambda m: m.linalg.cholesky(f(m, 2, 2) * NAN), RuntimeError, "order 1 is not"),
 ]
 CASES = [*ARITHMETIC, *REDUCTIONS, *SHAPES, *INDEXING, *CREATION, *PARTS]

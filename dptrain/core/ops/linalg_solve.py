@@ -292,6 +292,7 @@ def _cholesky(A: Any, *, upper: bool = False) -> Any:
     Raises:
         RuntimeError: not square, or not positive-definite.
     """
+    check_matrix("linalg.cholesky", A, square=True)
     factor = LinalgCholeskyEx.apply(mT(A) if upper else A)
     return mT(factor) if upper else factor
 

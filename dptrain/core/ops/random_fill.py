@@ -265,7 +265,7 @@ for _name, _function in _METHODS.items():
     setattr(Tensor, _name, public(_function, name=_name))
 
 
-export("bernoulli", methods=("bernoulli",), function=_bernoulli)(Bernoulli)
+export("bernoulli", methods=("bernoulli",), function=_bernoulli, kinds={"p": "Number"})(Bernoulli)
 export("multinomial", methods=("multinomial",), function=_multinomial)(Draws)
 export("normal", function=_normal)(Draws)
 export("poisson", function=_poisson)(Draws)

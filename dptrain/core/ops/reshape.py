@@ -85,6 +85,10 @@ export(methods=("sum_to_size",), function=_sum_to_size)(SumToSize)
 
 def _adjoint(self: Any) -> Any:
     """The last two dimensions exchanged."""
+    if self.ndim == 1:
+        raise RuntimeError(
+            "adjoint() is only supported on matrices or batches of matrices. Got 1-D tensor."
+        )
     return Transpose.apply(self, -2, -1)
 
 

@@ -240,7 +240,7 @@ class Lerp(Op):
         return grad * (1 - weight), grad * weight, d_weight
 
 
-@export("addcmul", methods=("addcmul",), inplace=("addcmul_",))
+@export("addcmul", methods=("addcmul",), inplace=("addcmul_",), kinds={"value": "Number"})
 class Addcmul(Op):
     """input + value * tensor1 * tensor2."""
 
@@ -258,7 +258,7 @@ class Addcmul(Op):
         return grad, scaled * tensor2, scaled * tensor1
 
 
-@export("addcdiv", methods=("addcdiv",), inplace=("addcdiv_",))
+@export("addcdiv", methods=("addcdiv",), inplace=("addcdiv_",), kinds={"value": "Number"})
 class Addcdiv(Op):
     """input + value * tensor1 / tensor2; floating point only."""
 

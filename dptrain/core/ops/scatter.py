@@ -286,6 +286,8 @@ class IndexFill(Op):
 
 def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """A copy with `values` stored (or added, if `accumulate`) at the places of an index tuple."""
+    if not indices:
+        raise RuntimeError("index_put: expected at least one tensor of indices")
     raw, _ = _raw_index(tuple(indices), input._array)
     if values.dtype is not input.dtype:
         raise RuntimeError(

@@ -105,6 +105,10 @@ def grid_sample(
             f"grid_sampler(): expected 4D or 5D input and grid with same number of dimensions and size {rank} in "
             f"last dimension, but got input with sizes {list(input.shape)} and grid with sizes {list(grid.shape)}"
         )
+    if 0 in input.shape[2:]:
+        raise RuntimeError(
+            f"grid_sampler(): expected input to have non-empty spatial dimensions, got {list(input.shape)}"
+        )
     if grid.shape[0] != input.shape[0]:
         raise RuntimeError(
             f"grid_sampler(): expected grid and input to have same batch size, but got input with sizes "

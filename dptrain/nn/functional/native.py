@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dptrain.core.export import FUNCTIONS, in_place
+from dptrain.core.export import FUNCTIONS, in_place, public
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
 
@@ -309,3 +309,7 @@ for _name, _run in (
     ("feature_alpha_dropout", F.feature_alpha_dropout),
 ):
     NATIVE.update(_dropout(_name, _run))
+for _name, _run in NATIVE.items():
+    if _run.__module__ == __name__:
+        NATIVE[_name] = globals()[_name] = public(_run, name=_name)
+        NATIVE[_name].__module__ = __name__  # where it is found, so that it can be pickled
