@@ -124,13 +124,13 @@ def test_max_pool_points_at_the_values_it_returns(case, dtype):
     )
 
 
-def test_max_pool_takes_the_first_of_equal_values_and_nan_over_all():
+def test_max_pool_takes_the_first_of_equal_values_and_the_last_nan_over_all():
     geometry = (1, 3, 1, 3, 0, 0, 1, 1)
     x = np.array([[2, 2, 1], [1, np.nan, np.nan], [-np.inf, -np.inf, -np.inf]])
     for provider in (native, reference):
         best, where = provider.max_pool(x.reshape(3, 1, 3, 1), 1, 1, geometry)
         np.testing.assert_array_equal(best.ravel(), [2, np.nan, -np.inf])
-        np.testing.assert_array_equal(where.ravel(), [0, 1, 0])
+        np.testing.assert_array_equal(where.ravel(), [0, 2, 0])
 
 
 def test_every_kernel_of_the_definition_has_a_compiled_twin():

@@ -50,8 +50,8 @@ def _max(args, share, shares, worker):
                         continue
                     for k in range(c):
                         v, m = seen[k], value[k]
-                        # The first of equal values stays; a number that is none wins, once.
-                        better = (v > m) | ((v != v) & (m == m))
+                        # The first of equal values stays, of numbers that are none the last.
+                        better = (v > m) | (v != v)
                         value[k] = v if better else m
                         place[k] = tap if better else place[k]
             if first:

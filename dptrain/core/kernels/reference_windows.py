@@ -136,7 +136,7 @@ def max_pool(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest value of each window and the tap (row-major number in the window) where it stands.
 
-    The first of equal values counts; NaN counts as larger than everything, as in PyTorch. If
+    The first of equal values counts; NaN counts as larger than everything, the last of them, as in PyTorch. If
     `rectified`, values up to 0 become 0 and their taps -1.
     """
     p = _padded(x, out_h, out_w, geometry, -np.inf)
@@ -148,7 +148,7 @@ def max_pool(
         # A window that holds nothing but -inf still points at one of its own elements.
         better = (
             (value > best)
-            | (np.isnan(value) & ~np.isnan(best))
+            | np.isnan(value)
             | ((where < 0) & inside[:, rows, cols])
         )
         np.copyto(best, value, where=better)

@@ -41,7 +41,7 @@ def planes(input: Tensor, rank: int) -> tuple[Tensor, Sizes]:
 def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -> np.ndarray:
     """Where the largest value of each window stands: (R, positions) -> (R, prod(outs)).
 
-    The first of equal values counts; NaN counts as larger than everything.
+    The first of equal values counts; NaN counts as larger than everything, the last of them.
     """
     x = rows.reshape(len(rows), *sizes)
     least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
@@ -66,7 +66,7 @@ def max_positions(rows: np.ndarray, sizes: Sizes, outs: Sizes, window: Window) -
         number = xp.asarray(np.ravel_multi_index(np.ix_(*kept), sizes))
         seen = where[here]
         # NaN differs from itself; integers have none.
-        better = (value > held) | ((value != value) & (held == held)) | (seen < 0)
+        better = (value > held) | (value != value) | (seen < 0)
         best[here] = np.where(better, value, held)
         where[here] = np.where(better, number, seen)
     return where.reshape(len(rows), math.prod(outs))

@@ -75,7 +75,7 @@ extern "C" __global__ void max_pool(const T* x, T* best, int* where, long long c
                 int z = p.z * sw - pw + b * dw;
                 if (z < 0 || z >= w) continue;
                 A v = A(x[((p.b * h + y) * w + z) * c + p.k]);
-                if (v > top || (v != v && top == top) || at < 0) { top = v; at = a * kw + b; }
+                if (v > top || v != v || at < 0) { top = v; at = a * kw + b; }
             }
         }
         best[i] = T(top);
