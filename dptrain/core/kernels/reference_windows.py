@@ -146,11 +146,7 @@ def max_pool(
     for tap, rows, cols in _taps(out_h, out_w, geometry):
         value = p[:, rows, cols]
         # A window that holds nothing but -inf still points at one of its own elements.
-        better = (
-            (value > best)
-            | np.isnan(value)
-            | ((where < 0) & inside[:, rows, cols])
-        )
+        better = (value > best) | np.isnan(value) | ((where < 0) & inside[:, rows, cols])
         np.copyto(best, value, where=better)
         where[better] = tap
     if rectified:
