@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from . import mpirun, protocol
 from .mpirun import Job, LaunchError
-from .supervisor import Settings, supervise
+from .supervisor import RESTART_COUNT, Settings, supervise
 
 EXIT_USAGE = 2
 # Of these every host has its own, or the MPI launcher passes them by itself.
@@ -47,6 +47,13 @@ class _Parser(argparse.ArgumentParser):
 def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -91,7 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(*per_node, dest="nproc", metavar="N", help="= -n N; also cpu, gpu or auto")
     add("--standalone", action="store_true", help="accepted as by torchrun; has no effect")
     add("--nnodes", default="1", help="accepted as by torchrun; 1 (other hosts: --hostfile)")
-    add("--max-restarts", "--max_restarts", default="0", help="accepted as by torchrun; 0")
+    add("--max-restarts", "--max_restarts", metavar="K", help="start a failed job again, K times")
     add("--hostfile", metavar="FILE", help="hosts to run on, passed to mpirun")
     add("--host", metavar="LIST", help="hosts to run on, passed to mpirun")
     add(
@@ -117,20 +124,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.exit(0)
     if options.nnodes not in ("1", "1:1"):
         parser.error(f"--nnodes {options.nnodes}: expected 1; --hostfile names several hosts")
-    if options.max_restarts != "0":
-        parser.error(
-            f"--max-restarts {options.max_restarts}: expected 0; a failed job is not started again"
-        )
     for name, read, expected in (
         ("nproc", _ranks, "a whole number of ranks, at least 1"),
         ("threads", _positive_int, "a whole number of threads, at least 1"),
         ("timeout", _positive_float, "a positive number of seconds"),
+        ("max_restarts", _count, "a whole number, 0 or more"),
     ):
         text = getattr(options, name)
         try:
             setattr(options, name, None if text is None else read(text))
         except ValueError:
-            parser.error(f"{'-n' if name == 'nproc' else '--' + name} {text}: expected {expected}")
+            option = "-n" if name == "nproc" else f"--{name.replace('_', '-')}"
+            parser.error(f"{option} {text}: expected {expected}")
     options.program = _program(parser, options)
     if options.hostfile is not None and not os.path.isfile(options.hostfile):
         parser.error(f"--hostfile {options.hostfile}: no such file")
@@ -186,6 +191,7 @@ def prepare(
     path = mpirun.find(options.mpi)
     family = mpirun.identify(path, base)
     added = mpirun.additions(family, path, job, base, hosts=max(2, len(hosts)) if multi_host else 1)
+    added[RESTART_COUNT] = "0"
     if not multi_host:
         # Nothing here needs an address, but scripts written for torchrun read it.
         added.update({k: v for k, v in _address().items() if k not in base})
@@ -230,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verbose=options.verbose,
             multi_host=multi_host,
             report=options.report,
+            max_restarts=options.max_restarts or 0,
         )
         return supervise(settings, line, env)
     except LaunchError as exception:

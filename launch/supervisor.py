@@ -36,6 +36,8 @@ from .mpirun import LaunchError
 from .output import Output
 from .verdict import Outcome, conclude, lost_start_race
 
+#: PyTorch's name for how often the job was started again.
+RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 _TERMINATE_AFTER_S = 0.7
 _GRACE_S = 2.0
 _RESTARTS = 2
@@ -58,6 +60,7 @@ class Settings:
         multi_host: ranks may run on other hosts.
         report: a file that takes the last words instead of stderr, or None.
         may_restart: raise `StartRaceLost` instead of reporting that mpirun lost its start race.
+        max_restarts: how often the job is started again after a rank has failed.
     """
 
     nproc: int
@@ -67,6 +70,7 @@ class Settings:
     multi_host: bool = False
     report: str | None = None
     may_restart: bool = False
+    max_restarts: int = 0
 
 
 class StartRaceLost(Exception):
@@ -98,6 +102,11 @@ class Supervisor:
         self._stacks: dict[int, str] | None = None  # a dict once --timeout has passed
         self._popen: subprocess.Popen[bytes] | None = None
         self._ended_mpirun = False
+
+    @property
+    def a_rank_failed(self) -> bool:
+        """Whether the job ended because of a rank, and not by a signal to dprun or its time limit."""
+        return bool(self._first) and not self._signals and self._stacks is None
 
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Starts the job and returns its exit status.
@@ -359,11 +368,31 @@ class Supervisor:
 
 
 def supervise(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Runs a job and returns its exit status; starts it again where mpirun lost its start race."""
+    """Runs a job, again after a failure as often as the settings say; returns its exit status."""
+    for attempt in range(settings.max_restarts + 1):
+        code, a_rank_failed = _attempt(settings, command, {**env, RESTART_COUNT: str(attempt)})
+        if not a_rank_failed or attempt == settings.max_restarts:
+            break
+        print(
+            f"dprun: starting the job again ({attempt + 1} of {settings.max_restarts})",
+            file=sys.stderr,
+            flush=True,
+        )
+    return code
+
+
+def _attempt(
+    settings: Settings, command: Sequence[str], env: Mapping[str, str]
+) -> tuple[int, bool]:
+    """The exit status of a job, started again where mpirun lost its start race; and whether a rank failed."""
     for _ in range(_RESTARTS):
+        supervisor = Supervisor(replace(settings, may_restart=True))
         with contextlib.suppress(StartRaceLost):
-            return Supervisor(replace(settings, may_restart=True)).run(command, env)
-    return Supervisor(settings).run(command, env)
+            code = supervisor.run(command, env)
+            return code, supervisor.a_rank_failed
+    supervisor = Supervisor(settings)
+    code = supervisor.run(command, env)
+    return code, supervisor.a_rank_failed
 
 
 def _discard(sock: socket.socket) -> None:

@@ -32,7 +32,8 @@ def test_options_after_a_module_belong_to_the_module() -> None:
 def test_torchruns_words_for_one_host_are_understood(script: str) -> None:
     options = cli.parse(["--standalone", "--nnodes=1", "--nproc_per_node=2", script, "--nnodes=9"])
     assert (options.nproc, options.program) == (2, [script, "--nnodes=9"])
-    assert cli.parse(["--nproc-per-node", "3", "--max_restarts", "0", script]).nproc == 3
+    options = cli.parse(["--nproc-per-node", "3", "--max_restarts", "2", script])
+    assert (options.nproc, options.max_restarts) == (3, 2)
     cores = len(os.sched_getaffinity(0))
     assert cli.parse(["--nproc-per-node=cpu", script]).nproc == cores
     gpus = mpirun.gpu_count(os.environ)
@@ -67,7 +68,7 @@ def test_output_is_rank0_unless_asked(script: str, flags: list[str], output: str
         (["--output", "some", "SCRIPT"], ["--output", "rank0"]),
         (["--nproc_per_node=some", "SCRIPT"], ["-n some", "whole number"]),
         (["--nnodes=2", "SCRIPT"], ["--nnodes 2", "--hostfile"]),
-        (["--max-restarts=3", "SCRIPT"], ["--max-restarts 3", "not started again"]),
+        (["--max-restarts=-1", "SCRIPT"], ["--max-restarts -1", "0 or more"]),
     ],
 )
 def test_misuse_is_one_line_and_status_2(

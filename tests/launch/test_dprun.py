@@ -401,6 +401,40 @@ def test_jobs_beside_each_other_have_different_ports_and_a_given_one_stays(dprun
     assert "MASTER_PORT" not in result.stdout
 
 
+def test_a_failed_job_is_started_again_as_often_as_asked(dprun: Dprun) -> None:
+    script = dprun.script(
+        """
+import os, pathlib, sys, time
+count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+printed = pathlib.Path(f"printed {sys.argv[1]} {count}")
+if os.environ["RANK"] == "0":
+    print("attempt", count, flush=True)
+    printed.touch()
+if count < int(sys.argv[1]):
+    while os.environ["RANK"] == "0" or not printed.exists():
+        time.sleep(0.01)
+    raise ValueError(f"attempt {count} fails")
+"""
+    )
+    done = dprun.run("-n", "2", "--max-restarts", "2", script, "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "attempt 0\nattempt 1\n"
+    assert "ValueError: attempt 0 fails" in done.stderr
+    assert done.stderr.splitlines()[-1] == "dprun: starting the job again (1 of 2)"
+    done = dprun.run("-n", "2", "--max-restarts", "1", script, "9")
+    assert done.returncode == 1
+    assert done.stdout == "attempt 0\nattempt 1\n"
+    assert done.stderr.count("starting the job again") == 1
+    assert "ValueError: attempt 1 fails" in done.stderr
+
+
+def test_a_job_that_is_stopped_is_not_started_again(dprun: Dprun) -> None:
+    script = dprun.script("import time; print('runs', flush=True); time.sleep(60)\n")
+    done = dprun.run("-n", "1", "--max-restarts", "5", "--timeout", "2", script)
+    assert done.returncode == 124
+    assert done.stdout == "runs\n"
+
+
 def test_a_reader_that_leaves_is_a_broken_pipe_in_the_script(dprun: Dprun) -> None:
     process = dprun.start("-n", "1", dprun.script("while True: print('y' * 1000)\n"))
     assert process.stdout is not None
