@@ -1,6 +1,6 @@
-"""Making ranks equal: the check that models agree, and sending the state of one rank to all.
+"""Making ranks equal: the checks that models agree, and sending the state of one rank to all.
 
-Owns: `check_models_agree`, `broadcast_state`. Must not know: backends.
+Owns: the checks, the broadcasts, `LatestBuffers`. Must not know: backends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
-from dptrain.core.arrays import beside, namespace_of
+from dptrain.core.arrays import beside, namespace_of, to_host
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.parallel.shared_state import shared_buffers, shared_parameters
 
+_DIGEST_NBYTES = 16
 _Description = list[tuple[str, tuple[int, ...], str, bool]]
 
 
@@ -64,6 +65,33 @@ def _first_difference(first: _Description, second: _Description, rank: int) -> s
     longer, missing = (0, rank) if len(first) > len(second) else (rank, 0)
     extra = (first if longer == 0 else second)[min(len(first), len(second))]
     return f"rank {longer} has {_text(extra)}, rank {missing} has no such entry ({len(first)} and {len(second)} in all)"
+
+
+def check_replicas_equal(module: Any, communicator: Communicator) -> None:
+    """Raise if the values of the ranks' parameters are not the same, bit for bit. Collective.
+
+    A digest of each parameter travels, not the parameter. Buffers may differ.
+
+    Raises:
+        RuntimeError: on every rank, with the first parameter that differs, and on which ranks.
+    """
+    named = shared_parameters(module)
+    digests = np.empty((len(named), _DIGEST_NBYTES), np.uint8)
+    for row, (_, p) in zip(digests, named, strict=True):
+        digest = hashlib.blake2b(to_host(p._array).tobytes(), digest_size=_DIGEST_NBYTES).digest()
+        row[:] = np.frombuffer(digest, np.uint8)
+    size = communicator.world_size
+    everyones = np.empty((size, *digests.shape), np.uint8)
+    communicator.all_gather(everyones, digests, name="check_replicas").wait()
+    differs = (everyones != everyones[0]).any(axis=2)
+    if not differs.any():
+        return
+    at = int(np.argmax(differs.any(axis=0)))
+    ranks = [int(r) for r in np.flatnonzero(differs[:, at])]
+    raise RuntimeError(
+        f"[rank {communicator.rank}/{size}] the ranks' parameters differ, {int(differs.any(axis=0).sum())} of "
+        f"{len(named)}: the first is {named[at][0]!r}, which rank 0 has otherwise than ranks {ranks}"
+    )
 
 
 def broadcast_arrays(

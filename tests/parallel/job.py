@@ -14,8 +14,9 @@ import numpy as np
 import dptrain
 import dptrain.distributed as dist
 from dptrain import nn, optim
+from dptrain.checkpoint import load_checkpoint, save_checkpoint
 from dptrain.comm.default import default_communicator
-from dptrain.data import DataLoader, TensorDataset
+from dptrain.data import DataLoader, DistributedSampler, TensorDataset
 from dptrain.nn.parallel import DistributedDataParallel
 from dptrain.parallel import ZeroRedundancyOptimizer
 from dptrain.parallel.comm_hooks import fp16_compress_hook
@@ -157,6 +158,56 @@ def timeline():
             assert all(e["ts"] + e["dur"] >= begun - 1000 for e in firsts)
 
 
+def resumed():
+    """A run that stops and goes on from its checkpoint has the bits of one that does not stop."""
+    data = TensorDataset(dptrain.tensor(np.random.default_rng(2).standard_normal((24 * SIZE, 6))))
+
+    def made():
+        dptrain.manual_seed(5)
+        model = DistributedDataParallel(
+            net(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3)),
+            bucket_cap_mb=0,
+        )
+        optimizer = optim.AdamW(model.parameters(), lr=0.01)
+        scheduler = optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, seed=1))
+        return {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+
+    def run(parts, passes, stop=None):
+        """Train up to a pass's batch `stop`, or to the end."""
+        steps = 0
+        for _ in range(passes):
+            for (x,) in parts["loader"]:
+                parts["optimizer"].zero_grad()
+                parts["model"](x).square().mean().backward()
+                parts["optimizer"].step()
+                steps += 1
+                if steps == stop:
+                    return
+            parts["scheduler"].step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = COMM.broadcast_object(folder, 0)
+        straight, first = made(), made()
+        run(straight, 3)
+        dptrain.manual_seed(5)
+        run(first, 2, stop=9)  # in the middle of the second pass
+        states = {name: part.state_dict() for name, part in first.items()}
+        if RANK == 0:
+            save_checkpoint(folder, {**states, "random": dptrain.get_rng_state()}, 9)
+        dist.barrier()
+        second = made()
+        loaded = load_checkpoint(folder)
+        for name, part in second.items():
+            part.load_state_dict(loaded[name])
+        dptrain.set_rng_state(loaded["random"])
+        run(second, 2)
+        dist.barrier()
+    for a, b in zip(values(second["model"]), values(straight["model"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    second["model"].check_replicas()
+
+
 def reproducible():
     """A digest that has to be the same on any number of ranks."""
     dptrain.manual_seed(3)
@@ -185,6 +236,7 @@ FEATURES = [
     zero,
     scattered,
     timeline,
+    resumed,
     reproducible,
 ]
 done = {f.__name__: f() for f in FEATURES if not sys.argv[1:] or f.__name__ in sys.argv[1:]}

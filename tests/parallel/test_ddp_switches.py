@@ -85,3 +85,25 @@ def test_built_in_hooks_by_their_kind(kind):
 
     for found in on_ranks(2, rank):
         assert found == ([[1.5, 1.5]], "cpu", True)
+
+
+def test_replicas_that_have_drifted_apart_are_named():
+    def rank(comm):
+        model = DistributedDataParallel(net())
+        model.check_replicas()
+        model(batch(comm)).square().sum().backward()  # buffers differ now, and may
+        model.check_replicas()
+        with dptrain.no_grad():
+            if comm.rank == 1:  # one bit of one number
+                model.module[2].weight[1, 2] = np.nextafter(model.module[2].weight[1, 2].item(), 9)
+        with pytest.raises(RuntimeError) as caught:
+            model.check_replicas()
+        with dptrain.no_grad():
+            model.module[0].bias.add_(float(comm.rank == 2))
+        with pytest.raises(RuntimeError, match=r"differ, 2 of 6: .* '0.bias', .* than ranks \[2\]"):
+            model.check_replicas()
+        return str(caught.value)
+
+    for r, message in enumerate(on_ranks(3, rank)):
+        assert message.startswith(f"[rank {r}/3] the ranks' parameters differ, 1 of 6")
+        assert "the first is '2.weight', which rank 0 has otherwise than ranks [1]" in message

@@ -15,7 +15,7 @@ def test_features_on_real_ranks(dprun, ranks):
     done = dprun(ranks, Path(__file__).with_name("job.py"), timeout_s=80)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert list(found) == [*FEATURES, "timeline", "reproducible"]
+    assert list(found) == [*FEATURES, "timeline", "resumed", "reproducible"]
     DIGESTS.add(found["reproducible"])
     assert len(DIGESTS) == 1, "the number of ranks shows in the bits"
 
