@@ -152,6 +152,24 @@ def _number(name: str, variables: Mapping[str, str]) -> int:
         raise RuntimeError(f"{name}={variables[name]!r} is no whole number") from None
 
 
+def master_address(environ: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Host and port in MASTER_ADDR and MASTER_PORT, at which rank 0 may listen.
+
+    Raises:
+        ValueError: one of them is missing, or the port is no number.
+    """
+    found = os.environ if environ is None else environ
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in found:
+            raise ValueError(
+                f"Error initializing dptrain.distributed using env:// rendezvous: environment variable {name} "
+                "expected, but not set; dprun sets it on one host"
+            )
+    if not found["MASTER_PORT"].isdigit():
+        raise ValueError(f"MASTER_PORT={found['MASTER_PORT']!r} is no port number")
+    return found["MASTER_ADDR"], int(found["MASTER_PORT"])
+
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -6,7 +6,8 @@ Owns: the translation between tensors and arrays, names and defaults. Must not k
 backends   names of backends, the start and end of the default group
 groups     process groups and their numbering of ranks
 collectives, lists, objects, messages   the calls, by what they take
-stores, file_store, tcp_store           key-value stores, and the table that they share
+stores, file_store, tcp_store, table    key-value stores, and what they hold
+rendezvous                              the store that an address stands for
 device_mesh                             ranks in rows and columns
 nn         the same calls with gradients
 ========== ==================================================================================
@@ -84,6 +85,7 @@ from dptrain.distributed.objects import (
     scatter_object_list,
     send_object_list,
 )
+from dptrain.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from dptrain.distributed.stores import HashStore, PrefixStore, Store
 from dptrain.distributed.table import DistStoreError, QueueEmptyError
 from dptrain.distributed.tcp_store import TCPStore
@@ -174,6 +176,8 @@ __all__ = [
     "recv",
     "recv_object_list",
     "reduce",
+    "register_rendezvous_handler",
+    "rendezvous",
     "reduce_op",
     "reduce_scatter",
     "reduce_scatter_tensor",

@@ -222,6 +222,9 @@ def stores(lib, dist, rank):
     store.add("count", rank + 1)
     store.barrier("end", 2)
     found += [store.get("count").decode(), store.check(["part/from 1"]), store.delete_key("none")]
+    address = f"tcp://localhost:{port[0] if rank else server.port}"
+    again, *ranks = next(dist.rendezvous(address, rank, 2)) if rank else (store, 0, 2)
+    found += [again.get("count").decode(), ranks]
     dist.barrier()  # The server stays until all have asked.
     return found
 

@@ -38,7 +38,6 @@ def test_two_ranks_get_what_pytorch_gives_over_gloo(theirs, dprun):
 
 
 BINDINGS = "an options record or type of PyTorch's C++ layer"
-STORE = "a key-value store; MPI connects the ranks"
 MODULE = "a module that PyTorch's package happens to import"
 DEBUG = "switches for checks and logs; the checks are always on here"
 OUT_OF_SCOPE = {
@@ -60,13 +59,6 @@ OUT_OF_SCOPE = {
             "ScatterOptions",
         ),
         BINDINGS,
-    ),
-    **dict.fromkeys(
-        (
-            "register_rendezvous_handler",
-            "rendezvous",
-        ),
-        STORE,
     ),
     **dict.fromkeys(
         (

@@ -17,6 +17,11 @@ KINDS = ["hash", "file", "tcp", "prefix"]
 SHORT = timedelta(milliseconds=60)
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 def made(lib, kind, folder):
     if kind == "hash":
         return lib.HashStore()
@@ -160,9 +165,7 @@ store.barrier("end", 2)
 
 @pytest.mark.parametrize("kind", ["file", "tcp"])
 def test_two_processes_share_a_store(kind, tmp_path):
-    path = tmp_path / "store"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    path, port = tmp_path / "store", free_port()
     place = str(path) if kind == "file" else str(port)
     other = subprocess.Popen([sys.executable, "-c", CLIENT, kind, place], stderr=subprocess.PIPE)
     # The client is there first as often as not: it waits for the server, and the server for it.
@@ -277,3 +280,48 @@ def test_a_store_of_the_users_serves_behind_a_prefix():
         store.add("k", 1)
     with pytest.raises(ValueError, match="cannot be None"):
         dist.PrefixStore("x", None)
+
+
+def test_an_address_stands_for_a_store(tmp_path, monkeypatch):
+    port = free_port()
+    limit = timedelta(seconds=20)
+    first = dist.rendezvous(f"tcp://localhost:{port}?rank=0&world_size=2", timeout=limit)
+    found = []
+    server = threading.Thread(target=lambda: found.append(next(first)))
+    server.start()
+    other, *ranks = next(dist.rendezvous(f"tcp://localhost:{port}", 1, 2, timeout=limit))
+    server.join(20)
+    store, *mine = found[0]
+    assert (ranks, mine) == ([1, 2], [0, 2])
+    other.set("a", "1")
+    assert store.get("a") == b"1"
+    path = tmp_path / "store"
+    file, *ranks = next(dist.rendezvous(f"file://{path}?rank=0", world_size=1))
+    assert (file.path, ranks) == (str(path), [0, 1])
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    alone, *ranks = next(dist.rendezvous("env://"))
+    assert (alone.port, ranks) == (port, [0, 1])
+
+
+@pytest.mark.oracle
+def test_addresses_that_name_nothing_are_refused_as_by_pytorch(monkeypatch):
+    theirs = pytest.importorskip("torch.distributed", reason="PyTorch is not installed")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for url, words in (
+        (3, "must be a string"),
+        ("foo://x", "No rendezvous handler for foo://"),
+        ("tcp://localhost:1", "rank parameter missing"),
+        ("tcp://localhost:1?rank=0", "world size parameter missing"),
+        ("file:///tmp/x?world_size=1", "rank parameter missing"),
+        ("file://", "path missing"),
+        ("env://?rank=0&world_size=1", "MASTER_ADDR"),
+    ):
+        with pytest.raises((RuntimeError, ValueError)) as wanted:
+            next(theirs.rendezvous(url))
+        with pytest.raises(type(wanted.value), match=words):
+            next(dist.rendezvous(url))
+    with pytest.raises(RuntimeError, match="already registered"):
+        dist.register_rendezvous_handler("tcp", print)
