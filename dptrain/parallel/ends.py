@@ -16,7 +16,7 @@ from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.parallel.agreement import broadcast_arrays, broadcast_buffers
-from dptrain.parallel.join import Join, Joinable, JoinHook
+from dptrain.parallel.join import CountedHook, Join, Joinable, JoinHook
 from dptrain.parallel.reducer import Reducer
 from dptrain.parallel.shared_state import shared_buffers, shared_parameters
 
@@ -29,12 +29,14 @@ class EqualEnds(Joinable):
         communicator: connects the ranks.
         process_group: as the user gave it.
         training: whether the module is in training mode.
+        forward_sync_buffers: how buffers are kept equal.
     """
 
     module: Module
     communicator: Communicator
     process_group: Any
     training: bool
+    forward_sync_buffers: bool | str
     _name: str
     _connected: Reducer | None
 
@@ -83,7 +85,7 @@ class EqualEnds(Joinable):
 
         A pass without a single batch counts if the module is in training: the others train.
         """
-        if self._connected is None:
+        if self._connected is None or Join.counts_steps_of(self):
             return
         empty = loader.last_pass_length == 0 and self.training and is_grad_enabled()
         if self._connected.last_backward_ns < first_batch_time_ns and not empty:
@@ -123,18 +125,40 @@ class EqualEnds(Joinable):
         )
 
 
-class _EqualAfterwards(JoinHook):
+class _EqualAfterwards(CountedHook):
     """Divides as the context says, and makes the ranks equal when all have left it."""
 
     def __init__(self, ddp: EqualEnds, by_initial_world_size: bool) -> None:
-        self._ddp = ddp
+        self._ddp, self._by_initial_world_size = ddp, by_initial_world_size
+        self._counted = False
         self._ddp._reducer.divide_by = (
             ddp.communicator.world_size if by_initial_world_size else None
         )
 
+    def begin_counting(self) -> None:
+        reducer, sends = self._ddp._reducer, self._ddp.forward_sync_buffers
+        buffers = bool(sends) and bool(shared_buffers(self._ddp.module))
+        if reducer.weights is not None or reducer.owners is not None or buffers:
+            raise ValueError(
+                "Join: a DistributedDataParallel with weighted=True, with buffers of the first rank (make it with "
+                "forward_sync_buffers=False) or with reduce_scatter cannot be joined together with joinables that "
+                "override main_hook"
+            )
+        self._counted = True
+
+    def with_data(self, ranks: int) -> None:
+        if not self._by_initial_world_size:
+            self._ddp._reducer.divide_by = ranks
+
+    def counted_step(self) -> None:
+        """Average the others' gradients, to which this rank contributes zeros."""
+        self._ddp._reducer.take_part()
+
     def post_hook(self, is_last_joiner: bool) -> None:
-        """Collective."""
+        """Collective, where steps were not counted: then every rank has made or answered all of them."""
         self._ddp._reducer.divide_by = None
+        if self._counted:
+            return
         last = self._ddp.communicator.all_gather_object(is_last_joiner, name="Join last joiner")
         if not all(last):
             self._ddp._make_equal(root=last.index(True))

@@ -5,7 +5,8 @@ Owns: `Join`, `Joinable`, `JoinHook`. Must not know: what the joinables communic
 A rank that leaves the context before the others answers their collectives until all have left.
 Collectives that were made joinable (those of DistributedDataParallel are) the communicator answers by
 itself. Hooks that make collectives of their own override `main_hook`; then the ranks count, before
-each step, how many still have data, and those that have none call the hooks for each such step.
+each step, how many still have data, and those that have none call the hooks for each such step. A
+`CountedHook` can do either.
 """
 
 from __future__ import annotations
@@ -35,6 +36,19 @@ class JoinHook:
         Args:
             is_last_joiner: whether this rank made all steps.
         """
+
+
+class CountedHook(JoinHook):
+    """A hook whose collectives the communicator answers, or which makes them where ranks count steps."""
+
+    def begin_counting(self) -> None:
+        """Steps will be counted. Raises ValueError if the joinable cannot be used so."""
+
+    def with_data(self, ranks: int) -> None:
+        """How many ranks have data in the step that begins; called on every rank."""
+
+    def counted_step(self) -> None:
+        """As `main_hook`, where steps are counted."""
 
 
 class Joinable(ABC):
@@ -73,7 +87,7 @@ class Join:
 
     Raises:
         ValueError: no joinables; several process groups; a hook that overrides `main_hook` together
-            with a joinable whose collectives the communicator answers.
+            with a joinable whose collectives only the communicator can answer.
     """
 
     def __init__(
@@ -94,14 +108,18 @@ class Join:
             raise ValueError("Using join context manager with multiple process groups")
         self._hooks = [j.join_hook(**kwargs) for j in joinables]
         own = [type(h).main_hook is not JoinHook.main_hook for h in self._hooks]
-        if any(own) and not all(own):
-            names = [type(j).__name__ for j, o in zip(joinables, own, strict=True) if not o]
-            raise ValueError(
-                f"Join: the collectives of {', '.join(names)} are answered by the communicator, which cannot be "
-                "mixed with joinables that override main_hook; use a context for each"
-            )
-        self._counts = throw_on_early_termination or all(own)
-        self._calls_hooks = all(own)
+        self._calls_hooks = any(own)
+        self._counts = throw_on_early_termination or self._calls_hooks
+        if not self._calls_hooks:
+            return
+        for joinable, hook, makes in zip(joinables, self._hooks, own, strict=True):
+            if isinstance(hook, CountedHook):
+                hook.begin_counting()
+            elif not makes:
+                raise ValueError(
+                    f"Join: the collectives of {type(joinable).__name__} are answered by the communicator, which cannot "
+                    "be mixed with joinables that override main_hook; use a context for each"
+                )
 
     def __enter__(self) -> None:
         if self._enable:
@@ -126,7 +144,10 @@ class Join:
             if self._throw:
                 raise self._early(communicator)
             for hook in self._hooks:
-                hook.main_hook()
+                if isinstance(hook, CountedHook):
+                    hook.counted_step()
+                else:
+                    hook.main_hook()
             steps += 1
         if not self._calls_hooks:
             steps = communicator.join().shadowed
@@ -145,6 +166,9 @@ class Join:
         """How many ranks still have data. Collective."""
         count = np.array([mine], np.int64)
         communicator.all_reduce(count, name="Join ranks with data", async_op=False)
+        for hook in self._hooks:
+            if isinstance(hook, CountedHook) and self._calls_hooks and count[0]:
+                hook.with_data(int(count[0]))
         return int(count[0])
 
     @staticmethod
@@ -153,6 +177,12 @@ class Join:
             f"[rank {communicator.rank}/{communicator.world_size}] Detected at least one rank that exhausted inputs. "
             "Throwing across all ranks."
         )
+
+    @staticmethod
+    def counts_steps_of(joinable: Joinable) -> bool:
+        """Whether this rank is in a context of `joinable` in which ranks count their steps."""
+        inside = _contexts.get().values()
+        return any(context._counts and joinable in context._joinables for context in inside)
 
     @staticmethod
     def notify_join_context(joinable: Joinable) -> None:

@@ -153,8 +153,23 @@ class Reducer:
             while self._next < last and self._buckets[self._next].waiting == 0:
                 self._launch(self._buckets[self._next])
 
+    def take_part(self) -> None:
+        """Make the collectives of a backward that reaches no parameter. Collective.
+
+        Afterwards the gradients are the averages, as on the ranks whose backward it was.
+        """
+        for section in self.sections:
+            for p in section.params():
+                p._grad = None
+        self._reset()
+        self._finish()
+
     def _begin(self) -> None:
         self._pass = engine.current_pass()
+        self._reset()
+        engine.queue_callback(self._finish)
+
+    def _reset(self) -> None:
         self._next = 0
         self._seen.clear()
         self._began_ns = time.perf_counter_ns()
@@ -166,7 +181,6 @@ class Reducer:
             totals = np.array([count, 1.0])
             work = self.communicator.all_reduce(totals, name=f"{self._name} counts", joinable=True)
             self._totals = (totals, work)
-        engine.queue_callback(self._finish)
 
     def _launch(self, bucket: BucketState, async_op: bool = True) -> None:
         self._next += 1

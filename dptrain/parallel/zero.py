@@ -28,7 +28,7 @@ from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.buckets import consecutive
 from dptrain.parallel.ddp import DistributedDataParallel
 from dptrain.parallel.gradient_owners import GradientOwners
-from dptrain.parallel.join import Joinable, JoinHook
+from dptrain.parallel.join import Join, Joinable, JoinHook
 from dptrain.parallel.process_group import communicator_of
 
 
@@ -157,6 +157,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         Returns:
             What `closure` returned, or None.
         """
+        Join.notify_join_context(self)
         loss = None
         if closure is not None:
             with enable_grad():
@@ -367,15 +368,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
     # ---- ranks that run out of data ----------------------------------------------------------------
 
     def join_hook(self, **kwargs: Any) -> JoinHook:
-        """Refused: a rank that has run out of data would still have to update its part.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(
-            "ZeroRedundancyOptimizer needs the same number of steps on every rank: each has to update its part of the "
-            "parameters in each of them. Make the inputs even, or use the undivided optimizer"
-        )
+        """A rank that has run out of data goes on updating its part of the parameters."""
+        return _UpdatesItsPart(self)
 
     @property
     def join_device(self) -> device:
@@ -386,6 +380,16 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
     def join_process_group(self) -> Communicator:
         """Whose ranks share the work."""
         return self._communicator
+
+
+class _UpdatesItsPart(JoinHook):
+    """Makes the steps of the others, with the averages that the model's hook has brought before."""
+
+    def __init__(self, optimizer: ZeroRedundancyOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def main_hook(self) -> None:
+        self._optimizer.step()
 
 
 def _options(group: Mapping[str, Any], names: bool = False) -> dict[str, Any]:

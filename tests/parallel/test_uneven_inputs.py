@@ -344,15 +344,41 @@ def test_a_joinable_of_the_users_own():
     assert on_ranks(3, rank) == [(109, False), (109, False), (109, True)]
 
 
+@pytest.mark.parametrize("by_all", [True, False])
+def test_a_model_and_a_joinable_of_the_users_own_in_one_loop(by_all):
+    def rank(comm):
+        model = DistributedDataParallel(nn.Linear(1, 1, bias=False).double())
+        counter, seen = Counter(comm), []
+        both = Join([model, counter], divide_by_initial_world_size=by_all, grace=100)
+        with both:
+            for _ in range(comm.rank + 1):
+                model.zero_grad()
+                model(dptrain.full((1, 1), 6.0 * (comm.rank + 1)).double()).sum().backward()
+                seen.append(model.module.weight.grad.item())
+                counter.step()
+        return seen, counter.total
+
+    # Of the ranks' 6, 12 and 18 the first leaves after a step, and the second after two.
+    sums, counts = [36, 30, 18], [3, 2, 1]
+    wanted = [total / (3 if by_all else n) for total, n in zip(sums, counts, strict=True)]
+    for r, (seen, total) in enumerate(on_ranks(3, rank)):
+        assert seen == pytest.approx(wanted[: r + 1], rel=1e-12)
+        assert total == 106
+
+
 def test_contexts_that_cannot_work_are_refused():
+    class Silent(Counter):
+        def join_hook(self, **kwargs):
+            return JoinHook()
+
     def mixed(comm):
-        Join([DistributedDataParallel(nn.Linear(1, 1)), Counter(comm)])
+        Join([Silent(comm), Counter(comm)])
 
     def groups(comm):
         Join([Counter(comm), Counter(comm.split(0))])
 
     for function, words in (
-        (mixed, "DistributedDataParallel are answered by the communicator"),
+        (mixed, "Silent are answered by the communicator"),
         (groups, "multiple process groups"),
         (lambda comm: Join([]), "at least one joinable"),
     ):

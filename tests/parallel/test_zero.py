@@ -280,10 +280,68 @@ def test_ranks_that_run_out_of_data_are_an_error_that_says_so():
     for error in errors_on_ranks(2, uneven):
         assert "ZeroRedundancyOptimizer parameters of rank" in str(error)
 
-    def joined(comm):
+
+@pytest.mark.parametrize("by_all", [True, False])
+def test_joined_with_its_model_it_gives_the_undivided_optimizers_numbers(by_all):
+    """Ranks with 1, 3 and 5 batches: those without data go on updating their part."""
+
+    def rank(comm):
+        def run(make, joined):
+            dptrain.manual_seed(3)
+            model = DistributedDataParallel(net())
+            optimizer = make(model.parameters())
+            steps = 0
+            with Join(joined(model, optimizer), divide_by_initial_world_size=by_all):
+                for step in range(1 + 2 * ((comm.rank + 1) % 3)):
+                    optimizer.zero_grad()
+                    x = np.random.default_rng((comm.rank, step)).standard_normal((3, 4))
+                    model(dptrain.tensor(x)).square().mean().backward()
+                    optimizer.step()
+                    steps += 1
+            return steps, [p.detach().numpy().copy() for p in model.parameters()]
+
+        def divided(params):
+            return ZeroRedundancyOptimizer(params, optim.AdamW, lr=0.01)
+
+        def whole(params):
+            return optim.AdamW(params, lr=0.01)
+
+        steps, found = run(divided, lambda model, optimizer: [model, optimizer])
+        return steps, found, run(whole, lambda model, optimizer: [model])[1]
+
+    results = on_ranks(3, rank)
+    assert [steps for steps, _, _ in results] == [3, 5, 1]
+    for _, found, wanted in results:
+        for a, b, first in zip(found, wanted, results[0][1], strict=True):
+            np.testing.assert_array_equal(a, first)
+            # One way divides the sum, the other the ranks' parts, unless all ranks count.
+            np.testing.assert_allclose(a, b, rtol=0 if by_all else 1e-10)
+
+
+def test_joined_around_loaders_of_different_lengths():
+    def rank(comm):
         model = DistributedDataParallel(net())
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optim.SGD, lr=0.1, momentum=0.9)
+        data = TensorDataset(dptrain.ones(2 + comm.rank, 4, dtype=DTYPE))
+        with Join([model, optimizer]):
+            for (x,) in DataLoader(data, batch_size=1):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        model.check_replicas()
+
+    on_ranks(3, rank)
+
+
+def test_a_model_that_cannot_be_joined_with_it_says_why():
+    def refused(comm, **options):
+        layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to(DTYPE)
+        model = DistributedDataParallel(layers, **options)
         optimizer = ZeroRedundancyOptimizer(model.parameters(), optim.SGD, lr=0.1)
         Join([model, optimizer])
 
-    for error in errors_on_ranks(2, joined):
-        assert "needs the same number of steps on every rank" in str(error)
+    for options in ({}, {"weighted": True, "forward_sync_buffers": False}):
+        for error in errors_on_ranks(2, lambda comm, options=options: refused(comm, **options)):
+            assert isinstance(error, ValueError)
+            assert "forward_sync_buffers=False" in str(error)
+    assert errors_on_ranks(2, lambda comm: refused(comm, forward_sync_buffers=False)) == [None] * 2
