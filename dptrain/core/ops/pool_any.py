@@ -189,8 +189,6 @@ def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
         )
     batched(op, input, rank)
     wanted = tuple(output_size) if several else (output_size,) * rank
-    if len(wanted) == 1:
-        wanted *= rank
     if len(wanted) != rank:
         raise RuntimeError(f"{op}: output_size must have {rank} sizes, got {output_size!r}")
     sizes = tuple(
