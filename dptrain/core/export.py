@@ -291,7 +291,9 @@ class Overwritten(Op):
         )
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0
+        from dptrain.core.ops.compare import zeros_for
+
+        return zeros_for(grad)
 
 
 def _inplace(run: Any, name: str, signature: Signature | None = None) -> Callable[..., Any]:

@@ -162,3 +162,48 @@ def test_sparse_gradients_are_refused_where_they_would_come(name):
         call(dptrain.tensor([[0, 1]]), weight, sparse=True)
     with dptrain.no_grad():
         assert call(dptrain.tensor([[0, 1]]), weight, sparse=True).shape[-1] == 2
+
+
+def squared(m, x):
+    return m.nn.functional.lp_pool1d(m.cat([x[1:2], x[1:2], x[2:], x[2:]])[None], 2.0, 2)
+
+
+#: Functions that are 0 around some element of x = -1, 0, 2, where the root that follows has no finite slope.
+FLAT = {
+    "clamp": lambda m, x: x.clamp(0),
+    "clamp tensor": lambda m, x: x.clamp(m.tensor(0.0)),
+    "maximum": lambda m, x: m.maximum(x, m.tensor(0.0)),
+    "fmax": lambda m, x: m.fmax(x, m.tensor(0.0)),
+    "relu": lambda m, x: m.relu(x),
+    "relu6": lambda m, x: m.nn.functional.relu6(x),
+    "threshold": lambda m, x: m.nn.functional.threshold(x, 0, 0),
+    "hardshrink": lambda m, x: m.nn.functional.hardshrink(x, 1.5),
+    "softshrink": lambda m, x: m.nn.functional.softshrink(x, 1.5),
+    "hardsigmoid": lambda m, x: m.nn.functional.hardsigmoid(x * 3),
+    "hardswish": lambda m, x: m.nn.functional.hardswish(x * 3),
+    "masked_fill": lambda m, x: x.masked_fill(x <= 0, 0),
+    "masked_scatter": lambda m, x: x.masked_scatter(x <= 0, m.zeros(3)),
+    "where": lambda m, x: m.where(x > 0, x, 0.0),
+    "index_fill": lambda m, x: x.index_fill(0, m.tensor([0, 1]), 0),
+    "index_copy": lambda m, x: x.index_copy(0, m.tensor([0, 1]), m.zeros(2)),
+    "index_put": lambda m, x: x.index_put((m.tensor([0, 1]),), m.zeros(2)),
+    "scatter": lambda m, x: x.scatter(0, m.tensor([0, 1]), 0.0),
+    "sign": lambda m, x: x.sign().clamp(0),
+    "floor": lambda m, x: (x / 3).floor().clamp(0),
+    "floor_divide": lambda m, x: m.div(x, 3, rounding_mode="floor").clamp(0),
+    "lp_pool1d": squared,
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("name", FLAT)
+def test_no_gradient_passes_where_a_function_is_flat(name, graph):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    found = []
+    for m in (dptrain, torch):
+        x = m.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+        y = FLAT[name](m, x)
+        root = y if name == "lp_pool1d" else y.sqrt()
+        found.append(m.autograd.grad(root.sum(), x, create_graph=graph)[0].tolist())
+    np.testing.assert_allclose(*found, rtol=1e-6)

@@ -8,6 +8,7 @@ from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
+from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.elementwise import Exp
 from dptrain.core.ops.norm import Normalising
 from dptrain.core.ops.shape import wrap_dim
@@ -53,7 +54,7 @@ class Relu(Op):
 
     def backward(self, grad: Any, out: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(out, Tensor):
-            return grad * (out > 0)
+            return Where.call(out <= 0, 0, grad)
         return kernels_for(grad).relu_grad(grad, out)
 
 
@@ -125,7 +126,7 @@ class Softmax(Op):
 
     def backward(self, grad: Any, out: Any) -> Any:
         if grad.ndim == 0:
-            return grad * 0
+            return zeros_for(grad)
         if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
             return kernels_for(out).softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
         return (grad - (grad * out).sum(axis=self.dim, keepdims=True)) * out
@@ -151,7 +152,7 @@ class LogSoftmax(Op):
 
     def backward(self, grad: Any, out: Any) -> Any:
         if grad.ndim == 0:
-            return grad * 0
+            return zeros_for(grad)
         if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
             return kernels_for(out).log_softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
         return grad - Exp.call(out) * grad.sum(axis=self.dim, keepdims=True)

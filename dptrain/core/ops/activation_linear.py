@@ -52,7 +52,7 @@ class _Sloped(Op):
     slope: Any
 
     def backward(self, grad: Any) -> Any:
-        return grad * self.slope
+        return Where.call(self.slope == 0, 0, grad * self.slope)
 
 
 def _hardtanh(
@@ -184,7 +184,7 @@ class PreluKernel(Op):
         positive = input > 0
         return (
             Where.call(positive, grad, grad * weight),
-            Where.call(positive, grad * 0, grad * input) if self.needs[1] else None,
+            Where.call(positive, 0, grad * input) if self.needs[1] else None,
         )
 
 
@@ -268,4 +268,5 @@ class Hardswish(Op):
         # Outside (-3, 3) the slope is that of the straight ends, which clamping gives: 0 and 1.
         inside = (input > -3) & (input < 3)
         ends = Clamp.call(input / 6 + 0.5, 0, 1)
-        return grad * Where.call(inside, input / 3 + 0.5, ends)
+        slope = Where.call(inside, input / 3 + 0.5, ends)
+        return Where.call(input <= -3, 0, grad * slope)

@@ -54,9 +54,8 @@ class ClampTensor(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        zero = grad * 0
-        inside = Where.call(as_array(self.above | self.below), zero, grad)
-        low, high = (Where.call(as_array(m), grad, zero) for m in (self.below, self.above))
+        inside = Where.call(as_array(self.above | self.below), 0, grad)
+        low, high = (Where.call(as_array(m), grad, 0) for m in (self.below, self.above))
         return inside, low, high
 
 

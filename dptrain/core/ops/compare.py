@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import as_array, namespace_of
 from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -228,6 +229,17 @@ class Where(Op):
     def backward(self, grad: Any) -> Any:
         zero = self.zero  # not grad * 0, which is no zero where the gradient is not finite
         return None, Where.call(self.condition, grad, zero), Where.call(self.condition, zero, grad)
+
+
+def zeros_for(grad: Any) -> Any:
+    """Zeros in the shape and type of a gradient, an array or a Tensor.
+
+    Not `grad * 0`, which is NaN where the gradient is not finite: behind a function that is flat there, or
+    that did not take the value, PyTorch's gradient is 0.
+    """
+    if isinstance(grad, Tensor):  # kept in the graph, so that it can be derived once more
+        return Where.apply(wrap(as_array(namespace_of(grad._array).ones((), bool))), 0, grad)
+    return namespace_of(grad).zeros_like(grad)
 
 
 def _method_where(self: Any, condition: Any, other: Any) -> Any:

@@ -11,7 +11,7 @@ from dptrain.core.dtypes import float64, get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Where
+from dptrain.core.ops.compare import Where, zeros_for
 
 
 def _times(value: Any, alpha: Any) -> Any:
@@ -183,7 +183,7 @@ class FloorDivide(Op):
         return self.xp.floor_divide(input, other)
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0, grad * 0  # flat between its jumps
+        return zeros_for(grad), zeros_for(grad)  # flat between its jumps
 
 
 class TruncDivide(Op):
@@ -201,7 +201,7 @@ class TruncDivide(Op):
         return quotient + ((quotient < 0) & (quotient * other != input)).astype(input.dtype)
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0, grad * 0  # flat between its jumps
+        return zeros_for(grad), zeros_for(grad)  # flat between its jumps
 
 
 @export(
@@ -267,14 +267,18 @@ class Pow(Op):
         d_input = d_exponent = None
         if self.needs[0]:
             if not is_array(exponent) and not hasattr(exponent, "_array"):
-                d_input = grad * (input ** (exponent - 1) * exponent) if exponent != 0 else grad * 0
+                d_input = (
+                    grad * (input ** (exponent - 1) * exponent)
+                    if exponent != 0
+                    else zeros_for(grad)
+                )
             else:
                 slope = exponent * input ** (exponent - 1)
                 d_input = grad * Where.call(exponent == 0, 0.0, slope)  # slope may be 0 * inf
         if self.needs[1]:
             # d/dy x^y = x^y ln x, and 0 where x = 0 and y >= 0.
             slope = out * Log.call(input)
-            d_exponent = grad * Where.call((input == 0) & (exponent >= 0), grad * 0, slope)
+            d_exponent = grad * Where.call((input == 0) & (exponent >= 0), 0, slope)
         return d_input, d_exponent
 
 
@@ -313,7 +317,7 @@ class Sign(Op):
         return self.xp.where(input == input, self.xp.sign(input), input.dtype.type(0))
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0
+        return zeros_for(grad)
 
 
 def _floating(input: Any) -> Any:
@@ -448,10 +452,7 @@ class Minimum(Op):
 
 def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     halves = Where.call(input == other, grad / 2, grad)
-    zero = grad * 0
-    return Where.call(first_wins | (input == other), halves, zero), Where.call(
-        first_wins, zero, halves
-    )
+    return Where.call(first_wins | (input == other), halves, 0), Where.call(first_wins, 0, halves)
 
 
 class Clamp(Op):
@@ -472,4 +473,4 @@ class Clamp(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return grad * self.inside
+        return Where.call(as_array(self.inside), grad, 0)

@@ -13,6 +13,7 @@ from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
 from dptrain.core.op import Op
+from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor
 
@@ -160,7 +161,7 @@ class IndexPut(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        zero = grad[self.index] * 0
+        zero = zeros_for(grad[self.index])
         d_value = None
         if self.needs[1]:
             d_value = Index.call(grad, self.index)

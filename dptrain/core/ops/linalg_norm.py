@@ -96,11 +96,11 @@ class VectorNorm(Op):
             return sign * ties * (grad / count)
         nonzero = Where.call(out == 0, out * 0 + 1, out)
         if p == 2:
-            return x * (Where.call(out == 0, grad * 0, grad) / nonzero)
+            return x * (Where.call(out == 0, 0, grad) / nonzero)
         size = Sign.call(x) * x
         if p < 2:  # a negative power of 0 would poison the product with 0
             size = Where.call(x == 0, size * 0 + 1, size)
-        scale = Where.call(out == 0, grad * 0, grad) / Pow.call(nonzero, p - 1)
+        scale = Where.call(out == 0, 0, grad) / Pow.call(nonzero, p - 1)
         return Sign.call(x) * Pow.call(size, p - 1) * scale
 
 

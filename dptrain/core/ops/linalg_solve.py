@@ -151,7 +151,7 @@ def triangle(value: Any, upper: bool, unit: bool = False, strict: bool = False) 
     mask = (np.triu if upper else np.tril)(
         namespace_beside(value).ones((n, m)), (1 if upper else -1) if unit or strict else 0
     )
-    kept = Where.call(mask.astype(bool), value, value * 0)
+    kept = Where.call(mask.astype(bool), value, 0)
     return kept + eye_like(value, n, m) if unit else kept
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from dptrain.core.arrays import as_array, common_namespace, is_array, namespace_of, to_host
 from dptrain.core.export import export, public
 from dptrain.core.op import Op
+from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.inplace import _random, check_floating_fill
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
@@ -112,7 +113,7 @@ class Bernoulli(Op):
         return (draws < (input if p is None else p)).astype(input.dtype)
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0
+        return zeros_for(grad)
 
 
 def _bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None) -> Any:
@@ -194,7 +195,7 @@ class Normal(Op):
         return as_array(draws * std + mean).astype(kind)
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0, grad * 0
+        return zeros_for(grad), zeros_for(grad)
 
 
 def _normal(

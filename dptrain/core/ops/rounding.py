@@ -10,7 +10,7 @@ import numpy as np
 from dptrain.core.arrays import as_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Where
+from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.elementwise import Sign, Sub
 from dptrain.core.ops.transcendental import Exp2
 from dptrain.core.results import results
@@ -29,7 +29,7 @@ class _Step(Op):
         raise NotImplementedError
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0
+        return zeros_for(grad)
 
 
 @export("ceil", methods=("ceil",), inplace=("ceil_",))
@@ -80,7 +80,7 @@ class Round(Op):
         return self.xp.rint(input / scale) * scale
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0
+        return zeros_for(grad)
 
 
 @export("frac", methods=("frac",), inplace=("frac_",))
@@ -179,7 +179,7 @@ class NextAfter(Op):
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         # A step away from input; where both are equal there is none, and neither moves the result.
-        return Where.call(input == other, grad * 0, grad), grad * 0
+        return Where.call(input == other, 0, grad), zeros_for(grad)
 
 
 @export("nan_to_num", methods=("nan_to_num",), inplace=("nan_to_num_",))
@@ -205,7 +205,7 @@ class NanToNum(Op):
         return self.xp.where(input == -np.inf, kind.type(low), out)
 
     def backward(self, grad: Any) -> Any:
-        return Where.call(self.regular, grad, grad * 0)
+        return grad * self.regular
 
 
 def _lerp(input: Any, end: Any, weight: Any) -> Any:
@@ -288,8 +288,7 @@ class _Fmax(Op):
     first: Any  # where the first argument was taken
 
     def backward(self, grad: Any) -> Any:
-        zero = grad * 0
-        return Where.call(self.first, grad, zero), Where.call(self.first, zero, grad)
+        return Where.call(self.first, grad, 0), Where.call(self.first, 0, grad)
 
 
 @export("fmax", methods=("fmax",))

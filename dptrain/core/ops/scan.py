@@ -109,8 +109,8 @@ class Logcumsumexp(Op):
             return grad
         # d out[i] / d input[k] = exp(input[k] - out[i]) for k <= i. Positive and negative gradients
         # are summed apart in log space, where neither can overflow.
-        positive = Where.call(grad > 0, grad, grad * 0)
-        negative = Where.call(grad < 0, -grad, grad * 0)
+        positive = Where.call(grad > 0, grad, 0)
+        negative = Where.call(grad < 0, -grad, 0)
         return self._spread(positive, input, out) - self._spread(negative, input, out)
 
     def _spread(self, part: Any, input: Any, out: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from dptrain.core.arrays import is_array, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Where
+from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index, places_along
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
@@ -106,7 +106,7 @@ class ScatterPut(Op):
         d_src = None
         if self.needs[1] and self.shape is not None:
             d_src = _embed_part(Index.call(grad, self.places), self.index, self.shape)
-        return IndexPut.call(grad, Index.call(grad, self.places) * 0, self.places), d_src
+        return IndexPut.call(grad, zeros_for(Index.call(grad, self.places)), self.places), d_src
 
 
 def _embed_part(grad: Any, index: Any, shape: tuple[int, ...]) -> Any:
@@ -246,7 +246,7 @@ class IndexCopy(Op):
 
     def backward(self, grad: Any) -> Any:
         picked = Index.call(grad, self.places) if self.places else grad
-        zeros = IndexPut.call(grad, picked * 0, self.places or (...,))
+        zeros = IndexPut.call(grad, zeros_for(picked), self.places or (...,))
         return zeros, Reshape.call(picked, self.shape)
 
 
@@ -281,7 +281,7 @@ class IndexFill(Op):
 
     def backward(self, grad: Any) -> Any:
         picked = Index.call(grad, self.places or (...,))
-        return IndexPut.call(grad, picked * 0, self.places or (...,)), picked.sum()
+        return IndexPut.call(grad, zeros_for(picked), self.places or (...,)), picked.sum()
 
 
 def _index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
@@ -330,7 +330,7 @@ class IndexPutAdd(Op):
         picked = Index.call(grad, self.index)
         if self.accumulate:
             return grad, picked
-        return IndexPut.call(grad, picked * 0, self.index), picked
+        return IndexPut.call(grad, zeros_for(picked), self.index), picked
 
 
 def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
@@ -359,9 +359,8 @@ class MaskedFill(Op):
         return self.xp.where(mask, self.xp.asarray(value).astype(input.dtype), input)
 
     def backward(self, grad: Any) -> Any:
-        zero = grad * 0
-        d_value = Where.call(self.mask, grad, zero).sum() if self.needs[2] else None
-        return Where.call(self.mask, zero, grad), None, d_value
+        d_value = Where.call(self.mask, grad, 0).sum() if self.needs[2] else None
+        return Where.call(self.mask, 0, grad), None, d_value
 
 
 @export("masked_scatter", methods=("masked_scatter",), inplace=("masked_scatter_",))
@@ -395,7 +394,7 @@ class MaskedScatter(Op):
             size = int(np.prod(self.shape, dtype=np.int64))
             taken = Index.call(grad, (self.mask,))
             d_source = Reshape.call(Embed.call(taken, (size,), (slice(self.count),)), self.shape)
-        return Where.call(self.mask, grad * 0, grad), None, d_source
+        return Where.call(self.mask, 0, grad), None, d_source
 
 
 @export("fill")
@@ -410,4 +409,4 @@ class Fill(Op):
         return self.xp.full(input.shape, value, input.dtype)
 
     def backward(self, grad: Any) -> Any:
-        return grad * 0, grad.sum() if self.needs[1] else None
+        return zeros_for(grad), grad.sum() if self.needs[1] else None

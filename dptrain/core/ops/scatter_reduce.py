@@ -82,12 +82,12 @@ class ScatterReduce(Op):
         return _embed_part(part, self.index, self.shape)
 
     def backward(self, grad: Any, input: Any, src: Any, out: Any) -> Any:
-        kept = Where.call(self.dropped, grad * 0, grad)
+        kept = Where.call(self.dropped, 0, grad)
         if self.reduce == "sum":
             return kept, self._spread(Index.call(grad, self.places))
         if self.reduce == "mean":
             even = grad / self.count
-            d_input = Where.call(self.dropped, grad * 0, even)
+            d_input = Where.call(self.dropped, 0, even)
             return d_input, self._spread(Index.call(even, self.places))
         values = self._values(src)
         if self.reduce == "prod":
@@ -99,9 +99,9 @@ class ScatterReduce(Op):
         ties = self.xp.asarray(raw_mine, np.float64)
         np.add.at(ties, self.places, raw_theirs.astype(np.float64))
         share = grad / np.maximum(ties, 1).astype(out.dtype if is_array(out) else out._array.dtype)
-        d_input = Where.call(raw_mine, share, share * 0)
+        d_input = Where.call(raw_mine, share, 0)
         picked = Index.call(share, self.places)
-        return d_input, self._spread(Where.call(raw_theirs, picked, picked * 0))
+        return d_input, self._spread(Where.call(raw_theirs, picked, 0))
 
     def _product_gradients(self, grad: Any, input: Any, values: Any, out: Any) -> Any:
         raw_input, raw_values = (as_array(getattr(v, "_array", v)) for v in (input, values))
@@ -123,7 +123,7 @@ class ScatterReduce(Op):
             by_values = np.where(counted[self.places] == theirs_zero, rest[self.places], 0)
             d_input = np.where(self.dropped, 0, by_input / input)
             return d_input, self._spread(by_values * grad[self.places] / values)
-        d_input = Where.call(self.dropped, grad * 0, grad * out / input)
+        d_input = Where.call(self.dropped, 0, grad * out / input)
         return d_input, self._spread(Index.call(grad * out, self.places) / values)
 
 

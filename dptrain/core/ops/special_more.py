@@ -148,7 +148,7 @@ class SpecialXlog1Py(Op):
         d_input = d_other = None
         if self.needs[0]:
             log = Log1P.call(other) if hasattr(other, "dtype") else math.log1p(other)
-            d_input = Where.call((input == 0) & (other <= -1), grad * 0, grad * log)
+            d_input = Where.call((input == 0) & (other <= -1), 0, grad * log)
         if self.needs[1]:
             d_other = grad * input / (other + 1)
         return d_input, d_other

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from dptrain.core.dtypes import float64
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Where
+from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.elementwise import Cos, Pow, Sigmoid, Sign, Sin, _floating
 from dptrain.core.tensor import Tensor
 
@@ -272,7 +272,7 @@ class Logit(Op):
         if self.eps is None:
             return slope
         inside = (input >= self.eps) & (input <= 1 - self.eps)
-        return Where.call(inside, slope, grad * 0)
+        return Where.call(inside, slope, 0)
 
 
 @export("deg2rad", methods=("deg2rad",), inplace=("deg2rad_",))
@@ -371,8 +371,8 @@ class Xlogy(Op):
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         d_input = d_other = None
         if self.needs[0]:
-            log = Xlogy.call(grad * 0 + 1, other)
-            d_input = Where.call((input == 0) & (other <= 0), grad * 0, grad * log)
+            log = Xlogy.call(zeros_for(grad) + 1, other)
+            d_input = Where.call((input == 0) & (other <= 0), 0, grad * log)
         if len(self.needs) > 1 and self.needs[1]:
             d_other = grad * input / other
         return d_input, d_other
@@ -393,7 +393,7 @@ class Copysign(Op):
         return self.xp.copysign(magnitude, self.xp.asarray(other).astype(magnitude.dtype))
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
-        return grad * _copysign_slope(out, input), grad * 0
+        return grad * _copysign_slope(out, input), zeros_for(grad)
 
 
 def _float_power(input: Any, exponent: Any) -> Any:
