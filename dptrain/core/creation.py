@@ -17,6 +17,7 @@ from dptrain.core.dtypes import (
     float64,
     from_numpy_dtype,
     get_default_dtype,
+    held,
     promote_types,
     result_dtype,
 )
@@ -159,20 +160,7 @@ def full(
     value = fill_value.item() if isinstance(fill_value, (Tensor, np.generic)) else fill_value
     kind = from_data(value, None).dtype if dtype is None else as_dtype(dtype).numpy
     shape = sizes_of((size,), "full")
-    return finish(np.full(shape, _fill_value(value, kind), kind), device, requires_grad)
-
-
-def _fill_value(value: Any, kind: np.dtype[Any]) -> Any:
-    """A number as `kind` takes it: cut to an integer, and negative ones modulo an unsigned range."""
-    if kind.kind not in "iu" or isinstance(value, complex):
-        return value
-    limits = np.iinfo(kind)
-    lowest = limits.min or -limits.max
-    if not (np.isfinite(value) and lowest <= int(value) <= limits.max):
-        raise RuntimeError(
-            f"full: value {value} cannot be converted to type {FROM_NUMPY[kind]} without overflow"
-        )
-    return int(value) % (limits.max + 1) if limits.min == 0 else int(value)
+    return finish(np.full(shape, held("full", value, kind), kind), device, requires_grad)
 
 
 @factory

@@ -8,6 +8,7 @@ Source of the rules: PyTorch's documentation, "Tensor Attributes", type promotio
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -183,3 +184,33 @@ def result_dtype(operands: Any) -> dtype:
         for x in operands
     )
     return _result(key)
+
+
+@cache
+def _limits(kind: np.dtype[Any]) -> tuple[Any, Any]:
+    if kind.kind == "f":
+        return float(np.finfo(kind).min), float(np.finfo(kind).max)
+    return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+
+
+def held(op: str, value: Any, kind: np.dtype[Any]) -> Any:
+    """A number as elements of `kind` hold it: cut to an integer; a negative one modulo an unsigned range.
+
+    What is no Python number is returned as it is, and so are numbers for 16-bit types, which may be rounded to inf.
+
+    Raises:
+        RuntimeError: the type does not reach as far.
+    """
+    if not isinstance(value, (int, float)) or kind.kind not in "iuf" or kind == np.float16:
+        return value
+    low, high = _limits(kind)
+    if kind.kind == "u" and isinstance(value, int):
+        low = -high
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if (infinite and kind.kind != "f") or not (infinite or low <= value <= high):
+        raise RuntimeError(
+            f"{op}: value {value} cannot be converted to type {FROM_NUMPY[kind]} without overflow"
+        )
+    if kind.kind == "f":
+        return value
+    return int(value) % (high + 1) if kind.kind == "u" else int(value)

@@ -88,6 +88,42 @@ CALLS = {
 }
 
 
+FILLS = {
+    "full": lambda m, x, v: m.full((1,), v, dtype=x.dtype),
+    "full_like": lambda m, x, v: m.full_like(x, v),
+    "new_full": lambda m, x, v: x.new_full((1,), v),
+    "fill_": lambda m, x, v: x.fill_(v),
+    "fill": lambda m, x, v: m.fill(x, v),
+    "masked_fill": lambda m, x, v: x.masked_fill(m.tensor([True]), v),
+    "index_fill": lambda m, x, v: x.index_fill(0, m.tensor([0]), v),
+}
+VALUES = [
+    *[(v, "uint8") for v in (-8.5, 300, -1, -255, -256, 255.5, 7)],
+    *[(v, "int32") for v in (1.5, -2.5, 2**31, NAN, True)],
+    *[(v, "int64") for v in (float("inf"), 2**40)],
+    *[(v, "float32") for v in (1e40, -1e40, float("inf"), NAN, 3)],
+    *[(v, "float64") for v in (1e300, 2)],
+    (3, "bool"),
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize(("value", "kind"), VALUES)
+def test_a_number_is_held_as_in_pytorch_or_refused(name, value, kind):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    found = []
+    for m in (dptrain, torch):
+        x = m.ones(1, dtype=getattr(m, kind))
+        try:
+            found.append(FILLS[name](m, x, value).numpy())
+        except RuntimeError:
+            found.append(None)
+    assert (found[0] is None) == (found[1] is None), found
+    if found[0] is not None:
+        np.testing.assert_array_equal(*found)
+
+
 def flat(found):
     if isinstance(found, (list, tuple)):
         return [part for f in found for part in flat(f)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.dtypes import held
 from dptrain.core.export import export, public
 from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
@@ -63,7 +64,7 @@ def _fill(self: Tensor, value: Any) -> Tensor:
             )
         return _copy(self, value)
     self._check_inplace("fill_")
-    return _overwrite(self, "fill_", value)
+    return _overwrite(self, "fill_", held("fill_", value, self._array.dtype))
 
 
 def _zero(self: Tensor) -> Tensor:

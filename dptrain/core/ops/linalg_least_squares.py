@@ -204,4 +204,4 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
     return lstsq_result((solution, residuals, wrap(ranks), values))
 
 
-export("linalg.lstsq", function=_lstsq)(LinalgLstsq)
+export("linalg.lstsq", function=_lstsq, kinds={"rcond": "Number"})(LinalgLstsq)

@@ -6,12 +6,12 @@ derivatives are each other.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import is_array, namespace_of
+from dptrain.core.dtypes import held
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
@@ -256,7 +256,7 @@ def _index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
         raise RuntimeError(
             f"index_fill only supports a 0-dimensional value tensor, but got tensor with {value.ndim} dimension(s)."
         )
-    return IndexFill.apply(input, value, index, dim)
+    return IndexFill.apply(input, held("index_fill", value, input._array.dtype), index, dim)
 
 
 @export("index_fill", methods=("index_fill",), inplace=("index_fill_",), function=_index_fill)
@@ -339,9 +339,7 @@ def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise RuntimeError(
             f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {value.ndim} dimension(s)."
         )
-    if isinstance(value, float) and input.dtype.category < 2 and not math.isfinite(value):
-        raise RuntimeError(f"value cannot be converted to type {input.dtype} without overflow")
-    return MaskedFill.apply(input, mask, value)
+    return MaskedFill.apply(input, mask, held("masked_fill", value, input._array.dtype))
 
 
 @export("masked_fill", methods=("masked_fill",), inplace=("masked_fill_",), function=_masked_fill)
@@ -406,7 +404,7 @@ class Fill(Op):
             raise RuntimeError(
                 f"fill only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions."
             )
-        return self.xp.full(input.shape, value, input.dtype)
+        return self.xp.full(input.shape, held("fill", value, input.dtype), input.dtype)
 
     def backward(self, grad: Any) -> Any:
         return zeros_for(grad), grad.sum() if self.needs[1] else None
