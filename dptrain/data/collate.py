@@ -1,6 +1,6 @@
 """Making one batch out of a list of samples.
 
-Owns: `default_collate`, `default_convert`. Must not know: datasets, samplers, processes.
+Owns: `default_collate`, its table and `collate`; `default_convert`. Must not know: datasets, samplers, processes.
 
 Source of the rules: PyTorch's documentation of `torch.utils.data.default_collate`.
 """
@@ -18,6 +18,7 @@ from dptrain.core.dtypes import float64, from_numpy_dtype
 from dptrain.core.ops.join import Stack
 from dptrain.core.tensor import Tensor, wrap
 
+CollateFnMap = dict[Any, Callable[..., Any]]
 _NO_TENSOR = (
     "default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; found {}"
 )
@@ -29,7 +30,8 @@ def default_collate(batch: Sequence[Any]) -> Any:
     * tensors and NumPy arrays: a Tensor with a new first dimension;
     * Python and NumPy numbers: a Tensor of shape `(len(batch),)` (floats float64, ints int64);
     * strings and bytes: the list itself;
-    * mappings, named tuples, tuples and lists: the same with each field collated (tuples as lists).
+    * mappings, named tuples, tuples and lists: the same with each field collated (tuples as lists);
+    * what was added to `default_collate_fn_map`.
 
     Args:
         batch: one or more samples.
@@ -37,25 +39,68 @@ def default_collate(batch: Sequence[Any]) -> Any:
     Raises:
         TypeError: a field holds something else; the message names its type.
         RuntimeError: shapes of tensors, or lengths of lists, differ between the samples.
-        ValueError: the batch is empty.
+        IndexError: the batch is empty.
+    """
+    return collate(batch, collate_fn_map=default_collate_fn_map)
+
+
+def collate(batch: Sequence[Any], *, collate_fn_map: CollateFnMap | None = None) -> Any:
+    """One batch from a list of samples, by a table of functions for the types in them.
+
+    Args:
+        batch: one or more samples that are built alike.
+        collate_fn_map: type, or tuple of types -> function of a batch of it and of `collate_fn_map`. The very
+            type counts first, then the first that the samples are instances of; then containers.
     """
     if len(batch) == 0:
-        raise ValueError("default_collate: the batch is empty; give one or more samples")
+        raise IndexError("default_collate: the batch is empty; give one or more samples")
     first = batch[0]
-    if isinstance(first, Tensor):
-        return _stacked(batch)
-    if isinstance(first, np.ndarray):
-        return _stacked([_array_tensor(array, array.dtype) for array in batch])
-    if isinstance(first, (np.bool_, np.number)):
-        return _array_tensor(np.asarray(batch), first.dtype)
-    if isinstance(first, float):
-        return wrap(np.array(batch, dtype=float64.numpy))
-    if isinstance(first, int):
-        # The general way looks at every element; the usual labels need no look.
-        return wrap(np.array(batch)) if set(map(type, batch)) == {int} else tensor(batch)
-    if isinstance(first, (str, bytes)):
-        return batch
-    return _collate_fields(batch, first)
+    table = collate_fn_map or {}
+    make = table.get(type(first)) or next(
+        (f for k, f in table.items() if isinstance(first, k)), None
+    )
+    if make is not None:
+        return make(batch, collate_fn_map=collate_fn_map)
+    return _collate_fields(batch, first, collate_fn_map)
+
+
+def _collate_tensors(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Tensor:
+    return _stacked(batch)
+
+
+def _collate_arrays(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Tensor:
+    arrays = map(np.asarray, batch)  # a number among them is one without dimensions
+    return _stacked([_array_tensor(array, array.dtype) for array in arrays])
+
+
+def _collate_scalars(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Tensor:
+    return _array_tensor(np.asarray(batch), batch[0].dtype)
+
+
+def _collate_floats(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Tensor:
+    return wrap(np.array(batch, dtype=float64.numpy))
+
+
+def _collate_ints(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Tensor:
+    # The general way looks at every element; the usual labels need no look.
+    array = np.array(batch) if set(map(type, batch)) == {int} else None
+    return tensor(batch) if array is None or array.dtype != np.int64 else wrap(array)
+
+
+def _collate_texts(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    return batch
+
+
+#: What `default_collate` does with the types of samples, for users to add theirs to.
+default_collate_fn_map: CollateFnMap = {
+    Tensor: _collate_tensors,
+    np.ndarray: _collate_arrays,
+    (np.bool_, np.number): _collate_scalars,
+    float: _collate_floats,
+    int: _collate_ints,
+    str: _collate_texts,
+    bytes: _collate_texts,
+}
 
 
 def _stacked(tensors: Sequence[Any]) -> Tensor:
@@ -68,6 +113,11 @@ def _stacked(tensors: Sequence[Any]) -> Tensor:
         or {a.dtype.char for a in arrays} != {arrays[0].dtype.char}
         or set(map(type, arrays)) != {np.ndarray}
     ):
+        for i, t in enumerate(tensors):
+            if not isinstance(t, Tensor):
+                raise TypeError(
+                    f"expected Tensor as element {i} in argument 0, but got {type(t).__name__}"
+                )
         stacked: Tensor = Stack.apply(*tensors)
         return stacked
     return wrap(np.concatenate(arrays).reshape(len(arrays), *shape))
@@ -81,13 +131,14 @@ def _array_tensor(array: np.ndarray, found: Any) -> Tensor:
     return wrap(array)
 
 
-def _collate_fields(batch: Sequence[Any], first: Any) -> Any:
+def _collate_fields(batch: Sequence[Any], first: Any, table: CollateFnMap | None) -> Any:
+    def collated(samples: Any) -> Any:
+        return collate(samples, collate_fn_map=table)
+
     if isinstance(first, Mapping):
-        return _like(
-            first, {key: default_collate([sample[key] for sample in batch]) for key in first}
-        )
+        return _like(first, {key: collated([sample[key] for sample in batch]) for key in first})
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*map(default_collate, zip(*batch, strict=True)))
+        return type(first)(*map(collated, zip(*batch, strict=True)))
     if isinstance(first, Sequence):
         for i, sample in enumerate(batch):
             if len(sample) != len(first):
@@ -95,7 +146,7 @@ def _collate_fields(batch: Sequence[Any], first: Any) -> Any:
                     "each element in list of batch should be of equal size, but entry 0 has "
                     f"{len(first)} fields and entry {i} has {len(sample)}"
                 )
-        fields = [default_collate(samples) for samples in zip(*batch, strict=True)]
+        fields = [collated(samples) for samples in zip(*batch, strict=True)]
         return fields if isinstance(first, tuple) else _like(first, fields)
     raise TypeError(_NO_TENSOR.format(type(first)))
 

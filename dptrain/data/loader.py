@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from dptrain.core.random import Generator, default_generator
 from dptrain.data.collate import default_collate, default_convert
-from dptrain.data.dataset import IterableDataset
+from dptrain.data.dataset import IterableDataset, T_co
 from dptrain.data.fetch import Fetcher
 from dptrain.data.loader_arguments import (
     check_iterable,
@@ -54,7 +54,7 @@ class Position:
     base_seed: int | None = None
 
 
-class DataLoader:
+class DataLoader(Generic[T_co]):
     """Iterates over a dataset in batches, in the order of a sampler, with PyTorch's arguments.
 
     With `num_workers`, worker processes fetch the batches ahead of time. They are forked from a small

@@ -165,8 +165,10 @@ class _Children:
     def tend(self) -> bool:
         """Collect those released, end those that are late; whether any is left to look after."""
         for pid, deadline in list(self._deadlines.items()):
-            if self.status(pid) is not None:
-                del self._deadlines[pid], self._ended[pid]
+            # Whoever ended and was collected before may have given its number to a stranger.
+            if self.status(pid) is not None or pid not in self._running:
+                del self._deadlines[pid]
+                self._ended.pop(pid, None)
             elif time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
         return bool(self._deadlines)

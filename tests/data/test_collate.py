@@ -6,6 +6,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+import dptrain.utils.data
 from dptrain.core.creation import tensor
 from dptrain.core.lent_memory import from_numpy
 from dptrain.core.tensor import Tensor
@@ -41,6 +42,8 @@ BATCHES = {
     "bool scalars": [np.bool_(True)],
 }
 FAILURES = {
+    "a number beside an array": [np.ones(2), 3],
+    "empty batch": [],
     "objects": [object()],
     "None": [(1, None)],
     "string arrays": [np.array(["a"])],
@@ -119,12 +122,59 @@ def test_failures_are_those_of_pytorch(batch):
         ([np.complex64(1)], TypeError, "found complex64"),
         ([[1, 2], [3, 4], [5]], RuntimeError, "entry 0 has 2 fields and entry 2 has 1"),
         ([np.zeros(2), np.zeros(3)], RuntimeError, r"\[2\] at entry 0 and \[3\] at entry 1"),
-        ([], ValueError, "the batch is empty"),
+        (
+            [tensor([1.0, 2.0]), 3],
+            TypeError,
+            "expected Tensor as element 1 in argument 0, but got int",
+        ),
+        ([], IndexError, "the batch is empty"),
     ],
 )
 def test_failures_name_what_was_found(batch, error, named):
     with pytest.raises(error, match=named):
         default_collate(batch)
+
+
+@pytest.mark.oracle
+def test_a_table_of_functions_collates_users_types_as_in_pytorch():
+    torch_data = pytest.importorskip("torch.utils.data", reason="oracle extra not installed")
+
+    class Box:
+        def __init__(self, number):
+            self.number = number
+
+    class Wide(Box):
+        pass
+
+    def boxes(batch, *, collate_fn_map=None):
+        return sum(box.number for box in batch)
+
+    def run(collate, table):
+        table = {
+            **table,
+            Box: boxes,
+            (set, frozenset): lambda batch, *, collate_fn_map=None: len(batch),
+        }
+        batch = [{"a": (Box(i), Wide(i)), "b": [{i}, "x"], "c": i} for i in (1, 2)]
+        found = collate(batch, collate_fn_map=table)
+        with pytest.raises(TypeError):
+            collate([object()], collate_fn_map=table)
+        with pytest.raises(TypeError):
+            collate([1, 2])
+        return {**found, "c": found["c"].tolist()}
+
+    theirs = torch_data._utils.collate
+    ours = dptrain.utils.data._utils.collate
+    assert run(ours.collate, ours.default_collate_fn_map) == run(
+        theirs.collate, theirs.default_collate_fn_map
+    )
+    assert ours.default_collate is default_collate
+
+
+def test_a_type_added_to_the_table_is_collated_by_default(monkeypatch):
+    table = dptrain.utils.data._utils.collate.default_collate_fn_map
+    monkeypatch.setitem(table, complex, lambda batch, *, collate_fn_map=None: ("complex", batch))
+    assert default_collate([(1j, 2), (3j, 4)])[0] == ("complex", (1j, 3j))
 
 
 def test_a_collated_tensor_carries_gradients_to_its_samples():

@@ -104,3 +104,11 @@ def test_public_attributes_are_those_of_pytorch(name):
     }  # called by the constructor
     if name == "WorkerInfo":
         assert repr(ours) == repr(theirs)
+
+
+def test_classes_take_the_type_of_their_samples():
+    for name in ("DataLoader", "Dataset", "IterableDataset", "Subset", "ConcatDataset", "Sampler"):
+        cls = getattr(dptrain.utils.data, name)
+        assert cls[int].__origin__ is cls
+    loader = dptrain.utils.data.DataLoader[int]([1, 2], batch_size=2)
+    assert [batch.tolist() for batch in loader] == [[1, 2]]

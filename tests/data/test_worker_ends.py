@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from dptrain.data import server
+
 PREAMBLE = """
 import os, signal, sys, threading, time
 import dptrain
@@ -251,3 +253,17 @@ os.kill(os.getpid(), signal.SIGTERM)
         -signal.SIGTERM,
     )
     assert out == "killed\n"
+
+
+def test_a_number_that_was_given_back_twice_is_not_ended_twice(monkeypatch):
+    """The process that has it by then may be anybody's."""
+    monkeypatch.setattr(server, "GRACE_S", -1.0)
+    monkeypatch.setattr(server.os, "kill", lambda pid, number: pytest.fail(f"killed {pid}"))
+    children = server._Children()
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    children.add(pid)
+    while children.status(pid) is None:
+        time.sleep(0.01)
+    for _ in range(2):
+        children.release([pid])
+        assert not children.tend()

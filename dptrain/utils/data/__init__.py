@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_PLACES = ("dataloader", "dataset", "distributed", "sampler")
+_PLACES = ("_utils", "dataloader", "dataset", "distributed", "sampler")
 
 
 def __getattr__(name: str) -> Any:
