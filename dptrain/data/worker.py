@@ -13,7 +13,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dptrain.core.random import use_generator
@@ -42,7 +42,7 @@ class WorkerInfo:
         self.__dict__.update({**facts, "rng": None, "worker_method": "multiprocessing"})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise RuntimeError(f"Cannot assign attributes to {type(self).__name__} objects")
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __repr__(self) -> str:
         return f"WorkerInfo({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
