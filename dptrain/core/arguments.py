@@ -46,14 +46,14 @@ def _is_ints(value: Any) -> bool:
     return all(is_int(v) or (i and _is_flag(v)) for i, v in enumerate(value))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value._array.ndim == 0 and not value._requires_grad
     return isinstance(value, (int, float, np.number, np.bool_))
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(map(_is_number, value))
+    return isinstance(value, (tuple, list)) and all(map(is_number, value))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -83,7 +83,7 @@ def _same(value: Any) -> Any:
 #: A kind's word -> test; how such a value reaches the function; types that need no closer look.
 _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], tuple[type, ...]]] = {
     "Tensor": (_is_tensor, _same, (Tensor,)),
-    "Number": (_is_number, _number, (float, int)),
+    "Number": (is_number, _number, (float, int)),
     "int": (is_int, _number, (int,)),
     "bool": (_is_flag, bool, (bool,)),
     "str": (lambda value: isinstance(value, str), _same, (str,)),
@@ -103,6 +103,8 @@ _NAMED = {
     "Number": "nan posinf neginf alpha beta lambd negative_slope min_val max_val threshold eps rtol atol",
     "Tensor": "self A B L LD LU LU_data LU_pivots a b mat mat1 mat2 vec vec1 vec2 batch1 batch2 tensor1 tensor2 mask src bias "
     "boundaries target x1 x2 x y index source sorted_sequence sorter tau pivots prepend append fweights aweights weights",
+    "Number | Tensor": "lr",
+    "tuple of Numbers": "betas",
     "Tensor | Number": "input other value exponent weight min max elements test_elements end",
     "tuple of Tensors": "tensors",
     "str": "reduction",
@@ -122,7 +124,7 @@ _ANNOTATED = {
     "Sequence[Tensor]": "tuple of Tensors",
 }
 #: Words of NumPy and Python, and of operations that know their dtypes -> PyTorch's kind of exception.
-_FOREIGN: dict[str, type[Exception]] = {
+FOREIGN: dict[str, type[Exception]] = {
     "invalid literal for int()": TypeError,
     "could not convert string": TypeError,
     "did not contain a loop with signature": TypeError,
@@ -180,6 +182,18 @@ class _Kind:
 
 
 _REFUSED: Any = object()
+
+
+def wrong_kind(label: str, name: str, position: int | None, words: str, value: Any) -> TypeError:
+    """The error for an argument of another kind: the function, the argument, what was expected, what came."""
+    where = "" if position is None else f" (position {position + 1})"
+    found = type(value).__name__
+    if isinstance(value, (tuple, list)):
+        inner = sorted({type(v).__name__ for v in value})
+        found = f"{found} of {', '.join(inner)}" if inner else f"an empty {found}"
+    elif isinstance(value, Tensor):
+        found = f"Tensor of shape {list(value._array.shape)} and type {value.dtype}"
+    return TypeError(f"{label}(): argument {name!r}{where} must be {words}, not {found}")
 
 
 def _words(
@@ -338,23 +352,14 @@ class Signature:
         return taken
 
     def _refuse(self, kind: _Kind, name: str, position: int | None, value: Any) -> None:
-        where = "" if position is None else f" (position {position + 1})"
-        found = type(value).__name__
-        if isinstance(value, (tuple, list)):
-            inner = sorted({type(v).__name__ for v in value})
-            found = f"{found} of {', '.join(inner)}" if inner else f"an empty {found}"
-        elif isinstance(value, Tensor):
-            found = f"Tensor of shape {list(value._array.shape)} and type {value.dtype}"
-        raise TypeError(
-            f"{self.label}(): argument {name!r}{where} must be {kind.words}, not {found}"
-        )
+        raise wrong_kind(self.label, name, position, kind.words, value)
 
     # ---- after a call that failed ----------------------------------------------------------------
 
     def blame(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
         """The error to show for a call that failed: it names the function and what is wrong."""
         try:
-            self._check_all(args, kwargs)
+            self.check_all(args, kwargs)
         except TypeError as found:
             return found
         text = str(error)
@@ -370,7 +375,7 @@ class Signature:
         kind = type(error)
         if kind in (OverflowError, ZeroDivisionError) or text.startswith("Unable to allocate"):
             kind = RuntimeError  # of a host without memory too, as in PyTorch
-        for foreign, pytorchs in _FOREIGN.items():
+        for foreign, pytorchs in FOREIGN.items():
             if foreign in text:
                 kind = pytorchs
         named = self.label.rpartition(".")[2] in text
@@ -386,7 +391,12 @@ class Signature:
                 return f"argument {name!r} (position {position + 1}) must be Tensor, not {type(value).__name__}"
         return None
 
-    def _check_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at every argument of a call that failed, those in front too.
+
+        Raises:
+            TypeError: one is unknown, missing or of another kind.
+        """
         names = {_ALIASES.get(k, k) for k in kwargs}
         if not self.open:
             for name in kwargs:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dptrain.core.creation import tensor
 from dptrain.core.dtypes import int64
+from dptrain.core.failures import telling
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
@@ -33,6 +34,7 @@ def _check_decay(decay: float) -> None:
         )
 
 
+@telling
 def get_ema_avg_fn(decay: float = 0.999) -> _Average:
     """The exponential average: decay * average + (1 - decay) * new.
 
@@ -48,6 +50,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> _Average:
     return ema_update
 
 
+@telling
 def get_swa_avg_fn() -> _Average:
     """The mean of all so far."""
 
@@ -58,6 +61,7 @@ def get_swa_avg_fn() -> _Average:
     return swa_update
 
 
+@telling
 def get_ema_multi_avg_fn(decay: float = 0.999) -> _MultiAverage:
     """The exponential average of many tensors in place.
 
@@ -75,6 +79,7 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> _MultiAverage:
     return ema_update
 
 
+@telling
 def get_swa_multi_avg_fn() -> _MultiAverage:
     """The mean of all so far, of many tensors in place."""
 
@@ -167,6 +172,7 @@ class AveragedModel(Module):
 
 
 @no_grad()
+@telling
 def update_bn(loader: Iterable[Any], model: Module, device: Any = None) -> None:
     """Compute the statistics of the batch normalisations anew, in one pass over data.
 

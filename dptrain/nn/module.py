@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+from dptrain.core.failures import telling_constructor, telling_method, told
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.nn import global_hooks
@@ -72,21 +73,31 @@ class Module(ModuleConversions):
     if TYPE_CHECKING:  # subclasses choose their arguments
         forward: Callable[..., Any]  # type: ignore[no-redef]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        telling_constructor(cls)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (
-            self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-            or any(_EVERYWHERE)
-        ):
-            return self.forward(*args, **kwargs)
-        call = HookedCall(self, args, kwargs)
+        call = None
         try:
+            if not (
+                self._forward_hooks
+                or self._forward_pre_hooks
+                or self._backward_hooks
+                or self._backward_pre_hooks
+                or any(_EVERYWHERE)
+            ):
+                return self.forward(*args, **kwargs)
+            call = HookedCall(self, args, kwargs)
             return call.run()
-        except Exception:
-            call.run_always()
-            raise
+        except Exception as error:
+            if call is not None:
+                call.run_always()
+            label, forward = type(self).__name__, type(self).forward
+            found = told(error, label, forward, args, kwargs, skip=1, name_all=True, owner=self)
+            if found is error:
+                raise
+            raise found from None
 
     # ---- hooks -----------------------------------------------------------------------------------
 
@@ -170,6 +181,7 @@ class Module(ModuleConversions):
 
     # ---- modes -----------------------------------------------------------------------------------
 
+    @telling_method
     def apply(self, fn: Callable[[Module], None]) -> Self:
         """Call `fn` on every submodule, children first, and on the module itself."""
         for module in self.children():

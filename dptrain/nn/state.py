@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.core.failures import telling_method
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.core.lent_memory import from_numpy
@@ -65,6 +66,7 @@ class ModuleState(ModuleTree):
 
     # ---- out -------------------------------------------------------------------------------------
 
+    @telling_method
     def state_dict(
         self,
         *args: Any,
@@ -133,6 +135,7 @@ class ModuleState(ModuleTree):
 
     # ---- in --------------------------------------------------------------------------------------
 
+    @telling_method
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> IncompatibleKeys:

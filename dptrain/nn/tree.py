@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from dptrain.core.failures import telling_method
 from dptrain.core.tensor import Tensor
 from dptrain.nn import global_hooks
 from dptrain.nn.parameter import Buffer, Parameter
@@ -258,6 +259,7 @@ class ModuleTree:
         """All buffers, each once."""
         return (buffer for _, buffer in self.named_buffers(recurse=recurse))
 
+    @telling_method
     def get_submodule(self, target: str) -> Module:
         """The module at the dotted path `target`; the module itself for "".
 
@@ -272,6 +274,7 @@ class ModuleTree:
             module = cast("Module", found)
         return module
 
+    @telling_method
     def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
         """Put a module at the dotted path `target`, in the place of the one there.
 
@@ -296,6 +299,7 @@ class ModuleTree:
                 raise AttributeError(f"`{name}` is not an nn.Module")
         setattr(parent, name, module)
 
+    @telling_method
     def get_parameter(self, target: str) -> Parameter:
         """The parameter at the dotted path `target`.
 
@@ -308,6 +312,7 @@ class ModuleTree:
             raise AttributeError(f"`{name}` is not an nn.Parameter")
         return found
 
+    @telling_method
     def get_buffer(self, target: str) -> Tensor:
         """The buffer at the dotted path `target`.
 

@@ -28,7 +28,11 @@ def check_not_negative(group: dict[str, Any], **labels: str) -> None:
 
 
 def check_betas(group: dict[str, Any]) -> None:
-    """Two decay factors in [0, 1)."""
+    """Two decay factors in [0, 1); fewer are an IndexError, as in PyTorch."""
+    betas = group["betas"]
+    if isinstance(betas, (tuple, list)) and len(betas) != 2:
+        kind = IndexError if len(betas) < 2 else ValueError
+        raise kind(f"Invalid betas: expected two numbers, got {betas}")
     for i, beta in enumerate(group["betas"]):
         if not 0.0 <= number(beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

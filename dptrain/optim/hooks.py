@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from dptrain.core.capturing import whole
+from dptrain.core.failures import telling_constructor, telling_method
 from dptrain.core.hooks import RemovableHandle, add_hook
 
 _Table = dict[int, Callable[..., Any]]
@@ -51,6 +52,7 @@ class Hooks:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        telling_constructor(cls)
         if "step" in cls.__dict__:
             cls.step = _hooked(cls.__dict__["step"])  # type: ignore[attr-defined]
 
@@ -126,6 +128,7 @@ def _placed(table: _Table, hook: Callable[..., Any], prepend: bool) -> Removable
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` with the hooks around it."""
+    step = telling_method(step)
 
     @whole  # the options (lr, ...) are those at each call
     @wraps(step)

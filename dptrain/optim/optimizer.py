@@ -21,6 +21,7 @@ import numpy as np
 from dptrain.core.arrays import as_array, beside, to_host
 from dptrain.core.creation import tensor
 from dptrain.core.cuda import is_capturing
+from dptrain.core.failures import telling_method
 from dptrain.core.flat import adopt
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
@@ -69,7 +70,7 @@ class Optimizer(Hooks):
     _scalar_names: frozenset[str] = frozenset([STEP])
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        if isinstance(params, Tensor):
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
             raise TypeError(
                 "params argument given to the optimizer should be an iterable of Tensors or dicts, "
                 f"but got {type(params).__name__}"
@@ -121,6 +122,7 @@ class Optimizer(Hooks):
 
     # ---- groups ----------------------------------------------------------------------------------
 
+    @telling_method
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own, for example layers that are unfrozen.
 
@@ -138,6 +140,10 @@ class Optimizer(Hooks):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         given = param_group["params"]
+        if not isinstance(given, Iterable):
+            raise TypeError(
+                f"optimizer can only optimize Tensors, but one of the params is {type(given).__name__}"
+            )
         if isinstance(given, set):
             raise TypeError(
                 "optimizer parameters need to be organized in ordered collections, but the ordering of "
@@ -288,6 +294,7 @@ class Optimizer(Hooks):
         }
         return self._after_state_dict({"state": state, "param_groups": groups})
 
+    @telling_method
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state of `state_dict` (or of PyTorch's optimizer of that name), copied.
 
@@ -298,6 +305,8 @@ class Optimizer(Hooks):
             ValueError: other groups than this optimizer's, or state of another shape than its
                 parameter; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict).__name__}")
         state_dict = self._before_load(state_dict)
         saved = [dict(group) for group in state_dict["param_groups"]]
         if len(saved) != len(self.param_groups):

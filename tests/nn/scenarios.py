@@ -17,12 +17,15 @@ _SLIPS = {
 }
 
 
+LAYER = re.compile(r"^[A-Z]\w+: ")
+
+
 def attempt(action):
-    """The result, or the kind and text of the error."""
+    """The result, or the kind and text of the error, without the name of the layer before PyTorch's words."""
     try:
         return action()
     except Exception as error:
-        return type(error).__name__, str(error.args[0]) if error.args else ""
+        return type(error).__name__, LAYER.sub("", str(error.args[0])) if error.args else ""
 
 
 def plain(value):

@@ -189,7 +189,9 @@ def test_targets_that_do_not_fit_are_refused(loss):
 
 @pytest.mark.parametrize("sizes", [(3.5, 2), (2, "3")])
 def test_layer_sizes_must_be_integers(sizes):
-    with pytest.raises(TypeError, match=r"argument 'size' \(position \d\) must be int"):
+    with pytest.raises(
+        TypeError, match=r"Linear\(\): argument '\w+_features' \(position \d\) must be int"
+    ):
         nn.Linear(*sizes)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dptrain.core.arrays import as_array, device_of, move, namespace_of
 from dptrain.core.capturing import whole
+from dptrain.core.failures import telling
 from dptrain.core.flat import refuse_incomplete
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.tensor import Tensor, wrap
@@ -36,6 +37,7 @@ def _stacked(norms: list[Any]) -> Any:
         return np.stack([move(n, device_of(norms[0])) for n in norms])
 
 
+@telling
 @whole
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
@@ -67,6 +69,7 @@ def clip_grad_norm_(
     return total
 
 
+@telling
 @whole
 def get_total_norm(
     tensors: Tensor | Iterable[Tensor],
@@ -101,6 +104,7 @@ def get_total_norm(
     return wrap(total)
 
 
+@telling
 @whole
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor],
@@ -128,6 +132,7 @@ def _scale(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
                 grad._bump_version()
 
 
+@telling
 @whole
 def clip_grad_value_(
     parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
@@ -146,6 +151,7 @@ def clip_grad_value_(
         grad._bump_version()
 
 
+@telling
 def clip_grad_norm(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,

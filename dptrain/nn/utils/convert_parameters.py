@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.failures import telling
 from dptrain.core.tensor import Tensor
 
 
+@telling
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
     """All values after one another, with gradients.
 
@@ -27,6 +29,7 @@ def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
     return joined
 
 
+@telling
 def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
     """Take the values of the parameters from one vector; they share its memory afterwards.
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 from dptrain.core.creation import ones_like, zeros_like
+from dptrain.core.failures import telling
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import Parameter
@@ -47,6 +48,7 @@ def _parameters(weight: Tensor, bias: Tensor, like: Tensor, like_bias: Tensor | 
     )
 
 
+@telling
 def fuse_conv_bn_weights(
     conv_w: Tensor,
     conv_b: Tensor | None,
@@ -75,6 +77,7 @@ def fuse_conv_bn_weights(
     return found
 
 
+@telling
 def fuse_conv_bn_eval(conv: _M, bn: Any, transpose: bool = False) -> _M:
     """A convolution that does what `conv` and then `bn` do in evaluation mode.
 
@@ -97,6 +100,7 @@ def fuse_conv_bn_eval(conv: _M, bn: Any, transpose: bool = False) -> _M:
     return fused
 
 
+@telling
 def fuse_linear_bn_weights(
     linear_w: Tensor,
     linear_b: Tensor | None,
@@ -110,6 +114,7 @@ def fuse_linear_bn_weights(
     return fuse_conv_bn_weights(linear_w, linear_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b)
 
 
+@telling
 def fuse_linear_bn_eval(linear: _M, bn: Any) -> _M:
     """A linear layer that does what `linear` and then `bn` do in evaluation mode.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from dptrain.core.failures import telling
 from dptrain.core.random import get_rng_state, set_rng_state
 from dptrain.nn.module import Module
 
 
+@telling
 def skip_init(module_cls: type[Module], *args: Any, **kwargs: Any) -> Module:
     """A module with arbitrary values, without a step of the random numbers.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.failures import telling
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.op import Op
 from dptrain.core.random import default_generator
@@ -154,6 +155,7 @@ class _Orthogonal(Module):
         return wrap(xp.ascontiguousarray(_flipped(a) if wide else a))
 
 
+@telling
 def orthogonal(
     module: _M,
     name: str = "weight",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TypeVar
 
+from dptrain.core.failures import telling
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.nn.utils import norms
@@ -30,6 +31,7 @@ class _WeightNorm(Module):
         return norms.norm_except_dim(weight, self.dim), weight
 
 
+@telling
 def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
     """Split a tensor into norms (`original0`) and direction (`original1`).
 
@@ -99,6 +101,7 @@ class _SpectralNorm(Module):
         return value
 
 
+@telling
 def spectral_norm(
     module: _M,
     name: str = "weight",

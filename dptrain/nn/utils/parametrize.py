@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.failures import telling
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.nn.container import ModuleList
@@ -24,6 +25,7 @@ _cache: dict[tuple[int, str], Tensor] = {}
 
 
 @contextmanager
+@telling
 def cached() -> Iterator[None]:
     """Compute every parametrized tensor once inside the `with` block."""
     global _cache_depth
@@ -235,6 +237,7 @@ def _inject_property(module: Module, name: str) -> None:
     setattr(type(module), name, property(get, put))
 
 
+@telling
 def register_parametrization(
     module: Module, tensor_name: str, parametrization: Module, *, unsafe: bool = False
 ) -> Module:
@@ -289,6 +292,7 @@ def register_parametrization(
     return module
 
 
+@telling
 def is_parametrized(module: Module, tensor_name: str | None = None) -> bool:
     """Whether the module has parametrizations (of that tensor)."""
     held = module._modules.get("parametrizations")
@@ -297,6 +301,7 @@ def is_parametrized(module: Module, tensor_name: str | None = None) -> bool:
     return len(held) > 0 if tensor_name is None else tensor_name in held
 
 
+@telling
 def remove_parametrizations(
     module: Module, tensor_name: str, leave_parametrized: bool = True
 ) -> Module:
@@ -335,17 +340,20 @@ def remove_parametrizations(
     return module
 
 
+@telling
 def type_before(cls: type) -> type:
     """The class that a parametrized module's class was made from."""
     before: type = cls.__bases__[1]
     return before
 
 
+@telling
 def type_before_parametrizations(module: Module) -> type:
     """The class of the module, or the one it had before it was parametrized."""
     return type_before(type(module)) if is_parametrized(module) else type(module)
 
 
+@telling
 def transfer_parametrizations_and_params(
     from_module: Module, to_module: Module, tensor_name: str | None = None
 ) -> Module:

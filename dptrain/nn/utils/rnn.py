@@ -13,6 +13,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of, to_host
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.failures import telling
 from dptrain.core.ops.index import Index, Scatter
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.padding import pad
@@ -101,6 +102,7 @@ class PackedSequence(_Packed):
         return self.data.is_cuda
 
 
+@telling
 def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     """The permutation that undoes another; None stays None."""
     return None if permutation is None else wrap(np.argsort(permutation._array))
@@ -113,6 +115,7 @@ def _places(sizes: np.ndarray, xp: Any) -> tuple[Any, Any]:
     return xp.asarray(steps), xp.asarray(sequences)
 
 
+@telling
 def pack_padded_sequence(
     input: Tensor,
     lengths: Any,
@@ -163,6 +166,7 @@ def pack_padded_sequence(
     return PackedSequence(data, wrap(running), None if order is None else wrap(xp.asarray(order)))
 
 
+@telling
 def pad_packed_sequence(
     sequence: PackedSequence,
     batch_first: bool = False,
@@ -203,6 +207,7 @@ def pad_packed_sequence(
     return (out.transpose(0, 1) if batch_first else out), lengths
 
 
+@telling
 def pad_sequence(
     sequences: Sequence[Tensor],
     batch_first: bool = False,
@@ -235,6 +240,7 @@ def pad_sequence(
     return FUNCTIONS["stack"](padded, 0 if batch_first else 1)
 
 
+@telling
 def unpad_sequence(
     padded_sequences: Tensor, lengths: Tensor, batch_first: bool = False
 ) -> list[Tensor]:
@@ -243,12 +249,14 @@ def unpad_sequence(
     return [x[i, : int(length)] for i, length in enumerate(lengths)]
 
 
+@telling
 def pack_sequence(sequences: Sequence[Tensor], enforce_sorted: bool = True) -> PackedSequence:
     """Pack sequences (L, ...) of several lengths; see `pack_padded_sequence`."""
     lengths = [int(s.shape[0]) for s in sequences]
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
+@telling
 def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     """The sequences that `pack_sequence` came from."""
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)

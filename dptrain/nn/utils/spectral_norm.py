@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from dptrain.core.failures import telling
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
@@ -87,6 +88,7 @@ class SpectralNorm:
         setattr(module, self.name, self.compute_weight(module, module.training))
 
 
+@telling
 def spectral_norm(
     module: _M,
     name: str = "weight",
@@ -113,6 +115,7 @@ def spectral_norm(
     return module
 
 
+@telling
 def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
     """Take `spectral_norm` back.
 

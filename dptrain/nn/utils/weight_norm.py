@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, TypeVar
 
+from dptrain.core.failures import telling
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import Parameter, is_lazy
@@ -63,6 +64,7 @@ class WeightNorm:
         setattr(module, self.name, self.compute_weight(module))
 
 
+@telling
 def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
     """Split a parameter into norms and direction, which are trained instead of it.
 
@@ -85,6 +87,7 @@ def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
     return module
 
 
+@telling
 def remove_weight_norm(module: _M, name: str = "weight") -> _M:
     """Take `weight_norm` back.
 

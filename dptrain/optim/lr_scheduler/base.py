@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 from dptrain.core.capturing import whole
+from dptrain.core.failures import telling_constructor, telling_method
 from dptrain.core.tensor import Tensor
 from dptrain.optim.optimizer import Optimizer, number
 
@@ -38,8 +39,11 @@ class LRScheduler:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        telling_constructor(cls)
         if "step" in cls.__dict__:
-            cls.step = whole(cls.__dict__["step"])  # type: ignore[method-assign]
+            cls.step = whole(telling_method(cls.__dict__["step"]))  # type: ignore[method-assign]
+        if "load_state_dict" in cls.__dict__:
+            cls.load_state_dict = telling_method(cls.__dict__["load_state_dict"])  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         self.optimizer = checked_optimizer(optimizer)
@@ -73,6 +77,7 @@ class LRScheduler:
         return self._last_lr
 
     @whole
+    @telling_method
     def step(self, epoch: int | None = None) -> None:
         """Go on to the next step and set its rates.
 
@@ -124,6 +129,7 @@ class LRScheduler:
         """Everything but the optimizer."""
         return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
 
+    @telling_method
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`; the optimizer's own state holds the present rates."""
         self.__dict__.update(state_dict)
