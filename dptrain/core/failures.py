@@ -20,6 +20,8 @@ from itertools import chain
 from types import NoneType, TracebackType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from dptrain.core.arguments import FAILURES, FOREIGN, Signature, is_number, wrong_kind
 
 _PACKAGE = __name__.partition(".")[0]
@@ -71,9 +73,13 @@ def told(
     kind = next((k for words, k in FOREIGN.items() if words in text), type(error))
     named = _NAMED.match(text) is not None
     meant = _raised_here(error.__traceback__)
-    if (named or not meant or kind is AttributeError) and (
-        kind in _OF_WRONG_KINDS or kind is not type(error)
-    ):
+    # An array has the attributes that are asked for, until something is refused for its shape.
+    given = chain.from_iterable(
+        a if isinstance(a, tuple) else (a,) for a in (*args, *kwargs.values())
+    )
+    foreign = any(isinstance(a, (np.ndarray, np.generic)) for a in given)
+    unclear = kind in _OF_WRONG_KINDS or kind is not type(error)
+    if foreign or (unclear and (named or not meant or kind is AttributeError)):
         try:
             Signature(label, function, skip).check_all(args, kwargs)
             _check_annotations(label, function, args, kwargs, skip)

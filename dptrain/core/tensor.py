@@ -172,6 +172,8 @@ class Tensor(MemoryOrder, ArrayProtocols):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        if not isinstance(value, (bool, np.bool_)):
+            raise RuntimeError(f"requires_grad must be a bool, not {type(value).__name__}")
         if value and not self.dtype.is_floating_point:
             raise RuntimeError(
                 f"only Tensors of floating point dtype can require gradients; this one has dtype {self.dtype}"
@@ -185,6 +187,11 @@ class Tensor(MemoryOrder, ArrayProtocols):
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` in place and return the tensor."""
+        if not isinstance(requires_grad, (bool, np.bool_)):
+            raise TypeError(
+                "requires_grad_(): argument 'requires_grad' (position 1) must be bool, not "
+                f"{type(requires_grad).__name__}"
+            )
         self.requires_grad = requires_grad
         return self
 
@@ -300,6 +307,11 @@ class Tensor(MemoryOrder, ArrayProtocols):
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        if self._requires_grad and not value.dtype.is_floating_point:
+            raise RuntimeError(
+                "data set to a tensor that requires gradients must be floating point, not "
+                f"{value.dtype}"
+            )
         slot = self._slot
         if slot is not None and (
             slot._array.dtype != value._array.dtype or slot._array.shape != value._array.shape

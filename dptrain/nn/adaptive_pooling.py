@@ -113,6 +113,8 @@ class _FractionalMaxPool(Module):
         super().__init__()
         name = type(self).__name__
         self.kernel_size = self._sizes(kernel_size)
+        if self.rank == 3 and any(not size > 0 for size in self.kernel_size):
+            raise ValueError(f"kernel_size must be greater than 0, but got {kernel_size}")
         self.return_indices = return_indices
         self.register_buffer("_random_samples", _random_samples)
         self.output_size = None if output_size is None else self._sizes(output_size)

@@ -34,6 +34,11 @@ def _need(tensor: Tensor, name: str, dims: tuple[int, ...], words: str) -> None:
         )
 
 
+def _need_floats(tensor: Tensor, name: str) -> None:
+    if not tensor.is_floating_point():
+        raise NotImplementedError(f"{name}: not implemented for {tensor.dtype}")
+
+
 def trunc_normal_(
     tensor: Tensor,
     mean: float = 0.0,
@@ -55,6 +60,7 @@ def trunc_normal_(
     Raises:
         ValueError: a > b, or a standard deviation that is not positive.
     """
+    _need_floats(tensor, "trunc_normal_")
     if not a <= b or not std > 0:
         raise ValueError(
             f"trunc_normal_ expects a <= b and std > 0, but got a={a}, b={b}, std={std}"
@@ -133,6 +139,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: Generator | None = N
         raise ValueError(
             f"Only tensors with 2 or more dimensions are supported; orthogonal_ got shape {list(tensor.shape)}"
         )
+    _need_floats(tensor, "orthogonal_")
     if not tensor.numel():
         return tensor
     rows = tensor.shape[0]

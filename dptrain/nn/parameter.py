@@ -35,7 +35,7 @@ class Parameter(Tensor):
             self._counter = data._version_counter()
         else:
             raise TypeError(f"Parameter data must be a Tensor, got {type(data).__name__}")
-        self.requires_grad = requires_grad
+        self.requires_grad_(requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         # Unlike other tensors, a copied parameter starts without a gradient.
@@ -69,6 +69,8 @@ class Buffer(Tensor, metaclass=_Marked):
     def __new__(cls, data: Tensor | None = None, *, persistent: bool = True) -> Any:
         """A tensor with the mark."""
         data = Tensor() if data is None else data
+        if not isinstance(data, Tensor):
+            raise TypeError(f"Buffer data must be a Tensor, got {type(data).__name__}")
         result = data.detach().requires_grad_(data.requires_grad)
         result.__dict__.update(persistent=persistent, _is_buffer=True)
         return result

@@ -95,7 +95,12 @@ class RNNBase(Module):
         self.reset_parameters()
 
     def _check_options(self) -> None:
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout <= 1:
+        dropout = self.dropout
+        if (
+            not isinstance(dropout, (int, float))
+            or isinstance(dropout, bool)
+            or not 0 <= dropout <= 1
+        ):
             raise ValueError(
                 "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
             )
@@ -109,7 +114,7 @@ class RNNBase(Module):
             self._check_type(name, int)
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than zero")
-        for name in ("bias", "batch_first"):
+        for name in ("bias", "batch_first", "bidirectional"):
             self._check_type(name, bool)
         if self.proj_size < 0:
             raise ValueError(
@@ -122,7 +127,7 @@ class RNNBase(Module):
 
     def _check_type(self, name: str, kind: type) -> None:
         value = getattr(self, name)
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise TypeError(
                 f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
             )
@@ -316,7 +321,9 @@ class RNN(RNNBase):
         super().__init__(mode, input_size, hidden_size, *options)
         self.nonlinearity = nonlinearity
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
         """(L, N, input_size) -> (L, N, features), and the last states (layers, N, hidden_size)."""
         out, last = self._forward(input, None if hx is None else (hx,))
         return out, last[0]
@@ -351,7 +358,7 @@ class LSTM(RNNBase):
         super().__init__("LSTM", input_size, hidden_size, *options)
 
     def forward(
-        self, input: Any, hx: tuple[Tensor, Tensor] | None = None
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """(L, N, input_size) -> (L, N, features), and the last (h, c)."""
         out, last = self._forward(input, hx)
@@ -385,7 +392,9 @@ class GRU(RNNBase):
         options = (num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype)
         super().__init__("GRU", input_size, hidden_size, *options)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
         """(L, N, input_size) -> (L, N, features), and the last states (layers, N, hidden_size)."""
         out, last = self._forward(input, None if hx is None else (hx,))
         return out, last[0]

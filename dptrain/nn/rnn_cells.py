@@ -102,20 +102,28 @@ class RNNCellBase(Module):
         if state is None:
             state = (zeros(shape, dtype=x.dtype, device=x.device),) * (2 if mode == "LSTM" else 1)
         else:
-            for part in state:
+            for i, part in enumerate(state):
                 if part.ndim not in (1, 2):
+                    what = f"hx[{i}]" if mode == "LSTM" else "hidden"
                     raise ValueError(
-                        f"{name}: Expected hidden to be 1D or 2D, got {part.ndim}D instead"
+                        f"{name}: Expected {what} to be 1D or 2D, got {part.ndim}D instead"
                     )
+                self._check_state(i, part, shape)
             state = tuple(part if part.ndim == 2 else part.unsqueeze(0) for part in state)
-            for part in state:
-                if tuple(part.shape) != shape:
-                    raise RuntimeError(
-                        f"hidden has inconsistent hidden_size or batch: got {list(part.shape)}, expected {list(shape)}"
-                    )
         projected = F.linear(x, self.weight_ih, self.bias_ih)
         found = step(mode, projected, state, self.weight_hh, self.bias_hh)
         return found if input.ndim == 2 else tuple(part.squeeze(0) for part in found)
+
+    def _check_state(self, i: int, part: Tensor, shape: tuple[int, int]) -> None:
+        batch = int(part.shape[0]) if part.ndim == 2 else 1
+        if batch != shape[0]:
+            raise RuntimeError(
+                f"Input batch size {shape[0]} doesn't match hidden{i} batch size {batch}"
+            )
+        if part.shape[-1] != shape[1]:
+            raise RuntimeError(
+                f"hidden{i} has inconsistent hidden_size: got {part.shape[-1]}, expected {shape[1]}"
+            )
 
 
 class RNNCell(RNNCellBase):

@@ -75,6 +75,7 @@ class Adam(Optimizer):
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        check_betas(group)
         for label, value in (("lr", group["lr"]), ("betas[0]", group["betas"][0])):
             # PyTorch's many-at-once form takes numbers only; the restriction is kept with its name.
             if isinstance(value, Tensor) and group["foreach"]:

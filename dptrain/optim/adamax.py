@@ -46,7 +46,7 @@ class Adamax(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": (number(betas[0]), number(betas[1])),
+            "betas": tuple(map(number, betas)),
             "eps": eps,
             "weight_decay": weight_decay,
             "foreach": foreach,

@@ -54,7 +54,7 @@ class NAdam(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": (number(betas[0]), number(betas[1])),
+            "betas": tuple(map(number, betas)),
             "eps": eps,
             "weight_decay": weight_decay,
             "momentum_decay": momentum_decay,

@@ -235,6 +235,12 @@ class Optimizer(Hooks):
                 "on the number of the step: a replayed graph would repeat this one. Capture forward and backward "
                 "only, or use SGD"
             )
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                if group[name] is None and default is not None:  # NumPy takes it for a NaN
+                    raise TypeError(
+                        f"{type(self).__name__}.step: option {name!r} of a parameter group is None"
+                    )
         plan = self._current_plan()
         token = ignore_float_errors()
         try:

@@ -48,7 +48,7 @@ class RAdam(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": (number(betas[0]), number(betas[1])),
+            "betas": tuple(map(number, betas)),
             "eps": eps,
             "weight_decay": weight_decay,
             "maximize": maximize,

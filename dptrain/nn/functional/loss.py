@@ -35,7 +35,7 @@ def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
 
 
 def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
-    """(C,) with (), or (N, C, d1, ...) with (N, d1, ...) int64."""
+    """(C,) with () or (1,), or (N, C, d1, ...) with (N, d1, ...) int64."""
     shape, given = input._array.shape, target._array.shape
     if not shape:
         raise RuntimeError(f"{op}: input should be 1D or more, got shape []")
@@ -45,10 +45,13 @@ def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
             "convert the target with .long()"
         )
     if len(shape) == 1:
-        if given:
+        if len(given) > 1:
             raise RuntimeError(
-                f"{op}: for input of shape {list(shape)} expected target of shape [], "
-                f"got {list(given)}"
+                f"{op}: 0D or 1D target tensor expected for 1D input, got shape {list(given)}"
+            )
+        if given not in ((), (1,)):
+            raise ValueError(
+                f"{op}: For 1D input, 1D target must have size 1, but got target size: {given[0]}"
             )
         return
     if not given or shape[0] != given[0]:
@@ -129,6 +132,8 @@ def nll_loss(
     _check_operands("nll_loss", input, target)
     _check_class_indices("nll_loss", input, target)
     raw_weight = _class_weights("nll_loss", weight, input)
+    if input.ndim == 1:
+        target = target.reshape(())
     return _nll(input, target, raw_weight, ignore_index, reduction)
 
 
@@ -257,6 +262,8 @@ def cross_entropy(
     raw_weight = _class_weights("cross_entropy", weight, input)
     ndim = input._array.ndim
     dim = 0 if ndim == 1 else 1
+    if not dim:
+        target = target.reshape(())
     plain = raw_weight is None and not label_smoothing and ndim == 2
     if plain and reduction != "none" and _all_count(target._array, input, ignore_index):
         return CrossEntropy.apply(input, target, reduction == "mean")  # one fused pass

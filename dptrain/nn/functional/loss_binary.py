@@ -177,9 +177,15 @@ def soft_margin_loss(
     """
     check_tensors("soft_margin_loss", input=input, target=target)
     reduction = reduction_of(size_average, reduce, reduction)
+    margin = -target * input
+    if margin.shape != input.shape:  # the target may be broadcast, not the input
+        raise RuntimeError(
+            f"soft_margin_loss: target of shape {list(target.shape)} doesn't match input of shape "
+            f"{list(input.shape)}"
+        )
     # An infinite threshold: log(1 + exp(x)) itself, whatever x.
-    loss = Softplus.apply(-target * input, 1.0, float("inf"))
-    return reduce_loss(loss.to(input.dtype), reduction)
+    loss = Softplus.apply(margin, 1.0, float("inf")).to(input.dtype)
+    return reduce_loss(loss, reduction)
 
 
 def multilabel_soft_margin_loss(
@@ -208,4 +214,5 @@ def multilabel_soft_margin_loss(
     loss = -(target * LogSigmoid.apply(input) + (1 - target) * LogSigmoid.apply(-input))
     if weight is not None:
         loss = loss * weight
-    return reduce_loss(loss.sum(-1) / input.shape[-1], reduction)
+    # Counted in the input, as in PyTorch: a target may have more dimensions.
+    return reduce_loss(loss.sum(input.ndim - 1) / input.shape[-1], reduction)

@@ -17,6 +17,13 @@ def norm_except_dim(v: Tensor, dim: int) -> Tensor:
     """The 2-norms over all dimensions but one, which are kept with size 1; over all for dim = -1."""
     if dim == -1:
         return (v * v).sum().sqrt()
+    if not isinstance(dim, int):
+        raise TypeError(f"weight_norm(): argument 'dim' must be int, not {type(dim).__name__}")
+    if not -v.ndim <= dim < v.ndim:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [-{v.ndim}, {v.ndim - 1}], but got {dim})"
+        )
+    dim %= v.ndim
     dims = tuple(d for d in range(v.ndim) if d != dim)
     return (v * v).sum(dims, keepdim=True).sqrt() if dims else v.abs()
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.core.arguments import is_number, wrong_kind
 from dptrain.core.arrays import namespace_of, to_host
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.failures import telling
@@ -44,6 +45,13 @@ class PackedSequence(_Packed):
         unsorted_indices: Tensor | None = None,
     ) -> PackedSequence:
         """Fill in the way back."""
+        if batch_sizes is None:
+            if not isinstance(data, (list, tuple)) or len(data) != 2:
+                raise AssertionError("Expected data to be a list or tuple of length 2")
+            data, batch_sizes = data
+        for part, name in ((data, "data"), (batch_sizes, "batch_sizes")):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"PackedSequence: {name} must be Tensor, not {type(part).__name__}")
         if unsorted_indices is None:
             unsorted_indices = invert_permutation(sorted_indices)
         return super().__new__(cls, data, batch_sizes, sorted_indices, unsorted_indices)
@@ -184,6 +192,8 @@ def pad_packed_sequence(
     Raises:
         ValueError: `total_length` is less than the longest length.
     """
+    if not is_number(padding_value):
+        raise wrong_kind("pad_packed_sequence", "padding_value", 2, "Number", padding_value)
     running = to_host(sequence.batch_sizes._array)
     xp = namespace_of(sequence.data._array)
     longest = len(running)
@@ -225,8 +235,12 @@ def pad_sequence(
     Raises:
         RuntimeError: no sequences, or an unknown side.
     """
+    if isinstance(sequences, Tensor):
+        sequences = sequences.unbind(0)
     if not isinstance(sequences, (list, tuple)) or not sequences:
         raise RuntimeError("pad_sequence: expected a non-empty list or tuple of Tensors")
+    if not is_number(padding_value):
+        raise wrong_kind("pad_sequence", "padding_value", 2, "Number", padding_value)
     if padding_side not in ("left", "right"):
         raise RuntimeError(
             f"Expected padding_side to be one of left or right, but got {padding_side}."
