@@ -1,6 +1,6 @@
 """PyTorch's `torch.nn.utils`: gradients of many parameters at once, parameters as functions of others."""
 
-from dptrain.nn.utils import parametrizations, parametrize, rnn, stateless
+from dptrain.nn.utils import parametrizations, parametrize, prune, rnn, stateless
 from dptrain.nn.utils.clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -32,6 +32,7 @@ __all__ = [
     "parameters_to_vector",
     "parametrizations",
     "parametrize",
+    "prune",
     "remove_spectral_norm",
     "remove_weight_norm",
     "rnn",
