@@ -116,7 +116,8 @@ class OptimizedModule(Module):
 
 def explain(function: Any) -> Report:
     """What became of a compiled function's calls: how many were replayed, and why others were not."""
-    held = function.__dict__.get("_compiled", function)
+    names = function.__dict__
+    held = names.get("_compiled") or names.get("_compiled_call_impl", function)
     if not isinstance(held, Compiled):
         raise TypeError(f"explain() expects what compile() returned, got {type(function).__name__}")
     return held.report

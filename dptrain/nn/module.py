@@ -8,6 +8,7 @@ know: optimizers, processes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from dptrain.core.failures import telling_constructor, telling_method, told
@@ -43,6 +44,7 @@ class Module(ModuleConversions):
     _backward_hooks: dict[int, Callable[..., Any]]
     _backward_pre_hooks: dict[int, Callable[..., Any]]
     _is_full_backward_hook: bool | None
+    _compiled_call_impl: Callable[..., Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not self.call_super_init and (args or kwargs):
@@ -78,26 +80,46 @@ class Module(ModuleConversions):
         telling_constructor(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = None
         try:
             if not (
                 self._forward_hooks
                 or self._forward_pre_hooks
                 or self._backward_hooks
                 or self._backward_pre_hooks
+                or self._compiled_call_impl
                 or any(_EVERYWHERE)
             ):
                 return self.forward(*args, **kwargs)
-            call = HookedCall(self, args, kwargs)
-            return call.run()
+            return (self._compiled_call_impl or self._call_impl)(*args, **kwargs)
         except Exception as error:
-            if call is not None:
-                call.run_always()
             label, forward = type(self).__name__, type(self).forward
             found = told(error, label, forward, args, kwargs, skip=1, name_all=True, owner=self)
             if found is error:
                 raise
             raise found from None
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """The call with its hooks, not replayed."""
+        call = HookedCall(self, args, kwargs)
+        try:
+            return call.run()
+        except Exception:
+            call.run_always()
+            raise
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have the calls of this module recorded and replayed, in place; see `dptrain.compile`.
+
+        Names and values stay where they are. Copies and files hold the module without recordings.
+
+        Args:
+            args, kwargs: the options of `dptrain.compile`.
+        """
+        compiler = import_module("dptrain.compiler")  # which knows modules
+        self.__dict__["_compiled_call_impl"] = compiler.compile(self._call_impl, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}
 
     # ---- hooks -----------------------------------------------------------------------------------
 

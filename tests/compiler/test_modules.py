@@ -1,5 +1,8 @@
 """Compiled modules and functions whose results are differentiated outside."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from training import F, batches, classes, nn, normal, state
@@ -230,3 +233,48 @@ def test_images_keep_the_order_in_memory_that_they_show():
         assert gradients[0] == gradients[1]
     assert dptrain.compiler.explain(first).replays == 3
     assert dptrain.compiler.explain(second).replays == 3
+
+
+def stacked():
+    dptrain.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_a_module_compiled_in_place_trains_bit_for_bit_as_before():
+    plain, compiled = stacked(), stacked()
+    assert compiled.compile() is None
+    x = dptrain.randn(5, 3)
+    for i in range(5):
+        outs = [m(x + i) for m in (plain, compiled)]
+        assert outs[0].tolist() == outs[1].tolist()
+        for out in outs:
+            out.sum().backward()
+    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert p.grad.tolist() == q.grad.tolist()
+    assert dptrain.compiler.explain(compiled).replays > 0
+    assert repr(compiled) == repr(plain)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert compiled.eval()(x).tolist() == plain.eval()(x).tolist()
+
+
+def test_copies_and_files_hold_the_module_without_recordings():
+    compiled = stacked()
+    compiled.compile()
+    x = dptrain.randn(5, 3)
+    expected = compiled.eval()(x).tolist()
+    for made in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert made._compiled_call_impl is None
+        assert made(x).tolist() == expected
+
+
+def test_options_of_compile_in_place_are_those_of_compile():
+    module = stacked()
+    with pytest.raises(RuntimeError, match="Unrecognized mode=fast"):
+        module.compile(mode="fast")
+    assert module._compiled_call_impl is None
+    module.compile(backend="eager")
+    assert module(dptrain.randn(5, 3)).shape == (5, 2)
+    seen = []
+    module.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    module(dptrain.randn(4, 3))
+    assert seen == [(4, 2)]
