@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from dptrain.core.creation import ones_like, rand, rand_like, zeros_like
+from dptrain.core.creation import ones_like, zeros_like
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.random_tensors import rand, rand_like
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 
