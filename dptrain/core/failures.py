@@ -77,7 +77,7 @@ def told(
     given = chain.from_iterable(
         a if isinstance(a, tuple) else (a,) for a in (*args, *kwargs.values())
     )
-    foreign = any(isinstance(a, (np.ndarray, np.generic)) for a in given)
+    foreign = name_all and any(isinstance(a, (np.ndarray, np.generic)) for a in given)
     unclear = kind in _OF_WRONG_KINDS or kind is not type(error)
     if foreign or (unclear and (named or not meant or kind is AttributeError)):
         try:
@@ -231,7 +231,9 @@ def telling_constructor(cls: type) -> None:
         except Exception as error:
             if cls is not _first_of_ours(type(self)):
                 raise  # another constructor has called this one, with arguments of its own
-            label = cls.__name__ if cls.__name__[0] != "_" else type(self).__name__
+            # A class of the user's hands on arguments of its own: the names are those of `cls`.
+            called = type(self) if _is_ours(type(self)) or cls.__name__[0] == "_" else cls
+            label = called.__name__
             found = told(error, label, made, args, kwargs, skip=1)
             if found is error:
                 raise

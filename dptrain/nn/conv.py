@@ -156,7 +156,7 @@ class _Convolution(_ConvNd):
         out_channels: int,
         kernel_size: Any,
         stride: Any = 1,
-        padding: Any = 0,
+        padding: int | tuple[int, ...] | str = 0,
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,

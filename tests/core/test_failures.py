@@ -76,6 +76,12 @@ def test_constructors_name_the_class_that_the_user_called():
         "Linear(): argument 'out_features' (position 2)"
     )
     assert str(refused(lambda: nn.Conv2d("a", 2, 3))).startswith("Conv2d(): argument 'in_channels'")
+    assert str(refused(lambda: nn.CELU(1.0, False, 3))).startswith("CELU() takes 2 positional")
+
+
+def test_an_argument_that_fits_is_not_blamed_for_another():
+    error = refused(lambda: nn.Conv1d(3, 2, 3, padding="same", groups=None))
+    assert "argument 'groups' must be int, not NoneType" in str(error)
 
 
 def test_options_that_fail_at_the_first_step_are_named():

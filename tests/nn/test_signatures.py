@@ -24,7 +24,6 @@ FLASH = "registers implementations for GPUs"
 
 EXCEPTIONS = {
     "nn.Container": DEPRECATED,
-    "nn.Module.compile": "compilation is not supported",
     "nn.Module.ipu": NO_SUCH_DEVICE,
     "nn.Module.mtia": NO_SUCH_DEVICE,
     "nn.Module.xpu": NO_SUCH_DEVICE,
