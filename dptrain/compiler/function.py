@@ -20,7 +20,6 @@ from dptrain.compiler.draft import Draft
 from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
 from dptrain.compiler.recorder import record
 from dptrain.compiler.state import Survey, is_plain, survey
-from dptrain.compiler.tree import leaves
 from dptrain.core.anomaly import anomaly_mode
 from dptrain.core.autocast import autocast_facts
 from dptrain.core.capturing import recorder
@@ -31,6 +30,7 @@ from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads
+from dptrain.core.tree import leaves
 
 
 class Unsupported(RuntimeError):

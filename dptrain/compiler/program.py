@@ -21,12 +21,12 @@ from dptrain.compiler.draft import Backward, Draft, result_of
 from dptrain.compiler.replayed import Replayed
 from dptrain.compiler.state import Survey, is_plain
 from dptrain.compiler.trace import OWN, Constant, Node, Trace
-from dptrain.compiler.tree import LEAF, rebuild
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.kernels import pool_functions
 from dptrain.core.parts import root_of
 from dptrain.core.random import default_generator
 from dptrain.core.tensor import Tensor, wrap_computed
+from dptrain.core.tree import LEAF, rebuild
 
 #: What a program returns where a value that it depends on has changed.
 MISS = object()

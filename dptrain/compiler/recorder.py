@@ -24,13 +24,13 @@ from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.listening import Listener
 from dptrain.compiler.state import Survey
 from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
-from dptrain.compiler.tree import leaves, rebuild
 from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.memory_order import keep_unseen
 from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor, wrap, wrap_computed
+from dptrain.core.tree import leaves, rebuild
 from dptrain.core.walk import Pass
 
 
@@ -131,6 +131,7 @@ class _Recorder(Listener):
                 externals[id(tensor)] = tensor
                 if tensor._slot is not None:
                     externals[id(tensor._slot)] = tensor._slot
+                    tensor._place.storage.pinned = True
         return externals
 
     def _plan(self, externals: dict[int, Tensor]) -> None:

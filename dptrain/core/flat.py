@@ -4,6 +4,12 @@ Owns: `FlatStorage` (one per dtype), its layout, and the detection of parameters
 something else since. Must not know: optimizers and ranks; both use it, and whichever of them comes
 first creates it. The memory of the gradients comes from an allocator that is passed in.
 
+Memory into which something else looks (a view made before, a NumPy array, another parameter, another
+process) does not move: what shares memory in PyTorch shares it here. The values of such a parameter are
+*apart*: they stay where they are, and its part of `data` is theirs only between `gather` and `scatter`.
+A gradient that somebody still holds when the next one is to be written keeps its memory in the same
+way, and the buffer moves instead.
+
 Layout: the parameters in *reverse* order of registration, each at a multiple of 64 bytes. Backward
 makes gradients ready in about that order, so that a communication bucket is a slice from the front,
 and an optimizer step is one pass over the buffer. The gaps are zeros and stay zeros.
@@ -14,12 +20,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import address, beside, device_of, namespace_of
+from dptrain.core.cuda import is_capturing
+from dptrain.core.onlookers import has_onlookers, held_by_others
 from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
 
@@ -68,6 +75,7 @@ class FlatStorage:
         extra: elements that follow the gradients in the same memory, for the owner's use.
         grad_memory: the gradients and the extra elements together.
         incomplete: why not all gradients that were computed are here; "" if they are.
+        pinned: whether a program knows the addresses of the gradients, which then stay.
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
@@ -86,14 +94,59 @@ class FlatStorage:
         self.mark_parts(self.data)
         self.grad = self.extra = self.grad_memory = self.data[:0]
         self.incomplete = ""
+        self.pinned = False
+        self._private = True
         self._slots: list[Tensor] = []
         self._owners: list[weakref.ref[Any]] = []
         for p, place in zip(self.params, self.places, strict=True):
-            view = self._view(self.data, place)
-            np.copyto(view, p._array)
-            p._array = view
             p._place = place
-        self.use_grad_memory(lambda nbytes: aligned_empty(nbytes, self.xp))
+            self._move_in(p, place)
+        self.use_grad_memory(self._own_memory)
+
+    def _own_memory(self, nbytes: int) -> Any:
+        return aligned_empty(nbytes, self.xp)
+
+    def _move_in(self, p: Tensor, place: Place) -> None:
+        """Make a parameter a view of its part of `data`, unless somebody else looks into its memory."""
+        if has_onlookers(p) and p._array.flags.writeable:
+            return
+        view = self._view(self.data, place)
+        np.copyto(view, p._array)
+        p._array = view
+
+    def lies_here(self, p: Tensor) -> bool:
+        """Whether the values of a parameter of this storage are a view of `data`."""
+        array: Any = p._array
+        if type(array) is not type(self.data) or device_of(array) != device_of(self.data):
+            return False
+        place, like = p._place, self._slots[p._place.position]._array
+        with beside(array):
+            return bool(
+                array.shape == like.shape
+                and array.dtype == like.dtype
+                and array.flags.c_contiguous  # `p.data = p.data.T` lies here in another order
+                and np.may_share_memory(array, self.data[place.start : place.stop])
+            )
+
+    def _apart(self) -> list[tuple[Any, Tensor]]:
+        """The parts of `data` whose parameters have their values elsewhere, and those parameters."""
+        return [
+            (self._view(self.data, place), p)
+            for p, place in zip(self.params, self.places, strict=True)
+            if p._place is place and not self.lies_here(p)
+        ]
+
+    def gather(self) -> None:
+        """Copy in the values that are apart, before somebody reads `data` as a whole."""
+        with beside(self.data):
+            for view, p in self._apart():
+                np.copyto(view, p._array)
+
+    def scatter(self) -> None:
+        """Copy out the values that are apart, after somebody has written to `data` as a whole."""
+        with beside(self.data):
+            for view, p in self._apart():
+                np.copyto(p._array, view)
 
     def use_grad_memory(self, allocate: Allocator, extra: int = 0) -> None:
         """(Re)place the gradient buffer; gradients that exist move into it.
@@ -106,15 +159,54 @@ class FlatStorage:
         held = [p._grad for p in self.params]
         memory = allocate((self.size + extra) * self.data.itemsize).view(self.data.dtype)
         memory.fill(0)
-        self.grad, self.extra = memory[: self.size], memory[self.size : self.size + extra]
-        self.grad_memory = memory
-        self.mark_parts(self.grad)
+        self._private = allocate == self._own_memory and type(memory) is np.ndarray
+        self._divide_grad_memory(memory)
         self._slots = [wrap(self._view(self.grad, place)) for place in self.places]
         for p, slot, grad in zip(self.params, self._slots, held, strict=True):
             p._slot = slot
             if grad is not None:
                 np.copyto(slot._array, grad._array)
                 p._grad = slot
+
+    def _divide_grad_memory(self, memory: Any) -> None:
+        self.grad, self.extra = memory[: self.size], memory[self.size :]
+        self.grad_memory = memory
+        self.mark_parts(self.grad)
+
+    def free_slot(self, position: int) -> Tensor:
+        """The slot for a parameter's next gradient, into which nobody looks.
+
+        Somebody who still holds the last gradient (`before = p.grad`) keeps it as it is.
+        """
+        slot = self._slots[position]
+        array = slot._array
+        # The slot is held by the list and by the parameter, its array by the slot.
+        if (held_by_others(slot, 2) or held_by_others(array, 1)) and not self.pinned:
+            self._leave_held_gradients(position)
+        return self._slots[position]
+
+    def _leave_held_gradients(self, position: int) -> None:
+        if not self._private:
+            if is_capturing():
+                return
+            # Others know this memory by its address: who holds the gradient gets it in another.
+            slot = self._slots[position]
+            view, slot._array = slot._array, slot._array.copy()
+            self._slots[position] = self.params[position]._slot = wrap(view)
+            return
+        memory = self._own_memory(self.grad_memory.nbytes).view(self.data.dtype)
+        np.copyto(memory, self.grad_memory)
+        self._divide_grad_memory(memory)
+        for i, (p, place) in enumerate(zip(self.params, self.places, strict=True)):
+            slot, view = self._slots[i], self._view(self.grad, place)
+            here, array = p._slot is slot, slot._array
+            holders = 1 + here + (p._grad is slot)
+            if held_by_others(slot, holders) or held_by_others(array, 1):
+                slot = self._slots[i] = wrap(view)
+                if here:
+                    p._slot = slot
+            else:
+                slot._array = view
 
     def mark_parts(self, buffer: Any, first: int = 0) -> None:
         """Say that a buffer is made of one part for each parameter.
@@ -143,11 +235,22 @@ class FlatStorage:
         """The gradient slot of a parameter: what its `.grad` is while backward fills it."""
         return self._slots[position]
 
-    def settle(self, position: int) -> bool:
+    @staticmethod
+    def _is_held(p: Tensor) -> bool:
+        """Whether somebody else holds the gradient of a parameter, or looks into its memory."""
+        grad = p._grad
+        assert grad is not None
+        return held_by_others(grad, 1) or has_onlookers(grad)
+
+    def settle(self, position: int, leave_held: bool = False) -> bool:
         """Bring a parameter that was bound to something else back into the storage.
 
         `p.data = other` and `p.grad = other` rebind a parameter; values of the same shape and dtype
-        are copied in and the tensor becomes a view again.
+        are copied in and the tensor becomes a view again, unless somebody else looks into them.
+
+        Args:
+            position: the parameter's place in `params`.
+            leave_held: leave a gradient where it is into which somebody else looks.
 
         Returns:
             False if the parameter cannot live here any more (another dtype or shape, or it belongs
@@ -156,36 +259,34 @@ class FlatStorage:
         p, place = self.params[position], self.places[position]
         if p._place is not place:
             return False
-        array = p._array
-        moved = type(array) is not type(self.data) or device_of(array) != device_of(self.data)
-        if moved or (
-            array.base is not self.data
-            and not np.may_share_memory(array, self.data[place.start : place.stop])
-        ):
+        if not self.lies_here(p):
+            array = p._array
             if (
-                moved
+                type(array) is not type(self.data)
+                or device_of(array) != device_of(self.data)
                 or array.dtype != self.data.dtype
                 or array.size != place.size
                 or array.shape != self._slots[position]._array.shape
             ):
                 _forget(p)
                 return False
-            view = self._view(self.data, place)
-            np.copyto(view, array)
-            p._array = view
+            del array  # it would count as an onlooker
+            self._move_in(p, place)
         slot = self._slots[position]
         if p._grad is not None and p._grad is not slot:
             if p._grad._array.dtype != slot._array.dtype:
                 return False
-            np.copyto(slot._array, p._grad._array)
-            p._grad = slot
+            if not (leave_held and self._is_held(p)):
+                slot = self.free_slot(position)
+                np.copyto(slot._array, p._grad._array)
+                p._grad = slot
         p._slot = slot
         return True
 
 
 def _settled(place: Place) -> bool:
     with beside(place.storage.data):
-        return place.storage.settle(place.position)
+        return place.storage.settle(place.position, leave_held=True)
 
 
 def _forget(p: Tensor) -> None:
@@ -194,21 +295,6 @@ def _forget(p: Tensor) -> None:
     p._place = None
     if p._grad is not None:
         p._grad = wrap(p._grad._array.copy())
-
-
-def _refuse_shared_memory(params: list[Tensor]) -> None:
-    """Two parameters over one memory would silently become two memories.
-
-    Raises:
-        RuntimeError: such parameters, by shape.
-    """
-    spans = sorted((address(a := p._array), a.nbytes, a.shape) for p in params if p._array.size)
-    for (start, nbytes, shape), (following, _, other) in pairwise(spans):
-        if following < start + nbytes:
-            raise RuntimeError(
-                f"parameters of shapes {list(shape)} and {list(other)} share memory; to tie weights, assign "
-                "the same Parameter object to both modules instead of its .data"
-            )
 
 
 def place_of(p: Tensor) -> Place | None:
@@ -259,7 +345,7 @@ def gradients(params: Iterable[Tensor]) -> list[Any]:
         if p._grad is None:
             continue
         place = place_of(p)
-        if place is not None and place.storage.settle(place.position) and p._grad is p._slot:
+        if place is not None and _settled(place) and p._grad is p._slot:
             placed_at.setdefault(id(place.storage), []).append(place)
         else:
             pieces.append(p._grad._array)
@@ -281,9 +367,6 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
 
     Args:
         params: parameters in registration order.
-
-    Raises:
-        RuntimeError: two parameters share memory.
     """
     unique = list({id(p): p for p in params}.values())
     storages: dict[int, FlatStorage] = {}
@@ -294,8 +377,6 @@ def adopt(params: Iterable[Tensor]) -> list[FlatStorage]:
             storages[id(place.storage)] = place.storage
         else:
             loose.setdefault((p._array.dtype, device_of(p._array)), []).append(p)
-    for group in loose.values():
-        _refuse_shared_memory(group)
     made = []
     for group in loose.values():
         with beside(group[0]._array):

@@ -224,8 +224,8 @@ class Tensor(MemoryOrder, ArrayProtocols):
             np.add(held._array, grad, out=held._array)
             held._bump_version()
         elif self._slot is not None:
-            if grad is not self._slot._array:
-                np.copyto(self._slot._array, grad)
+            if grad is not self._slot._array:  # else the walk has asked for it
+                np.copyto(self._place.storage.free_slot(self._place.position)._array, grad)
             self._grad = self._slot
         else:
             # A copy: backward may have handed one array to several leaves.

@@ -189,6 +189,8 @@ class Pass:
             grads = incoming[0]
         else:
             grads = node.backward(incoming[0] if len(incoming) == 1 else incoming, *saved)
+        if node.direct is not None:
+            node.target = None  # a graph that is retained would look into the slot
         if type(grads) is not tuple:
             grads = (grads,)
         if self.check_nan:
@@ -204,7 +206,9 @@ class Pass:
         leaf = edge[0]
         alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
         free = leaf._slot is not None and leaf._grad is None and not leaf._hooks
-        return leaf._slot._array if alone and free else None
+        return (
+            leaf._place.storage.free_slot(leaf._place.position)._array if alone and free else None
+        )
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
         as_tensor = grad if isinstance(grad, Tensor) else wrap_computed(as_array(grad))

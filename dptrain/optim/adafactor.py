@@ -115,10 +115,10 @@ class Adafactor(Optimizer):
             group["maximize"],
         )
         kernels = optim_kernels_for(run.param)
-        for p in run.params:
+        for p, part in run.each():
             if p._grad is None or not p._array.size:  # PyTorch divides by a size of 0
                 continue
-            arrays = p._array, p._grad._array
+            arrays = [a[part].reshape(p._array.shape) for a in (run.param, run.grad)]
             if p.ndim > 1:
                 means = self._means(p, "row_var", "col_var")
                 flat = [a.reshape(-1, *a.shape[-2:]) for a in (*arrays, *means)]

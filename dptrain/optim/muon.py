@@ -107,18 +107,18 @@ class Muon(Optimizer):
         kernels.muon_direction(
             run.grad, run.state[_BUFFER], directions, group["momentum"], group["nesterov"]
         )
-        start = run.params[0]._place.start
-        for p in run.params:
-            x, place = p._array, p._place
-            direction = directions[place.start - start : place.stop - start].reshape(x.shape)
+        for p, part in run.each():
+            rows, columns = p._array.shape
+            x = run.param[part]
+            direction = directions[part].reshape(rows, columns)
             step = _orthogonalised(
                 direction, group["ns_coefficients"], group["ns_steps"], group["eps"]
             )
             kernels.scaled_step(
-                x.reshape(-1),
+                x,
                 namespace_of(x).ascontiguousarray(step, dtype=x.dtype).reshape(-1),
                 number(1 - lr * group["weight_decay"]),
-                number(lr * _ratio(group["adjust_lr_fn"], *x.shape)),
+                number(lr * _ratio(group["adjust_lr_fn"], rows, columns)),
             )
 
 

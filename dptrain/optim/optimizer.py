@@ -247,7 +247,11 @@ class Optimizer(Hooks):
             for run in plan.runs:
                 run.advance()
                 with beside(run.param):
+                    if run.apart is not None:
+                        run.fetch()
                     self._update(run)
+                    if run.apart is not None:
+                        run.bring_back()
                 for p in run.params:
                     p._bump_version()
         finally:

@@ -22,6 +22,8 @@ from dptrain.core.tensor import Tensor, wrap
 #: Name of the per-parameter step counter in the state of optimizers that count.
 STEP = "step"
 
+_IN_SLOT = object()
+
 #: Gives the value that a piece of state of a parameter group starts from.
 Initial = Callable[[str, dict[str, Any]], float]
 
@@ -96,6 +98,8 @@ class Run:
         step: number of this update, from 1, for optimizers that count.
         scalars: their state of one number each, by name; equal for all of them.
         gaps: slices of the arrays that belong to no parameter.
+        apart: the parameter whose values or gradient lie elsewhere than in the flat storage, if this
+            is the run of one: `param` and `grad` are of this step only.
     """
 
     group: dict[str, Any]
@@ -107,6 +111,28 @@ class Run:
     step: int
     scalars: dict[str, np.ndarray]
     gaps: list[slice]
+    apart: Tensor | None = None
+
+    def fetch(self) -> None:
+        """Look at the memory of the parameter that lies apart; a copy where it is not in row-major order."""
+        p = self.apart
+        assert p is not None
+        assert p._grad is not None
+        self.param = p._array.reshape(-1)
+        self.grad = p._grad._array.reshape(-1)
+
+    def bring_back(self) -> None:
+        """After the update: what was a copy goes to where the parameter lies."""
+        assert self.apart is not None
+        array = self.apart._array
+        if not np.may_share_memory(self.param, array):
+            np.copyto(array, self.param.reshape(array.shape))
+
+    def each(self) -> Iterator[tuple[Tensor, slice]]:
+        """The parameters one by one, and where in the arrays they are."""
+        start = self.params[0]._place.start
+        for p in self.params:
+            yield p, slice(p._place.start - start, p._place.stop - start)
 
     def advance(self) -> None:
         """Count the update that is about to happen."""
@@ -139,11 +165,13 @@ class _Item:
     group: dict[str, Any]
     names: tuple[str, ...]
     first: bool
+    apart: bool
 
     def follows(self, other: _Item) -> bool:
         """Whether one kernel call may go on from `other` to this parameter."""
         return (
-            self.buffers is other.buffers
+            not (self.apart or other.apart)
+            and self.buffers is other.buffers
             and self.place.position == other.place.position + 1
             and self.group is other.group
             and self.first == other.first
@@ -159,8 +187,7 @@ class Plan:
     """The runs of a step, and what they were made from, so that a change is noticed.
 
     Args:
-        param_groups: the optimizer's groups; every parameter with a gradient lies in a flat storage,
-            its gradient in its slot.
+        param_groups: the optimizer's groups; every parameter with a gradient has a place in a flat storage.
         names: for each group the names of its state.
         state: the optimizer's state by parameter; entries that are missing are made, foreign tensors
             are copied into the flat buffers and replaced by views of them.
@@ -185,12 +212,14 @@ class Plan:
         _attach(items, state, initial)
         self._params = [list(group["params"]) for group in param_groups]
         every = [p for group in self._params for p in group]
-        self._bindings = [(p, p._array, p._grad) for p in every if p._has_values]
+        self._bindings = [(p, p._array, p._place, _grad_of(p)) for p in every if p._has_values]
         self._without = [p for p in every if not p._has_values]
         self._entries = list(state.items())
         self._views = [
             (state[item.p], name, state[item.p][name]) for item in items for name in item.names
         ]
+        storages = dict.fromkeys(item.place.storage for item in items)
+        self._grads = [(storage, storage.grad) for storage in storages]
         self.runs = [_run(stretch) for stretch in _stretches(items)]
         #: Such runs merge with their neighbours after this update.
         self.has_first = any(run.first for run in self.runs)
@@ -213,8 +242,14 @@ class Plan:
         for (p, held), (own, entry) in zip(state.items(), self._entries, strict=True):
             if p is not own or held is not entry:
                 return False
-        for p, array, grad in self._bindings:
-            if p._array is not array or p._grad is not grad:
+        for p, array, place, grad in self._bindings:
+            if p._array is not array or p._place is not place:
+                return False
+            now = p._grad  # `_grad_of`, without a call for each parameter
+            if now is not grad and (grad is not _IN_SLOT or now is None or now is not p._slot):
+                return False
+        for storage, memory in self._grads:
+            if storage.grad is not memory:
                 return False
         for entry, name, view in self._views:
             if entry.get(name) is not view:
@@ -239,7 +274,8 @@ def _items(
             if held is None or held.span[0] > spans[key][0] or held.span[1] < spans[key][1]:
                 # State that lies in buffers of a shorter span moves over when it is attached.
                 held = buffers[key] = StateBuffers(place.storage, spans[key], scalar_names)
-            yield _Item(p, place, held, group, wanted, first=False)
+            apart = p._grad is not p._slot or not place.storage.lies_here(p)
+            yield _Item(p, place, held, group, wanted, first=False, apart=apart)
 
 
 def _spans(param_groups: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -252,6 +288,15 @@ def _spans(param_groups: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
                 start, stop = spans.get(id(place.storage), (place.start, place.stop))
                 spans[id(place.storage)] = (min(start, place.start), max(stop, place.stop))
     return spans
+
+
+def _grad_of(p: Tensor) -> Any:
+    """The gradient of a parameter; of one in its slot only that it is there.
+
+    Whether somebody holds a gradient is told by counting, in which a plan must not take part.
+    """
+    grad = p._grad
+    return _IN_SLOT if grad is not None and grad is p._slot else grad
 
 
 def _attach(items: list[_Item], state: dict[Any, dict[str, Any]], initial: Initial) -> None:
@@ -289,10 +334,15 @@ def values_of(held: Any) -> Any:
 
 
 def _stretches(items: list[_Item]) -> Iterator[list[_Item]]:
-    """The items in the order of the storages, cut where one kernel call cannot go on."""
+    """The items in the order of the storages, cut where one kernel call cannot go on.
+
+    Those that lie apart may share memory with each other, and follow in their own order.
+    """
     order = {id(item.buffers): i for i, item in reversed(list(enumerate(items)))}
     stretch: list[_Item] = []
-    for item in sorted(items, key=lambda item: (order[id(item.buffers)], item.place.position)):
+    together = [item for item in items if not item.apart]
+    together.sort(key=lambda item: (order[id(item.buffers)], item.place.position))
+    for item in [*together, *(item for item in items if item.apart)]:
         if stretch and not item.follows(stretch[-1]):
             yield stretch
             stretch = []
@@ -323,4 +373,5 @@ def _run(items: list[_Item]) -> Run:
         step=int(scalars[STEP][0]),
         scalars=scalars,
         gaps=gaps,
+        apart=first.p if first.apart else None,
     )

@@ -107,12 +107,17 @@ class EqualEnds(Joinable):
 
     def _broadcast_module(self, root: int, buffers: bool) -> None:
         sections = self._reducer.sections
+        whole = [s.storage for s in sections if s.whole]
+        for storage in whole:
+            storage.gather()
         broadcast_arrays(
-            [s.storage.data for s in sections if s.whole],
+            [storage.data for storage in whole],
             self.communicator,
             root,
             f"{self._name} parameters",
         )
+        for storage in whole:
+            storage.scatter()
         held = {id(p) for s in sections if s.whole for p in s.storage.params}
         others = [p for _, p in shared_parameters(self.module) if id(p) not in held]
         if buffers:

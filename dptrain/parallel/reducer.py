@@ -216,6 +216,7 @@ class Reducer:
             unused = id(p) not in self._seen and p._grad is None
             bucket.used[k] = not unused
             if unused:
+                storage.free_slot(i)
                 storage.grad[storage.places[i].start : storage.places[i].stop] = 0
             elif id(p) not in self._seen:
                 if self.weights is not None:

@@ -131,6 +131,8 @@ class ReplicaSet:
         if node is not None and node.saved is not None:
             self._mirrors = {}  # the graph of the last call keeps the memory
         wanted = dict.fromkeys(storages)
+        for storage in wanted:
+            storage.gather()
         for place in devices:
             held = self._mirrors.get(place, {})
             mirror = self._mirrors[place] = {s: held.get(s) for s in wanted}

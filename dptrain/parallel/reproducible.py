@@ -248,5 +248,7 @@ def _put(p: Tensor, array: Array | None) -> None:
     elif p._slot is None:
         p._grad = wrap(array)
     else:
+        if p._grad is not p._slot:
+            p._place.storage.free_slot(p._place.position)
         np.copyto(p._slot._array, array)
         p._grad = p._slot

@@ -169,6 +169,9 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         self.optim.step(**kwargs)
         for whole, own in zip(self.param_groups, self.optim.param_groups, strict=True):
             whole.update(_options(own))
+        storages = dict.fromkeys(place.storage for place in self._places if place is not None)
+        for storage in storages:
+            storage.gather()
         works = [
             self._communicator.broadcast(
                 array, owner, name=f"ZeroRedundancyOptimizer parameters of rank {owner}"
@@ -177,6 +180,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         ]
         for work in works:
             work.wait()
+        for storage in storages:
+            storage.scatter()
         for p in self._params():
             others = self._owner.get(id(p)) != self._communicator.rank
             unseen = p._place is not None and p._place.storage.incomplete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 LEAF = "*"
@@ -19,8 +20,8 @@ def _structure(value: Any, found: list[Any]) -> Any:
         return kind, [_structure(v, found) for v in value]
     if isinstance(value, tuple):  # named: ours, or the user's
         return kind, [_structure(v, found) for v in value]
-    if kind is dict:
-        return dict, [(k, _structure(v, found)) for k, v in value.items()]
+    if kind is dict or kind is OrderedDict:
+        return kind, [(k, _structure(v, found)) for k, v in value.items()]
     found.append(value)
     return LEAF
 
@@ -34,7 +35,7 @@ def _rebuilt(values: Any, structure: Any) -> Any:
     if structure is LEAF:
         return next(values)
     kind, parts = structure
-    if kind is dict:
-        return {k: _rebuilt(values, p) for k, p in parts}
+    if issubclass(kind, dict):
+        return kind((k, _rebuilt(values, p)) for k, p in parts)
     made = [_rebuilt(values, p) for p in parts]
     return kind(*made) if hasattr(kind, "_make") else kind(made)

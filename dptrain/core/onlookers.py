@@ -1,0 +1,60 @@
+"""Whether anything else looks into the memory of a tensor, and would notice that it moved.
+
+Owns: that question. Must not know: why somebody wants to move the memory.
+
+A view, a detached tensor, a NumPy array, an array lent to another library: each keeps a reference to the
+array that owns the memory (or is a Tensor around the very same array), so that counting references finds
+them without a list that would have to be kept on every operation. What another library or the operating
+system owns (memory shared by processes, a buffer of Python) cannot be counted and is always looked at.
+"""
+
+from __future__ import annotations
+
+from sys import getrefcount
+from typing import Any
+
+from dptrain.core.arrays import is_array
+from dptrain.core.storage import PrivateMap
+from dptrain.core.tensor import Tensor
+
+
+def _references(thing: Any) -> int:
+    """References to an object for which the caller has a name."""
+    return getrefcount(thing)
+
+
+def _references_of_one() -> int:
+    holder = [object()]
+    thing = holder[0]
+    return _references(thing)
+
+
+#: What `_references` says of an object with one holder: Python's versions count calls differently.
+_ONE = _references_of_one()
+
+
+def held_by_others(thing: Any, holders: int) -> bool:
+    """Whether an object, for which the caller has one name, has more than `holders` holders beside that."""
+    # One more here: this function's name for it.
+    return _references(thing) > _ONE + holders
+
+
+def has_onlookers(tensor: Tensor) -> bool:
+    """Whether anything but this tensor looks into the memory of its array.
+
+    A graph that saved the array counts, as it has to see its values.
+    """
+    base = tensor._base
+    if base is not None and held_by_others(base, 1):
+        return True
+    array: Any = tensor._array
+    while True:
+        # Held by the tensor, or by the array before it in the chain; and by the tensor of which it is a view.
+        if _references(array) > _ONE + (base is not None and array is base._array):
+            return True
+        array = getattr(array, "host", array.base)
+        if array is None:
+            return False
+        if not is_array(array):
+            memory = array.obj if isinstance(array, memoryview) else array
+            return not isinstance(memory, PrivateMap)
