@@ -368,6 +368,7 @@ __all__ = [
     "zeros",
     "zeros_like",
     "compile",
+    "vmap",
     "load",
     "save",
     *_OPERATIONS,
@@ -375,7 +376,12 @@ __all__ = [
 
 
 #: Functions of a room that PyTorch has at the top; the room is loaded with the first of them.
-_FROM_ROOMS = {"save": "serialization", "load": "serialization", "compile": "compiler"}
+_FROM_ROOMS = {
+    "save": "serialization",
+    "load": "serialization",
+    "compile": "compiler",
+    "vmap": "func",
+}
 
 
 def __getattr__(name: str) -> Any:

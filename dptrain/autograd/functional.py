@@ -106,10 +106,21 @@ def _handed_out(many: bool, values: tuple[Tensor, ...], create_graph: bool) -> A
     return values if many else values[0]
 
 
-def _refuse_batching(vectorize: bool, name: str) -> None:
-    if vectorize:
+def _check_strategy(
+    strategy: str, vectorize: bool, strict: bool, create_graph: bool, name: str
+) -> None:
+    """Refuse what PyTorch's ways to compute a Jacobian refuse; ours is one, row by row, for all of them."""
+    if strategy not in ("reverse-mode", "forward-mode"):
+        raise AssertionError(
+            f'{name}: Expected strategy to be either "forward-mode" or "reverse-mode", got {strategy!r}'
+        )
+    if strict and (vectorize or strategy == "forward-mode"):
+        raise RuntimeError(
+            f"{name}: strict=True is not supported together with vectorize=True or the forward-mode strategy"
+        )
+    if strategy == "forward-mode" and (create_graph or not vectorize):
         raise NotImplementedError(
-            f"{name}: vectorize=True needs a batching transform (vmap), which dptrain does not have; leave it out"
+            f"{name}: the forward-mode strategy needs vectorize=True and create_graph=False"
         )
 
 
@@ -128,8 +139,8 @@ def jacobian(
         inputs: a tensor or a tuple of tensors.
         create_graph: make the result differentiable.
         strict: raise where an output does not depend on an input, instead of giving zeros.
-        vectorize: not supported.
-        strategy: "reverse-mode".
+        vectorize: compute all rows at once, in PyTorch; the numbers are the same.
+        strategy: "reverse-mode" or "forward-mode"; the numbers are the same.
 
     Returns:
         A tensor of shape (*output.shape, *input.shape); a tuple over the inputs if these are a tuple;
@@ -137,14 +148,11 @@ def jacobian(
 
     Raises:
         TypeError: inputs or outputs that are no tensors.
-        NotImplementedError: `vectorize`, or the strategy "forward-mode".
-        RuntimeError: `strict`, and something is independent.
+        AssertionError: another strategy.
+        NotImplementedError: "forward-mode" without `vectorize`, or with `create_graph`.
+        RuntimeError: `strict`, and something is independent; or `strict` with `vectorize`.
     """
-    _refuse_batching(vectorize, "jacobian")
-    if strategy != "reverse-mode":
-        raise NotImplementedError(
-            f"jacobian: the strategy must be 'reverse-mode', got {strategy!r}"
-        )
+    _check_strategy(strategy, vectorize, strict, create_graph, "jacobian")
     many_inputs, given = _tuple(inputs, "inputs", "jacobian")
     with enable_grad():
         points = _inputs(given, create_graph)
@@ -188,14 +196,13 @@ def hessian(
     Raises:
         RuntimeError: the result is no single-element tensor.
     """
-    _refuse_batching(vectorize, "hessian")
     many, given = _tuple(inputs, "inputs", "hessian")
 
     def first(*points: Tensor) -> Any:
         value = _scalar(func, points, strict, "hessian")
         return _grad([value], points, [None], True, strict, "hessian")
 
-    table = jacobian(first, given, create_graph, strict, strategy=outer_jacobian_strategy)
+    table = jacobian(first, given, create_graph, strict, vectorize, outer_jacobian_strategy)
     return table if many else table[0][0]
 
 

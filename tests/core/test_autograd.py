@@ -235,13 +235,23 @@ def test_functional_results_are_differentiable_on_demand():
     )
 
 
+def test_every_way_to_compute_a_jacobian_gives_the_same():
+    x = dptrain.randn(3, dtype=dptrain.float64)
+    plain = functional.jacobian(lambda a: a**3 * a.sum(), x)
+    for strategy in ("reverse-mode", "forward-mode"):
+        fast = functional.jacobian(lambda a: a**3 * a.sum(), x, vectorize=True, strategy=strategy)
+        assert fast.equal(plain)
+
+
 @pytest.mark.parametrize(
     ("use", "kind", "words"),
     [
         (lambda x: functional.jacobian(lambda a: 3, x), TypeError, "outputs.*jacobian.*int"),
         (lambda x: functional.jacobian(lambda a: a, 3), TypeError, "inputs.*jacobian.*int"),
         (lambda x: functional.jacobian(lambda a: dptrain.ones(1), x, strict=True), RuntimeError, "strict"),
-        (lambda x: functional.jacobian(lambda a: a, x, vectorize=True), NotImplementedError, "vmap"),
+        (lambda x: functional.jacobian(lambda a: a, x, strategy="forward-mode"), NotImplementedError, "vectorize"),
+        (lambda x: functional.jacobian(lambda a: a, x, strategy="other"), AssertionError, "forward-mode"),
+        (lambda x: functional.jacobian(lambda a: a, x, vectorize=True, strict=True), RuntimeError, "strict"),
         (lambda x: functional.hessian(lambda a: a, x), RuntimeError, "single element"),
         (lambda x: functional.vjp(lambda a: a, x), RuntimeError, "v can only be None"),
         (lambda x: functional.vjp(lambda a: a, x, dptrain.ones(3)), RuntimeError, r"\[2\].*\[3\]"),
