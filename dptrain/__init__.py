@@ -191,6 +191,7 @@ _ROOMS = frozenset(
         "cuda",
         "data",
         "distributed",
+        "distributions",
         "func",
         "futures",
         "hub",

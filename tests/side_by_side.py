@@ -13,6 +13,11 @@ def values(lib, *shape, seed=0, dtype="float64"):
     return lib.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
+def positive_values(lib, *shape, seed=0):
+    """Likewise, above 0.3."""
+    return values(lib, *shape, seed=seed).abs() + 0.3
+
+
 def both(program, *args, tolerance=1e-10):
     """What `program(lib, *args)` gives with each library must be equal.
 

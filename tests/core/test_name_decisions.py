@@ -20,7 +20,7 @@ OUT_OF_SCOPE = {
     r".*cudnn.*|.*miopen.*|.*mkldnn.*|mps|xpu|ipu|mtia|.*cuda.*|cpu|accelerator|record_stream|Stream|Event"
     r"|get_device_module|is_vulkan_available|(get|set|is)_autocast_(ipu|xla)\w*|OutOfMemoryError|AcceleratorError|__cuda_array_interface__": "accelerators",
     # Other ways to run a program.
-    r"jit|onnx|compile|compiler|export|fx|package|fork|wait|futures|Future|vmap|func|functional|cond|while_loop|library"
+    r"jit|onnx|compile|compiler|export|fx|package|fork|wait|futures|Future|functional|cond|while_loop|library"
     r"|ops|classes|_?[a-z_]*ir_module.*|parse_(ir|schema|type_comment)|merge_type_from_type_comment|unify_type_list"
     r"|sym_.*|Sym\w+|Script\w+|\w*Type|overrides|monitor|get_file_path|import_ir.*|CompilationUnit|Graph\w*"
     r"|__torch_(function|dispatch)__|__dlpack_c_exchange_api__|(Dis|En)able\w+": "compilers and graph capture",
@@ -28,7 +28,7 @@ OUT_OF_SCOPE = {
     r"multiprocessing|prepare_multiprocessing_environment|ao|hub|thread_safe_generator|cpp|classproperty": "PyTorch's build and tools",
     r"has_\w+|compiled_with_cxx11_abi|init_num_threads|torch_version|types|USE_\w+|is_distributed": "PyTorch's build and tools",
     r"builtins|ctypes|functools|glob|importlib|inspect|math|os|platform|sys|textwrap|threading|torch|warnings": "modules that PyTorch imports",
-    r"distributions|fft|stft|istft|signal|windows|quasirandom": "distributions and signals",
+    r"fft|stft|istft|signal|windows|quasirandom": "signals",
     r"testing|is_anomaly_check_nan_enabled|set_anomaly_enabled": "found in their own rooms, or internal",
     # Functions that PyTorch's layers call and does not document, under signatures of their own.
     r"batch_norm_.*|native_(batch|group|layer)_norm|native_norm|native_dropout|embedding_.*|miopen_ctc_loss|gru(_cell)?"

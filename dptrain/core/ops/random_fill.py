@@ -254,6 +254,19 @@ def _poisson(input: Any, generator: Generator | None = None) -> Any:
     return wrap(namespace_of(input._array).asarray(draws).astype(input._array.dtype))
 
 
+def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:
+    """Draws from binomial distributions: successes among `count` trials of probability `prob`.
+
+    Raises:
+        RuntimeError: counts that are negative, or probabilities outside of [0, 1].
+    """
+    trials, chance = to_host(count._array), _probabilities(prob, "binomial")
+    if (trials < 0).any():
+        raise RuntimeError("binomial: invalid count, expected counts to be non-negative")
+    draws = _stream(generator).binomial(trials.astype(np.int64), to_host(chance))
+    return wrap(namespace_of(prob._array).asarray(draws).astype(prob._array.dtype))
+
+
 _METHODS: dict[str, Callable[..., Any]] = {
     "exponential_": _exponential,
     "log_normal_": _log_normal,
