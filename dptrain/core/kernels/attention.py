@@ -17,7 +17,7 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import KEEP_NAN, kernel
+from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
 from dptrain.core.kernels.exponential import exp32, exp_of
 from dptrain.core.kernels.gemm import tile_facts, tiles
 from dptrain.core.kernels.memory import address, array_at, lines, scratch, zero
@@ -60,6 +60,7 @@ def _multiply(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, star
 
 @kernel(fastmath=KEEP_NAN)
 def _forward(args, share, shares, worker):
+    whole_registers()
     kind, size, lanes = (args[0], args[1], args[2], args[3], args[4]), args[1], args[2]
     jobs, length, keys, depth, width, causal = (
         args[5], args[6], args[7], args[8], args[9], args[10],
@@ -108,6 +109,7 @@ def _forward(args, share, shares, worker):
 
 @kernel(fastmath=KEEP_NAN)
 def _backward(args, share, shares, worker):
+    whole_registers()
     kind, size, lanes = (args[0], args[1], args[2], args[3], args[4]), args[1], args[2]
     jobs, length, keys, depth, width, causal = (
         args[5], args[6], args[7], args[8], args[9], args[10],

@@ -13,9 +13,10 @@ import llvmlite
 import numba
 import numpy as np
 
+from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import gelu, gelu_grad, relu, relu_grad
+from dptrain.core.kernels.elementwise import relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.lookup import add_rows
 from dptrain.core.kernels.memory import keep_freed_pages
@@ -46,6 +47,8 @@ from dptrain.core.kernels.softmax import (
 from dptrain.core.kernels.updates import adam, sgd
 
 __all__ = [
+    "activation",
+    "activation_grad",
     "adam",
     "add_rows",
     "attention",

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import FAST, kernel
+from dptrain.core.kernels.compiled import FAST, kernel, whole_registers
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
@@ -214,6 +214,7 @@ def _input_grad(args, share, shares, worker):
 
 @kernel(fastmath=FAST)
 def _rows(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     mean, rstd = array_at(args[4], (rows,), real), array_at(args[5], (rows,), real)
@@ -236,6 +237,7 @@ def _rows(args, share, shares, worker):
 
 @kernel(fastmath=FAST)
 def _rows_grad(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     x, grad = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     out = array_at(args[4], (rows, c), real)

@@ -14,6 +14,7 @@ import numpy as np
 from dptrain.core.arrays import namespace_of
 from dptrain.core.capturing import one_call
 from dptrain.core.kernels.erf import erf
+from dptrain.core.kernels.reference_activations import activation, activation_grad
 from dptrain.core.kernels.reference_softmax import (
     attention,
     attention_grad,
@@ -38,6 +39,8 @@ from dptrain.core.kernels.reference_windows import (
 )
 
 __all__ = [
+    "activation",
+    "activation_grad",
     "Geometry",
     "adam",
     "add_rows",

@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import FAST, KEEP_NAN, intrinsic, kernel
+from dptrain.core.kernels.compiled import FAST, KEEP_NAN, intrinsic, kernel, whole_registers
 from dptrain.core.kernels.exponential import exp32, exp_of
 from dptrain.core.kernels.memory import address, array_at
 
@@ -43,6 +43,7 @@ def _larger(typing_context: Any, a: Any, b: Any) -> Any:
 @numba.njit(fastmath=_ANY_ORDER)
 def top_of(line, count):
     """The largest of the first numbers of a row, at least one."""
+    whole_registers()
     top = line[0]
     for k in range(1, count):
         top = _larger(top, line[k])
@@ -52,6 +53,7 @@ def top_of(line, count):
 @numba.njit(fastmath=FAST)
 def sum_of(line, count):
     """Their sum."""
+    whole_registers()
     total = line[0] * 0
     for k in range(count):
         total += line[k]
@@ -61,6 +63,7 @@ def sum_of(line, count):
 @numba.njit(fastmath=FAST)
 def dot_of(a, b, count):
     """The sum of the products of two rows."""
+    whole_registers()
     total = a[0] * 0
     for k in range(count):
         total += a[k] * b[k]
@@ -69,6 +72,7 @@ def dot_of(a, b, count):
 
 @kernel(fastmath=KEEP_NAN)
 def _softmax(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
@@ -83,6 +87,7 @@ def _softmax(args, share, shares, worker):
 
 @kernel(fastmath=KEEP_NAN)
 def _softmax_grad(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     grad, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     result = array_at(args[4], (rows, c), real)
@@ -95,6 +100,7 @@ def _softmax_grad(args, share, shares, worker):
 
 @kernel(fastmath=KEEP_NAN)
 def _log_softmax(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
@@ -109,6 +115,7 @@ def _log_softmax(args, share, shares, worker):
 
 @kernel(fastmath=KEEP_NAN)
 def _log_softmax_grad(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     grad, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     result = array_at(args[4], (rows, c), real)
@@ -121,6 +128,7 @@ def _log_softmax_grad(args, share, shares, worker):
 
 @kernel(fastmath=KEEP_NAN)
 def _cross_entropy(args, share, shares, worker):
+    whole_registers()
     rows, c = args[0], args[1]
     x, p = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     target, loss = array_at(args[4], (rows,), np.int64), array_at(args[5], (rows,), real)

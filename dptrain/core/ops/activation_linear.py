@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.export import export, in_place
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Clamp
@@ -97,12 +98,13 @@ class LeakyRelu(Op):
 
     def forward(self, input: Any, negative_slope: float = 0.01) -> Any:
         check_floating(_name(self), input)
-        self.positive = self.xp.asarray(input > 0)
         self.negative_slope = negative_slope
-        return self.xp.where(self.positive, input, input * input.dtype.type(negative_slope))
+        return kernels_for(input).activation("leaky_relu", input, negative_slope)
 
-    def backward(self, grad: Any) -> Any:
-        return Where.call(self.positive, grad, grad * self.negative_slope)
+    def backward(self, grad: Any, input: Any) -> Any:
+        if isinstance(grad, Tensor) or isinstance(input, Tensor):
+            return Where.call(input > 0, grad, grad * self.negative_slope)
+        return kernels_for(input).activation_grad("leaky_relu", grad, input, self.negative_slope)
 
 
 def _rrelu(
@@ -260,11 +262,11 @@ class Hardswish(Op):
 
     def forward(self, input: Any) -> Any:
         check_floating("hardswish", input)
-        kind = input.dtype.type
-        out = input * self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
-        return out.astype(input.dtype, copy=False)
+        return kernels_for(input).activation("hardswish", input)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if not isinstance(grad, Tensor) and not isinstance(input, Tensor):
+            return kernels_for(input).activation_grad("hardswish", grad, input)
         # Outside (-3, 3) the slope is that of the straight ends, which clamping gives: 0 and 1.
         inside = (input > -3) & (input < 3)
         ends = Clamp.call(input / 6 + 0.5, 0, 1)

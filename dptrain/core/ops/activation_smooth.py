@@ -23,9 +23,21 @@ def _wide(input: Any) -> Any:
     return input.astype(np.float32) if input.dtype.itemsize == 2 else input
 
 
-def log1p_exp(xp: Any, x: Any) -> Any:
-    """log(1 + exp(x)) without overflow, of a raw array; several times faster than logaddexp."""
-    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
+def _active(name: str, input: Any, *parameters: float) -> Any:
+    x = _wide(input)
+    return kernels_for(x).activation(name, x, *parameters).astype(input.dtype, copy=False)
+
+
+def _slanted(name: str, grad: Any, input: Any, *parameters: float) -> Any:
+    """The gradient of the input, of raw arrays."""
+    g, x = _wide(grad), _wide(input)
+    found = kernels_for(x).activation_grad(name, g, x, *parameters)
+    return found.astype(grad.dtype, copy=False)
+
+
+def _raw(grad: Any, input: Any) -> bool:
+    """Whether nothing has a history: the gradient is not differentiated again."""
+    return not isinstance(grad, Tensor) and not isinstance(input, Tensor)
 
 
 def _elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
@@ -44,11 +56,11 @@ class Elu(Op):
     def forward(self, input: Any, alpha: float = 1.0, scale: float = 1.0) -> Any:
         check_floating("elu", input)
         self.alpha, self.scale = alpha, scale
-        x = _wide(input)
-        below = self.xp.expm1(self.xp.minimum(x, 0)) * (alpha * scale)
-        return self.xp.where(x > 0, x * scale, below).astype(input.dtype, copy=False)
+        return _active("elu", input, alpha, scale)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if _raw(grad, input):
+            return _slanted("elu", grad, input, self.alpha, self.scale)
         below = Exp.call(Clamp.call(input, None, 0)) * (self.alpha * self.scale)
         return grad * Where.call(input > 0, below * 0 + self.scale, below)
 
@@ -126,24 +138,20 @@ class Gelu(Op):
                 f"gelu: approximate argument must be either none or tanh, got {approximate!r}"
             )
         self.approximate = approximate
+        if approximate == "tanh":
+            return _active("gelu_tanh", input)
         x = _wide(input)
-        if approximate == "none":
-            return kernels_for(x).gelu(x).astype(input.dtype, copy=False)
-        inner = x * (1 + _GELU_CUBIC * x * x) * _GELU_OUTER
-        self.factor = self.xp.tanh(inner) * 0.5 + 0.5
-        return (x * self.factor).astype(input.dtype, copy=False)
+        return kernels_for(x).gelu(x).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        again = isinstance(input, Tensor)  # under create_graph the factor has a history
         if self.approximate == "none":
-            if not again and not isinstance(grad, Tensor):
+            if _raw(grad, input):
                 return kernels_for(input).gelu_grad(grad, input)
             return grad * (NormalCdf.call(input) + input * _normal_density(input))
+        if _raw(grad, input):
+            return _slanted("gelu_tanh", grad, input)
         square = input * input
-        if again:
-            factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5
-        else:
-            factor = self.factor
+        factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5
         slope = (square * (3 * _GELU_CUBIC) + 1) * (2 * _GELU_OUTER)
         return grad * (factor + input * (factor * (1 - factor)) * slope)
 
@@ -159,13 +167,12 @@ class Silu(Op):
 
     def forward(self, input: Any) -> Any:
         check_floating("silu", input)
-        x = _wide(input)
-        self.factor = Sigmoid().forward(x)
-        return (x * self.factor).astype(input.dtype, copy=False)
+        return _active("silu", input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        # Under create_graph the factor needs a history.
-        s = Sigmoid.call(input) if isinstance(input, Tensor) else self.factor
+        if _raw(grad, input):
+            return _slanted("silu", grad, input)
+        s = Sigmoid.call(input)
         return grad * (s * (input * (1 - s) + 1))
 
 
@@ -176,12 +183,11 @@ class Softplus(Op):
     def forward(self, input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
         check_floating("softplus", input)
         self.beta, self.threshold = beta, threshold
-        x = _wide(input)
-        scaled = x * beta
-        soft = log1p_exp(self.xp, scaled) / beta
-        return self.xp.where(scaled > threshold, x, soft).astype(input.dtype, copy=False)
+        return _active("softplus", input, beta, threshold)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if _raw(grad, input):
+            return _slanted("softplus", grad, input, self.beta, self.threshold)
         scaled = input * self.beta
         return grad * Where.call(scaled > self.threshold, scaled * 0 + 1, Sigmoid.call(scaled))
 
@@ -197,11 +203,11 @@ class Mish(Op):
 
     def forward(self, input: Any) -> Any:
         check_floating("mish", input)
-        x = _wide(input)
-        soft = self.xp.tanh(log1p_exp(self.xp, x))
-        return (x * soft).astype(input.dtype, copy=False)
+        return _active("mish", input)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if _raw(grad, input):
+            return _slanted("mish", grad, input)
         t = Tanh.call(Softplus.call(input))
         return grad * (t + input * Sigmoid.call(input) * (1 - t * t))
 
@@ -212,10 +218,11 @@ class LogSigmoid(Op):
 
     def forward(self, input: Any) -> Any:
         check_floating("logsigmoid", input)
-        x = _wide(input)
-        return (-log1p_exp(self.xp, -x)).astype(input.dtype, copy=False)
+        return _active("logsigmoid", input)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if _raw(grad, input):
+            return _slanted("logsigmoid", grad, input)
         return grad * Sigmoid.call(-input)
 
 

@@ -10,8 +10,10 @@ from dptrain.core.arrays import as_array, is_array
 from dptrain.core.dtypes import float64, get_default_dtype, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
+from dptrain.core.tensor import Tensor
 
 
 def _times(value: Any, alpha: Any) -> Any:
@@ -404,7 +406,9 @@ class Tanh(Op):
         return self.xp.tanh(_floating(input))
 
     def backward(self, grad: Any, out: Any) -> Any:
-        return grad * (1 - out * out)
+        if isinstance(grad, Tensor) or isinstance(out, Tensor):
+            return grad * (1 - out * out)
+        return kernels_for(out).activation_grad("tanh", grad, out)
 
 
 @export("sigmoid", methods=("sigmoid",), inplace=("sigmoid_",))
@@ -415,11 +419,12 @@ class Sigmoid(Op):
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)
-        decay = self.xp.exp(-self.xp.abs(x))  # in (0, 1] whatever the sign
-        return self.xp.where(x >= 0, 1, decay) / (1 + decay)
+        return kernels_for(x).activation("sigmoid", x)
 
     def backward(self, grad: Any, out: Any) -> Any:
-        return grad * (out * (1 - out))
+        if isinstance(grad, Tensor) or isinstance(out, Tensor):
+            return grad * (out * (1 - out))
+        return kernels_for(out).activation_grad("sigmoid", grad, out)
 
 
 @export("maximum", methods=("maximum",))

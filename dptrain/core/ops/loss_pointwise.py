@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import check_floating
-from dptrain.core.ops.activation_smooth import log1p_exp
 from dptrain.core.ops.elementwise import Clamp, Log, Sigmoid
 from dptrain.core.ops.reduce import Mean, Sum
 
@@ -108,7 +108,8 @@ class BinaryCrossEntropyWithLogits(_PointwiseLoss):
     name = "binary_cross_entropy_with_logits"
 
     def values(self, input: Any, target: Any) -> Any:
-        return (1 - target) * input + log1p_exp(self.xp, -input)
+        soft = kernels_for(input).activation("softplus", -input, 1.0, math.inf)
+        return (1 - target) * input + soft
 
     def slopes(self, input: Any, target: Any) -> tuple[Any, Any]:
         return Sigmoid.call(input) - target, -input

@@ -48,8 +48,11 @@ from dptrain.core.kernels.reference import (
     softmax_grad,
     unscale,
 )
+from dptrain.core.kernels.reference_activations import activation, activation_grad
 
 __all__ = [
+    "activation",
+    "activation_grad",
     "FAMILIES",
     "adam",
     "add_rows",

@@ -1,0 +1,85 @@
+"""Activations element by element, and their gradients: one pass each, on the threads of `pool`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.kernels import curves, pool, reference, reference_activations
+from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
+from dptrain.core.kernels.elementwise import alike, dense
+from dptrain.core.kernels.memory import address, array_at
+
+real: Any = None  # each compiled copy has its own
+curve: Any = None  # likewise
+slope: Any = None
+
+#: An activation costs about as much as moving so many numbers.
+_COST = 6
+
+
+@kernel(fastmath=KEEP_NAN)
+def _map(args, share, shares, worker):
+    whole_registers()
+    size = (share + 1) * args[0] // shares - share * args[0] // shares
+    first = share * args[0] // shares * args[1]  # bytes
+    x, to = array_at(args[2] + first, (size,), real), array_at(args[3] + first, (size,), real)
+    parameters = array_at(args[4], (2,), real)
+    p, q = parameters[0], parameters[1]
+    for k in range(size):
+        to[k] = curve(x[k], p, q)
+
+
+@kernel(fastmath=KEEP_NAN)
+def _map_grad(args, share, shares, worker):
+    whole_registers()
+    size = (share + 1) * args[0] // shares - share * args[0] // shares
+    first = share * args[0] // shares * args[1]  # bytes
+    grad = array_at(args[2] + first, (size,), real)
+    kept, to = array_at(args[3] + first, (size,), real), array_at(args[4] + first, (size,), real)
+    parameters = array_at(args[5], (2,), real)
+    p, q = parameters[0], parameters[1]
+    for k in range(size):
+        to[k] = grad[k] * slope(kept[k], p, q)
+
+
+def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
+    x = arrays[0]
+    held = np.zeros(2, x.dtype)
+    held[: len(parameters)] = parameters
+    args = (x.size, x.itemsize, *(address(a) for a in arrays), address(held))
+    pool.run(code, args, pool.shares(x.size, _COST * x.nbytes))
+
+
+def activation(name: str, x: np.ndarray, *parameters: float) -> np.ndarray:
+    """See `reference_activations.activation`."""
+    if not dense(x):
+        return reference_activations.activation(name, x, *parameters)
+    out, real = np.empty_like(x), x.dtype.type
+    _run(_map.address(real, name, curve=curves.curve(name, real)), parameters, x, out)
+    return out
+
+
+def activation_grad(
+    name: str, grad: np.ndarray, kept: np.ndarray, *parameters: float
+) -> np.ndarray:
+    """See `reference_activations.activation_grad`."""
+    if grad.dtype != kept.dtype or not alike(grad, kept):
+        return reference_activations.activation_grad(name, grad, kept, *parameters)
+    out, real = np.empty_like(grad), grad.dtype.type
+    code = _map_grad.address(real, name, slope=curves.slope(name, real))
+    _run(code, parameters, grad, kept, out)
+    return out
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """See `reference.gelu`."""
+    return activation("gelu", x) if dense(x) else reference.gelu(x)
+
+
+def gelu_grad(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """See `reference.gelu_grad`."""
+    if grad.dtype != x.dtype or not alike(grad, x):
+        return reference.gelu_grad(grad, x)
+    return activation_grad("gelu", grad, x)
