@@ -117,10 +117,10 @@ def test_twins_agree_at_the_edges_and_in_any_layout(name, dtype):
 def test_exp_of_both_types_is_within_its_bound():
     import numba
 
-    from dptrain.core.kernels.softmax import exp_of
+    from dptrain.core.kernels.exponential import exponentials
 
     for dtype, low, high, units in ((np.float32, -110, 95, 1.1), (np.float64, -760, 720, 1.5)):
-        exp = exp_of(dtype)
+        exp = exponentials(dtype).exp
 
         @numba.njit(error_model="numpy")
         def run(x, out, exp=exp):

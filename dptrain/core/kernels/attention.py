@@ -18,16 +18,15 @@ import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
-from dptrain.core.kernels.exponential import exp32, exp_of
 from dptrain.core.kernels.gemm import tile_facts, tiles
 from dptrain.core.kernels.memory import address, array_at, lines, scratch, zero
 from dptrain.core.kernels.packing import pack
-from dptrain.core.kernels.softmax import dot_of, sum_of, top_of
+from dptrain.core.kernels.rows import exp_less, exp_row
+from dptrain.core.kernels.softmax import dot_of
 from dptrain.core.kernels.target import target
 from dptrain.core.threads import get_num_threads
 
 real: Any = None  # each compiled copy has its own
-exp: Any = exp32  # likewise
 
 #: Queries whose scores are computed together: whole tiles of every kind.
 _BLOCK = 48
@@ -87,14 +86,10 @@ def _forward(args, share, shares, worker):
                 nothing, 0, scores, line,
             )  # fmt: skip
             for r in range(rows):
-                row = array_at(scores + r * line, (seen,), real)
+                here = scores + r * line
                 count = min(keys, first + r + 1) if causal else keys
-                for n in range(count):
-                    row[n] *= scale
-                top = top_of(row, count)
-                for n in range(count):
-                    row[n] = exp(row[n] - top)
-                total = sum_of(row, count)
+                top, total = exp_row(here, here, scale, count, real)
+                row = array_at(here, (seen,), real)
                 factor = real(1) / total
                 for n in range(count):
                     row[n] *= factor
@@ -158,9 +153,10 @@ def _backward(args, share, shares, worker):
                     array_at(o + (first + r) * o_l, (width,), real),
                     width,
                 )
-                norm = lse[job, first + r]
+                exp_less(
+                    scores + r * line, scores + r * line, scale, lse[job, first + r], count, real
+                )
                 for n in range(count):
-                    p[n] = exp(p[n] * scale - norm)
                     d[n] = p[n] * (d[n] - less) * scale
                 for n in range(count, seen):
                     p[n] = 0
@@ -255,7 +251,7 @@ def _run(function: Any, args: tuple[int, ...], q: np.ndarray, keys: int) -> None
     jobs = q.shape[0] * q.shape[1]
     work = jobs * q.shape[2] * q.shape[3] * keys
     shares = jobs if work > 200_000 and get_num_threads() > 1 else 1
-    pool.run(function.address(q.dtype.type, exp=exp_of(q.dtype.type)), args, shares)
+    pool.run(function.address(q.dtype.type), args, shares)
 
 
 def attention(

@@ -102,7 +102,7 @@ class _Facts(NamedTuple):
     one: float  # expm1 is -1 below
 
 
-_FACTS = {
+FACTS = {
     np.float32: _Facts(
         -104, 89, (0.693145751953125, 1.42860682030941723e-6), 7, 7, 1.5 * 2**23 + 127, 23, -20
     ),
@@ -112,6 +112,11 @@ _FACTS = {
 }  # fmt: skip
 
 
+def series(real: Any) -> list[float]:
+    """Coefficients of (exp(r) - 1 - r) / r^2, highest power first."""
+    return [1 / factorial(n) for n in range(FACTS[real].terms, 1, -1)]
+
+
 @cache
 def exponentials(real: Any) -> Exponentials:
     """Those of an element type.
@@ -119,12 +124,12 @@ def exponentials(real: Any) -> Exponentials:
     exp is 2^k times the polynomial of the rest, Taylor's. The power is put on in two steps, so that infinite
     and subnormal results come out. log1p is 2 artanh(x / (x + 2)), by its series.
     """
-    facts, of_bits, bits_of = _FACTS[real], BITS[real].number, BITS[real].of
+    facts, of_bits, bits_of = FACTS[real], BITS[real].number, BITS[real].of
     integer = np.int32 if real is np.float32 else np.int64
     low, high, one = real(facts.low), real(facts.high), real(facts.one)
     log2_high, log2_low = real(facts.log2[0]), real(facts.log2[1])
     shift, places = real(facts.shift), integer(facts.mantissa)
-    rest = polynomial([1 / factorial(n) for n in range(facts.terms, 1, -1)])
+    rest = polynomial(series(real))
     odd = polynomial([2 / (2 * n + 1) for n in range(facts.odd_terms, 0, -1)])
     inverse, half, unit, two = real(1.4426950408889634), real(0.5), real(1), real(2)
 
@@ -164,12 +169,3 @@ def exponentials(real: Any) -> Exponentials:
         return two * s + s * (z * odd(z))
 
     return Exponentials(exp, exp_sum, expm1, log1p)
-
-
-#: exp of a float32.
-exp32 = exponentials(np.float32).exp
-
-
-def exp_of(real: Any) -> Any:
-    """exp for kernels of an element type."""
-    return exponentials(real).exp

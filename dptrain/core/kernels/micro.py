@@ -76,8 +76,13 @@ class Emitter:
         self.builder.store(value, self.pointer(address, self.vector), align=self.itemsize)
 
     def spread(self, address: Any) -> Any:
-        """One number in all lanes."""
-        value = self.builder.load(self.pointer(address, self.scalar), align=self.itemsize)
+        """The number at an address in all lanes."""
+        return self.everywhere(
+            self.builder.load(self.pointer(address, self.scalar), align=self.itemsize)
+        )
+
+    def everywhere(self, value: Any) -> Any:
+        """A number in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         one = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
@@ -92,6 +97,19 @@ class Emitter:
         form = ir.FunctionType(self.vector, [self.vector] * 3)
         function = self._function(f"llvm.fmuladd.{self._kind()}", form)
         return self.builder.call(function, [x, y, z])
+
+    def apply(self, name: str, *vectors: Any) -> Any:
+        """What LLVM's function of this name makes of vectors, lane by lane."""
+        form = ir.FunctionType(self.vector, [self.vector] * len(vectors))
+        return self.builder.call(self._function(f"llvm.{name}.{self._kind()}", form), vectors)
+
+    def reduce(self, name: str, vector: Any) -> Any:
+        """The largest lane ("fmax") or the sum of all lanes ("fadd"), in LLVM's order."""
+        first = [ir.Constant(self.scalar, -0.0)] if name == "fadd" else []
+        form = ir.FunctionType(self.scalar, [*(v.type for v in first), self.vector])
+        function = self._function(f"llvm.vector.reduce.{name}.{self._kind()}", form)
+        flags = ("reassoc",) if name == "fadd" else ("nnan", "nsz")
+        return self.builder.call(function, [*first, vector], fastmath=flags)
 
     def mask(self, count: Any) -> Any:
         """Flags of the first `count` lanes (an i64; none if it is negative)."""

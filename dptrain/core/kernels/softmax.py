@@ -12,42 +12,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 
 from dptrain.core.kernels import pool, reference
-from dptrain.core.kernels.compiled import FAST, KEEP_NAN, intrinsic, kernel, whole_registers
-from dptrain.core.kernels.exponential import exp32, exp_of
+from dptrain.core.kernels.compiled import FAST, KEEP_NAN, kernel, whole_registers
 from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.rows import exp_less, exp_row
 
 real: Any = None  # each compiled copy has its own
-exp: Any = exp32  # likewise
-
-#: A maximum in any order. Whether NaN wins is left open: it shows in the sum of exponentials.
-_ANY_ORDER = {"nnan", "nsz", "reassoc"}
-
-
-@intrinsic
-def _larger(typing_context: Any, a: Any, b: Any) -> Any:
-    """The larger of two numbers, in the form that loops over it become vector instructions."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = values[0].type
-        name = "llvm.maxnum.f32" if kind == ir.FloatType() else "llvm.maxnum.f64"
-        held = builder.module.globals.get(name)
-        function = held or ir.Function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
-        return builder.call(function, values)
-
-    return a(a, b), generate
-
-
-@numba.njit(fastmath=_ANY_ORDER)
-def top_of(line, count):
-    """The largest of the first numbers of a row, at least one."""
-    whole_registers()
-    top = line[0]
-    for k in range(1, count):
-        top = _larger(top, line[k])
-    return top
 
 
 @numba.njit(fastmath=FAST)
@@ -74,13 +45,11 @@ def dot_of(a, b, count):
 def _softmax(args, share, shares, worker):
     whole_registers()
     rows, c = args[0], args[1]
-    x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
+    out = array_at(args[3], (rows, c), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
-        line, to = x[r], out[r]
-        top = top_of(line, c)
-        for k in range(c):
-            to[k] = exp(line[k] - top)
-        scale = real(1) / sum_of(to, c)
+        place = r * c * out.itemsize
+        _, total = exp_row(args[3] + place, args[2] + place, real(1), c, real)
+        to, scale = out[r], real(1) / total
         for k in range(c):
             to[k] *= scale
 
@@ -104,11 +73,9 @@ def _log_softmax(args, share, shares, worker):
     rows, c = args[0], args[1]
     x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
-        line, to = x[r], out[r]
-        top = top_of(line, c)
-        for k in range(c):
-            to[k] = exp(line[k] - top)
-        rest = real(math.log(sum_of(to, c)))
+        place = r * c * out.itemsize
+        top, total = exp_row(args[3] + place, args[2] + place, real(1), c, real)
+        line, to, rest = x[r], out[r], real(math.log(total))
         for k in range(c):
             to[k] = line[k] - top - rest
 
@@ -117,13 +84,14 @@ def _log_softmax(args, share, shares, worker):
 def _log_softmax_grad(args, share, shares, worker):
     whole_registers()
     rows, c = args[0], args[1]
-    grad, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
-    result = array_at(args[4], (rows, c), real)
+    grad, result = array_at(args[2], (rows, c), real), array_at(args[4], (rows, c), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
-        g, y, to = grad[r], out[r], result[r]
+        g, to = grad[r], result[r]
         total = sum_of(g, c)
+        place = r * c * result.itemsize
+        exp_less(args[4] + place, args[3] + place, real(1), real(0), c, real)
         for k in range(c):
-            to[k] = g[k] - exp(y[k]) * total
+            to[k] = g[k] - to[k] * total
 
 
 @kernel(fastmath=KEEP_NAN)
@@ -133,12 +101,9 @@ def _cross_entropy(args, share, shares, worker):
     x, p = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
     target, loss = array_at(args[4], (rows,), np.int64), array_at(args[5], (rows,), real)
     for r in range(share * rows // shares, (share + 1) * rows // shares):
-        line, to = x[r], p[r]
-        top = top_of(line, c)
-        for k in range(c):
-            to[k] = exp(line[k] - top)
-        total = sum_of(to, c)
-        scale = real(1) / total
+        place = r * c * p.itemsize
+        top, total = exp_row(args[3] + place, args[2] + place, real(1), c, real)
+        line, to, scale = x[r], p[r], real(1) / total
         for k in range(c):
             to[k] *= scale
         loss[r] = real(math.log(total)) - (line[target[r]] - top)
@@ -147,7 +112,7 @@ def _cross_entropy(args, share, shares, worker):
 def _run(function: Any, *arrays: np.ndarray) -> None:
     """Over matrices of one shape and type, then further arrays; the first says how many rows there are."""
     x = arrays[0]
-    code = function.address(x.dtype.type, exp=exp_of(x.dtype.type))
+    code = function.address(x.dtype.type)
     # An exponential costs as much as moving some tens of bytes.
     args = (*x.shape, *(address(a) for a in arrays))
     pool.run(code, args, pool.shares(len(x), 4 * x.nbytes))
