@@ -121,6 +121,23 @@ def test_neither_threads_nor_other_rows_change_a_bit(m, k, n, order):
     np.testing.assert_array_equal(native.matmul(b.T, a.T), first.T)
 
 
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(4, 800, 1200), (3000, 500, 3), (4, 100_000, 6), (2, 300_000, 5), (0, 5, 3)]
+)
+def test_products_of_few_rows_or_columns_are_made_in_pieces(m, k, n):
+    """Of which each is too small for the BLAS library to divide among threads; the bound is that of any order."""
+    a, b, bias = values(1, m, k), values(2, k, n), values(3, n)
+    exact = a.astype("d") @ b
+    bound = k * np.finfo("f").eps * (np.abs(a).astype("d") @ np.abs(b)) + 1e-6
+    assert (np.abs(native.matmul(a, b) - exact) <= bound).all()
+    into = np.empty((m, n), "f")
+    assert native.matmul(a, b, out=into) is into
+    assert (np.abs(into - exact) <= bound).all()
+    got = native.linear(a, np.ascontiguousarray(b.T), bias)
+    assert got.flags.c_contiguous
+    assert (np.abs(got - exact - bias) <= bound + 1e-5).all()
+
+
 def test_what_is_no_number_stays_in_its_row_and_column():
     a, b = values(1, 70, 90), values(2, 90, 50)
     a[3, 4], b[7, 11] = np.nan, np.inf
@@ -249,7 +266,7 @@ def faulty_module(module, old, new):
         (gemm, "start, start_m = (bias + n * bias_step, 0) if k == 0 else (to, c_m)", "start, start_m = bias + n * bias_step, 0"),
         (gemm, "used, here = min(wide, n_all - n), b", "used, here = min(wide, n_all - n) - 1, b"),
         (gemm, "a + m * a_m + k * a_k, a_m, 0, 0, a_k, panel + k * line", "a + m * a_m + k * a_k, a_m, 0, 0, a_k, panel"),
-        (gemm, "place[n] = 0\n    strips", "place[n] = 1\n    strips"),
+        (gemm, "place[n] = 0\n    lines_all", "place[n] = 1\n    lines_all"),
         (gemm, "for i in range(whole_m if j < whole_n else 0, rows)", "for i in range(whole_m, rows)"),
     ],
     ids=["a block of the sum lost", "a column lost", "a panel's first rows twice", "a wrong start", "an edge not written"],

@@ -46,6 +46,8 @@ _WORTH_THREADS = 400_000
 _FEW = 1 << 20
 #: Products below which, and sides under which, the call of a BLAS library is the shorter way.
 _LEAST, _LEAST_SIDE = 1 << 15, 8
+#: Products up to which OpenBLAS stays on the calling thread.
+_ALONE = 1 << 18
 
 
 @numba.njit(inline="always")
@@ -150,7 +152,7 @@ def _columns(args, share, shares, worker):
     place = array_at(nothing, (wide,), real)
     for n in range(wide):
         place[n] = 0
-    strips = -(-m_all // _STRIP)
+    lines_all = -(-m_all // lanes)
     packed = -1
     for job in range(share * batch * parts // shares, (share + 1) * batch * parts // shares):
         entry, part = job // parts, job % parts
@@ -171,9 +173,9 @@ def _columns(args, share, shares, worker):
                     real,
                 )
             packed = entry
-        for number in range(part * strips // parts, (part + 1) * strips // parts):
-            m = number * _STRIP
-            rows = min(_STRIP, m_all - m)
+        end = min(m_all, (part + 1) * lines_all // parts * lanes)
+        for m in range(part * lines_all // parts * lanes, end, _STRIP):
+            rows = min(_STRIP, end - m)
             for panel in range(panels):
                 n = panel * wide
                 used = min(wide, n_all - n)
@@ -265,12 +267,13 @@ def _plan(
         code = _columns
         sides.reverse()
         facts = (n, m, k, b_n, b_k, a_k, a_m, n * size)
-        parts = min(per_entry, -(-n // _STRIP)), 1
+        parts = min(per_entry, -(-n // (wide // 2))), 1
         own = lines((-(-m // wide) * k + _STRIP + 1) * wide * size)
     else:
         code = _rows
         facts = (m, n, k, a_m, a_k, b_k, b_n, n * size)
-        across = min(per_entry, -(-n // wide))
+        # Twice as many panels' worth as threads, of which the first to be ready take more.
+        across = min(per_entry if copies or per_entry == 1 else 2 * per_entry, -(-n // wide))
         parts = min(-(-per_entry // across), -(-m // _STRIP)), across
         deep = min(k, _DEPTH)
         most = min(-(-n // wide), _PANELS // (deep * wide * size))
@@ -323,6 +326,27 @@ def _as_rows(a: np.ndarray) -> np.ndarray | None:
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
+def _alone(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The product of matrices by a BLAS library, in pieces that it does not divide among threads of its own.
+
+    Those would go on spinning for the next product, some 25 ms, in the place of the threads of `pool`; and their
+    number may change bits.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    step = _ALONE // max(1, k * min(m, n))
+    if min(m, n) < 2 or not 0 < step < max(m, n):  # of vectors OpenBLAS divides almost all
+        return reference.matmul(a, b, out)
+    if out is None:
+        out = np.empty((m, n), a.dtype)
+    for first in range(0, max(m, n), step):
+        piece = slice(first, first + step)
+        if m > n:
+            np.matmul(a[piece], b, out=out[piece])
+        else:
+            np.matmul(a, b[:, piece], out=out[:, piece])
+    return out
+
+
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """See `reference.matmul`; the head of this file states the rounding error."""
     fits = a.ndim > 1 < b.ndim and a.dtype is b.dtype
@@ -332,7 +356,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     left = a if rows is None else rows
     plan = _plan(left.shape, left.strides, b.shape, b.strides, a.itemsize, get_num_threads())
     if plan is None:
-        return reference.matmul(a, b, out)
+        return _alone(a, b, out) if a.ndim == b.ndim == 2 else reference.matmul(a, b, out)
     product = _multiply(plan, left, b, None, out)
     return product if rows is None else product.reshape(*a.shape[:-1], b.shape[1])
 
@@ -347,7 +371,9 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
         rows.shape, rows.strides, turned.shape, turned.strides, x.itemsize, get_num_threads()
     )
     if plan is None:
-        return reference.linear(x, weight, bias)
+        if bias is None or x.ndim > 2:
+            return reference.linear(x, weight, bias)
+        return np.add(_alone(weight, x.T).T, bias, order="C")
     added = bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)
     out = _multiply(plan, rows, turned, added, None)
     return out if rows is x else out.reshape(*x.shape[:-1], len(weight))
