@@ -46,8 +46,8 @@ _WORTH_THREADS = 400_000
 _FEW = 1 << 20
 #: Products below which, and sides under which, the call of a BLAS library is the shorter way.
 _LEAST, _LEAST_SIDE = 1 << 15, 8
-#: Products up to which OpenBLAS stays on the calling thread.
-_ALONE = 1 << 18
+#: Products up to which OpenBLAS stays on the calling thread: each thread gets 2^18 at least.
+_ALONE = (1 << 19) - 1
 
 
 @numba.njit(inline="always")
