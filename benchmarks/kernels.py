@@ -134,8 +134,13 @@ def passes():
     )
     yield "relu", 2 * x.nbytes, lambda: native.relu(x)
     yield "relu, gradient", 3 * x.nbytes, lambda: native.relu_grad(grads, out)
-    yield "gelu", 2 * x.nbytes, lambda: native.gelu(x)
-    yield "gelu, gradient", 3 * x.nbytes, lambda: native.gelu_grad(grad, x)
+    for name in ("gelu", "gelu_tanh", "silu", "sigmoid", "mish"):
+        yield name, 2 * x.nbytes, lambda name=name: native.activation(name, x)
+        yield (
+            f"{name}, gradient",
+            3 * x.nbytes,
+            lambda name=name: native.activation_grad(name, grad, x),
+        )
     wide, slopes, ones = values(8192, 256), values(8192, 256), np.ones(256, np.float32)
     _, centre, spread = native.layer_norm(wide, ones, ones, 1e-5)
     yield "layer norm", 2 * wide.nbytes, lambda: native.layer_norm(wide, ones, ones, 1e-5)
