@@ -21,13 +21,12 @@ from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import kernel
-from dptrain.core.kernels.memory import address, array_at, lines, move, scratch, zero
-from dptrain.core.kernels.micro import call_tile, tile
+from dptrain.core.kernels.direct_loops import gather_loop, outer_loop
+from dptrain.core.kernels.memory import address, lines, scratch
+from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.target import target
 from dptrain.core.kernels.weights import collected, panels
@@ -56,158 +55,6 @@ class _Phase(NamedTuple):
     weight: int  # bytes to the weights of the first tap
     weight_i: int  # bytes from tap row to tap row
     weight_j: int
-
-
-@numba.njit(inline="always")
-def _bordered_copy(scratch, source, height, width, row, pixel, depth, left, total):
-    """Copy an image with `left` pixels of zeros before and some after each row, `total` in all."""
-    line = total * depth
-    for y in range(height):
-        start = scratch + y * line
-        zero(start, left * depth)
-        if pixel == depth:
-            move(start + left * depth, source + y * row, width * depth)
-        else:
-            for x in range(width):
-                move(start + (left + x) * depth, source + y * row + x * pixel, depth)
-        zero(start + (left + width) * depth, (total - left - width) * depth)
-
-
-@kernel
-def _gather(args, share, shares, worker):
-    tile_code, itemsize, lanes, most_narrow, most_wide = args[0], args[1], args[2], args[3], args[4]
-    image, image_step, row, pixel = args[5], args[6], args[7], args[8]
-    height, width, depth = args[9], args[10], args[11]
-    copies, left, total = args[12], args[13], args[14]
-    own_scratch = args[15] + worker * args[16]
-    out, out_step, columns, start = args[17], args[18], args[19], args[20]
-    images, phases, table = args[21], args[22], args[23]
-    panel_bytes, weights = args[24], args[25]
-    panel = 2 * lanes
-    phase = array_at(table, (phases, 17), np.int64)
-    for n in range(share * images // shares, (share + 1) * images // shares):
-        source = image + n * image_step
-        if copies:
-            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
-            source, in_row, in_pixel = own_scratch, total * depth, depth
-        else:
-            in_row, in_pixel = row, pixel
-        for p in range(phases):
-            rows, cols, first, out_row, out_pixel = (
-                phase[p, 0], phase[p, 1], phase[p, 2], phase[p, 3], phase[p, 4],
-            )  # fmt: skip
-            y_step, i_step, taps_i = phase[p, 7], phase[p, 9], phase[p, 11]
-            for block in range(-(-columns // panel)):
-                used = min(panel, columns - block * panel)
-                most = most_narrow if used <= lanes else most_wide
-                weight = weights + block * panel_bytes + phase[p, 14]
-                parts = -(-cols // most)
-                for y in range(rows):
-                    # Tap rows outside of the image are left out.
-                    top = phase[p, 5] + y * y_step
-                    if i_step > 0:
-                        low, high = -(top // i_step), -((top - height) // i_step)
-                    else:
-                        low, high = -((height - 1 - top) // -i_step), top // -i_step + 1
-                    low = max(0, low)
-                    count = min(taps_i, high) - low
-                    line = source + (top + low * i_step) * in_row + phase[p, 6] * in_pixel
-                    to = out + n * out_step + first + y * out_row + block * panel * itemsize
-                    for part in range(parts):
-                        x = part * cols // parts
-                        call_tile(
-                            tile_code,
-                            (
-                                (part + 1) * cols // parts - x, used,
-                                start + block * panel * itemsize, 0,
-                                line + x * phase[p, 8] * in_pixel, phase[p, 8] * in_pixel,
-                                i_step * in_row, phase[p, 10] * in_pixel, itemsize,
-                                weight + low * phase[p, 15], phase[p, 15], phase[p, 16],
-                                panel * itemsize,
-                                count, phase[p, 12], phase[p, 13],
-                                to + x * out_pixel, out_pixel,
-                            ),
-                        )  # fmt: skip
-
-
-@kernel
-def _outer(args, share, shares, worker):
-    tile_code, itemsize, lanes, most_narrow, most_wide = args[0], args[1], args[2], args[3], args[4]
-    image, image_step, row, pixel = args[5], args[6], args[7], args[8]
-    height, width, depth = args[9], args[10], args[11]
-    copies, left, total = args[12], args[13], args[14]
-    own_scratch = args[15] + worker * args[16]
-    grads, grads_step, columns, one = args[17], args[18], args[19], args[20]
-    images, out_h, out_w = args[21], args[22], args[23]
-    grad_pixel, pads, grad_scratch = args[24], args[25], args[26]
-    taps_i, taps_j, merged = args[29], args[30], args[31]
-    y_step, x_step, i_step, j_step, above = args[32], args[33], args[34], args[35], args[36]
-    # A share sums some of the images, in some of the panels of columns.
-    parts, group = args[37], share // args[37]
-    sums, groups = args[27] + group * args[28], shares // parts
-    panels = -(-columns // (2 * lanes))
-    first_panel, last_panel = share % parts * panels // parts, (share % parts + 1) * panels // parts
-    line = -(-columns // lanes) * lanes * itemsize  # of the sums
-    left_end = first_panel * 2 * lanes * itemsize
-    for m in range(taps_i * taps_j * merged + 1):
-        zero(sums + m * line + left_end, min(line, last_panel * 2 * lanes * itemsize) - left_end)
-    if pads:
-        # Nobody uses what is summed beside the columns, but numbers that happen to lie there may be
-        # subnormal, with which products take fifty times as long.
-        zero(grad_scratch + worker * args[16], out_h * out_w * line)
-    for n in range(group * images // groups, (group + 1) * images // groups):
-        source, in_row, in_pixel = image + n * image_step, row, pixel
-        if copies:
-            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
-            source, in_row, in_pixel = own_scratch, total * depth, depth
-        grad, grad_in = grads + n * grads_step, grad_pixel
-        if pads:  # whole vectors are read
-            grad, grad_in = grad_scratch + worker * args[16], line
-            for place in range(out_h * out_w):
-                move(
-                    grad + place * line,
-                    grads + n * grads_step + place * grad_pixel,
-                    columns * itemsize,
-                )
-        for i in range(taps_i):
-            low = max(0, -((i * i_step - above) // y_step))
-            high = min(out_h, -((i * i_step - above - height) // y_step))
-            for j in range(taps_j):
-                first = (
-                    source + (low * y_step + i * i_step - above) * in_row + j * j_step * in_pixel
-                )
-                to = sums + (i * taps_j + j) * merged * line
-                for block in range(first_panel, last_panel):
-                    used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
-                    most = most_narrow if used <= lanes else most_wide
-                    cuts = -(-merged // most)
-                    right = block * 2 * lanes * itemsize
-                    for cut in range(cuts):
-                        m = cut * merged // cuts
-                        here = to + m * line + right
-                        call_tile(
-                            tile_code,
-                            (
-                                (cut + 1) * merged // cuts - m, used,
-                                here, line,
-                                first + m * itemsize, itemsize,
-                                0, y_step * in_row, x_step * in_pixel,
-                                grad + low * out_w * grad_in + right, 0, out_w * grad_in, grad_in,
-                                1, high - low, out_w,
-                                here, line,
-                            ),
-                        )  # fmt: skip
-        for block in range(first_panel, last_panel):
-            used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
-            here = sums + taps_i * taps_j * merged * line + block * 2 * lanes * itemsize
-            call_tile(
-                tile_code,
-                (
-                    1, used, here, 0, one, 0, 0, 0, 0,
-                    grad + block * 2 * lanes * itemsize, 0, 0, grad_in,
-                    1, 1, out_h * out_w, here, 0,
-                ),
-            )  # fmt: skip
 
 
 @cache
@@ -283,7 +130,7 @@ class _Gather:
             start[: self._columns] = bias
         workers = min(get_num_threads(), self._images)
         pool.run(
-            _gather.address(),
+            gather_loop.address(),
             (
                 *_tile_facts(self.dtype),
                 address(image) + first * self.size, *self._image,
@@ -442,7 +289,7 @@ def conv_weight_grad(
     where = scratch(own * min(get_num_threads(), blocks * parts))
     for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
         pool.run(
-            _outer.address(),
+            outer_loop.address(),
             (
                 *_tile_facts(x.dtype),
                 address(x) + ins.start * size, h * w * c * size, w * c * size, c * size,
