@@ -54,8 +54,7 @@ class Kumaraswamy(TransformedDistribution):
     def mode(self) -> Tensor:
         a, b = self.concentration1, self.concentration0
         found = (
-            a.reciprocal()
-            * ((-a.reciprocal()).log1p() - (-(a * b).reciprocal()).log1p() - b.log())
+            a.reciprocal() * ((-a.reciprocal()).log1p() - (-(a * b).reciprocal()).log1p() - b.log())
         ).exp()
         return found.masked_fill((a < 1) | (b < 1), float("nan"))
 
