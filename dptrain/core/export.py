@@ -17,6 +17,7 @@ from dptrain.core import arrays
 from dptrain.core.arguments import FAILURES, Signature
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
+from dptrain.core.dtypes import dtype
 from dptrain.core.element_types import Rules
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.node_names import named
@@ -303,7 +304,7 @@ def _inplace(run: Any, name: str, signature: Signature | None = None) -> Callabl
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_inplace(name)
-        if kwargs and kwargs.get("dtype") not in (None, self.dtype):
+        if isinstance(kwargs.get("dtype"), dtype) and kwargs["dtype"] is not self.dtype:
             raise RuntimeError(
                 f"{name}: Bad in-place call: input tensor dtype {self.dtype} and output tensor dtype "
                 f"{kwargs['dtype']} should match"

@@ -266,7 +266,8 @@ class Hardswish(Op):
 
     def backward(self, grad: Any, input: Any) -> Any:
         if not isinstance(grad, Tensor) and not isinstance(input, Tensor):
-            return kernels_for(input).activation_grad("hardswish", grad, input)
+            found = kernels_for(input).activation_grad("hardswish", grad, input)
+            return Where.call(input <= -3, 0, found)  # an infinite gradient does not pass either
         # Outside (-3, 3) the slope is that of the straight ends, which clamping gives: 0 and 1.
         inside = (input > -3) & (input < 3)
         ends = Clamp.call(input / 6 + 0.5, 0, 1)
