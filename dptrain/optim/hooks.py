@@ -127,7 +127,7 @@ def _placed(table: _Table, hook: Callable[..., Any], prepend: bool) -> Removable
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step` with the hooks around it."""
+    """`step` with the hooks around it; a subclass that wraps another optimizer may have no tables of its own."""
     step = telling_method(step)
 
     @whole  # the options (lr, ...) are those at each call
@@ -137,7 +137,8 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         given: tuple[Any, ...] = (self, *args)
         for hook in chain(
-            tuple(_all_step_pre_hooks.values()), tuple(self._step_pre_hooks.values())
+            tuple(_all_step_pre_hooks.values()),
+            tuple(getattr(self, "_step_pre_hooks", {}).values()),
         ):
             changed = hook(self, given, kwargs)
             if changed is not None:
@@ -153,7 +154,8 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             self._stepping = False
         for hook in chain(
-            tuple(self._step_post_hooks.values()), tuple(_all_step_post_hooks.values())
+            tuple(getattr(self, "_step_post_hooks", {}).values()),
+            tuple(_all_step_post_hooks.values()),
         ):
             hook(self, given, kwargs)
         return result

@@ -126,3 +126,22 @@ def test_copy_starts_without_hooks():
     copy.deepcopy(o).step()
     with pytest.raises(ZeroDivisionError):
         o.step()
+
+
+def test_an_optimizer_around_another_steps_without_a_start_of_its_own():
+    """As wrappers are often written: attributes are shared, `super().__init__` is never called."""
+
+    class Around(optim.Optimizer):
+        def __init__(self, inner):
+            self.inner, self.param_groups, self.steps = inner, inner.param_groups, 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            return self.inner.step(closure)
+
+    p = nn.Parameter(dptrain.ones(2))
+    p.grad = dptrain.ones(2)
+    around = Around(optim.SGD([p], lr=0.25))
+    around.step()
+    assert around.steps == 1
+    assert p.tolist() == [0.75, 0.75]
