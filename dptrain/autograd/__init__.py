@@ -1,6 +1,6 @@
 """`torch.autograd`'s names: the reverse pass and what belongs to it, which live in `dptrain.core`."""
 
-from dptrain.autograd import functional
+from dptrain.autograd import forward_ad, functional
 from dptrain.autograd.variable import Variable
 from dptrain.core.anomaly import detect_anomaly, set_detect_anomaly
 from dptrain.core.engine import backward, grad
@@ -21,6 +21,7 @@ __all__ = [
     "backward",
     "detect_anomaly",
     "enable_grad",
+    "forward_ad",
     "functional",
     "grad",
     "gradcheck",

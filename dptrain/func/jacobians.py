@@ -12,13 +12,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from dptrain.autograd.points import derivatives, is_recorded, outputs_of, points, seen_outside
 from dptrain.core.creation import zeros
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
 from dptrain.core.tensor import Tensor
 from dptrain.core.tree import rebuild
 from dptrain.func.batching import check_randomness
-from dptrain.func.scope import derivatives, is_recorded, outputs_of, points, seen_outside
 from dptrain.func.transforms import Argnums, chosen, split_aux, with_chosen
 
 

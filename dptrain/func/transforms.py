@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from dptrain.autograd.points import derivatives, is_recorded, outputs_of, points, seen_outside
 from dptrain.core.creation import ones_like, zeros_like
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
 from dptrain.core.tensor import Tensor
 from dptrain.core.tree import leaves, rebuild
-from dptrain.func.scope import derivatives, is_recorded, outputs_of, points, seen_outside
 
 #: A position, or several.
 Argnums = int | tuple[int, ...]
