@@ -108,7 +108,7 @@ class FlatStorage:
 
     def _move_in(self, p: Tensor, place: Place) -> None:
         """Make a parameter a view of its part of `data`, unless somebody else looks into its memory."""
-        if has_onlookers(p) and p._array.flags.writeable:
+        if has_onlookers(p) and getattr(p._array.flags, "writeable", True):
             return
         view = self._view(self.data, place)
         np.copyto(view, p._array)
