@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.dtypes import dtype
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
+from dptrain.core.forms import ALIASES, Forms
 from dptrain.core.tensor import Tensor
 
-_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 _ARE_INTS = frozenset([int])
 
 
@@ -37,6 +38,13 @@ def is_int(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value._array.ndim == 0 and value._array.dtype.kind in "iu"
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether PyTorch takes `value` for a size or a place: what has an index, a tensor of one element too."""
+    if isinstance(value, Tensor):
+        return value._array.size == 1 and value._array.dtype.kind in "iu"
+    return is_int(value)
 
 
 def _is_ints(value: Any) -> bool:
@@ -69,8 +77,6 @@ def _number(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.tolist())
     if type(value) in (tuple, list) and _ARE_INTS.issuperset(map(type, value)):
         return value
     return tuple(int(v) if _is_flag(v) else _number(v) for v in value)
@@ -85,6 +91,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], tuple[type,
     "Tensor": (_is_tensor, _same, (Tensor,)),
     "Number": (is_number, _number, (float, int)),
     "int": (is_int, _number, (int,)),
+    "size": (_is_size, _number, (int,)),
+    "flag": (lambda value: value is None or _is_flag(value), bool, (bool,)),
     "bool": (_is_flag, bool, (bool,)),
     "str": (lambda value: isinstance(value, str), _same, (str,)),
     "dtype": (lambda value: any(value is kind for kind in (float, int, bool)), _same, (dtype,)),
@@ -136,7 +144,12 @@ FOREIGN: dict[str, type[Exception]] = {
     "setting an array element with a sequence": TypeError,
     "could not broadcast input array": RuntimeError,
     "not implemented for": NotImplementedError,
+    "is too big": RuntimeError,
+    "Maximum allowed dimension exceeded": RuntimeError,
+    "is unsupported in linalg": RuntimeError,
 }
+#: How a complaint in a function's name goes on.
+_COMPLAINTS = (":", " missing ", " takes ", " got ", " received ")
 #: What Python says of the shape of a tensor that has another number of dimensions than the function unpacks.
 _OF_SHAPES = (
     "tuple index out of range",
@@ -152,6 +165,31 @@ FAILURES = (
 _PLAIN = (TypeError, RuntimeError, ValueError, IndexError, NotImplementedError)
 
 
+#: Kinds that differ from another one only in what else they take -> the word for messages.
+_SHOWN = {"size": "int", "flag": "bool"}
+#: Ints for which PyTorch takes a tensor of one element of any shape, as for sizes.
+_SIZES = frozenset(
+    [
+        "n",
+        "groups",
+        "num_samples",
+        "length",
+        "storage_offset",
+        "size",
+        "output_size",
+        "step",
+        "k",
+        "diagonal",
+        "low",
+        "high",
+        "ignore_index",
+        "index",
+        "start",
+        "end",
+    ]
+)
+
+
 class _Kind:
     """The kinds of values that one parameter takes."""
 
@@ -159,10 +197,12 @@ class _Kind:
 
     def __init__(self, words: str) -> None:
         names = words.split(" | ")
+        if "tuple of ints" in names:  # in the place of a sequence of sizes one of them
+            names = ["size" if name == "int" else name for name in names]
         self.parts = [_KINDS[name][:2] for name in names]
         self.exact = frozenset(t for name in names for t in _KINDS[name][2])
         self.tensors, self.ints = names[0] == "Tensor", "tuple of ints" in names
-        shown = [n for n in names if n != "None"] or names
+        shown = [_SHOWN.get(n, n) for n in names if n != "None"] or names
         # A number in the place of a tensor is a convenience, a tensor what is asked for.
         self.words = "Tensor" if shown == ["Tensor", "Number"] else " or ".join(shown)
 
@@ -202,6 +242,8 @@ def _words(
     """The kinds of one parameter in words; None where nothing is known."""
     if name == "inplace":
         return None  # asked for its truth, whatever it is, as PyTorch does
+    if name == "requires_grad":
+        return "flag"
     if name in kinds:
         words: str | None = kinds[name]
     else:
@@ -210,9 +252,15 @@ def _words(
             words = " | ".join(part for part in parts if part is not None)
         else:
             words = "bool" if isinstance(default, bool) else _KIND_OF.get(name)
-    if words and has_default and default in (None, ()) and "None" not in words:
+    if not words:
+        return None
+    if name in _SIZES:
+        words = " | ".join("size" if word == "int" else word for word in words.split(" | "))
+    if words.endswith("!"):
+        return words[:-1]
+    if has_default and default in (None, ()) and "None" not in words:
         words += " | None"
-    return words or None
+    return words
 
 
 class Signature:
@@ -222,7 +270,8 @@ class Signature:
         label: the public name, for messages.
         function: the function that receives the arguments, or a method whose `self` is left out.
         skip: how many leading parameters are not the user's.
-        kinds: parameters that are of another kind here than annotations and names say, `""` for any.
+        kinds: parameters that are of another kind here than annotations and names say, `""` for any; with `!`
+            at the end None is not taken, though it is the default; under `name=` where it is another one given by name.
         covered: how many leading arguments the function looks at itself.
         method: of a method, which takes sizes one by one too (`x.view(2, 3)`); a function takes a sequence.
     """
@@ -245,7 +294,7 @@ class Signature:
         given = function.__defaults__ or ()
         defaults = dict(zip(self.names[len(self.names) - len(given) :], given, strict=True))
         defaults.update(function.__kwdefaults__ or {})
-        self.keywords = frozenset((*self.names, *only, *_ALIASES, "out"))
+        self.keywords = frozenset((*self.names, *only, *ALIASES, "out"))
         self.gathers = bool(code.co_flags & 4)
         self.open = bool(code.co_flags & 8)  # takes keywords of any name
         self.required = [n for n in self.names if n not in defaults]
@@ -276,9 +325,13 @@ class Signature:
         self.strict_from = min((position for position, _, _ in self.strict), default=1 << 30)
         if self.gathered is not None:
             self.strict_from = min(self.strict_from, len(self.names) - self.whole)
+        self.forms = Forms.of(label)
         self._of_keyword = {n: k for n, k in self.kinds.items() if n != gathered}
+        for name, words in (kinds or {}).items():
+            if name.endswith("="):
+                self._of_keyword[name[:-1]] = _Kind(words)
         self._of_keyword.update(
-            {k: self.kinds[v] for k, v in _ALIASES.items() if v in self._of_keyword}
+            {k: self.kinds[v] for k, v in ALIASES.items() if v in self._of_keyword}
         )
 
     def under(self, label: str) -> Signature:
@@ -321,9 +374,11 @@ class Signature:
         for name, value in kwargs.items():
             wanted = self._of_keyword.get(name)
             if wanted is not None and type(value) not in wanted.exact:
-                taken = self._take(wanted, _ALIASES.get(name, name), None, value)
+                taken = self._take(wanted, ALIASES.get(name, name), None, value)
                 if taken is not value:
                     kwargs = {**kwargs, name: taken}
+        if self.forms is not None and (count, *kwargs) not in self.forms.fitting:
+            self.forms.check(self.label, self.names, count, tuple(kwargs))
         return args, kwargs
 
     def _check_gathered(self, args: tuple[Any, ...], kind: _Kind) -> tuple[Any, ...]:
@@ -367,6 +422,10 @@ class Signature:
             return TypeError(f"{self.label}(): {self._likely(args) or text}")
         if type(error) is TypeError and ".forward() " in text:
             return TypeError(f"{self.label}() {text.partition('.forward() ')[2]}")
+        called, _, rest = text.partition("()")
+        if type(error) is TypeError and " " not in called and rest.startswith(_COMPLAINTS):
+            # What it is made of complains: its other name, or the operation inside.
+            return error if called == self.label else TypeError(f"{self.label}(){rest}")
         if text.startswith(_OF_SHAPES):
             return RuntimeError(
                 f"{self.label}(): expected tensors with another number of dimensions, got shapes "
@@ -378,7 +437,7 @@ class Signature:
         for foreign, pytorchs in FOREIGN.items():
             if foreign in text:
                 kind = pytorchs
-        named = self.label.rpartition(".")[2] in text
+        named = self.label.rpartition(".")[2].rstrip("_") in text
         if kind is type(error) and (named or kind not in _PLAIN):
             return error
         return kind(text if named else f"{self.label}(): {text}")
@@ -397,7 +456,7 @@ class Signature:
         Raises:
             TypeError: one is unknown, missing or of another kind.
         """
-        names = {_ALIASES.get(k, k) for k in kwargs}
+        names = {ALIASES.get(k, k) for k in kwargs}
         if not self.open:
             for name in kwargs:
                 if name not in self.keywords:
@@ -413,9 +472,14 @@ class Signature:
             if name in self.kinds:
                 self._take(self.kinds[name], name, position, value)
         for name, value in kwargs.items():
-            name = _ALIASES.get(name, name)
+            name = ALIASES.get(name, name)
             if name in self.kinds:
                 self._take(self.kinds[name], name, None, value)
+
+
+def in_our_words(error: Exception) -> str:
+    """NumPy's text of an error about an index."""
+    return str(error).replace("axis", "dimension").replace("array", "tensor")
 
 
 def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
@@ -425,11 +489,12 @@ def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
         function: a public function that is no operation (autocast and devices are no concern of it).
         kinds: parameters of other kinds than annotations and names say.
     """
-    signature = Signature(function.__name__, function, 0, kinds)
+    signature = Signature(function.__name__.lstrip("_"), function, 0, kinds)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = signature.check(args, kwargs)
+        token = ignore_float_errors()
         try:
             return function(*args, **kwargs)
         except FAILURES as error:
@@ -437,5 +502,7 @@ def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
             if found is error:
                 raise
             raise found from None
+        finally:
+            restore_float_errors(token)
 
     return call

@@ -80,6 +80,15 @@ def from_data(data: Any, kind: dtype | None) -> np.ndarray:
     elif kind is None:
         of_floats = array.dtype == np.float64 and not _holds_float64(data)
         kind = get_default_dtype() if of_floats or not array.size else FROM_NUMPY[array.dtype]
+    if (
+        kind.category == 1
+        and array.dtype.kind in "iuf"
+        and array.dtype != kind.numpy
+        and array.size
+    ):
+        for bound in (array.min(), array.max()):
+            held("tensor", bound.item(), kind.numpy)
+        array = array.astype(np.int64)
     return array.astype(kind.numpy, copy=False)
 
 

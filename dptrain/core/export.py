@@ -86,7 +86,7 @@ def export(
         for method in reflected:
             setattr(Tensor, method, _reflected(casting(method, run), method))
         for method in inplace:
-            setattr(Tensor, method, _inplace(run, method, signature.under(method[:-1])))
+            setattr(Tensor, method, _inplace(run, method, signature.under(method)))
         return cls
 
     return register
@@ -217,7 +217,7 @@ def _method(
                 other = wrap(other)
             return (cast if listed and lower_types() else run)(self, other)
 
-        operator.__name__ = name
+        operator.__name__ = operator.__qualname__ = name
         return operator
     method = _guarded(run, signature, name, stores=False)
     method.__doc__ = public.__doc__
@@ -264,7 +264,7 @@ def _reflected(run: Any, name: str) -> Callable[..., Any]:
             other = wrap(other)
         return run(other, self)
 
-    operator.__name__ = name
+    operator.__name__ = operator.__qualname__ = name
     return operator
 
 

@@ -16,16 +16,22 @@ from dptrain.core.layout import strided
 from dptrain.core.tensor import Tensor, wrap
 
 
-def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def factory(
+    make: Callable[..., Tensor], kinds: dict[str, str] | None = None
+) -> Callable[..., Tensor]:
     """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
 
     These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
     `out`, a tensor that takes the values; `size=` may stand for the sizes.
-    """
 
+    Args:
+        make: the function.
+        kinds: parameters of other kinds than annotations and names say; see `core/arguments.py`.
+    """
     # `def zeros(*size, ...)`, read off the code object: this runs at import.
     gathers_sizes = bool(make.__code__.co_flags & CO_VARARGS)
-    checked = guarded(make)
+    make.__name__ = make.__name__.rstrip("_")  # `range_` is found as `range`
+    checked = guarded(make, **(kinds or {}))
 
     @wraps(make)
     def create(

@@ -27,6 +27,17 @@ from dptrain.core.layout import (
 )
 
 
+def no_dimension(op: str, dim: Any, ndim: int) -> Exception:
+    """What is said of an argument that is no dimension of a tensor."""
+    if not isinstance(dim, (int, np.integer)):
+        return TypeError(f"{op}(): argument 'dim' must be int, not {type(dim).__name__}")
+    if not ndim:
+        return IndexError(f"{op}(): Dimension specified as {dim} but tensor has no dimensions")
+    return IndexError(
+        f"{op}(): Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], but got {dim})"
+    )
+
+
 class MemoryOrder:
     """The methods of `Tensor` that tell how its elements lie in memory."""
 
@@ -38,7 +49,10 @@ class MemoryOrder:
         """Elements to step over for the next index of each dimension, or of one."""
         array = self._array
         steps = strides_of(array) if self._unseen is None else row_major(array.shape)
-        return steps if dim is None else steps[dim]
+        try:
+            return steps if dim is None else steps[dim]
+        except (IndexError, TypeError):
+            raise no_dimension("stride", dim, array.ndim) from None
 
     def is_contiguous(self, memory_format: memory_format = contiguous_format) -> bool:
         """Whether the elements lie in row-major order (or that of the format) without gaps."""

@@ -33,6 +33,7 @@ from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace
 from dptrain.core.capturing import recorder, recorders
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
+from dptrain.core.forms import ALIASES
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
 from dptrain.core.memory_order import keep_unseen
@@ -48,8 +49,6 @@ from dptrain.core.saved import SavedValues
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
-
-_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def _positional(method: Any) -> tuple[str, ...]:
@@ -230,7 +229,7 @@ class Op(SavedValues):
         cls, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Move keyword arguments that have a position to it; accept NumPy's `axis`/`keepdims`."""
-        kwargs = {_ALIASES.get(k, k): v for k, v in kwargs.items()}
+        kwargs = {ALIASES.get(k, k): v for k, v in kwargs.items()}
         positional = list(args)
         for name in cls._parameters[len(args) :]:
             if name in kwargs:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dptrain.core.op import Op
 
 
+class LinAlgError(RuntimeError):
+    """A matrix is singular or not positive-definite, or an iteration did not converge."""
+
+
 def one_device(cls: type[Op], raw: list[Any]) -> Any:
     """The namespace of the arguments' device.
 
@@ -116,6 +120,8 @@ def check_count(cls: type[Op], args: tuple[Any, ...]) -> None:
 
 def shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
     """NumPy's complaint as PyTorch words it: the op, both shapes, what would fit."""
+    if isinstance(error, np.linalg.LinAlgError):
+        return LinAlgError(f"{cls.name}: the algorithm failed to converge ({error})")
     shapes = [a.shape for a in raw if is_array(a)]
     meeting = cls.promotes or (len(shapes) if "broadcast" in str(error) else 0)
     for a, b in combinations(shapes[:meeting], 2):
@@ -125,4 +131,7 @@ def shape_error(cls: type[Op], raw: list[Any], error: ValueError) -> Exception:
                     f"{cls.name}: the size of tensor a ({a[-i]}) must match the size of tensor b ({b[-i]}) at "
                     f"non-singleton dimension {max(len(a), len(b)) - i}; got shapes {list(a)} and {list(b)}"
                 )
-    return RuntimeError(f"{cls.name}: {error} (shapes: {', '.join(str(list(s)) for s in shapes)})")
+    given = ", ".join(str(list(s)) for s in shapes)
+    if "broadcast" in str(error):
+        return RuntimeError(f"{cls.name}: the arguments do not broadcast (shapes: {given})")
+    return RuntimeError(f"{cls.name}: {error} (shapes: {given})")

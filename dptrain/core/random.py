@@ -254,8 +254,30 @@ def use_generator(generator: Generator) -> Iterator[Generator]:
         _default.reset(token)
 
 
+def check_range(op: str, low: int, high: int, kind: np.dtype[Any]) -> None:
+    """Refuse integers from [low, high) that a type does not hold.
+
+    Raises:
+        RuntimeError: naming the bound that it does not.
+    """
+    if kind.kind not in "biu":
+        return
+    least, most = (0, 1) if kind == np.bool_ else (np.iinfo(kind).min, np.iinfo(kind).max)
+    for name, bound in (("from", low), ("to - 1", high - 1)):
+        if not least <= bound <= most:
+            raise RuntimeError(f"{op}: {name} is out of bounds for {kind}, got {bound}")
+
+
 def manual_seed(seed: int) -> Generator:
-    """Seed the default generator, so that what follows draws the same numbers in every run."""
+    """Seed the default generator, so that what follows draws the same numbers in every run.
+
+    Raises:
+        TypeError, ValueError: `seed` is no number.
+    """
+    try:
+        seed = int(seed)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise type(error)(f"manual_seed(): seed must be an int, got {seed!r}") from None
     return default_generator().manual_seed(seed)
 
 

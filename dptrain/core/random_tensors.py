@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from dptrain.core.creation import like
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, int64
 from dptrain.core.factory import factory, finish, numpy_type, sizes_of
 from dptrain.core.layout import preserve_format
-from dptrain.core.random import Generator, default_generator
+from dptrain.core.random import Generator, check_range, default_generator
 from dptrain.core.tensor import Tensor
 
 
@@ -55,7 +56,7 @@ def randn(
     return finish(np.asarray(values).astype(kind), device, requires_grad)
 
 
-@factory
+@partial(factory, kinds={"low": "int!", "high": "int | tuple of ints!", "size": "tuple of ints!"})
 def randint(
     low: int | None = None,
     high: int | Sequence[int] | None = None,
@@ -79,12 +80,14 @@ def randint(
         raise RuntimeError(
             f"randint: random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
         )
+    kind = (int64 if dtype is None else as_dtype(dtype)).numpy
+    check_range("randint", low, high, kind)
     values = (
         (generator or default_generator())
         .stream()
         .integers(low, high, sizes_of((size,), "randint"))
     )
-    return finish(values.astype((int64 if dtype is None else as_dtype(dtype)).numpy), device, False)
+    return finish(values.astype(kind), device, False)
 
 
 @factory

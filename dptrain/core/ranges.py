@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import guarded
 from dptrain.core.arrays import namespace_on
 from dptrain.core.creation import empty, empty_like, from_data, full, ones, zeros
 from dptrain.core.device import as_device
@@ -55,7 +58,7 @@ def scalar_tensor(
     return finish(from_data(s, kind), device, requires_grad)
 
 
-@factory
+@partial(factory, kinds={"high": "int!"})
 def randint_like(
     input: Tensor,
     low: int,
@@ -125,7 +128,7 @@ def empty_permuted(
     return finish(array, device, requires_grad)
 
 
-@factory
+@partial(factory, kinds={"end": "Number!"})
 def range_(
     start: float = 0,
     end: float | None = None,
@@ -142,7 +145,7 @@ def range_(
     """
     if end is None:
         start, end = 0, start
-    if step == 0 or (end - start) * step < 0:
+    if step == 0 or not 0 <= (end - start) * step < math.inf:
         raise RuntimeError(
             f"range: step must lead from start to end, got start={start}, end={end}, step={step}"
         )
@@ -222,7 +225,7 @@ def _new_tensor(
 
 
 for _make in (zeros, ones, empty):
-    setattr(Tensor, f"new_{_make.__name__}", _new(_make))
-Tensor.new_empty_strided = _new_empty_strided  # type: ignore[attr-defined]
-Tensor.new_full = _new_full  # type: ignore[attr-defined]
-Tensor.new_tensor = _new_tensor  # type: ignore[attr-defined]
+    setattr(Tensor, f"new_{_make.__name__}", guarded(_new(_make)))
+Tensor.new_empty_strided = guarded(_new_empty_strided)  # type: ignore[attr-defined]
+Tensor.new_full = guarded(_new_full)  # type: ignore[attr-defined]
+Tensor.new_tensor = guarded(_new_tensor, data="")  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.dtypes import int64
+from dptrain.core.dtypes import held, int64
 from dptrain.core.factory import factory, finish, numpy_type
 from dptrain.core.tensor import Tensor
 
@@ -110,6 +110,9 @@ def linspace(
         RuntimeError: a negative number of steps, or bounds with dimensions.
     """
     kind = numpy_type(dtype)
+    for bound in (start, end):
+        if not isinstance(bound, Tensor):
+            held("linspace", bound, kind)
     return finish(_line("linspace", start, end, steps, kind).astype(kind), device, requires_grad)
 
 

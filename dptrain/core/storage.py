@@ -202,7 +202,7 @@ def _is_pinned(self: Tensor, device: Any = None) -> bool:
 def _set(
     self: Tensor,
     source: Any = None,
-    storage_offset: int = 0,
+    storage_offset: int | None = None,
     size: Any = None,
     stride: Any = None,
 ) -> Tensor:
@@ -213,6 +213,14 @@ def _set(
         RuntimeError: another dtype, or sizes and strides that leave the storage.
     """
     kind = self._array.dtype
+    if size is not None and not isinstance(size, (tuple, list)):
+        raise TypeError(f"set_(): argument 'size' must be tuple of ints, not {type(size).__name__}")
+    if (
+        isinstance(source, Tensor)
+        and len({storage_offset is None, size is None, stride is None}) > 1
+    ):
+        raise TypeError("set_() takes a Tensor alone, or with storage_offset, size and stride")
+    storage_offset = storage_offset or 0
     if source is None:
         found = wrap(namespace_of(self._array).empty(0, kind))
     elif isinstance(source, Tensor):

@@ -21,7 +21,7 @@ from dptrain.core.capturing import recorder, recorders
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.hooks import RemovableHandle, add_hook
-from dptrain.core.memory_order import MemoryOrder, keep_unseen
+from dptrain.core.memory_order import MemoryOrder, keep_unseen, no_dimension
 from dptrain.core.protocols import ArrayProtocols
 from dptrain.core.size import Size
 
@@ -127,7 +127,10 @@ class Tensor(MemoryOrder, ArrayProtocols):
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the size of one dimension."""
-        return self.shape if dim is None else self.shape[dim]
+        try:
+            return self.shape if dim is None else self.shape[dim]
+        except (IndexError, TypeError):
+            raise no_dimension("size", dim, self._array.ndim) from None
 
     def dim(self) -> int:
         """Number of dimensions."""

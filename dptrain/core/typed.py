@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dptrain.core import dtypes
+from dptrain.core.arguments import guarded
 from dptrain.core.dtypes import as_dtype, dtype, get_default_dtype, result_dtype
 from dptrain.core.tensor import Tensor
 
@@ -126,11 +128,19 @@ class iinfo:
         return f"iinfo(min={self.min:g}, max={self.max:g}, dtype={self.dtype})"
 
 
+@partial(guarded, tensor1="Tensor | Number", tensor2="Tensor | Number")
 def result_type(tensor1: Any, tensor2: Any) -> dtype:
     """The dtype of an arithmetic operation on both (tensors or numbers)."""
     return result_dtype([t._array if isinstance(t, Tensor) else t for t in (tensor1, tensor2)])
 
 
+@guarded
+def promote_types(type1: dtype, type2: dtype) -> dtype:
+    """The smallest dtype of at least the category and the size of both."""
+    return dtypes.promote_types(as_dtype(type1), as_dtype(type2))
+
+
+@guarded
 def can_cast(from_: Any, to: Any) -> bool:
     """Whether the promotion rules let a result of one dtype be stored in another."""
     source, target = as_dtype(from_), as_dtype(to)

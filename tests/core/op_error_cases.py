@@ -341,6 +341,129 @@ CREATION = [
     ("copy_ shape", lambda m: f(m, 2).copy_(f(m, 3)), RuntimeError, "copy_|must match"),
     ("int grad", lambda m: i(m, 1).requires_grad_(), RuntimeError, "(?i)only Tensors of floating"),
 ]
+#: Arguments of two forms of a function together, or of none of them.
+FORMS = [
+    ("max keepdim", lambda m: m.max(f(m, 2), keepdim=True), TypeError, "max.*combination"),
+    ("min None", lambda m: m.min(f(m, 2), None), TypeError, "min.*'dim'.*None"),
+    ("max other keepdim", lambda m: m.max(f(m, 2), f(m, 2), True), TypeError, "max.*'dim'"),
+    ("max dim tensor", lambda m: m.max(f(m, 2), dim=f(m, 1)), TypeError, "max.*'dim'"),
+    ("median keepdim", lambda m: m.median(f(m, 2), keepdim=True), TypeError, "median"),
+    ("nanmedian None", lambda m: f(m, 2).nanmedian(None), TypeError, "nanmedian.*'dim'"),
+    ("prod None", lambda m: m.prod(f(m, 2), None), TypeError, "prod.*'dim'"),
+    ("sum keepdim", lambda m: m.sum(f(m, 2), keepdim=True), TypeError, "sum.*combination"),
+    ("mean method keepdim", lambda m: f(m, 2).mean(keepdim=True), TypeError, "mean.*combination"),
+    ("std flags", lambda m: m.std(f(m, 2), True, keepdim=True), TypeError, "std.*'dim'"),
+    ("var both", lambda m: m.var(f(m, 2), 0, True, correction=1), TypeError, "var.*combination"),
+    ("var_mean None", lambda m: m.var_mean(f(m, 2), 0, None), TypeError, "var_mean.*'unbiased'"),
+    ("squeeze None", lambda m: f(m, 2).squeeze(None), TypeError, "squeeze.*'dim'"),
+    ("where half", lambda m: m.where(f(m, 2) > 0, f(m, 2)), TypeError, "where.*combination"),
+    (
+        "scatter both",
+        lambda m: m.scatter(f(m, 2), 0, i(m, 0), f(m, 2), value=1.0),
+        TypeError,
+        "scatter.*combination",
+    ),
+    (
+        "scatter reduce kind",
+        lambda m: m.scatter(f(m, 2), 0, i(m, 0), f(m, 2), reduce=1),
+        TypeError,
+        "scatter.*'reduce'.*str",
+    ),
+    ("trapezoid both", lambda m: m.trapezoid(f(m, 2), f(m, 2), dx=1), TypeError, "trapezoid"),
+    ("pinv both", lambda m: m.linalg.pinv(f(m, 2, 2), 0.1, atol=0.1), TypeError, "linalg.pinv"),
+    ("normal dtype", lambda m: m.normal(f(m, 2), f(m, 2), dtype=m.float64), TypeError, "normal"),
+    ("normal size", lambda m: m.normal(0.0, 1.0, None), TypeError, "normal.*'size'"),
+    ("randint None", lambda m: m.randint(3, None, (2,)), TypeError, "randint.*'high'"),
+    ("set_ size", lambda m: f(m, 2).set_(f(m, 2), size=(1,)), TypeError, "set_"),
+    ("movedim kinds", lambda m: m.movedim(f(m, 2, 2), 0, (1,)), TypeError, "movedim"),
+    ("tensordot ints", lambda m: m.tensordot(f(m, 2), f(m, 2), (0, 0)), TypeError, "tensordot"),
+    ("unflatten int", lambda m: f(m, 2).unflatten(0, 2), TypeError, "unflatten.*'sizes'"),
+    ("sizes in a tensor", lambda m: m.tile(f(m, 2), i(m, 2, 3)), TypeError, "tile.*'dims'"),
+]
+#: An alias and an in-place form complain in their own names.
+ALIASES = [
+    ("moveaxis", lambda m: m.moveaxis(None, 0, 1), TypeError, r"^moveaxis\("),
+    ("multiply", lambda m: m.multiply(f(m, 2), None), TypeError, r"^multiply\("),
+    ("swapaxes", lambda m: f(m, 2, 2).swapaxes(None, 1), TypeError, r"^swapaxes\("),
+    ("mul_", lambda m: f(m, 2).mul_(None), TypeError, r"^mul_\("),
+    ("new_zeros", lambda m: f(m, 2).new_zeros(None), TypeError, r"^new_zeros\("),
+]
+#: Numbers that an element type does not hold.
+NUMBERS = [
+    ("tensor uint8", lambda m: m.tensor([300], dtype=m.uint8), RuntimeError, "300.*overflow"),
+    ("tensor nan", lambda m: m.tensor(float("nan"), dtype=m.int32), RuntimeError, "overflow"),
+    ("full float32", lambda m: m.full((2,), 1e60), RuntimeError, "full.*overflow"),
+    ("fill_", lambda m: i(m, 1).to(m.int8).fill_(-129), RuntimeError, "fill_.*overflow"),
+    ("setitem", lambda m: i(m, 1).to(m.uint8).__setitem__(0, 300), RuntimeError, "overflow"),
+    (
+        "masked_fill",
+        lambda m: i(m, 1).to(m.int8).masked_fill(m.tensor([True]), 300),
+        RuntimeError,
+        "masked_fill.*overflow",
+    ),
+    ("index_fill", lambda m: f(m, 2).index_fill(0, i(m, 0), 1e60), RuntimeError, "overflow"),
+    ("scatter", lambda m: f(m, 2).scatter(0, i(m, 0), 1e60), RuntimeError, "scatter.*overflow"),
+    (
+        "pad",
+        lambda m: m.nn.functional.pad(i(m, 1).to(m.uint8), (1, 1), value=300),
+        RuntimeError,
+        "pad.*overflow",
+    ),
+    ("clamp", lambda m: i(m, 1).to(m.uint8).clamp(max=300), RuntimeError, "clamp.*overflow"),
+    ("where", lambda m: m.where(m.tensor([True]), i(m, 1).to(m.int8), 300), RuntimeError, "where"),
+    ("linspace", lambda m: m.linspace(0, 300, 3, dtype=m.uint8), RuntimeError, "overflow"),
+    ("randint", lambda m: m.randint(0, 300, (2,), dtype=m.uint8), RuntimeError, "to - 1"),
+    ("random_ bool", lambda m: m.tensor([True]).random_(0, 5), RuntimeError, "to - 1"),
+]
+#: What is no size, dimension, index or bound.
+BOUNDS = [
+    ("size dim", lambda m: f(m, 2).size(1), IndexError, r"size.*\[-1, 0\], but got 1"),
+    ("stride dim", lambda m: f(m, 2).stride(-2), IndexError, r"stride.*\[-1, 0\], but got -2"),
+    ("size kind", lambda m: f(m, 2).size("x"), TypeError, "size.*'dim'.*str"),
+    ("squeeze twice", lambda m: f(m, 1, 1).squeeze((0, 0)), RuntimeError, "squeeze.*multiple"),
+    ("split 0-d", lambda m: m.tensor(1.0).split(1), RuntimeError, "split.*1-dimensional"),
+    ("chunk 0-d", lambda m: m.tensor(1.0).chunk(1), RuntimeError, "chunk.*1-dimensional"),
+    ("permute count", lambda m: f(m, 2, 2).permute(0, 5, 1), RuntimeError, "permute"),
+    ("tensor_split", lambda m: f(m, 2).tensor_split(i(m, 1).int()), RuntimeError, "int64"),
+    ("unravel_index", lambda m: m.unravel_index(i(m, 1), (2, 0)), RuntimeError, "unravel_index"),
+    (
+        "scatter 0-d source",
+        lambda m: f(m, 3).scatter_add(0, i(m, 0, 1), m.tensor(1.0)),
+        RuntimeError,
+        "scatter_add",
+    ),
+    (
+        "scatter types",
+        lambda m: f(m, 3).half().scatter_add(0, i(m, 0), f(m, 3)),
+        RuntimeError,
+        "scatter_add.*dtype",
+    ),
+    ("put type", lambda m: m.put(f(m, 3), f(m, 2), f(m, 2)), RuntimeError, "put.*long"),
+    (
+        "repeat_interleave type",
+        lambda m: f(m, 2).repeat_interleave(i(m, 1, 1).to(m.int8)),
+        NotImplementedError,
+        "repeat_interleave.*int8",
+    ),
+    ("vecdot", lambda m: m.linalg.vecdot(f(m, 1), f(m, 3)), RuntimeError, "linalg.vecdot"),
+    (
+        "ormqr tau",
+        lambda m: m.ormqr(f(m, 3, 2), f(m, 1), f(m, 3, 2)),
+        RuntimeError,
+        r"ormqr.*tau.shape\[-1\]",
+    ),
+    ("ormqr dims", lambda m: m.ormqr(f(m, 3, 2), f(m, 1, 2), f(m, 3, 2)), RuntimeError, "ormqr"),
+    ("trapezoid 0-d", lambda m: m.trapezoid(m.tensor(1.0)), IndexError, "trapezoid.*no dimensions"),
+    ("renorm nan", lambda m: f(m, 2, 2).renorm(float("nan"), 0, 1.0), RuntimeError, "renorm"),
+    ("uniform_ nan", lambda m: f(m, 2).uniform_(0, float("nan")), RuntimeError, "uniform_"),
+    ("setitem list", lambda m: f(m, 2).__setitem__(0, [1.0]), TypeError, "list"),
+    ("setitem index", lambda m: f(m, 2).__setitem__(5, 1.0), IndexError, "dimension 0 with size"),
+    ("setitem shape", lambda m: f(m, 2).__setitem__(0, f(m, 3)), RuntimeError, r"\[3\]"),
+    ("requires_grad_", lambda m: f(m, 2).requires_grad_(1), TypeError, "requires_grad_.*bool"),
+    ("promote_types", lambda m: m.promote_types(1, m.int32), TypeError, "promote_types.*dtype"),
+    ("result_type", lambda m: m.result_type(None, 1), TypeError, "result_type"),
+    ("manual_seed", lambda m: m.manual_seed(None), TypeError, "manual_seed"),
+]
 
 
 def put(m, op, index, source, *rest):
@@ -462,4 +585,15 @@ PARTS = [
     ),
     ("cholesky nan", lambda m: m.linalg.cholesky(f(m, 2, 2) * NAN), RuntimeError, "order 1 is not"),
 ]
-CASES = [*ARITHMETIC, *REDUCTIONS, *SHAPES, *INDEXING, *CREATION, *PARTS]
+CASES = [
+    *ARITHMETIC,
+    *REDUCTIONS,
+    *SHAPES,
+    *INDEXING,
+    *CREATION,
+    *PARTS,
+    *((f"form {name}", *case) for name, *case in FORMS),
+    *((f"alias {name}", *case) for name, *case in ALIASES),
+    *((f"number {name}", *case) for name, *case in NUMBERS),
+    *((f"bound {name}", *case) for name, *case in BOUNDS),
+]

@@ -27,6 +27,9 @@ MUTATIONS = {
     "(1, -1)": lambda m: (1, -1),
     "int tensor": lambda m: m.tensor(1),
     "empty tensor": lambda m: m.empty(0),
+    "nan": lambda m: float("nan"),
+    "float tensor": lambda m: m.tensor(1.5),
+    "sizes tensor": lambda m: m.tensor([2, 3]),
 }
 NAMES = sorted(n for n, calls in SAMPLES.items() if calls)
 #: What PyTorch's functions that are written in Python raise where they happen to use such a value.
@@ -45,7 +48,6 @@ DOCUMENTED_KIND = {
     ("nn.functional.multilabel_soft_margin_loss", "1"),
     ("nn.functional.normalize", "surplus"),
     ("nn.functional.triplet_margin_with_distance_loss", "margin"),
-    ("tensordot", "surplus"),
 }
 #: Overloads and conversions that PyTorch has and we do not, or the reverse: harmless, and refused by nobody's mistake.
 OVERLOADS = {
@@ -63,7 +65,7 @@ OVERLOADS = {
     ("nn.functional.cosine_similarity", "1"): "integers",
     ("repeat_interleave", "1"): "None is the form with counts alone",
     ("repeat_interleave", "missing"): "the form with counts alone",
-    ("tensor_split", "1"): "an empty tensor of floats",
+    ("split", "1"): "a float in a tensor as a size",
     ("unravel_index", "1"): "a tensor as a shape; True as a size",
     ("Tensor.expand", "2"): "True as a size",
     ("Tensor.repeat", "2"): "True as a size",
@@ -79,14 +81,9 @@ ONE_INT = {
     ("broadcast_to", "1"),
     ("expand_copy", "1"),
     ("expand_copy", "missing"),
-    ("moveaxis", "1"),
-    ("moveaxis", "2"),
-    ("movedim", "1"),
-    ("movedim", "2"),
     ("permute_copy", "1"),
     ("permute_copy", "missing"),
     ("split_copy", "1"),
-    ("unflatten", "2"),
     ("unsafe_split", "1"),
     ("view_copy", "1"),
     ("view_copy", "missing"),

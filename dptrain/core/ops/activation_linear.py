@@ -6,6 +6,7 @@ where they should be.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,6 +120,8 @@ def _rrelu(
     Raises:
         RuntimeError: lower > upper.
     """
+    if not (math.isfinite(lower) and math.isfinite(upper)):
+        raise RuntimeError(f"rrelu: bounds must be finite, got {lower} and {upper}")
     if lower > upper:
         raise RuntimeError(
             f"rrelu: lower bound should be less than or equal to the upper bound, got {lower} and {upper}"
@@ -222,7 +225,7 @@ class Softshrink(_Sloped):
 
     def forward(self, input: Any, lambd: float = 0.5) -> Any:
         check_floating("softshrink", input)
-        if lambd < 0:
+        if not lambd >= 0:
             raise RuntimeError(
                 f"softshrink: lambda must be greater or equal to 0, but found to be {lambd}."
             )

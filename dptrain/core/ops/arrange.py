@@ -264,6 +264,10 @@ export("trace", methods=("trace",), function=_trace)(Diagonal)
 
 def _movedim(input: Any, source: Any, destination: Any) -> Any:
     """Dimensions moved to other places, the others kept in order."""
+    if isinstance(source, Sequence) != isinstance(destination, Sequence):
+        raise TypeError(
+            f"movedim(): source and destination must be two ints or two tuples of ints, got {source} and {destination}"
+        )
     origins, targets = (
         tuple(v) if isinstance(v, Sequence) else (v,) for v in (source, destination)
     )

@@ -238,6 +238,11 @@ def _tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> Any:
     dim = wrap_dim(dim, input.ndim, "tensor_split")
     size = input._array.shape[dim]
     if isinstance(indices_or_sections, Tensor):
+        if indices_or_sections.dtype.name != "int64" or indices_or_sections.ndim > 1:
+            raise RuntimeError(
+                "tensor_split: expected indices_or_sections to be a zero- or one-dimensional tensor of int64, got "
+                f"{indices_or_sections.dtype} of shape {list(indices_or_sections.shape)}"
+            )
         indices_or_sections = indices_or_sections.tolist()
     if isinstance(indices_or_sections, int):
         count = indices_or_sections
@@ -254,12 +259,8 @@ def _tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> Any:
     return tuple(Narrow.apply(input, dim, min(a, size), max(0, b - a)) for a, b in bounds)
 
 
-export(
-    "tensor_split",
-    methods=("tensor_split",),
-    function=_tensor_split,
-    kinds={"indices_or_sections": "int | tuple of ints | Tensor"},
-)(Narrow)
+_PLACES = {"indices_or_sections": "int | tuple of ints | Tensor"}
+export("tensor_split", methods=("tensor_split",), function=_tensor_split, kinds=_PLACES)(Narrow)
 
 
 def _splitter(name: str, dim: int, least: int) -> None:

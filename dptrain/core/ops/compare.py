@@ -195,12 +195,14 @@ def _where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """
     if input is None and other is None and isinstance(condition, Tensor):
         return tuple(wrap(places) for places in np.nonzero(np.atleast_1d(condition._array)))
-    if input is None or other is None:
-        raise TypeError("where() takes a condition, or a condition, input and other")
     return Where.apply(condition, input, other)
 
 
-@export("where", function=_where)
+@export(
+    "where",
+    function=_where,
+    kinds={"input": "Tensor | Number!", "other": "Tensor | Number!"},
+)
 class Where(Op):
     """Select element by element."""
 

@@ -88,6 +88,10 @@ def _searchsorted(
         input._array if isinstance(input, Tensor) else xp.asarray(input, scalar_dtype(input).numpy)
     )
     if sorter is not None:
+        if sorter.dtype.name != "int64":
+            raise RuntimeError(
+                f"searchsorted(): sorter must be a tensor of int64, got {sorter.dtype}"
+            )
         if sorter._array.shape != line.shape:
             raise RuntimeError(
                 f"searchsorted(): boundary and sorter must have the same size, but got {list(line.shape)} and "

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.arrays import as_array, is_array
-from dptrain.core.dtypes import float64, get_default_dtype, result_dtype
+from dptrain.core.dtypes import float64, get_default_dtype, held, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
 from dptrain.core.kernels import kernels_for
@@ -470,10 +470,12 @@ class Clamp(Op):
             raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
         kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
         out = input.astype(kind, copy=False)
+        if kind.kind in "iu":
+            min, max = (held("clamp", v, kind) for v in (min, max))
         if min is not None:
-            out = self.xp.maximum(out, self.xp.asarray(min, dtype=out.dtype))
+            out = self.xp.maximum(out, self.xp.asarray(min, dtype=kind))
         if max is not None:
-            out = self.xp.minimum(out, self.xp.asarray(max, dtype=out.dtype))
+            out = self.xp.minimum(out, self.xp.asarray(max, dtype=kind))
         self.inside = out == input
         return out
 

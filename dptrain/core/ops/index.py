@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arguments import in_our_words
 from dptrain.core.arrays import common_namespace, grid, is_array, move, namespace_of
 from dptrain.core.cuda import is_capturing
+from dptrain.core.dtypes import held
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
@@ -174,7 +176,7 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
         return (GetItem if basic else Index).apply(self, raw)
     except IndexError as error:
         raise IndexError(
-            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {error}"
+            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {in_our_words(error)}"
         ) from None
 
 
@@ -191,6 +193,16 @@ def _stored(self: Tensor, value: Tensor, basic: bool) -> Any:
 
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     raw, basic = _raw_index(index, self._array)
+    if not isinstance(value, (Tensor, np.ndarray)):
+        if not isinstance(value, (int, float, np.number, np.bool_)):
+            raise TypeError(
+                f"__setitem__(): value must be Tensor or Number, not {type(value).__name__}"
+            )
+        value = held(
+            "__setitem__",
+            value.item() if isinstance(value, np.generic) else value,
+            self._array.dtype,
+        )
     self._check_inplace("__setitem__")
     check_writeable(self, "__setitem__")
     try:
@@ -205,15 +217,15 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
         else:
             self._array[raw] = _stored(self, value, basic) if isinstance(value, Tensor) else value
             self._bump_version()
-    except ValueError as error:
+    except ValueError:
         shape = list(value.shape) if isinstance(value, Tensor) else list(np.shape(value))
         raise RuntimeError(
-            f"shape mismatch: value of shape {shape} cannot be stored at index {index!r} of a tensor of shape "
-            f"{list(self.shape)} ({error})"
+            f"__setitem__: shape mismatch: value of shape {shape} cannot be stored at index {index!r} of a tensor of "
+            f"shape {list(self.shape)}"
         ) from None
     except IndexError as error:
         raise IndexError(
-            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {error}"
+            f"index {index!r} does not fit a tensor of shape {list(self.shape)}: {in_our_words(error)}"
         ) from None
 
 
@@ -243,13 +255,17 @@ def places_along(
         raise RuntimeError(
             f"{op}(): Index tensor must have the same number of dimensions as self tensor ({index.ndim} and {len(shape)})"
         )
+    if is_array(source) and max(source.ndim, 1) != max(index.ndim, 1):
+        raise RuntimeError(
+            f"{op}(): Index tensor must have the same number of dimensions as src tensor ({index.ndim} and {source.ndim})"
+        )
     for d, n in enumerate(index.shape):
         if d != dim and n > shape[d]:
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than self {list(shape)} apart from "
                 f"dimension {dim}"
             )
-        if is_array(source) and source.ndim and n > source.shape[d]:
+        if is_array(source) and n > (source.shape or (1,))[d]:
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from dptrain.core.arrays import namespace_of
 from dptrain.core.dtypes import held
 from dptrain.core.export import export, public
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
@@ -75,7 +76,11 @@ def _zero(self: Tensor) -> Tensor:
 
 def _overwrite(self: Tensor, name: str, values: Any) -> Tensor:
     check_writeable(self, name)
-    overwrite_values(self, values)
+    token = ignore_float_errors()
+    try:
+        overwrite_values(self, values)
+    finally:
+        restore_float_errors(token)
     self._bump_version()
     record_overwrite(self, name)
     return self
@@ -114,7 +119,7 @@ def _uniform(
 ) -> Tensor:
     """Fill with draws from the uniform distribution over [a, b)."""
     check_floating_fill(self, "uniform_")
-    if a > b:
+    if not a <= b:
         raise RuntimeError(
             f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}"
         )

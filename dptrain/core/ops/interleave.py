@@ -26,7 +26,7 @@ def _repeat_interleave(
     """
     if repeats is None:
         if input.ndim != 1 or input.dtype.category != 1:
-            raise RuntimeError(
+            raise (NotImplementedError if input.ndim == 1 else RuntimeError)(
                 f"repeat_interleave only accepts 1D integer tensors as repeat, got {input.dtype} {list(input.shape)}"
             )
         return wrap(
@@ -38,8 +38,8 @@ def _repeat_interleave(
     size = input._array.shape[dim] if input.ndim else 1
     xp = namespace_of(input._array)
     counts = repeats._array if isinstance(repeats, Tensor) else xp.asarray(repeats)
-    if counts.dtype.kind not in "iu":
-        raise RuntimeError(
+    if isinstance(repeats, Tensor) and counts.dtype not in (np.int32, np.int64):
+        raise NotImplementedError(
             f"repeat_interleave: repeats must be integers (int32 or int64), got {counts.dtype}"
         )
     if counts.ndim > 1 or (counts.ndim == 1 and counts.size not in (1, size)):

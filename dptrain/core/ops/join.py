@@ -103,6 +103,8 @@ class SectionPart(Narrow):
 
 def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
     """Parts of the given size (the last may be smaller) or of the given sizes, as views."""
+    if not input.ndim:
+        raise RuntimeError("split expects at least a 1-dimensional tensor, got 0 dimensions")
     dim = wrap_dim(dim, input.ndim, "split")
     total = input._array.shape[dim]
     if isinstance(split_size_or_sections, int):

@@ -132,7 +132,8 @@ def _triangular_solve(
     """X with A X = b (A^T X = b) for a triangular A, and a copy of A: the older `solve_triangular`."""
     matrix = mT(A) if transpose else A
     solution = _solve_triangular(matrix, b, upper=upper != transpose, unitriangular=unitriangular)
-    return triangular_solve_result((solution, A.clone()))
+    whole = (*solution.shape[:-2], *A.shape[-2:])  # A is repeated over the batch of b
+    return triangular_solve_result((solution, A.expand(*whole).clone()))
 
 
 export("triangular_solve", methods=("triangular_solve",), function=_triangular_solve)(LinalgSolveEx)

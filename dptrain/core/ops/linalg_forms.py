@@ -114,7 +114,22 @@ def _ormqr(input: Any, tau: Any, other: Any, left: bool = True, transpose: bool 
         RuntimeError: shapes that do not fit.
     """
     check_matrix("ormqr", input)
+    if tau.ndim != input.ndim - 1 or other.ndim != input.ndim:
+        raise RuntimeError(
+            f"ormqr: Expected other to have as many dimensions as input and tau one less, got {other.ndim}, "
+            f"{input.ndim} and {tau.ndim}"
+        )
+    if not input.shape[:-2] == tau.shape[:-1] == other.shape[:-2]:
+        raise RuntimeError(
+            f"ormqr: Expected input, tau and other to have equal batch shapes, got {list(input.shape)}, "
+            f"{list(tau.shape)} and {list(other.shape)}"
+        )
     check_matrix("ormqr", other)
+    if tau.shape[-1] != min(other.shape[-2 if left else -1], input.shape[-1]):
+        raise RuntimeError(
+            f"ormqr: tau.shape[-1] must be equal to min(other.shape[{-2 if left else -1}], input.shape[-1]), got "
+            f"{list(tau.shape)}, {list(other.shape)} and {list(input.shape)}"
+        )
     if other.shape[-2 if left else -1] != input.shape[-2]:
         raise RuntimeError(
             f"ormqr: other.shape[{-2 if left else -1}] must be equal to input.shape[-2], got {list(other.shape)} and "
@@ -164,6 +179,10 @@ def _tensorinv(A: Any, ind: int = 2) -> Any:
     """
     if ind <= 0:
         raise RuntimeError("Expected a strictly positive integer for 'ind'")
+    if ind > A.ndim:
+        raise RuntimeError(
+            f"linalg.tensorinv: the input has {A.ndim} dimensions, fewer than ind={ind}"
+        )
     left, right = tuple(A.shape[:ind]), tuple(A.shape[ind:])
     n = math.prod(right)
     if math.prod(left) != n:
@@ -216,7 +235,7 @@ def _powers(x: Any, N: int | None = None) -> Any:
         raise RuntimeError(f"N must be greater than 1, got {N}")
     if not x.is_floating_point():
         x = x.to(np.dtype(np.int64))
-    ones = x.unsqueeze(-1) * 0 + 1
+    ones = wrap(namespace_of(x._array).ones((*x.shape, 1), x._array.dtype))
     if count < 2:
         return Narrow.apply(ones, -1, 0, count)
     repeated = x.unsqueeze(-1).expand(*x.shape, count - 1)

@@ -93,7 +93,8 @@ def _pinverse(input: Any, rcond: float = 1e-15) -> Any:
     return _pinv(input, rcond)
 
 
-export("linalg.pinv", function=_pinv)(LinalgPinv)
+_CUTOFFS = dict.fromkeys(["atol", "rtol", "rcond", "tol"], "Tensor | Number | None")
+export("linalg.pinv", function=_pinv, kinds={**_CUTOFFS, "rcond": "Tensor | Number!"})(LinalgPinv)
 export("pinverse", methods=("pinverse",), function=_pinverse)(LinalgPinv)
 
 
@@ -127,7 +128,9 @@ def _matrix_rank(
     return MatrixRank.apply(A, atol, rtol, hermitian)
 
 
-export("linalg.matrix_rank", function=_matrix_rank)(MatrixRank)
+export("linalg.matrix_rank", function=_matrix_rank, kinds={**_CUTOFFS, "tol": "Tensor | Number!"})(
+    MatrixRank
+)
 
 
 #: `linalg.lstsq`.

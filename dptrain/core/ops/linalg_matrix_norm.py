@@ -136,7 +136,7 @@ def _norm(
     if not input.is_floating_point():
         raise RuntimeError(f"norm: expected a floating point tensor as input, got {input.dtype}")
     if p == "nuc":
-        return _matrix_norm(input, "nuc", (0, 1) if dim is None else dim, keepdim)
+        return _matrix_norm(input, "nuc", tuple(range(input.ndim)) if dim is None else dim, keepdim)
     if isinstance(p, str) and p != "fro":
         raise RuntimeError(f"norm: unknown order {p!r}; expected a number, 'fro' or 'nuc'")
     return VectorNorm.apply(input, 2 if p in ("fro", None) else p, dim, keepdim)

@@ -16,14 +16,11 @@ from dptrain.core.arrays import namespace_of
 from dptrain.core.capturing import refuse_if
 from dptrain.core.export import export
 from dptrain.core.op import Op
+from dptrain.core.operands import LinAlgError
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
 from dptrain.core.results import results
-
-
-class LinAlgError(RuntimeError):
-    """A matrix is singular or not positive-definite, or an iteration did not converge."""
 
 
 def mT(value: Any) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.reduce import PutAlong, TakeAlong
-from dptrain.core.ops.shape import Reshape, wrap_dim
+from dptrain.core.ops.reduce import PutAlong, TakeAlong, _Extremum
+from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
@@ -67,7 +67,7 @@ nanmedian_result = results("nanmedian", "values", "indices")
 mode_result = results("mode", "values", "indices")
 
 
-def _sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+def _sort(input: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
     """The elements in order along `dim`, and where they stood; equal ones keep their order."""
     dim = wrap_dim(dim, input.ndim, "sort")
     if input.ndim == 0:
@@ -155,13 +155,30 @@ def _middle(input: Any, dim: int, ignore_nan: bool) -> tuple[np.ndarray, Any]:
     return order, np.where(nans > 0, size - nans, (size - 1) // 2)
 
 
-def _median_of(name: str, result: Any, ignore_nan: bool) -> Any:
+class MedianOfAll(_Extremum):
+    """The median of all elements; its equals share the gradient, as in PyTorch."""
+
+    counts_nan = True
+    ignores_nan = False
+
+    def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
+        line = input.reshape(-1)
+        order, place = _middle(line, 0, self.ignores_nan)
+        return line[np.take(order, place)].reshape(())
+
+
+class NanmedianOfAll(MedianOfAll):
+    """The median of all elements that are not NaN."""
+
+    ignores_nan = True
+
+
+def _median_of(name: str, result: Any, of_all: type[MedianOfAll]) -> Any:
+    ignore_nan = of_all.ignores_nan
+
     def function(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
         if dim is None:
-            flat = Reshape.apply(input, (-1,))
-            if flat._array.size == 0:
-                return flat.sum() * float("nan")
-            return _one_place(flat, *_middle(flat, 0, ignore_nan), 0, False)[0]
+            return of_all.apply(input) if input._array.size else input.sum() * float("nan")
         dim = wrap_dim(dim, input.ndim, name)
         if input.ndim == 0:
             return result((input.clone(), _first(input)))
@@ -174,12 +191,12 @@ def _median_of(name: str, result: Any, ignore_nan: bool) -> Any:
     return function
 
 
-_median = _median_of("median", median_result, False)
+_median = _median_of("median", median_result, MedianOfAll)
 _median.__doc__ = "The median (the lower of two); along `dim` with its index. NaN wins."
-_nanmedian = _median_of("nanmedian", nanmedian_result, True)
+_nanmedian = _median_of("nanmedian", nanmedian_result, NanmedianOfAll)
 _nanmedian.__doc__ = "The median of what is not NaN (the lower of two); along `dim` with its index."
-export("median", methods=("median",), function=_median)(TakeAlong)
-export("nanmedian", methods=("nanmedian",), function=_nanmedian)(TakeAlong)
+export("median", methods=("median",), function=_median, kinds={"dim": "int!"})(TakeAlong)
+export("nanmedian", methods=("nanmedian",), function=_nanmedian, kinds={"dim": "int!"})(TakeAlong)
 
 
 def _mode(input: Any, dim: int = -1, keepdim: bool = False) -> Any:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dptrain.core.arguments import is_int
 from dptrain.core.arrays import namespace_of
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.op import Op
+from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Mul
 from dptrain.core.ops.linalg_solve import LinalgInvEx, check_matrix
 from dptrain.core.ops.matmul import Matmul, matmul
@@ -85,7 +87,7 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
         RuntimeError: the dimensions do not fit.
     """
     if isinstance(dims, Tensor):
-        dims = dims.tolist()
+        dims = int(dims.item()) if dims.numel() == 1 else dims.tolist()
     if isinstance(dims, int):
         if dims < 0:
             raise RuntimeError(f"tensordot expects dims >= 0, but got dims={dims}")
@@ -94,7 +96,16 @@ def _tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
                 f"tensordot expects dims < ndim_a or ndim_b, but got dims={dims} for {a.ndim}D and {b.ndim}D"
             )
         dims = (range(a.ndim - dims, a.ndim), range(dims))
-    left, right = (d if isinstance(d, Sequence) else [d] for d in dims)
+    if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        raise RuntimeError(
+            f"tensordot expects dims to be an int or two lists of ints, got {dims!r}"
+        )
+    left, right = dims
+    for part in dims:
+        if not isinstance(part, Sequence) or not all(map(is_int, part)):
+            raise TypeError(
+                f"tensordot(): argument 'dims' must hold two tuples of ints, got {dims!r}"
+            )
     left = [wrap_dim(d, a.ndim, "tensordot") for d in left]
     right = [wrap_dim(d, b.ndim, "tensordot") for d in right]
     if len(left) != len(right):
@@ -208,7 +219,8 @@ def _matrix_power(A: Any, n: int) -> Any:
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         check_matrix("linalg.matrix_power", A, square=True)
     if n == 0:
-        return A * 0 + wrap(namespace_of(A._array).eye(A.shape[-1], dtype=A._array.dtype))
+        one = wrap(namespace_of(A._array).eye(A.shape[-1], dtype=A._array.dtype))
+        return Where.apply(wrap(namespace_of(A._array).zeros((), bool)), A, one)
     result: Any = None
     square, power = (_inverse(A) if n < 0 else A), abs(n)
     while True:
@@ -228,6 +240,10 @@ export("linalg.matrix_power", "matrix_power", methods=("matrix_power",), functio
 
 def _vecdot(x: Any, y: Any, *, dim: int = -1) -> Any:
     """Sums of products along `dim`; the shapes broadcast."""
+    if x.ndim == y.ndim == 1 and x.shape != y.shape:
+        raise RuntimeError(
+            f"linalg.vecdot: vectors must have the same number of elements, got {x.shape[0]} and {y.shape[0]}"
+        )
     return Sum.apply(x * y, dim)
 
 

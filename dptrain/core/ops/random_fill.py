@@ -12,7 +12,7 @@ from dptrain.core.export import export, public
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.inplace import _random, check_floating_fill
-from dptrain.core.random import Generator, default_generator
+from dptrain.core.random import Generator, check_range, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -85,6 +85,7 @@ def _random_integers(
         raise RuntimeError(
             f"random_ expects 'from' to be less than 'to', but got from={from_} >= to={to}"
         )
+    check_range("random_", from_, to, kind)
     draws = _stream(generator).integers(from_, to, self._array.shape)
     return _random(self, "random_", np.asarray(draws))
 
@@ -198,6 +199,14 @@ class Normal(Op):
         return zeros_for(grad), zeros_for(grad)
 
 
+def _number(name: str, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim or value.requires_grad:
+        raise TypeError(f"normal(): argument {name!r} must be Number beside size=, not Tensor")
+    return value.item()
+
+
 def _normal(
     mean: Any = 0.0,
     std: Any = 1.0,
@@ -213,8 +222,10 @@ def _normal(
     """Draws from normal distributions: numbers with `size`, or a tensor of means and/or deviations."""
     from dptrain.core.random_tensors import randn
 
+    if size is not None:
+        mean, std = _number("mean", mean), _number("std", std)
     low = std._array.min() if isinstance(std, Tensor) and std._array.size else std
-    if not isinstance(low, Tensor) and low < 0:
+    if not isinstance(low, Tensor) and not low >= 0:
         raise RuntimeError(f"normal expects all elements of std >= 0.0, but found std {low}")
     if not (isinstance(mean, Tensor) or isinstance(std, Tensor)):
         if size is None:
@@ -229,12 +240,10 @@ def _normal(
             pin_memory=pin_memory,
         )
         return (drawn * std + mean).requires_grad_(requires_grad)
-    if size is not None:
-        raise TypeError("normal() takes size= only where mean and std are numbers")
     arrays = [v._array if isinstance(v, Tensor) else v for v in (mean, std)]
     kind = next(a.dtype for a in arrays if is_array(a))
     if kind.kind in "biu":
-        raise RuntimeError(f"normal expects floating point tensors, got {kind}")
+        raise NotImplementedError(f"normal expects floating point tensors, got {kind}")
     try:
         shape = np.broadcast_shapes(*(np.shape(a) for a in arrays))
     except ValueError:
@@ -281,5 +290,9 @@ for _name, _function in _METHODS.items():
 
 export("bernoulli", methods=("bernoulli",), function=_bernoulli, kinds={"p": "Number"})(Bernoulli)
 export("multinomial", methods=("multinomial",), function=_multinomial)(Draws)
-export("normal", function=_normal)(Draws)
+export(
+    "normal",
+    function=_normal,
+    kinds={"mean": "Tensor | Number", "std": "Tensor | Number", "size": "tuple of ints!"},
+)(Draws)
 export("poisson", function=_poisson)(Draws)

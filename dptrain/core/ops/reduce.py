@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arguments import is_int
 from dptrain.core.arrays import grid
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Eq, Where
+from dptrain.core.ops.compare import Eq, Ne, Where
 from dptrain.core.ops.elementwise import Maximum, Minimum, Sqrt
-from dptrain.core.ops.shape import Expand, Reshape, wrap_dim
+from dptrain.core.ops.shape import Expand, Reshape, wrap_dim, wrap_dims
 from dptrain.core.results import results
+from dptrain.core.tensor import Tensor
 
 
 def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
     """The dimensions to reduce, in order; None and () mean all."""
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return tuple(range(ndim))
-    dims = tuple(wrap_dim(d, ndim, op) for d in (dim if isinstance(dim, Sequence) else (dim,)))
-    if len(set(dims)) != len(dims):
-        raise RuntimeError(f"{op}: dim {list(dims)} appears multiple times in the list of dims")
+    dims = (wrap_dim(dim, ndim, op),) if type(dim) is int else wrap_dims(dim, ndim, op)
     return dims if ndim else ()
 
 
@@ -95,7 +95,15 @@ class Mean(_Reduction):
         return self._spread(grad / self.count)
 
 
-@export("var", methods=("var",), kinds={"dim": "int | tuple of ints | bool | None"})
+#: `dim` of `var` and its like, where a flag alone is `unbiased`.
+OF_VARIANCE = {
+    "dim": "int | tuple of ints | bool | None",
+    "dim=": "int | tuple of ints | None",
+    "unbiased": "bool!",
+}
+
+
+@export("var", methods=("var",), kinds=OF_VARIANCE)
 class Var(_Reduction):
     """Variance; `correction` (1: Bessel's) is subtracted from the count. Two passes, no cancellation."""
 
@@ -111,6 +119,10 @@ class Var(_Reduction):
         correction: float | None = None,
     ) -> Any:
         if isinstance(dim, bool):  # var(input, unbiased)
+            if keepdim or unbiased is not None or correction is not None:
+                raise TypeError(
+                    f"{self.name}(): argument 'dim' must be int or tuple of ints, not bool"
+                )
             dim, unbiased = None, dim
         if input.dtype.kind in "biu":
             raise RuntimeError(
@@ -158,16 +170,14 @@ def _std(
     return Deviation.apply(Var.apply(input, dim, unbiased, keepdim, correction=correction))
 
 
-export(
-    "std",
-    methods=("std",),
-    function=_std,
-    kinds={"dim": "int | tuple of ints | bool | None"},
-)(Var)
+export("std", methods=("std",), function=_std, kinds=OF_VARIANCE)(Var)
 
 
 class _Extremum(_Reduction):
     """amax/amin: equal extremes share the gradient, as in PyTorch."""
+
+    #: Whether the places of NaN share it where the result is NaN.
+    counts_nan: ClassVar[bool] = False
 
     def forward(self, input: Any, dim: Any = (), keepdim: bool = False) -> Any:
         axes = self._plan(input, dim)
@@ -184,6 +194,8 @@ class _Extremum(_Reduction):
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:
         ties = Eq.call(input, self._spread(out))
+        if self.counts_nan:
+            ties = ties | (Ne.call(input, input) & Ne.call(out, out))
         axes = tuple(
             i for i, (k, s) in enumerate(zip(self.kept, self.shape, strict=True)) if k != s
         )
@@ -275,11 +287,14 @@ class PutAlong(Op):
         return TakeAlong.call(grad, self.index, self.dim)
 
 
-def _along(input: Any, find: type[_ArgReduction], dim: int, keepdim: bool) -> tuple[Any, Any]:
+def _along(
+    input: Any, find: type[_ArgReduction], dim: Any, keepdim: bool | None
+) -> tuple[Any, Any]:
+    dim = wrap_dim(int(dim), input.ndim, find.name)
     if input.ndim == 0:
         return input.clone(), find.apply(input)
     indices = find.apply(input, dim, True)
-    values = TakeAlong.apply(input, indices._array, wrap_dim(dim, input.ndim, find.name))
+    values = TakeAlong.apply(input, indices._array, dim)
     return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
 
 
@@ -287,40 +302,48 @@ class MaxOfAll(Amax):
     """`max(input)`: as `amax`, under PyTorch's name for the node."""
 
     backward_name = "MaxBackward1"
+    counts_nan = True
 
 
 class MinOfAll(Amin):
     """`min(input)`: as `amin`, under PyTorch's name for the node."""
 
     backward_name = "MinBackward1"
+    counts_nan = True
 
 
-def _max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+def _of_two(input: Any, second: Any, keepdim: Any, other: Any, choose: type[Op]) -> Any:
+    """`max(input, other)` with the other under either name; None where it is no such call."""
+    if other is None:
+        if not isinstance(second, Tensor):
+            return None
+        if keepdim is not None:  # then it is a dimension
+            if not is_int(second):
+                raise TypeError(f"{choose.name}(): argument 'dim' must be int, not Tensor")
+            return None
+        other = second
+    return choose.apply(input, other)
+
+
+def _max(input: Any, dim: Any = None, keepdim: bool | None = None, *, other: Any = None) -> Any:
     """The largest element; with `dim` a named tuple (values, indices); with a tensor `maximum`."""
-    if other is not None or hasattr(dim, "_array"):
-        return Maximum.apply(input, dim if other is None else other)
+    found = _of_two(input, dim, keepdim, other, Maximum)
+    if found is not None:
+        return found
     return MaxOfAll.apply(input) if dim is None else max_result(_along(input, ArgMax, dim, keepdim))
 
 
-def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+def _min(input: Any, dim: Any = None, keepdim: bool | None = None, *, other: Any = None) -> Any:
     """The smallest element; with `dim` a named tuple (values, indices); with a tensor `minimum`."""
-    if other is not None or hasattr(dim, "_array"):
-        return Minimum.apply(input, dim if other is None else other)
+    found = _of_two(input, dim, keepdim, other, Minimum)
+    if found is not None:
+        return found
     return MinOfAll.apply(input) if dim is None else min_result(_along(input, ArgMin, dim, keepdim))
 
 
-export(
-    "max",
-    methods=("max",),
-    function=_max,
-    kinds={"dim": "int | Tensor | None", "other": "Tensor | None"},
-)(MaxOfAll)
-export(
-    "min",
-    methods=("min",),
-    function=_min,
-    kinds={"dim": "int | Tensor | None", "other": "Tensor | None"},
-)(MinOfAll)
+_OF_EXTREME = {"dim": "int | Tensor!", "dim=": "int", "keepdim": "bool!", "other": "Tensor!"}
+export("max", methods=("max",), function=_max, kinds=_OF_EXTREME)(MaxOfAll)
+export("min", methods=("min",), function=_min, kinds=_OF_EXTREME)(MinOfAll)
 
 
 class _Truth(Op):

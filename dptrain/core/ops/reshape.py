@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,10 @@ def _ravel(input: Any) -> Any:
 
 def _unflatten(input: Any, dim: int, sizes: Any) -> Any:
     """One dimension taken apart into several; one size may be -1."""
+    if not input.ndim:
+        raise RuntimeError("unflatten: Dimension specified as 0 but tensor has no dimensions")
     dim = wrap_dim(dim, input.ndim, "unflatten")
-    sizes = _sizes((sizes,)) if isinstance(sizes, Sequence) else (int(sizes),)
+    sizes = _sizes((sizes,))
     if not sizes:
         raise RuntimeError("unflatten: sizes must be non-empty")
     size = input._array.shape[dim]
@@ -76,7 +77,9 @@ def _sum_to_size(self: Tensor, *size: Any) -> Any:
 
 
 export("ravel", methods=("ravel",), function=_ravel)(Reshape)
-export("unflatten", methods=("unflatten",), function=_unflatten)(Reshape)
+export("unflatten", methods=("unflatten",), function=_unflatten, kinds={"sizes": "tuple of ints"})(
+    Reshape
+)
 export(methods=("reshape_as",), function=_reshape_as)(Reshape)
 export(methods=("view_as",), function=_view_as)(Reshape)
 export("split_with_sizes", methods=("split_with_sizes",), function=_split_with_sizes)(Narrow)

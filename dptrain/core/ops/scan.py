@@ -208,34 +208,46 @@ export("diff", methods=("diff",), function=_diff)(Sub)
 
 def _trapezoid(y: Any, x: Any = None, *, dx: Any = None, dim: int = -1) -> Any:
     """The integral of y along `dim` by the trapezoidal rule, at the points x or with spacing dx."""
-    later, earlier, width = _trapezes(y, x, dx, dim, "trapezoid")
-    return ((later + earlier) * width).sum(dim) / 2
+    areas, dim = _trapezes(y, x, dx, dim, "trapezoid")
+    if (
+        x is None and y.dtype.category < 2 and y.shape[dim]
+    ):  # sums of integers, which do not overflow
+        ends = (y.select(dim, 0) + y.select(dim, -1)) * 0.5
+        return (y.sum(dim) - ends) * (1 if dx is None else dx)
+    return areas.sum(dim) / 2
 
 
 def _cumulative_trapezoid(y: Any, x: Any = None, *, dx: Any = None, dim: int = -1) -> Any:
     """The running integral of y along `dim` by the trapezoidal rule."""
-    later, earlier, width = _trapezes(y, x, dx, dim, "cumulative_trapezoid")
-    return ((later + earlier) * width).cumsum(dim) / 2
+    areas, dim = _trapezes(y, x, dx, dim, "cumulative_trapezoid")
+    return areas.cumsum(dim) / 2
 
 
-def _trapezes(y: Any, x: Any, dx: Any, dim: int, op: str) -> tuple[Any, Any, Any]:
+def _trapezes(y: Any, x: Any, dx: Any, dim: int, op: str) -> tuple[Any, int]:
+    """Twice the areas of the trapezes between neighbours along a dimension, and that dimension."""
     if x is not None and dx is not None:
         raise TypeError(f"{op}() received both x and dx; give one of them")
+    if not y.ndim:
+        raise IndexError(f"{op}: Dimension specified as {dim} but tensor has no dimensions")
     dim = wrap_dim(dim, y.ndim, op)
     size = max(0, y.shape[dim] - 1)
     later = Narrow.apply(y, dim, min(1, y.shape[dim]), size)
     earlier = Narrow.apply(y, dim, 0, size)
     if x is None:
-        return later, earlier, 1 if dx is None else dx
+        return (later + earlier) * (1 if dx is None else dx), dim
     if x.ndim == 1 and x.shape[0] != y.shape[dim]:
         raise RuntimeError(
             f"{op}: There must be one `x` value for each sample point, got {x.shape[0]} for {y.shape[dim]}"
         )
+    if not y.shape[dim]:
+        return later + earlier, dim
     if x.ndim == 1:
-        width = _diff(x)
-        return later, earlier, width.reshape((-1,) + (1,) * (y.ndim - 1 - dim))
-    return later, earlier, _diff(x, dim=dim - y.ndim)
+        x = x.reshape((1,) * dim + (-1,) + (1,) * (y.ndim - 1 - dim))
+    elif x.ndim < y.ndim:
+        x = x.reshape((1,) * (y.ndim - x.ndim) + tuple(x.shape))
+    return (later + earlier) * _diff(x, dim=dim), dim
 
 
-export("trapezoid", "trapz", function=_trapezoid)(Sub)
-export("cumulative_trapezoid", function=_cumulative_trapezoid)(Cumsum)
+_POINTS = {"x": "Tensor!", "dx": "Number!"}
+export("trapezoid", "trapz", function=_trapezoid, kinds=_POINTS)(Sub)
+export("cumulative_trapezoid", function=_cumulative_trapezoid, kinds=_POINTS)(Cumsum)

@@ -6,6 +6,7 @@ derivatives are each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,25 +32,27 @@ def check_index(op: str, index: Any, size: int, dim: int | None = None) -> None:
         raise IndexError(f"{op}(): index {wrong} is out of bounds for {where}size {size}")
 
 
-def _places(input: Any, dim: int, index: Any, op: str, source: Any = None) -> tuple[Any, ...]:
-    """Where `index` along `dim` points in `input`; a 0-d tensor keeps its shape."""
-    places = places_along(op, input.shape, dim, index, source)
-    if input.ndim:
-        return places
-    return () if index.size else (namespace_of(index).asarray(False),)
-
-
 def _part(source: Any, index: Any) -> Any:
     """The leading part of `source` that has the shape of `index`."""
-    if not getattr(source, "ndim", 0) or source.shape == index.shape:
+    if not is_array(source) or source.shape == index.shape:
         return source
     if not index.size:
         return namespace_of(source).zeros(index.shape, source.dtype)
-    return source[tuple(slice(n) for n in index.shape)]
+    return source[tuple(map(slice, index.shape))]
+
+
+def over_lines(scatter: Callable[..., Any], input: Any, index: Any, source: Any, *rest: Any) -> Any:
+    """`scatter` with tensors of no dimension as ones of one element."""
+    operands = [
+        Reshape.apply(t, (1,)) if isinstance(t, Tensor) and not t.ndim else t
+        for t in (input, source, index)
+    ]
+    out = scatter(*operands, *rest)
+    return out if input.ndim else Reshape.apply(out, ())
 
 
 def _check_source(op: str, input: Any, source: Any) -> None:
-    if is_array(source) and source.dtype != input.dtype:
+    if (isinstance(source, Tensor) or is_array(source)) and source.dtype != input.dtype:
         raise RuntimeError(
             f"{op}(): Expected self.dtype to be equal to src.dtype, got {input.dtype} and {source.dtype}"
         )
@@ -63,10 +66,9 @@ def _scatter(
     `reduce` "add" or "multiply" combines with what is there instead.
     """
     source = value if src is None else src
-    if source is None:
-        raise TypeError("scatter() missing required argument: 'src' or 'value'")
+    source = held("scatter", source, input._array.dtype)
     if reduce is None:
-        return ScatterPut.apply(input, source, index, dim)
+        return over_lines(ScatterPut.apply, input, index, source, dim)
     if reduce not in ("add", "multiply"):
         raise RuntimeError(
             f"scatter: reduce argument must be either add or multiply, got {reduce!r}"
@@ -76,7 +78,7 @@ def _scatter(
             namespace_of(index._array).full(index._array.shape, source, input._array.dtype)
         )
     if reduce == "add":
-        return ScatterAdd.apply(input, source, index, dim)
+        return _scatter_add(input, dim, index, source)
     from dptrain.core.ops.scatter_reduce import _scatter_reduce
 
     return _scatter_reduce(input, dim, index, source, "prod")
@@ -87,7 +89,7 @@ def _scatter(
     methods=("scatter",),
     inplace=("scatter_",),
     function=_scatter,
-    kinds={"src": "Tensor | Number"},
+    kinds={"src": "Tensor | Number!", "value": "Number!", "reduce": "str!"},
 )
 class ScatterPut(Op):
     """A copy of the input with values stored along a dimension."""
@@ -96,7 +98,7 @@ class ScatterPut(Op):
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
         _check_source("scatter", input, src)
-        self.places = _places(input, dim, index, "scatter", src)
+        self.places = places_along("scatter", input.shape, dim, index, src)
         self.index, self.shape = index, getattr(src, "shape", None)
         out = input.copy()
         out[self.places] = _part(src, index)
@@ -110,17 +112,18 @@ class ScatterPut(Op):
 
 
 def _embed_part(grad: Any, index: Any, shape: tuple[int, ...]) -> Any:
-    if tuple(grad.shape) == tuple(shape) or not shape:
+    if tuple(grad.shape) == tuple(shape):
         return grad
     if not index.size:
         index = np.zeros((0,) * len(shape))
         grad = Reshape.call(grad, index.shape)
-    return Embed.call(grad, shape, tuple(slice(n) for n in index.shape))
+    return Embed.call(grad, shape, tuple(map(slice, index.shape)))
 
 
 def _scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """A copy to which `src` is added at `index` along `dim`; repeated places add up."""
-    return ScatterAdd.apply(input, src, index, dim)
+    _check_source("scatter_add", input, src)
+    return over_lines(ScatterAdd.apply, input, index, src, dim)
 
 
 @export("scatter_add", methods=("scatter_add",), inplace=("scatter_add_",), function=_scatter_add)
@@ -132,7 +135,7 @@ class ScatterAdd(Op):
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
         _check_source("scatter_add", input, src)
-        self.places = _places(input, dim, index, "scatter_add", src)
+        self.places = places_along("scatter_add", input.shape, dim, index, src)
         self.index, self.shape = index, src.shape
         out = input.copy()
         self.xp.add.at(out, self.places, _part(src, index))
@@ -198,6 +201,7 @@ def _lines_source(op: str, input: Any, source: Any, dim: int, index: Any) -> tup
 
 def _index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     """A copy to which the entries of `source` are added at `index` of a dimension."""
+    _check_source("index_add", input, source)
     return IndexAdd.apply(input, source, index, dim, alpha)
 
 

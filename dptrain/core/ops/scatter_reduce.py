@@ -10,8 +10,14 @@ from dptrain.core.arrays import as_array, is_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.index import Index
-from dptrain.core.ops.scatter import _check_source, _embed_part, _lines_source, _part, _places
+from dptrain.core.ops.index import Index, places_along
+from dptrain.core.ops.scatter import (
+    _check_source,
+    _embed_part,
+    _lines_source,
+    _part,
+    over_lines,
+)
 from dptrain.core.tensor import Tensor
 
 _UFUNCS = {
@@ -34,7 +40,7 @@ def _scatter_reduce(
         raise RuntimeError(
             f"scatter_reduce: reduce argument must be either sum, prod, mean, amax or amin, got {reduce}."
         )
-    return ScatterReduce.apply(input, src, index, dim, reduce, include_self)
+    return over_lines(ScatterReduce.apply, input, index, src, dim, reduce, include_self)
 
 
 @export(
@@ -51,7 +57,7 @@ class ScatterReduce(Op):
 
     def _locate(self, input: Any, src: Any, index: Any, dim: int) -> tuple[Any, ...]:
         _check_source(self._name, input, src)
-        return _places(input, dim, index, self._name, src)
+        return places_along(self._name, input.shape, dim, index, src)
 
     def forward(
         self, input: Any, src: Any, index: Any, dim: int, reduce: str, include_self: bool

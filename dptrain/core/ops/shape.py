@@ -29,6 +29,19 @@ def wrap_dim(dim: int, ndim: int, op: str) -> int:
     return dim % span
 
 
+def wrap_dims(dim: int | Sequence[int], ndim: int, op: str) -> tuple[int, ...]:
+    """The non-negative dimensions of one or several.
+
+    Raises:
+        IndexError: no such dimension.
+        RuntimeError: one stands twice.
+    """
+    dims = tuple(wrap_dim(d, ndim, op) for d in (dim if isinstance(dim, Sequence) else (dim,)))
+    if len(set(dims)) != len(dims):
+        raise RuntimeError(f"{op}: dim {list(dims)} appears multiple times in the list of dims")
+    return dims
+
+
 def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes given one by one or as one sequence."""
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
@@ -153,6 +166,10 @@ class Permute(Op):
     is_view = True
 
     def forward(self, input: Any, dims: tuple[int, ...]) -> Any:
+        if len(dims) != input.ndim:
+            raise RuntimeError(
+                f"permute: expected as many dims as the input of shape {list(input.shape)} has, got {list(dims)}"
+            )
         self.dims = tuple(wrap_dim(d, input.ndim, "permute") for d in dims)
         if sorted(self.dims) != list(range(input.ndim)):
             raise RuntimeError(
@@ -194,7 +211,7 @@ def _t(input: Any) -> Any:
 export("t", methods=("t",), function=_t)(Transpose)
 
 
-@export("squeeze", methods=("squeeze",))
+@export("squeeze", methods=("squeeze",), kinds={"dim": "int | tuple of ints!"})
 class Squeeze(Op):
     """Drop dimensions of size one: all, or those in `dim`."""
 
@@ -204,10 +221,7 @@ class Squeeze(Op):
         self.shape = input.shape
         if dim is None:
             return input.reshape(tuple(s for s in input.shape if s != 1))
-        dims = {
-            wrap_dim(d, input.ndim, "squeeze")
-            for d in (dim if isinstance(dim, Sequence) else (dim,))
-        }
+        dims = wrap_dims(dim, input.ndim, "squeeze")
         self.backward_name = f"SqueezeBackward{2 if isinstance(dim, Sequence) else 1}"
         return input.reshape(
             tuple(s for i, s in enumerate(input.shape) if not (s == 1 and i in dims))

@@ -106,8 +106,8 @@ def zeta(s: Any, q: Any) -> np.ndarray:
     for k, b in enumerate(BERNOULLI, 1):
         rest = rest + b * factor * z ** -(n + 2 * k)
         factor = factor * (n + 2 * k) * (n + 2 * k + 1) / ((2 * k + 1) * (2 * k + 2))
-    value = np.where((q <= 0) & (q == np.floor(q)), np.inf, total + rest)
-    value = np.where((q < 0) & (s != np.floor(s)), np.nan, value)
+    value = np.where((q < 0) & (s != np.floor(s)), np.nan, total + rest)
+    value = np.where((q <= 0) & (q == np.floor(q)), np.inf, value)  # a pole, whatever s
     return np.where(valid, value, np.where(s == 1, np.inf, np.nan))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from dptrain.core.ops.elementwise import Exp, _floating
 from dptrain.core.ops.join import _stack
 from dptrain.core.ops.order import _sort
 from dptrain.core.ops.reduce import (
+    OF_VARIANCE,
     Amax,
     Amin,
     Deviation,
@@ -31,7 +31,7 @@ from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
 
-@export("prod", methods=("prod",))
+@export("prod", methods=("prod",), kinds={"dim": "int!"})
 class Prod(_Reduction):
     """Product over all elements or over the dimension `dim`."""
 
@@ -40,8 +40,6 @@ class Prod(_Reduction):
     def forward(
         self, input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
-        if isinstance(dim, Sequence):
-            raise TypeError(f"prod(): argument 'dim' must be int, not {type(dim).__name__}")
         if dim is not None:
             self.backward_name = "ProdBackward1"
         axes = self._plan(input, dim)
@@ -118,6 +116,10 @@ def _nanmean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any =
         raise RuntimeError(
             f"nanmean(): expected input to have floating point dtype but got {input.dtype}"
         )
+    if dtype is not None and dtype.category < 2:
+        raise RuntimeError(
+            f"nanmean(): could not infer output dtype. Optional dtype must be a floating point dtype. Got: {dtype}"
+        )
     count = Sum.apply(~input.isnan(), dim, keepdim)
     return _nansum(input, dim, keepdim, dtype=dtype) / count
 
@@ -153,8 +155,8 @@ def _std_mean(
     return Deviation.apply(variance), mean
 
 
-export("var_mean", function=_var_mean, kinds={"dim": "int | tuple of ints | bool | None"})(Var)
-export("std_mean", function=_std_mean, kinds={"dim": "int | tuple of ints | bool | None"})(Var)
+export("var_mean", function=_var_mean, kinds=OF_VARIANCE)(Var)
+export("std_mean", function=_std_mean, kinds=OF_VARIANCE)(Var)
 
 _METHODS = ("linear", "lower", "higher", "nearest", "midpoint")
 
@@ -187,10 +189,12 @@ def _quantiles(
     missing = np.isnan(ordered._array).sum(axis=along, keepdims=True)
     valid = ordered._array.shape[along] - (missing if ignore_nan else 0)
     results = []
-    for i, one in enumerate(np.atleast_1d(wanted)):
+    for i, one in enumerate(np.atleast_1d(wanted) if wanted.size else [0.0]):
         steps = np.maximum(valid, 1) - 1 + missing * 0
         place = None
-        if isinstance(q, Tensor) and q.requires_grad:  # the value moves with q between two elements
+        if (
+            isinstance(q, Tensor) and q.requires_grad and wanted.size
+        ):  # the value moves with q between two elements
             place = (q[i] if q.ndim else q) * wrap(steps.astype(ordered._array.dtype))
         value = _at_rank(ordered, one * steps, place, along, interpolation)
         spoiled = (missing == line._array.shape[along]) if ignore_nan else (missing > 0)
@@ -206,7 +210,7 @@ def _quantiles(
         results = [Reshape.apply(r, ()) for r in results]
     if wanted.ndim == 0:
         return results[0]
-    return _stack(results)
+    return Narrow.apply(_stack(results), 0, 0, wanted.size)
 
 
 def _at_rank(ordered: Any, rank: np.ndarray, place: Any, dim: int, interpolation: str) -> Any:
@@ -325,9 +329,9 @@ def _renorm(input: Any, p: float, dim: int, maxnorm: float) -> Any:
         )
     if input.dtype.category < 2:
         raise RuntimeError(f"renorm: expected a floating point tensor, got {input.dtype}")
-    if p <= 0:
+    if not p > 0:
         raise RuntimeError(f"renorm: non-positive norm degree: {p}")
-    if maxnorm < 0:
+    if not maxnorm >= 0:
         raise RuntimeError(f"renorm: expected maxnorm to be >= 0, but got {maxnorm}")
     dim = wrap_dim(dim, input.ndim, "renorm")
     others = tuple(d for d in range(input.ndim) if d != dim)

@@ -51,9 +51,13 @@ class Take(Op):
         return Reshape.call(Scatter.call(grad, (size,), (self.index,)), self.shape)
 
 
-def _flat_index(op: str, index: Any, size: int) -> Any:
+def _check_flat(op: str, index: Any) -> None:
     if index.dtype != np.int64:
         raise RuntimeError(f"{op}(): Expected a long tensor for index, but got {index.dtype}")
+
+
+def _flat_index(op: str, index: Any, size: int) -> Any:
+    _check_flat(op, index)
     if index.size and size == 0:
         raise IndexError(f"{op}(): tried to take from an empty tensor")
     wrapped = np.where(index < 0, index + size, index)
@@ -68,6 +72,7 @@ def _put(input: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
         raise RuntimeError(
             f"put_(): self and source expected to have the same dtype, but got {input.dtype} and {source.dtype}"
         )
+    _check_flat("put_", index._array)
     if source._array.size != index._array.size:
         raise IndexError(
             f"put_(): Expected source and index to have the same number of elements, but got source.numel() = "
@@ -90,6 +95,10 @@ def _take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
             f"take_along_dim(): dtype of indices should be Long but got {indices.dtype}"
         )
     if dim is None:
+        if indices._array.size and indices._array.min() < 0:
+            raise RuntimeError(
+                f"take_along_dim(): index {indices._array.min()} is out of bounds for {input.numel()} elements"
+            )
         return _take_along_dim(Reshape.apply(input, (-1,)), Reshape.apply(indices, (-1,)), 0)
     if input.ndim != indices.ndim:
         raise RuntimeError(
@@ -113,7 +122,12 @@ def _take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
     return TakeAlong.apply(wide, places % max(size, 1), dim)
 
 
-export("take_along_dim", methods=("take_along_dim",), function=_take_along_dim)(TakeAlong)
+export(
+    "take_along_dim",
+    methods=("take_along_dim",),
+    function=_take_along_dim,
+    kinds={"indices": "Tensor"},
+)(TakeAlong)
 
 
 def _nonzero(input: Any, *, as_tuple: bool = False) -> Any:
@@ -200,6 +214,8 @@ def _unravel_index(indices: Any, shape: Any) -> Any:
             f"unravel_index: expected 'indices' to be integer dtype, but got {indices.dtype}"
         )
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if 0 in sizes and indices._array.size:
+        raise RuntimeError(f"unravel_index: no element has a place in shape {sizes}")
     if any(s < 0 for s in sizes):
         raise ValueError(f"'shape' cannot have negative values, but got {sizes}")
     raw, places = indices._array.astype(np.int64), []

@@ -299,7 +299,11 @@ _LENIENT = dict.fromkeys(
     "",
 )
 #: Kinds of single functions.
-_OWN = {"pad": {"mode": "str"}}
+_OWN = {
+    "pad": {"mode": "str"},
+    "poisson_nll_loss": {"full": "bool"},
+    "triplet_margin_loss": {"swap": "bool"},
+}
 _done = {id(function) for function in FUNCTIONS.values()}
 for _name in __all__:
     if id(globals()[_name]) not in _done:

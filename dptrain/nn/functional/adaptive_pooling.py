@@ -30,12 +30,16 @@ def _picked(input: Tensor, where: np.ndarray, rank: int, outs: Sizes, both: bool
 
 
 def _best(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The number of the largest value over the last axis (the first of equals; NaN is largest)."""
-    xp = namespace_of(values)
-    at = (
-        values.argmax(axis=-1)[..., None] if values.size else xp.zeros((*values.shape[:-1], 1), int)
-    )
-    return np.take_along_axis(np.broadcast_to(numbers, values.shape), at, axis=-1)[..., 0]
+    """The number of the largest value over the last axis (the first of equals; NaN is largest, the last of them)."""
+    if not values.size:
+        at = namespace_of(values).zeros(values.shape[:-1], int)
+    else:
+        nans = values != values
+        last = values.shape[-1] - 1 - nans[..., ::-1].argmax(axis=-1)
+        at = np.where(nans.any(axis=-1), last, values.argmax(axis=-1))
+    return np.take_along_axis(np.broadcast_to(numbers, values.shape), at[..., None], axis=-1)[
+        ..., 0
+    ]
 
 
 def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
@@ -223,6 +227,8 @@ def _unpool(
     kernel = sizes_of(kernel_size, rank, op, "kernel_size")
     step = kernel if stride is None else sizes_of(stride, rank, op, "stride")
     border = sizes_of(padding, rank, op, "padding")
+    if min(step) < 1:
+        raise RuntimeError(f"{op}: strides should be greater than zero, but got {step}")
     if indices.dtype.name != "int64":
         raise RuntimeError(
             f"{op}: elements in indices should be type int64 but got: {indices.dtype}"
@@ -236,11 +242,14 @@ def _unpool(
         (int(s) - 1) * t + k - 2 * p
         for s, k, t, p in zip(input.shape[-rank:], kernel, step, border, strict=True)
     ]
-    sizes = default if output_size is None else [int(s) for s in output_size][-rank:]
-    if len(sizes) != rank:
+    given = default if output_size is None else [int(s) for s in output_size]
+    if len(given) not in (rank, rank + 2):
         raise ValueError(
-            f"output_size should be a sequence containing {rank} or {rank + 2} elements, but it has a length of '{len(sizes)}'"
+            f"output_size should be a sequence containing {rank} or {rank + 2} elements, but it has a length of '{len(given)}'"
         )
+    sizes = given[-rank:]
+    if min(sizes) < 0:
+        raise ValueError(f"{op}: output_size must be non-negative, but got {sizes}")
     for size, d, t in zip(sizes, default, step, strict=True):
         if output_size is not None and not d - t < size < d + t:
             raise ValueError(

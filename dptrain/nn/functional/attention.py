@@ -112,6 +112,10 @@ def scaled_dot_product_attention(
             f"Expected query, key, and value to all be  at least 2 dimensional, but got query.dim: {query.ndim}, "
             f"key.dim: {key.ndim} and value.dim: {value.ndim} instead."
         )
+    if not dropout_p <= 1:
+        raise RuntimeError(
+            f"scaled_dot_product_attention: dropout probability has to be between 0 and 1, but got {dropout_p}"
+        )
     if attn_mask is not None:
         if is_causal:
             raise RuntimeError(

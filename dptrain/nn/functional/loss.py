@@ -12,6 +12,7 @@ from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss, check_classes, not_classes
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.linear import linear
+from dptrain.nn.functional.loss_regression import check_tensors
 from dptrain.nn.functional.reduction import reduction_of
 
 
@@ -25,12 +26,18 @@ def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
 
 
 def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}(): argument {name!r} must be Tensor, not {type(value).__name__}")
+    check_tensors(op, input=input, target=target)
     if not input.is_floating_point():
         raise RuntimeError(
             f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+        )
+
+
+def _check_batch(input: Tensor, target: Tensor) -> None:
+    if target.ndim == 0 or input.shape[0] != target.shape[0]:
+        raise ValueError(
+            f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
+            f"({target.shape[0] if target.ndim else 'none: target is a scalar'})."
         )
 
 
@@ -54,11 +61,7 @@ def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
                 f"{op}: For 1D input, 1D target must have size 1, but got target size: {given[0]}"
             )
         return
-    if not given or shape[0] != given[0]:
-        raise ValueError(
-            f"Expected input batch_size ({shape[0]}) to match target batch_size "
-            f"({given[0] if given else 'none: target is a scalar'})."
-        )
+    _check_batch(input, target)
     expected = (shape[0], *shape[2:])
     if given != expected:
         raise RuntimeError(
@@ -129,6 +132,11 @@ def nll_loss(
         IndexError: a target outside [0, C).
     """
     reduction = reduction_of(size_average, reduce, reduction)
+    check_tensors("nll_loss", input=input, target=target)
+    if not input.ndim:
+        raise ValueError("nll_loss: input should be 1D or more, got shape []")
+    if input.ndim > 1:
+        _check_batch(input, target)
     _check_operands("nll_loss", input, target)
     _check_class_indices("nll_loss", input, target)
     raw_weight = _class_weights("nll_loss", weight, input)

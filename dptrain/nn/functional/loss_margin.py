@@ -228,6 +228,11 @@ def _check_scores(op: str, input: Tensor, target: Tensor, target_ndim: int) -> t
     return n, c
 
 
+def _excess(value: Tensor) -> Tensor:
+    """What is above 0; a NaN is not, as in PyTorch's losses over classes."""
+    return Where.apply(value.detach() > 0, value, 0.0)
+
+
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -272,7 +277,7 @@ def multi_margin_loss(
     kind = input._array.dtype
     others = namespace_of(classes).ones((n, c), kind)
     np.put_along_axis(others, classes, kind.type(0), axis=1)
-    loss = clamp_below(margin - Gather.apply(scores, 1, wrap(classes)) + scores, 0)
+    loss = _excess(margin - Gather.apply(scores, 1, wrap(classes)) + scores)
     loss = (loss if p == 1 else loss.square()) * wrap(others)
     if weight is not None:
         loss = loss * weight[wrap(classes)]
@@ -315,6 +320,6 @@ def multilabel_margin_loss(
     pairs = counts[:, :, None] & ~is_target[:, None, :c]
     scores = input.reshape(n, c)
     chosen = Gather.apply(scores, 1, wrap(np.where(counts, labels, 0)))
-    loss = clamp_below(1 - chosen.unsqueeze(2) + scores.unsqueeze(1), 0) * wrap(pairs.astype(kind))
+    loss = _excess(1 - chosen.unsqueeze(2) + scores.unsqueeze(1)) * wrap(pairs.astype(kind))
     loss = loss.sum((1, 2)) / c
     return reduce_loss(loss.squeeze(0) if input.ndim < 2 else loss, reduction)

@@ -129,7 +129,7 @@ def smooth_l1_loss(
     """
     _check_sizes("smooth_l1_loss", input, target)
     reduction = reduction_of(size_average, reduce, reduction)
-    if beta < 0:
+    if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss does not support negative values for beta, got {beta}")
     if beta == 0:
         return reduce_loss((input - target).abs(), reduction)

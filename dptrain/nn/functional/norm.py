@@ -275,8 +275,13 @@ def rms_norm(
         eps: added to the mean square; the dtype's resolution by default.
 
     Raises:
+        ValueError: fewer dimensions than `normalized_shape` has.
         RuntimeError: shapes or dtypes that do not fit.
     """
+    if input.ndim < len(normalized_shape):
+        raise ValueError(
+            f"rms_norm: Input tensor must have at least {len(normalized_shape)} dimensions, but got {input.ndim}"
+        )
     if eps is None:
         _check_input("rms_norm", input, weight)
         eps = _resolution(input)

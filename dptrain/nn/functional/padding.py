@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.autocast_policy import casting
+from dptrain.core.dtypes import held
 from dptrain.core.ops.stencil import ConstantPadNd, Stencil, selection
 from dptrain.core.tensor import Tensor
 
@@ -39,10 +40,10 @@ def pad(
         )
     if mode == "constant":
         return _constant(input, sizes, 0.0 if value is None else value)
-    if value is not None and value != 0:
-        raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
+    if value is not None and value != 0:
+        raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     rank = len(sizes) // 2
     if not (1 <= rank <= 3 and input.ndim in (rank + 1, rank + 2)):
         raise NotImplementedError(
@@ -77,7 +78,7 @@ def _constant(input: Tensor, sizes: list[int], value: float) -> Tensor:
         raise RuntimeError(
             f"pad: the input size {list(input.shape)} plus padding {sizes} resulted in a negative output size {result}"
         )
-    return ConstantPadNd.apply(input, tuple(pads), value)
+    return ConstantPadNd.apply(input, tuple(pads), held("pad", value, input._array.dtype))
 
 
 def _from_inside(input: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:

@@ -36,6 +36,10 @@ def unfold(
     """
     window = _window("unfold", kernel_size, dilation, padding, stride)
     x = batched("unfold", input, 2)
+    if 0 in x.shape[1:]:
+        raise RuntimeError(
+            f"unfold: Expected 3D or 4D (batch mode) tensor with non-zero dimensions, but got: {list(input.shape)}"
+        )
     outs = window.outputs(tuple(int(s) for s in x.shape[2:]))
     if min(outs) < 1:
         raise RuntimeError(
