@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from dptrain.core.callers import level_outside
 from dptrain.core.creation import empty
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
@@ -49,7 +50,7 @@ def _older(which: str, value: float, older: float | None) -> float:
     warnings.warn(
         f"keyword argument `{which}_value` is deprecated and rename to `{which}_val`",
         FutureWarning,
-        stacklevel=3,
+        stacklevel=level_outside(),
     )
     return older
 

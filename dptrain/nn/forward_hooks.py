@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from dptrain.core.callers import level_outside
 from dptrain.nn.backward_hooks import BackwardHooks
 from dptrain.nn.global_hooks import CALLS, ForwardHook
 
@@ -54,7 +55,7 @@ class HookedCall:
                 warnings.warn(
                     "module forward hook with `always_call=True` raised an exception that was silenced as another "
                     f"error was raised in forward: {error}",
-                    stacklevel=3,
+                    stacklevel=level_outside(),
                 )
 
     def _change_arguments(self, hook: ForwardHook) -> None:

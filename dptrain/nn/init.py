@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 from dptrain.core.arguments import guarded
+from dptrain.core.callers import level_outside
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
@@ -151,7 +152,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | Non
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float | None:
     if 0 in tensor.shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=level_outside())
         return None
     return calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
 
@@ -207,7 +208,7 @@ def _without_underscore(function: Callable[..., Tensor]) -> Callable[..., Tensor
         warnings.warn(
             f"`nn.init.{old}` is now deprecated in favor of `nn.init.{new}`.",
             FutureWarning,
-            stacklevel=2,
+            stacklevel=level_outside(),
         )
         return function(*args, **kwargs)
 

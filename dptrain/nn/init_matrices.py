@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.device import host_device
 from dptrain.core.random import Generator
 from dptrain.core.random_tensors import randperm
@@ -69,7 +70,7 @@ def trunc_normal_(
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
             "The distribution of values may be incorrect.",
-            stacklevel=2,
+            stacklevel=level_outside(),
         )
     below_b, below_a = ((1.0 + math.erf((x - mean) / std / math.sqrt(2.0))) / 2 for x in (b, a))
     common = below_b - below_a > 0.3

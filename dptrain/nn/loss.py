@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from dptrain.core.callers import level_outside
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
 from dptrain.nn.loss_binary import WeightedLoss
@@ -89,6 +90,6 @@ class NLLLoss2d(NLLLoss):
         warnings.warn(
             "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement.",
             FutureWarning,
-            stacklevel=2,
+            stacklevel=level_outside(),
         )
         super().__init__(weight, size_average, ignore_index, reduce, reduction)

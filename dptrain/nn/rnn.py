@@ -14,6 +14,7 @@ from typing import Any
 
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
+from dptrain.core.callers import level_outside
 from dptrain.core.creation import empty, zeros
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
@@ -108,7 +109,7 @@ class RNNBase(Module):
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
                 f"num_layers greater than 1, but got dropout={self.dropout} and num_layers={self.num_layers}",
-                stacklevel=4,
+                stacklevel=level_outside(),
             )
         for name in ("input_size", "hidden_size", "num_layers"):
             self._check_type(name, int)

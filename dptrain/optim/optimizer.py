@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.arrays import as_array, beside, to_host
+from dptrain.core.callers import level_outside
 from dptrain.core.creation import tensor
 from dptrain.core.cuda import is_capturing
 from dptrain.core.failures import telling_method
@@ -174,7 +175,7 @@ class Optimizer(Hooks):
                 "optimizer contains a parameter group with duplicate parameters: they are updated once for "
                 "each time they are named, which PyTorch is going to refuse; give each parameter once",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=level_outside(),
             )
         if any(("param_names" in group) != bool(named) for group in self.param_groups):
             raise ValueError(

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from dptrain.core.callers import level_outside
 from dptrain.core.device import as_device, device
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import is_lazy
@@ -136,7 +137,7 @@ def buffer_policy(
             else "Both `broadcast_buffers` and `forward_sync_buffers` were specified. `broadcast_buffers` is "
             "deprecated and its value is ignored when `forward_sync_buffers` is provided.",
             FutureWarning,
-            stacklevel=3,
+            stacklevel=level_outside(),
         )
     if forward_sync_buffers is not None:
         return forward_sync_buffers, True

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.distributed.groups import get_world_size, member, new_subgroups, world
@@ -164,7 +165,7 @@ class PeriodicModelAverager(ModelAverager):
         if period < 1:
             raise ValueError("Arg ``period`` must be a positive value.")
         if period == 1:
-            warnings.warn(f"A period of 1 {_PERIOD_OF_ONE}", stacklevel=2)
+            warnings.warn(f"A period of 1 {_PERIOD_OF_ONE}", stacklevel=level_outside())
         self.period, self.warmup_steps = period, warmup_steps
 
     def average_parameters(self, params: Iterable[Any]) -> None:
@@ -204,7 +205,7 @@ class HierarchicalModelAverager(ModelAverager):
                 "The minimum period in arg ``period_group_size_dict`` must be a positive value."
             )
         if self._periods[-1] == 1:
-            warnings.warn(f"A largest period of 1 {_PERIOD_OF_ONE}", stacklevel=2)
+            warnings.warn(f"A largest period of 1 {_PERIOD_OF_ONE}", stacklevel=level_outside())
         whole = get_world_size(self.process_group)
         if sizes[-1] != whole:
             raise ValueError(
@@ -282,7 +283,7 @@ class PostLocalSGDOptimizer(Optimizer):
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. Setting step counter to 0.",
-                stacklevel=2,
+                stacklevel=level_outside(),
             )
         self.averager.step = state_dict.get("step", 0)
 

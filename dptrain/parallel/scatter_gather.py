@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from dptrain.core.callers import level_outside
 from dptrain.core.device import device
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
@@ -87,7 +88,7 @@ def gather(outputs: Sequence[Any], target_device: device, dim: int = 0) -> Any:
             warnings.warn(
                 "Was asked to gather along dimension 0, but all input tensors were scalars; will instead "
                 "unsqueeze and return a vector.",
-                stacklevel=2,
+                stacklevel=level_outside(),
             )
             return FUNCTIONS["stack"](parts)
         return FUNCTIONS["cat"](parts, dim)

@@ -1,5 +1,7 @@
 """How failed calls of what is no operation are told: whose words stand, and whose are replaced."""
 
+import warnings
+
 import pytest
 
 import dptrain
@@ -111,3 +113,25 @@ def test_annotations_of_collections_are_looked_into(given, found):
 def test_a_call_that_goes_well_is_not_looked_at(monkeypatch):
     monkeypatch.setattr("dptrain.nn.module.told", None)
     assert nn.Linear(2, 3)(dptrain.ones(1, 2)).shape == (1, 3)
+
+
+def parameter():
+    return dptrain.ones(2, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "warns",
+    [
+        lambda p: nn.LSTM(2, 2, dropout=0.5),
+        lambda p: optim.SGD([p, p], lr=0.1),
+        lambda p: optim.lr_scheduler.StepLR(optim.SGD([p], lr=0.1), 1).get_lr(),
+        lambda p: nn.NLLLoss2d(),
+        lambda p: nn.utils.clip_grad_norm([p], 1.0),
+        lambda p: nn.utils.weight_norm(nn.Linear(2, 2)),
+    ],
+)
+def test_warnings_name_the_users_line(warns):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warns(parameter())
+    assert [w.filename for w in seen] == [__file__]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import as_array, device_of, move, namespace_of
+from dptrain.core.callers import level_outside
 from dptrain.core.capturing import whole
 from dptrain.core.failures import telling
 from dptrain.core.flat import refuse_incomplete
@@ -163,6 +164,6 @@ def clip_grad_norm(
     warnings.warn(
         "`nn.utils.clip_grad_norm` is now deprecated in favor of `nn.utils.clip_grad_norm_`.",
         FutureWarning,
-        stacklevel=2,
+        stacklevel=level_outside(),
     )
     return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)

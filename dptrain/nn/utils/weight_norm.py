@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, TypeVar
 
+from dptrain.core.callers import level_outside
 from dptrain.core.failures import telling
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
@@ -81,7 +82,7 @@ def weight_norm(module: _M, name: str = "weight", dim: int | None = 0) -> _M:
     warnings.warn(
         "`nn.utils.weight_norm` is deprecated in favor of `nn.utils.parametrizations.weight_norm`.",
         FutureWarning,
-        stacklevel=2,
+        stacklevel=level_outside(),
     )
     WeightNorm.apply(module, name, dim)
     return module

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from dptrain.core.callers import level_outside
 from dptrain.core.capturing import whole
 from dptrain.core.failures import telling_constructor, telling_method
 from dptrain.core.tensor import Tensor
@@ -89,7 +90,7 @@ class LRScheduler:
                 "Detected call of `lr_scheduler.step()` before `optimizer.step()`: call them in the opposite "
                 "order, or the first value of the learning rate schedule is skipped.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=level_outside(),
             )
         self._step_count += 1
         if epoch is not None:
@@ -116,7 +117,7 @@ class LRScheduler:
             warnings.warn(
                 "To get the last learning rate computed by the scheduler, please use `get_last_lr()`.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=level_outside(),
             )
 
     def _rates(self) -> list[float]:
@@ -161,7 +162,7 @@ def warn_of_epoch() -> None:
         "The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where "
         "possible. Please use `scheduler.step()` to step the scheduler.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=level_outside(),
     )
 
 
