@@ -134,6 +134,8 @@ class Op(SavedValues):
     #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
     #: may set it on the instance, where PyTorch numbers the forms of one operation.
     backward_name: str = ""
+    #: How a drawing of the graph shows the node, where its forms have names of their own.
+    drawn_as: ClassVar[str] = ""
     #: What makes arrays where the arguments live; `numpy` on the CPU.
     xp: Any = np
 

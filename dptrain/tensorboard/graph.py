@@ -83,7 +83,7 @@ class _Drawing:
             self._add(f"output/{name}", "Output", (tensor.shape,), tensor.dtype.name, source)
 
     def _operation(self, node: Any, module: Module) -> None:
-        kind = re.sub(r"Backward\d*$", "", node.grad_name)
+        kind = node.drawn_as or re.sub(r"Backward\d*$", "", node.grad_name)
         sources = sources_of(node)
         arguments = [name for source in sources[: len(node.edges)] for name in self._source(source)]
         for source in sources[len(node.edges) :]:

@@ -44,6 +44,7 @@ class Matmul(Op):
     """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
 
     in_float32 = True
+    drawn_as = "Matmul"
     alike = 2
     num_tensors = 2
 
@@ -126,6 +127,7 @@ class Linear(Op):
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
     direct = 1
     name = "linear"
+    drawn_as = "Linear"
     alike = 2
     num_tensors = 2
 
