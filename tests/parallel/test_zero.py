@@ -238,7 +238,11 @@ def test_what_cannot_be_divided_is_refused():
     params = list(net().parameters())
     cases = [
         (made(params, optim.LBFGS), ValueError, "LBFGS updates all parameters together"),
-        (made(params, "Adam"), TypeError, "'optimizer_class' (position 2) must be type of Optimizer, not str"),
+        (
+            made(params, "Adam"),
+            TypeError,
+            "'optimizer_class' (position 2) must be type of Optimizer, not str",
+        ),
         (made(params, optim.SGD, overlap_with_ddp=True, lr=1), ValueError, "overlap_with_ddp=True"),
         (made([], optim.SGD, lr=1), ValueError, "empty parameter list"),
         (made(params, optim.SGD, lr=-1), ValueError, "Invalid learning rate"),
