@@ -30,6 +30,13 @@ def assert_same_bits(function):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("rows", "c"), [(2000, 333), (1030, 1001), (257, 4099)])
+def test_of_sums_of_columns(rows, c):
+    x = values(0, rows, c)
+    assert on(2, lambda: pool.shares(c, x.nbytes)) > 1
+    assert_same_bits(lambda: [native.column_sums(x)])
+
+
 @pytest.mark.parametrize(("rows", "c"), [(4096, 64), (5001, 24), (700, 300)])
 def test_of_batch_norm(rows, c):
     x, grad, weight = values(0, rows, c), values(1, rows, c), values(2, c)

@@ -103,6 +103,34 @@ def test_cross_entropy_twins_agree(n, c, dtype, scale):
     assert loss.dtype == p.dtype == dtype
 
 
+@relaxed
+@given(st.integers(0, 70), st.integers(1, 300), dtypes, st.sampled_from([np.int64, np.int32]))
+def test_the_gradient_of_cross_entropy_is_probability_less_one_at_the_class(n, c, dtype, kind):
+    rng = np.random.default_rng(n * 7 + c)
+    p, target = rng.random((n, c)).astype(dtype), rng.integers(0, c, n).astype(kind)
+    grad, scale = np.array(rng.standard_normal(), dtype), 1 / (n + 1)
+    got = native.cross_entropy_grad(grad, p, target, scale)
+    exact = (p - np.eye(c)[target]) * (float(grad) * scale)
+    eps = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(got, exact, rtol=eps, atol=eps)
+    expected = reference.cross_entropy_grad(grad, p, target, scale)
+    np.testing.assert_allclose(got, expected, rtol=eps, atol=eps)
+    assert got.dtype == dtype
+
+
+@relaxed
+@given(st.integers(0, 90), st.integers(1, 400), dtypes, st.booleans())
+def test_sums_of_columns_are_those_of_float64(rows, columns, dtype, turned):
+    shape = (columns, rows) if turned else (rows, columns)
+    x = np.random.default_rng(rows * 401 + columns).standard_normal(shape).astype(dtype)
+    x = x.T if turned else x
+    got = native.column_sums(x)
+    bound = (rows + 2) * np.finfo(dtype).eps * np.abs(x).sum(axis=0, dtype=np.float64)
+    assert (np.abs(got - x.sum(axis=0, dtype=np.float64)) <= bound + 1e-300).all()
+    assert got.dtype == dtype
+    assert got.shape == (columns,)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_cross_entropy_of_a_row_without_a_finite_maximum_is_nan(bad):
     logits = np.array([[0.0, bad, 1.0], [0.0, 1.0, 2.0]])

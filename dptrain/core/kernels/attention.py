@@ -11,6 +11,7 @@ Rounding: products as in `gemm`, exp as in `exponential`.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -75,7 +76,9 @@ def _forward(args, share, shares, worker):
     nothing, scores = own, own + args[26]
     zero(nothing, 2 * lanes * size)
     for job in range(share * jobs // shares, (share + 1) * jobs // shares):
-        q, k, v, o = places[job, 0], places[job, 1], places[job, 2], places[job, 3]
+        place = places[job]
+        q, k, v = args[27] + place[0], args[28] + place[1], args[29] + place[2]
+        o = args[30] + place[3]
         key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
         value_step = _pack_all(value_panels, v, v_s, v_e, keys, width, lanes, size, real)
         for first in range(0, length, _BLOCK):
@@ -122,8 +125,10 @@ def _backward(args, share, shares, worker):
     g_l, dq_l, dk_s, dv_s = args[30], args[31], args[32], args[33]
     zero(nothing, 2 * lanes * size)
     for job in range(share * jobs // shares, (share + 1) * jobs // shares):
-        q, k, v, o = places[job, 0], places[job, 1], places[job, 2], places[job, 3]
-        g, dq, dk, dv = places[job, 4], places[job, 5], places[job, 6], places[job, 7]
+        place = places[job]
+        q, k, v = args[34] + place[0], args[35] + place[1], args[36] + place[2]
+        o, g, dq = args[37] + place[3], args[38] + place[4], args[39] + place[5]
+        dk, dv = args[40] + place[6], args[41] + place[7]
         key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
         value_step = _pack_all(value_panels, v, v_e, v_s, width, keys, lanes, size, real)
         row_step = _pack_all(row_panels, k, k_s, k_e, keys, depth, lanes, size, real)
@@ -201,14 +206,13 @@ def _empty_like(x: np.ndarray, width: int, beside: bool = True) -> np.ndarray:
     return np.empty((batch, heads, length, width), x.dtype)
 
 
-def _places(*arrays: np.ndarray) -> np.ndarray:
-    """The addresses of the matrices of all heads, a row for each head."""
-    batch, heads = arrays[0].shape[:2]
-    out = np.empty((batch, heads, len(arrays)), np.int64)
-    for i, a in enumerate(arrays):
-        down, across = a.strides[:2]
-        out[:, :, i] = address(a) + np.arange(batch)[:, None] * down + np.arange(heads) * across
-    return out.reshape(-1, len(arrays))
+@lru_cache(1024)
+def _places(batch: int, heads: int, *steps: tuple[int, ...]) -> np.ndarray:
+    """Bytes to the matrices of all heads, a row for each head, from the strides of the arrays."""
+    out = np.empty((batch, heads, len(steps)), np.int64)
+    for i, (down, across, *_) in enumerate(steps):
+        out[:, :, i] = np.arange(batch)[:, None] * down + np.arange(heads) * across
+    return out.reshape(-1, len(steps))
 
 
 class _Layout:
@@ -239,6 +243,23 @@ class _Layout:
         return start
 
 
+@lru_cache(1024)
+def _forward_scratch(size: int, depth: int, keys: int, width: int) -> tuple[int, ...]:
+    """Bytes of a worker's scratch and of a row of scores, then where the pieces begin."""
+    layout = _Layout(size, keys)
+    pieces = layout.take(depth, keys), layout.take(keys, width), layout.take_scores(1)
+    return layout.end, layout.line, *pieces
+
+
+@lru_cache(1024)
+def _backward_scratch(size: int, depth: int, keys: int, width: int) -> tuple[int, ...]:
+    """Likewise for the gradient."""
+    layout = _Layout(size, keys)
+    pieces = layout.take(depth, keys), layout.take(width, keys), layout.take_scores(2)
+    more = layout.take(_BLOCK, depth), layout.take(_BLOCK, width), layout.take(keys, depth)
+    return layout.end, layout.line, *pieces, *more
+
+
 def _common(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, places: np.ndarray) -> Any:
     batch, heads, length, depth = q.shape
     keys, width = v.shape[2:]
@@ -263,13 +284,14 @@ def attention(
     (batch, heads, length, depth), (keys, width) = q.shape, v.shape[2:]
     out = _empty_like(q, width, beside=q.strides[1] < q.strides[2])
     lse = np.empty((batch, heads, length), q.dtype)
-    places, factor = _places(q, k, v, out), np.array([scale], q.dtype)
-    layout = _Layout(q.itemsize, keys)
-    pieces = layout.take(depth, keys), layout.take(keys, width), layout.take_scores(1)
-    memory = scratch(layout.end * min(get_num_threads(), batch * heads))
+    arrays = q, k, v, out
+    places = _places(batch, heads, *(a.strides for a in arrays))
+    factor = np.array([scale], q.dtype)
+    own, *pieces = _forward_scratch(q.itemsize, depth, keys, width)
+    memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
-        address(factor), address(lse), memory, layout.end, layout.line, *pieces,
+        address(factor), address(lse), memory, own, *pieces, *(address(a) for a in arrays),
     )  # fmt: skip
     _run(_forward, args, q, keys)
     return out, lse
@@ -292,15 +314,15 @@ def attention_grad(
     if grad.strides[3] != grad.itemsize:
         grad = np.ascontiguousarray(grad)
     grads = _empty_like(q, depth), _empty_like(k, depth), _empty_like(v, width)
-    places, factor = _places(q, k, v, out, grad, *grads), np.array([scale], q.dtype)
-    layout = _Layout(q.itemsize, keys)
-    pieces = layout.take(depth, keys), layout.take(width, keys), layout.take_scores(2)
-    more = layout.take(_BLOCK, depth), layout.take(_BLOCK, width), layout.take(keys, depth)
-    memory = scratch(layout.end * min(get_num_threads(), batch * heads))
+    arrays = q, k, v, out, grad, *grads
+    places = _places(batch, heads, *(a.strides for a in arrays))
+    factor = np.array([scale], q.dtype)
+    own, *pieces = _backward_scratch(q.itemsize, depth, keys, width)
+    memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
-        address(factor), address(kept), memory, layout.end, layout.line, *pieces, *more,
-        grad.strides[2], *(g.strides[2] for g in grads),
+        address(factor), address(kept), memory, own, *pieces,
+        grad.strides[2], *(g.strides[2] for g in grads), *(address(a) for a in arrays),
     )  # fmt: skip
     _run(_backward, args, q, keys)
     return grads

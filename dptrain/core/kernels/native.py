@@ -18,7 +18,7 @@ from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.elementwise import relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
-from dptrain.core.kernels.lookup import add_rows
+from dptrain.core.kernels.lookup import add_rows, column_sums
 from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import (
     batch_norm,
@@ -39,6 +39,7 @@ from dptrain.core.kernels.reference import Geometry, max_pool_gather
 from dptrain.core.kernels.reorder import channels_last
 from dptrain.core.kernels.softmax import (
     cross_entropy,
+    cross_entropy_grad,
     log_softmax,
     log_softmax_grad,
     softmax,
@@ -59,10 +60,12 @@ __all__ = [
     "batch_vectors",
     "channels_last",
     "col2im",
+    "column_sums",
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
     "cross_entropy",
+    "cross_entropy_grad",
     "describe",
     "erf",
     "gelu",

@@ -8,6 +8,7 @@ fills the vectors, and the f parts are merged as blocks are. The number of threa
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -367,19 +368,30 @@ def batch_norm_grad(
     return out, facts[0], facts[1]
 
 
+@lru_cache(256)
+def _constant(value: int, size: int, dtype: Any) -> np.ndarray:
+    return np.full(size, value, dtype)
+
+
+def _vector(given: np.ndarray | None, otherwise: int, x: np.ndarray) -> np.ndarray:
+    """A factor or summand for each column of x."""
+    if given is None:
+        return _constant(otherwise, x.shape[1], x.dtype)
+    return np.ascontiguousarray(given, dtype=x.dtype).reshape(-1)
+
+
 def layer_norm(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.layer_norm`."""
     rows, c = x.shape
     out, facts = np.empty_like(x), np.empty((2, rows), x.dtype)
-    affine = np.empty((2, c), x.dtype)
-    affine[0] = 1 if weight is None else weight.reshape(-1)
-    affine[1] = 0 if bias is None else bias.reshape(-1)
-    arrays = (x, out, facts[0], facts[1], affine[0], affine[1], np.array([eps], x.dtype))
+    mean, rstd = facts
+    factor, shift = _vector(weight, 1, x), _vector(bias, 0, x)
+    arrays = (x, out, mean, rstd, factor, shift, np.array([eps], x.dtype))
     args = (rows, c, *(address(a) for a in arrays))
     pool.run(_rows.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
-    return out, facts[0], facts[1]
+    return out, mean, rstd
 
 
 def layer_norm_grad(
@@ -391,9 +403,7 @@ def layer_norm_grad(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.layer_norm_grad`."""
     rows, c = x.shape
-    out = np.empty_like(x)
-    factor = np.empty(c, x.dtype)
-    factor[:] = 1 if weight is None else weight.reshape(-1)
+    out, factor = np.empty_like(x), _vector(weight, 1, x)
     blocks = pool.blocks(rows, x.nbytes, 2 * c * x.itemsize)
     sums = np.empty((blocks, 2, c), x.dtype)
     args = (rows, c, *(address(a) for a in (x, grad, out, mean, rstd, factor, sums)))

@@ -19,6 +19,7 @@ from dptrain.core.kernels.reference_softmax import (
     attention,
     attention_grad,
     cross_entropy,
+    cross_entropy_grad,
     log_softmax,
     log_softmax_grad,
     softmax,
@@ -52,10 +53,12 @@ __all__ = [
     "batch_vectors",
     "channels_last",
     "col2im",
+    "column_sums",
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
     "cross_entropy",
+    "cross_entropy_grad",
     "erf",
     "gelu",
     "gelu_grad",
@@ -104,6 +107,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous; a view where it can be one."""
     return namespace_of(x).ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+
+
+def column_sums(rows: np.ndarray) -> np.ndarray:
+    """The sum of all rows: (R, D) -> (D,)."""
+    return rows.sum(axis=0)
 
 
 @one_call

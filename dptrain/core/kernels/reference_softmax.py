@@ -42,6 +42,16 @@ def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
     return np.log(total[:, 0]) - shifted[rows, target], p
 
 
+def cross_entropy_grad(
+    grad: np.ndarray, p: np.ndarray, target: np.ndarray, scale: float
+) -> np.ndarray:
+    """The gradient of the logits of `cross_entropy`, from that of the sum of its losses times `scale`, ()."""
+    factor = grad * p.dtype.type(scale)
+    out = p * factor
+    out[namespace_of(p).arange(len(target)), target] -= factor
+    return out
+
+
 def _seen(scores: np.ndarray) -> np.ndarray:
     """Which scores count where query i may attend to keys 0..i only."""
     rows, columns = scores.shape[-2:]

@@ -109,6 +109,20 @@ def _cross_entropy(args, share, shares, worker):
         loss[r] = real(math.log(total)) - (line[target[r]] - top)
 
 
+@kernel(fastmath=KEEP_NAN)
+def _cross_entropy_grad(args, share, shares, worker):
+    whole_registers()
+    rows, c = args[0], args[1]
+    p, out = array_at(args[2], (rows, c), real), array_at(args[5], (rows, c), real)
+    target = array_at(args[3], (rows,), np.int64)
+    factor = array_at(args[4], (1,), real)[0] * array_at(args[6], (1,), real)[0]
+    for r in range(share * rows // shares, (share + 1) * rows // shares):
+        line, to = p[r], out[r]
+        for k in range(c):
+            to[k] = line[k] * factor
+        to[target[r]] -= factor
+
+
 def _run(function: Any, *arrays: np.ndarray) -> None:
     """Over matrices of one shape and type, then further arrays; the first says how many rows there are."""
     x = arrays[0]
@@ -162,3 +176,15 @@ def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
     p, loss = np.empty_like(logits), np.empty(len(logits), logits.dtype)
     _run(_cross_entropy, logits, p, np.ascontiguousarray(target, dtype=np.int64), loss)
     return loss, p
+
+
+def cross_entropy_grad(
+    grad: np.ndarray, p: np.ndarray, target: np.ndarray, scale: float
+) -> np.ndarray:
+    """See `reference.cross_entropy_grad`."""
+    if grad.dtype != p.dtype or not (p.size and p.flags.c_contiguous):
+        return reference.cross_entropy_grad(grad, p, target, scale)
+    out, held = np.empty_like(p), np.array([scale], p.dtype)
+    classes = np.ascontiguousarray(target, dtype=np.int64)
+    _run(_cross_entropy_grad, p, classes, grad, out, held)
+    return out

@@ -118,13 +118,13 @@ class GetItem(Op):
     name = "index"
 
     def forward(self, input: Any, index: Any) -> Any:
-        self.index, self.shape = index, input.shape
+        self.index, self.shape, self.strides = index, input.shape, input.strides
         out = input[index]
         # Of integers alone NumPy makes a scalar; with an ellipsis it stays a view.
         return out if type(out) is type(input) else input[(*index, ...)]
 
     def backward(self, grad: Any) -> Any:
-        return Embed.call(grad, self.shape, self.index)
+        return Embed.call(grad, self.shape, self.index, self.strides)
 
 
 class Index(Op):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import is_array
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.half import refuse_mixed
@@ -120,6 +121,14 @@ export("bmm", methods=("bmm",), function=_bmm)(Matmul)
 export("dot", "vdot", methods=("dot", "vdot"), function=_dot, tensors=2)(Matmul)
 
 
+def _matrix(value: Any, columns: int) -> Any:
+    """(..., columns) as the rows of one matrix."""
+    if value.ndim == 2:
+        return value
+    shape = math.prod(value.shape[:-1]), columns
+    return value.reshape(shape) if type(value) is np.ndarray else Reshape.call(value, shape)
+
+
 class Linear(Op):
     """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
 
@@ -163,17 +172,14 @@ class Linear(Op):
             else:
                 d_input = Matmul.call(grad, weight)
         out_features, in_features = self.features
-        rows = grad
-        if grad.ndim != 2:
-            rows = Reshape.call(grad, (math.prod(grad.shape[:-1]), out_features))
+        rows = _matrix(grad, out_features)
         if self.needs[1]:
-            columns = input
-            if input.ndim != 2:
-                columns = Reshape.call(input, (rows.shape[0], in_features))
+            columns = _matrix(input, in_features)
             if self.target is not None and rows.dtype == self.target.dtype:
                 d_weight = kernels_for(rows).matmul(rows.T, columns, out=self.target)
             else:
                 d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
         if len(self.needs) > 2 and self.needs[2]:
-            d_bias = rows.sum(axis=0)
+            plain = is_array(rows)
+            d_bias = kernels_for(rows).column_sums(rows) if plain else rows.sum(axis=0)
         return d_input, d_weight, d_bias

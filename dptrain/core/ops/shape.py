@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,12 @@ class Permute(Op):
         return input.transpose(self.dims)
 
     def backward(self, grad: Any) -> Any:
-        return Permute.call(grad, tuple(int(d) for d in np.argsort(self.dims)))
+        return Permute.call(grad, tuple(_inverse(self.dims)))
+
+
+def _inverse(dims: Sequence[int]) -> list[int]:
+    """The permutation that undoes another."""
+    return sorted(range(len(dims)), key=dims.__getitem__)
 
 
 @export("transpose", "swapaxes", "swapdims", methods=("transpose", "swapaxes", "swapdims"))
@@ -322,11 +328,11 @@ class Narrow(Op):
                 f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})"
             )
         self.index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + length),)
-        self.shape = input.shape
+        self.shape, self.strides = input.shape, input.strides
         return input[self.index]
 
     def backward(self, grad: Any) -> Any:
-        return Embed.call(grad, self.shape, self.index)
+        return Embed.call(grad, self.shape, self.index, self.strides)
 
 
 @export("select", methods=("select",), kinds={"index": "int"})
@@ -344,19 +350,33 @@ class Select(Op):
             )
         # With the ellipsis the result is a view even where nothing but one element is left.
         self.index: tuple[Any, ...] = (slice(None),) * dim + (index, ...)
-        self.shape = input.shape
+        self.shape, self.strides = input.shape, input.strides
         return input[self.index]
 
     def backward(self, grad: Any) -> Any:
-        return Embed.call(grad, self.shape, self.index)
+        return Embed.call(grad, self.shape, self.index, self.strides)
 
 
 class Embed(Op):
-    """Zeros of a shape with the input at a basic index: the derivative of taking a part."""
+    """Zeros of a shape with the input at a basic index: the derivative of taking a part.
 
-    def forward(self, input: Any, shape: tuple[int, ...], index: Any) -> Any:
+    With the strides of the whole, its dimensions follow each other in memory as they did there. The steps
+    before may have been views: going back through these, the gradient ends where it needs no copy.
+    """
+
+    def forward(
+        self,
+        input: Any,
+        shape: tuple[int, ...],
+        index: Any,
+        strides: tuple[int, ...] | None = None,
+    ) -> Any:
         self.index = index
-        out = self.xp.zeros(shape, dtype=input.dtype)
+        if strides is None or all(a >= b for a, b in pairwise(strides)):
+            out = self.xp.zeros(shape, dtype=input.dtype)
+        else:
+            order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
+            out = self.xp.zeros([shape[d] for d in order], input.dtype).transpose(_inverse(order))
         out[index] = input
         return out
 
