@@ -10,6 +10,7 @@ PLACES = {
     "amp.autocast_mode": ["autocast", "custom_bwd", "custom_fwd"],
     "autograd.anomaly_mode": ["detect_anomaly", "set_detect_anomaly"],
     "autograd.forward_ad": ["dual_level", "make_dual", "unpack_dual"],
+    "autograd.graph": ["GradientEdge", "Node", "increment_version", "save_on_cpu"],
     "autograd.grad_mode": ["enable_grad", "inference_mode", "no_grad", "set_grad_enabled"],
     "distributions.kl": ["kl_divergence", "register_kl"],
     "distributions.normal": ["Normal"],

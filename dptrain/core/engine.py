@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.edges import GradientEdge, tensor_at
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.op import edge_of
@@ -86,12 +87,18 @@ def _walk(
     return [] if found is None else [found[edge_key(edge_of(t))] for t in wanted or ()]
 
 
+def _places(given: Any) -> list[Tensor]:
+    """Tensors of an argument that is one tensor or `GradientEdge`, or a sequence of them."""
+    several = [given] if isinstance(given, (Tensor, GradientEdge)) else given
+    return [tensor_at(place) for place in several]
+
+
 def backward(
-    tensors: Tensor | Sequence[Tensor],
+    tensors: Tensor | GradientEdge | Sequence[Tensor | GradientEdge],
     grad_tensors: Tensor | Sequence[Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
-    inputs: Tensor | Sequence[Tensor] | None = None,
+    inputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge] | None = None,
 ) -> None:
     """Compute the gradients of `tensors` and add them to the `.grad` of the leaves.
 
@@ -106,7 +113,7 @@ def backward(
         RuntimeError: nothing requires gradients, a second walk over a freed graph, a saved value
             changed in place, or a missing gradient for a non-scalar.
     """
-    roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    roots = _places(tensors)
     if grad_tensors is None or isinstance(grad_tensors, Tensor):
         grad_list: list[Any] = (
             [grad_tensors] * len(roots) if grad_tensors is None else [grad_tensors]
@@ -117,7 +124,7 @@ def backward(
     if inputs is None:
         _walk(roots, grad_list, retain, create_graph, None)
         return
-    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    targets = _places(inputs)
     if not targets:
         raise RuntimeError("'inputs' argument to backward() cannot be empty.")
     _check_inputs(targets, "backward")
@@ -139,8 +146,8 @@ def _check_inputs(inputs: Sequence[Any], name: str) -> None:
 
 
 def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
+    outputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge],
+    inputs: Tensor | GradientEdge | Sequence[Tensor | GradientEdge],
     grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
@@ -178,8 +185,8 @@ def grad(
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
         )
-    roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    roots = _places(outputs)
+    targets = _places(inputs)
     given = (
         [grad_outputs]
         if grad_outputs is None or isinstance(grad_outputs, Tensor)

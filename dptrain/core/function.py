@@ -18,6 +18,7 @@ from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.history import set_history
 from dptrain.core.op import Op, edge_of
 from dptrain.core.saved import SavedTensorError
+from dptrain.core.saved_hooks import Hooks, PackedTensor, stand_in
 from dptrain.core.tensor import Tensor, alias, wrap, wrap_computed
 
 
@@ -36,6 +37,7 @@ class FunctionCtx:
         self._dirty: tuple[Any, ...] = ()
         self._constant: tuple[Any, ...] = ()
         self._materialize = True
+        self._hooks: Hooks | None = None
         self._name = node.grad_name
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
@@ -113,6 +115,27 @@ class _SavedOutput(_Saved):
         return result
 
 
+class _Packed:
+    """What `saved_tensors_hooks` made of an input or output, and where its gradient goes."""
+
+    def __init__(self, tensor: Tensor, hooks: Hooks, of: FunctionNode | None) -> None:
+        self._values = PackedTensor(alias(tensor), hooks)
+        self._edge = edge_of(tensor) if of is None and tensor._requires_grad else None
+        self._output = None if of is None or tensor._node is not of else (ref(of), tensor._index)
+
+    def __call__(self, name: str) -> Tensor:
+        result = alias(self._values())
+        edge = self._edge
+        if self._output is not None:
+            edge = self._output[0](), self._output[1]
+        if edge is None:
+            return result
+        if edge[1] is None:
+            return stand_in(edge[0], result._array)
+        result._node, result._index, result._requires_grad = edge[0], edge[1], True
+        return result
+
+
 def _alias(tensor: Tensor) -> Tensor:
     result = alias(tensor)
     result._counter = tensor._version_counter()
@@ -174,6 +197,11 @@ class FunctionNode(Op):
                 f"shape compatible with {list(expected)}"
             )
         return grad if recording else grad._array
+
+    def take_saved_hooks(self, hooks: Hooks) -> None:
+        """Pack with these hooks what is saved; the innermost come first."""
+        if self.ctx._hooks is None:
+            self.ctx._hooks = hooks
 
     def release(self) -> None:
         """Free the saved tensors; the user's attributes stay, as in PyTorch."""
@@ -290,7 +318,10 @@ def _keep(
             saved.append(None)
             continue
         place = next((i for i, o in enumerate(outputs) if o is t), None)
-        if place is None:
+        if ctx._hooks is not None:
+            kept_of = (t, ctx._hooks, None) if place is None else (results[place], ctx._hooks, node)
+            saved.append(_Packed(*kept_of))
+        elif place is None:
             saved.append(_Saved(t))
         else:
             kept = _SavedOutput(results[place])

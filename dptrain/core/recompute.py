@@ -20,7 +20,7 @@ from dptrain.core.function import FunctionNode
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled, observe_recording
 from dptrain.core.op import Op
 from dptrain.core.random import default_generator
-from dptrain.core.saved import Deferred
+from dptrain.core.saved import Deferred, SavedValues
 from dptrain.core.tensor import Tensor
 
 
@@ -56,6 +56,11 @@ class _Segment(Deferred):
         self.nodes.append(node)
         node.__dict__.clear()
         node.saved, node.versions = self, ()
+
+    def values_of(self, node: SavedValues) -> Any:
+        """What the node has saved, after a second run of the segment."""
+        self.fill()
+        return node.saved
 
     def fill(self) -> None:
         """Run the segment again and hand out what its nodes save.

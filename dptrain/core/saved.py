@@ -19,9 +19,13 @@ class SavedTensorError(RuntimeError):
 class Deferred:
     """In the place of saved values: they are computed when they are asked for."""
 
-    def fill(self) -> None:
-        """Put the saved values of all nodes that wait for them in their place."""
+    def values_of(self, node: SavedValues) -> Any:
+        """What the node has saved; it may be deferred once more."""
         raise NotImplementedError
+
+    def stand_in(self, leaf: Tensor, value: Any) -> Tensor:
+        """A Tensor with the values that were saved of a leaf, connected to it."""
+        return leaf
 
 
 class SavedValues:
@@ -85,12 +89,12 @@ class SavedValues:
         Raises:
             RuntimeError: one of them was changed in place since.
         """
-        if type(self.saved) is not tuple:
-            self.saved.fill()
+        saved = self.saved
+        while type(saved) is not tuple:
+            saved = saved.values_of(self)
         for i, version in enumerate(self.versions):
             if version is not None and version[0][0] != version[1]:
                 raise self._changed(i)
-        saved: tuple[Any, ...] = self.saved
         return saved
 
     def _changed(self, i: int) -> SavedTensorError:
@@ -110,10 +114,10 @@ class SavedValues:
 
     def saved_tensors(self) -> tuple[Any, ...]:
         """The saved values as Tensors that are connected to the graph, for `create_graph`."""
-        self.saved_arrays()
+        values = self.saved_arrays()
         return tuple(
             self._reconnect(position, value)
-            for (position, _), value in zip(self._saved_names, self.saved, strict=True)
+            for (position, _), value in zip(self._saved_names, values, strict=True)
         )
 
     def _reconnect(self, position: int, value: Any) -> Any:
@@ -121,7 +125,7 @@ class SavedValues:
             return value
         edge: Any = (self, 0) if position < 0 else self.edges[position]
         if edge is not None and edge[1] is None:
-            return edge[0]
+            return edge[0] if type(self.saved) is tuple else self.saved.stand_in(edge[0], value)
         tensor = wrap_computed(value)
         if edge is not None:
             tensor._node, tensor._index = edge
