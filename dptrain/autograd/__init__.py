@@ -1,6 +1,6 @@
 """`torch.autograd`'s names: the reverse pass and what belongs to it, which live in `dptrain.core`."""
 
-from dptrain.autograd import forward_ad, functional, graph
+from dptrain.autograd import forward_ad, functional, graph, profiler, profiler_util
 from dptrain.autograd.variable import Variable
 from dptrain.core.anomaly import detect_anomaly, set_detect_anomaly
 from dptrain.core.engine import backward, grad
@@ -30,6 +30,8 @@ __all__ = [
     "inference_mode",
     "no_grad",
     "once_differentiable",
+    "profiler",
+    "profiler_util",
     "set_detect_anomaly",
     "set_grad_enabled",
 ]

@@ -1,6 +1,6 @@
 """Where a recorder of steps listens: what the core tells it, and which functions it keeps whole.
 
-Owns: who records in which thread, `whole`, `one_call`. Must not know: how a recording is made and replayed
+Owns: who records in which thread, who measures, `whole`, `one_call`. Must not know: how a recording is made and replayed
 (`dptrain.compiler`).
 """
 
@@ -36,8 +36,15 @@ class Recorder(Protocol):
         """Run a function that replays call as it is, rather than what it consists of."""
 
 
-#: By thread. Empty nearly always, which is what the hot paths ask.
-recorders: dict[int, Recorder] = {}
+#: By thread, and what watches all threads. Empty nearly always, which is what the hot paths ask.
+recorders: dict[int, Any] = {}
+#: Key of what measures operations (`dptrain.autograd.profiler`); no thread has it.
+WATCHER = -1
+
+
+def watcher() -> Any:
+    """What measures operations, if anything does."""
+    return recorders.get(WATCHER) if recorders else None
 
 
 def recorder() -> Recorder | None:

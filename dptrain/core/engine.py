@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.capturing import watcher
 from dptrain.core.edges import GradientEdge, tensor_at
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
@@ -71,6 +72,9 @@ def _walk(
                 f"element {i} of tensors does not require grad and does not have a grad_fn"
             )
     run = Pass(create_graph, retain_graph, wanted)
+    watch = watcher()
+    if watch is not None:
+        watch.watch(run)
     callbacks: list[Callable[[], None]] = []
     quiet, token = ignore_float_errors(), _callbacks.set(callbacks)
     try:

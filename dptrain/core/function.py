@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 
 from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.capturing import recorders, watcher
 from dptrain.core.grad_mode import is_grad_enabled, no_grad
 from dptrain.core.history import set_history
 from dptrain.core.op import Op, edge_of
@@ -254,6 +255,9 @@ class Function:
         Raises:
             RuntimeError: a leaf that requires gradients was marked dirty.
         """
+        if recorders and (watch := watcher()) is not None and watch.counts():
+            again = Function.apply.__func__  # type: ignore[attr-defined]
+            return watch.operation(cls.__name__, args, lambda: again(cls, *args))
         node = cls._node_type()
         node.ctx = ctx = FunctionCtx(node)
         wants = [isinstance(a, Tensor) and a.requires_grad for a in args]

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
-from dptrain.core.capturing import recorder, recorders
+from dptrain.core.capturing import recorder, recorders, watcher
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.forms import ALIASES
@@ -282,9 +282,13 @@ class Op(SavedValues):
         if cls.is_view and args[0]._unseen is not None:
             raw[0] = args[0]._settled()
         op = cls()
-        if recorders and (listener := recorder()) is not None:
-            listener.enter(args, raw)
-            remote = True
+        if recorders:
+            watch = watcher()
+            if watch is not None and watch.counts():
+                return _measured(cls, watch, args, kwargs)
+            if (listener := recorder()) is not None:
+                listener.enter(args, raw)
+                remote = True
         if remote:
             guard = elsewhere(raw)
             if guard is not None:  # the arrays' GPU is not the current one
@@ -364,6 +368,12 @@ class Op(SavedValues):
                 result._node, result._index = self, i
                 result._requires_grad = True
         return tuple(results)
+
+
+def _measured(cls: type[Op], watch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`Op.apply`, as an event of a profile."""
+    name = f"aten::{cls.name.rpartition('.')[2]}"
+    return watch.operation(name, args, lambda: Op.apply.__func__(cls, *args, **kwargs))  # type: ignore[attr-defined]
 
 
 def edge_of(tensor: Tensor) -> tuple[Any, int | None]:

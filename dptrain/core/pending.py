@@ -19,7 +19,7 @@ from weakref import ref
 
 import numpy as np
 
-from dptrain.core.capturing import recorder
+from dptrain.core.capturing import recorder, watcher
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.history import set_history
@@ -139,6 +139,8 @@ def can_wait(source: Tensor) -> bool:
     if type(source) is not Tensor or source._node is None or source._base is not None:
         return False
     if not is_grad_enabled() or record_observer() is not None or recorder() is not None:
+        return False
+    if watcher() is not None:  # a profile is to show what took how long
         return False
     array = source._array
     owner = array.base

@@ -10,7 +10,7 @@ from functools import wraps
 from itertools import chain
 from typing import Any
 
-from dptrain.core.capturing import whole
+from dptrain.core.capturing import watcher, whole
 from dptrain.core.failures import telling_constructor, telling_method
 from dptrain.core.hooks import RemovableHandle, add_hook
 
@@ -150,7 +150,13 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
                 given, kwargs = changed
         self._opt_called = self._stepping = True
         try:
-            result = step(*given, **kwargs)
+            watch = watcher()
+            if watch is None:
+                result = step(*given, **kwargs)
+            else:
+                kind = type(self).__name__
+                label = f"Optimizer.step#{kind}.step"
+                result = watch.block(label, lambda: step(*given, **kwargs))
         finally:
             self._stepping = False
         for hook in chain(
