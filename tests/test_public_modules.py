@@ -21,6 +21,8 @@ PLACES = {
     "distributions.transformed_distribution": ["TransformedDistribution"],
     "distributions.transforms": ["AffineTransform", "TanhTransform", "Transform"],
     "func": ["functional_call", "grad", "vmap"],
+    "jit": ["export", "ignore", "is_scripting", "load", "save", "script", "trace", "unused"],
+    "onnx": ["export", "is_in_onnx_export"],
     "profiler": ["profile", "record_function", "schedule", "tensorboard_trace_handler"],
     "utils.dlpack": ["from_dlpack", "to_dlpack"],
     "utils.hooks": ["RemovableHandle"],
