@@ -14,6 +14,7 @@ PLACES = {
     "autograd.grad_mode": ["enable_grad", "inference_mode", "no_grad", "set_grad_enabled"],
     "autograd.profiler": ["profile", "record_function"],
     "autograd.profiler_util": ["EventList", "FunctionEvent", "FunctionEventAvg"],
+    "distributions.constraint_registry": ["biject_to", "transform_to"],
     "distributions.kl": ["kl_divergence", "register_kl"],
     "distributions.normal": ["Normal"],
     "distributions.categorical": ["Categorical"],

@@ -3,13 +3,14 @@
 Draws come from dptrain's own generators; everything else has PyTorch's numbers.
 """
 
-from dptrain.distributions import constraints, kl, transforms
+from dptrain.distributions import constraint_registry, constraints, kl, transforms
 from dptrain.distributions.bernoulli import Bernoulli
 from dptrain.distributions.beta import Beta
 from dptrain.distributions.binomial import Binomial
 from dptrain.distributions.categorical import Categorical
 from dptrain.distributions.cauchy import Cauchy
 from dptrain.distributions.chi2 import Chi2
+from dptrain.distributions.constraint_registry import biject_to, transform_to
 from dptrain.distributions.dirichlet import Dirichlet
 from dptrain.distributions.distribution import Distribution, ExponentialFamily
 from dptrain.distributions.exponential import Exponential
@@ -84,10 +85,13 @@ __all__ = [
     "TransformedDistribution",
     "Uniform",
     "Weibull",
+    "biject_to",
+    "constraint_registry",
     "constraints",
     "kl",
     "kl_divergence",
     "register_kl",
+    "transform_to",
     "transforms",
 ]
 __all__ += _transforms

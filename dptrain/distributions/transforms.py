@@ -19,6 +19,7 @@ from dptrain.distributions.transforms_elementwise import (
 )
 from dptrain.distributions.transforms_of_arrays import (
     LowerCholeskyTransform,
+    PositiveDefiniteTransform,
     SoftmaxTransform,
     StickBreakingTransform,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ExpTransform",
     "IndependentTransform",
     "LowerCholeskyTransform",
+    "PositiveDefiniteTransform",
     "PowerTransform",
     "ReshapeTransform",
     "SigmoidTransform",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dptrain.core.export import FUNCTIONS
 from dptrain.core.size import Size
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
@@ -94,3 +95,23 @@ class LowerCholeskyTransform(Transform):
 
     def _inverse_of(self, y: Tensor) -> Tensor:
         return y.tril(-1) + y.diagonal(dim1=-2, dim2=-1).log().diag_embed()
+
+
+class PositiveDefiniteTransform(Transform):
+    """Square matrices to positive definite ones: those whose Cholesky factor `LowerCholeskyTransform` gives."""
+
+    domain: Any = constraints.independent(constraints.real, 2)
+    codomain: Any = constraints.positive_definite
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PositiveDefiniteTransform)
+
+    __hash__ = object.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        factor = LowerCholeskyTransform()(x)
+        return factor @ factor.mT
+
+    def _inverse_of(self, y: Tensor) -> Tensor:
+        factor = FUNCTIONS["linalg.cholesky"](y)
+        return LowerCholeskyTransform().inv(factor)
