@@ -8,7 +8,7 @@ from typing import Any
 
 from dptrain.core.edges import GradientEdge, get_gradient_edge
 from dptrain.core.engine import current_pass, queue_callback
-from dptrain.core.hooks import RemovableHandle
+from dptrain.core.hooks import RemovableHandle, RemovableHandles
 from dptrain.core.op import AccumulateGrad, Op
 from dptrain.core.saved_hooks import (
     disable_saved_tensors_hooks,
@@ -49,18 +49,6 @@ def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
     """
     for changed in (tensor,) if isinstance(tensor, Tensor) else tensor:
         changed._bump_version()
-
-
-class _Handles(RemovableHandle):
-    """Takes several hooks off again."""
-
-    def __init__(self, handles: Sequence[RemovableHandle]) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def register_multi_grad_hook(
@@ -109,4 +97,4 @@ def register_multi_grad_hook(
 
         return hook
 
-    return _Handles([t.register_hook(hook_of(i)) for i, t in enumerate(tensors)])
+    return RemovableHandles([t.register_hook(hook_of(i)) for i, t in enumerate(tensors)])

@@ -15,6 +15,8 @@ from dptrain.core.capturing import watcher
 from dptrain.core.edges import GradientEdge, tensor_at
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
+from dptrain.core.hooked_walk import HookedPass
+from dptrain.core.node_hooks import node_hooks
 from dptrain.core.op import edge_of
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.walk import Pass, edge_key
@@ -71,7 +73,8 @@ def _walk(
             raise RuntimeError(
                 f"element {i} of tensors does not require grad and does not have a grad_fn"
             )
-    run = Pass(create_graph, retain_graph, wanted)
+    kind = HookedPass if node_hooks else Pass
+    run = kind(create_graph, retain_graph, wanted)
     watch = watcher()
     if watch is not None:
         watch.watch(run)

@@ -114,7 +114,7 @@ def _adopt(tensor: Tensor, result: Tensor) -> None:
         tensor.retain_grad()
 
 
-def _node_over(cls: type[Op], tensor: Tensor, *sources: Tensor | None) -> Any:
+def node_over(cls: type[Op], tensor: Tensor, *sources: Tensor | None) -> Any:
     """A node whose result has the shape and type of `tensor`, recorded without running it."""
     node = cls()
     node.edges = [edge_of(s) if s is not None and s._requires_grad else None for s in sources]
@@ -133,7 +133,7 @@ def set_history(tensor: Tensor, result: Tensor) -> None:
     if not (base._requires_grad or result._requires_grad):
         return
     _check_place(tensor, _look(base._array, tensor._steps or ()))
-    node = _node_over(CopySlices, base, base, result)
+    node = node_over(CopySlices, base, base, result)
     strides = base._array.strides
     node.steps = tensor._steps
     node.order = tuple(sorted(range(len(strides)), key=lambda i: -abs(strides[i])))
@@ -226,7 +226,7 @@ def record_overwrite(tensor: Tensor, name: str) -> None:
     """
     if is_grad_enabled() and tensor._requires_grad:
         result = wrap(tensor._array)
-        result._node = _node_over(_overwrite_class(name), tensor, tensor)
+        result._node = node_over(_overwrite_class(name), tensor, tensor)
         result._requires_grad = True
         set_history(tensor, result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,18 @@ class RemovableHandle:
 
     def __exit__(self, *exc: object) -> None:
         self.remove()
+
+
+class RemovableHandles(RemovableHandle):
+    """Takes several hooks off again."""
+
+    def __init__(self, handles: Sequence[RemovableHandle]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def add_hook(hooks: dict[int, Any], hook: Any) -> RemovableHandle:

@@ -36,7 +36,9 @@ from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.forms import ALIASES
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
 from dptrain.core.half import rounded_once
+from dptrain.core.hooks import RemovableHandle, RemovableHandles
 from dptrain.core.memory_order import keep_unseen
+from dptrain.core.node_hooks import HookedNode
 from dptrain.core.operands import (
     check_count,
     host_scalars_moved,
@@ -86,6 +88,22 @@ class AccumulateGrad:
         """As PyTorch prints it."""
         return "torch::autograd::AccumulateGrad"
 
+    def register_prehook(self, fn: Any) -> RemovableHandle:
+        """Call `fn((grad,))` before the gradient is accumulated; a tuple replaces it."""
+
+        def hook(grad: Tensor) -> Any:
+            replaced = fn((grad,))
+            return replaced[0] if isinstance(replaced, tuple) else replaced
+
+        return self.variable.register_hook(hook)
+
+    def register_hook(self, fn: Any) -> RemovableHandle:
+        """Call `fn((), (grad,))` after the gradient was accumulated."""
+        came: list[Tensor] = []
+        noted = self.variable.register_hook(came.append)
+        done = self.variable.register_post_accumulate_grad_hook(lambda _: fn((), (came.pop(),)))
+        return RemovableHandles([noted, done])
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AccumulateGrad) and self.variable is other.variable
 
@@ -93,7 +111,7 @@ class AccumulateGrad:
         return hash((AccumulateGrad, id(self.variable)))
 
 
-class Op(SavedValues):
+class Op(SavedValues, HookedNode):
     """One application of an operation: the graph node.
 
     Attributes:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dptrain.core.arrays import is_array
 from dptrain.core.grad_mode import no_grad, observe_recording
-from dptrain.core.history import _node_over
+from dptrain.core.history import node_over
 from dptrain.core.op import Op
 from dptrain.core.saved import Deferred, SavedValues
 from dptrain.core.tensor import Tensor, wrap_computed
@@ -102,7 +102,7 @@ class _StandIn(Op):
 def stand_in(leaf: Tensor, value: Any) -> Tensor:
     """A Tensor of other values whose gradient goes to `leaf`."""
     tensor = wrap_computed(value)
-    tensor._node, tensor._requires_grad = _node_over(_StandIn, tensor, leaf), True
+    tensor._node, tensor._requires_grad = node_over(_StandIn, tensor, leaf), True
     return tensor
 
 

@@ -232,7 +232,7 @@ class Pass:
     def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
         shape, kind = node.outs[index]
         if grad.shape != shape or grad.dtype is not kind:
-            grad = _fit(grad, shape, kind)
+            grad = fit(grad, shape, kind)
         held = self.node_grads.get(node)
         if held is None:
             self.node_grads[node] = held = [None] * len(node.outs)
@@ -246,7 +246,7 @@ class Pass:
         else:
             shape, kind = leaf._array.shape, leaf._array.dtype
             if grad.shape != shape or grad.dtype is not kind:
-                grad = _fit(grad, shape, kind)
+                grad = fit(grad, shape, kind)
             if held is not None:
                 grad = held + grad
         self.leaf_consumers[key] = missing = self.leaf_consumers[key] - 1
@@ -286,7 +286,7 @@ def _checked_replacement(hook: Any, replaced: Any, grad: Tensor) -> Tensor:
     return replaced
 
 
-def _fit(grad: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
+def fit(grad: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
     """Undo broadcasting and promotion: a gradient has the shape and type of its value."""
     if grad.shape != shape:
         grad = SumToSize.call(grad, shape)

@@ -277,3 +277,51 @@ def test_a_counted_change_is_an_error_of_use():
     graph.increment_version([y])
     with pytest.raises(RuntimeError, match="modified by an inplace"):
         z.sum().backward()
+
+
+def _node_hooks(lib):
+    seen = []
+
+    def note(name, factor=None):
+        def hook(*grads):
+            seen.append((name, [[None if g is None else g.tolist() for g in gs] for gs in grads]))
+            if factor is None:
+                return None
+            return tuple(None if g is None else g * factor for g in grads[0])
+
+        return hook
+
+    x = lib.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    w = lib.tensor([2.0, 3.0], requires_grad=True)
+    y = x * w
+    z = y.relu()
+    a, b = z.sum(0).split(1)
+    y.grad_fn.register_hook(note("mul", 2))
+    y.grad_fn.register_prehook(note("before mul", 3))
+    z.grad_fn.register_hook(note("relu"))
+    gone = z.grad_fn.register_hook(note("gone"))
+    gone.remove()
+    leaf = y.grad_fn.next_functions[0][0]
+    leaf.register_hook(note("accumulated"))
+    y.register_hook(lambda g: seen.append(("tensor", g.tolist())))
+    (a * 5).sum().backward(retain_graph=True)
+    (a * b).sum().backward(retain_graph=True)
+    _, g = lib.autograd.grad((a * b).sum(), [x, w], create_graph=True)
+    (g * g).sum().backward()
+    return seen, x.grad.tolist(), w.grad.tolist()
+
+
+@pytest.mark.oracle
+def test_hooks_of_nodes_see_and_replace_what_they_do_in_pytorch():
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    ours, theirs = _node_hooks(dptrain), _node_hooks(torch)
+    assert ours[0] == theirs[0]
+    assert ours[1:] == theirs[1:]
+
+
+def test_a_hook_of_a_node_that_returns_too_few_gradients():
+    x = dptrain.ones(2, requires_grad=True)
+    y = x * x
+    y.grad_fn.register_hook(lambda grad_inputs, grad_outputs: grad_inputs[:1])
+    with pytest.raises(RuntimeError, match="incorrect number of values"):
+        y.sum().backward()
