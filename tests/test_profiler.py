@@ -107,7 +107,12 @@ def test_results_are_the_same_under_a_profile_and_nothing_stays_behind():
         grads.append([p.flatten().tolist() for p in net.parameters()])
         if prof is not None:
             keys = {event.key for event in prof.key_averages()}
-            assert {"aten::linear", "aten::relu", "Optimizer.step#SGD.step"} <= keys
+            assert {
+                "aten::convolution",
+                "aten::linear",
+                "aten::relu",
+                "Optimizer.step#SGD.step",
+            } <= keys
             assert len(prof.function_events) > 10
     assert grads[0] == grads[2]
     for a, b in zip(grads[0], grads[1], strict=True):
@@ -255,3 +260,21 @@ def test_an_error_inside_ends_its_event():
     events = {e.name: e for e in prof.events()}
     assert events["aten::add"].cpu_parent is events["bad"]
     assert events["aten::exp"].cpu_parent is None
+
+
+class _Watched(dptrain.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return int(bool(recorders))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_events_and_workers_measure_nothing(workers):
+    loader = dptrain.data.DataLoader(_Watched(), batch_size=2, num_workers=workers)
+    with profile() as prof:
+        seen = [batch.tolist() for batch in loader]
+    assert seen == [[1, 1] if workers == 0 else [0, 0]] * 2
+    assert [e.name for e in prof.events()].count("enumerate(DataLoader)") == 3
+    assert all(e.thread == 1 for e in prof.events() if e.is_user_annotation)

@@ -6,6 +6,7 @@ Owns: the watching of operations, `profile` and `record_function`. Must not know
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -139,6 +140,14 @@ class Collector:
         finally:
             self.end(inner)
             self.end(outer)
+
+
+def _leave_to_parent() -> None:
+    """A forked process, such as a worker that loads data, has nobody who reads its events."""
+    recorders.pop(WATCHER, None)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _stack() -> list[str]:

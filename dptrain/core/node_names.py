@@ -1,7 +1,7 @@
 """Names of graph nodes for functions that are one node in PyTorch and several here.
 
 The last node of such a function carries PyTorch's name, so that results print alike. Must not know: any
-particular operation beyond its public name.
+particular operation beyond its public name. Likewise the names of operations in a profile.
 """
 
 from __future__ import annotations
@@ -74,6 +74,21 @@ _BY_RESULT: dict[str, tuple[str | None, str]] = {
     "median": ("MedianBackward0", "MedianBackward1"),
     "nanmedian": ("NanmedianBackward0", "NanmedianBackward1"),
 }
+
+
+#: Operation -> its name in a profile, where that is not the operation's.
+_EVENTS = {
+    "constantpadnd": "constant_pad_nd",
+    "conv1d": "convolution",
+    "conv_transpose1d": "convolution",
+    "cross_entropy": "cross_entropy_loss",
+}
+
+
+def event_name(name: str) -> str:
+    """Under which name an operation shows in a profile: "aten::mul"."""
+    last = name.rpartition(".")[2]
+    return f"aten::{_EVENTS.get(last, last)}"
 
 
 def named(name: str, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,6 +39,7 @@ from dptrain.core.half import rounded_once
 from dptrain.core.hooks import RemovableHandle, RemovableHandles
 from dptrain.core.memory_order import keep_unseen
 from dptrain.core.node_hooks import HookedNode
+from dptrain.core.node_names import event_name
 from dptrain.core.operands import (
     check_count,
     host_scalars_moved,
@@ -390,8 +391,8 @@ class Op(SavedValues, HookedNode):
 
 def _measured(cls: type[Op], watch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`Op.apply`, as an event of a profile."""
-    name = f"aten::{cls.name.rpartition('.')[2]}"
-    return watch.operation(name, args, lambda: Op.apply.__func__(cls, *args, **kwargs))  # type: ignore[attr-defined]
+    again = Op.apply.__func__  # type: ignore[attr-defined]
+    return watch.operation(event_name(cls.name), args, lambda: again(cls, *args, **kwargs))
 
 
 def edge_of(tensor: Tensor) -> tuple[Any, int | None]:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dptrain.core.capturing import watcher
 from dptrain.core.random import use_generator
 from dptrain.data.events import pass_ended
 from dptrain.data.fetch import Exhausted, Fetcher, Keys
@@ -76,7 +77,11 @@ class Pass:
         if self._first_batch_time_ns is None:
             self._first_batch_time_ns = started_ns
         try:
-            batch = self._next_batch()
+            watch = watcher()
+            if watch is None:
+                batch = self._next_batch()
+            else:
+                batch = watch.block("enumerate(DataLoader)", self._next_batch)
         except Exhausted:
             self._finish()
             raise StopIteration from None
