@@ -47,8 +47,13 @@ def over_lines(scatter: Callable[..., Any], input: Any, index: Any, source: Any,
         Reshape.apply(t, (1,)) if isinstance(t, Tensor) and not t.ndim else t
         for t in (input, source, index)
     ]
-    out = scatter(*operands, *rest)
-    return out if input.ndim else Reshape.apply(out, ())
+    lines = scatter(*operands, *rest)
+    if input.ndim:
+        return lines
+    out = Reshape.apply(lines, ())
+    if out._node is not None:
+        out._node.backward_name = lines._node.grad_name
+    return out
 
 
 def _check_source(op: str, input: Any, source: Any) -> None:
