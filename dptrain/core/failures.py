@@ -22,7 +22,8 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 import numpy as np
 
-from dptrain.core.arguments import FAILURES, FOREIGN, Signature, is_number, wrong_kind
+from dptrain.core.argument_kinds import is_number, wrong_kind
+from dptrain.core.arguments import FAILURES, FOREIGN, Signature
 
 _PACKAGE = __name__.partition(".")[0]
 #: Whose frames say nothing of the user's code.

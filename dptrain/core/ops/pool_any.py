@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arguments import is_int
+from dptrain.core.argument_kinds import is_int
 from dptrain.core.arrays import namespace_of
 from dptrain.core.export import export
 from dptrain.core.half import lift

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dptrain.core.arguments import is_int
+from dptrain.core.argument_kinds import is_int
 from dptrain.core.arrays import namespace_of
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arguments import is_int
+from dptrain.core.argument_kinds import is_int
 from dptrain.core.arrays import grid
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arguments import is_number, wrong_kind
+from dptrain.core.argument_kinds import is_number, wrong_kind
 from dptrain.core.arrays import namespace_of, to_host
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.failures import telling
