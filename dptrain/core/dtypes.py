@@ -196,12 +196,12 @@ def _limits(kind: np.dtype[Any]) -> tuple[Any, Any]:
 def held(op: str, value: Any, kind: np.dtype[Any]) -> Any:
     """A number as elements of `kind` hold it: cut to an integer; a negative one modulo an unsigned range.
 
-    What is no Python number is returned as it is, and so are numbers for 16-bit types, which may be rounded to inf.
+    What is no Python number is returned as it is, and so are numbers for bfloat16, which reaches as far as float32.
 
     Raises:
         RuntimeError: the type does not reach as far.
     """
-    if not isinstance(value, (int, float)) or kind.kind not in "iuf" or kind == np.float16:
+    if not isinstance(value, (int, float)) or kind.kind not in "iuf":
         return value
     low, high = _limits(kind)
     if kind.kind == "u" and isinstance(value, int):

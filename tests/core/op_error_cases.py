@@ -412,6 +412,19 @@ NUMBERS = [
     ("clamp", lambda m: i(m, 1).to(m.uint8).clamp(max=300), RuntimeError, "clamp.*overflow"),
     ("where", lambda m: m.where(m.tensor([True]), i(m, 1).to(m.int8), 300), RuntimeError, "where"),
     ("linspace", lambda m: m.linspace(0, 300, 3, dtype=m.uint8), RuntimeError, "overflow"),
+    ("full float16", lambda m: m.full((2,), 1e6, dtype=m.float16), RuntimeError, "full.*overflow"),
+    (
+        "masked_fill float16",
+        lambda m: m.ones(2, dtype=m.float16).masked_fill(m.tensor([True, False]), -1e9),
+        RuntimeError,
+        "masked_fill.*overflow",
+    ),
+    (
+        "linspace float16",
+        lambda m: m.linspace(0, 1e6, 2, dtype=m.float16),
+        RuntimeError,
+        "linspace.*overflow",
+    ),
     ("randint", lambda m: m.randint(0, 300, (2,), dtype=m.uint8), RuntimeError, "to - 1"),
     ("random_ bool", lambda m: m.tensor([True]).random_(0, 5), RuntimeError, "to - 1"),
 ]

@@ -198,11 +198,9 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
             raise TypeError(
                 f"__setitem__(): value must be Tensor or Number, not {type(value).__name__}"
             )
-        value = held(
-            "__setitem__",
-            value.item() if isinstance(value, np.generic) else value,
-            self._array.dtype,
-        )
+        value = value.item() if isinstance(value, np.generic) else value
+        if self._array.dtype != np.float16:  # where PyTorch lets single elements become inf
+            value = held("__setitem__", value, self._array.dtype)
     self._check_inplace("__setitem__")
     check_writeable(self, "__setitem__")
     try:
