@@ -26,6 +26,7 @@ import numpy as np
 
 from dptrain.core.arrays import address, beside, device_of, namespace_of
 from dptrain.core.cuda import is_capturing
+from dptrain.core.heap import give_back_freed_pages
 from dptrain.core.onlookers import has_onlookers, held_by_others
 from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
@@ -34,6 +35,9 @@ from dptrain.core.tensor import Tensor, wrap
 Allocator = Callable[[int], np.ndarray]
 
 _ALIGNMENT = 64
+#: Bytes of parameters whose former memory is more than the heap should keep for other arrays; given back when an
+#: optimizer comes, since whoever made the storage may still have held some of it.
+_WORTH_GIVING_BACK = 32 << 20
 
 
 def aligned_empty(nbytes: int, xp: Any = np) -> Any:
@@ -221,6 +225,8 @@ class FlatStorage:
 
     def add_owner(self, owner: Any) -> None:
         """Remember an optimizer that keeps state for these parameters (weakly, in order)."""
+        if not self._owners and self.data.nbytes >= _WORTH_GIVING_BACK:
+            give_back_freed_pages()
         if not any(held is owner for held in self.owners()):
             self._owners.append(weakref.ref(owner))
 

@@ -50,22 +50,6 @@ def _structure_is_known() -> bool:
 address = _in_structure if _structure_is_known() else _by_interface
 
 
-def keep_freed_pages() -> None:
-    """Let the C library keep freed memory for the next array instead of giving it back to the system.
-
-    A step frees and allocates the same large arrays as the one before; a page that comes fresh from the
-    system costs as much as several passes over it. What is kept is what the process has used at its
-    peak. Without effect where the C library is not glibc.
-    """
-    try:
-        adjust = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    most_from_heap, keep_at_top = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
-    adjust(most_from_heap, 32 << 20)
-    adjust(keep_at_top, 1 << 30)
-
-
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self.provide(0)

@@ -13,13 +13,13 @@ import llvmlite
 import numba
 import numpy as np
 
+from dptrain.core.heap import keep_freed_pages
 from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.elementwise import relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.lookup import add_rows, column_sums
-from dptrain.core.kernels.memory import keep_freed_pages
 from dptrain.core.kernels.normalisation import (
     batch_norm,
     batch_norm_grad,
