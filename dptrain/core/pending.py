@@ -102,9 +102,8 @@ class Pending(_Guarded):
         return FROM_NUMPY[self._wait.source.dtype]
 
     def _shows(self, order: tuple[int, ...]) -> bool:
-        return (
-            True  # its values will lie with the channels last, as does what is computed with them
-        )
+        # Its values will lie with the channels last, as does what is computed with them.
+        return True
 
     def _make_plain(self) -> Any:
         wait = self.__dict__.pop("_wait")

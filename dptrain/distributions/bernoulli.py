@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.spaced import arange
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
-from dptrain.distributions.arguments import (
-    broadcast_all,
-    lazy_property,
-    logits_to_probs,
-    one_of,
-    probs_to_logits,
-    shape_of,
-)
+from dptrain.distributions.arguments import broadcast_all, shape_of
 from dptrain.distributions.distribution import ExponentialFamily
+from dptrain.distributions.odds import Odds
 from dptrain.nn.functional import binary_cross_entropy_with_logits
 
 
-class Bernoulli(ExponentialFamily):
+class Bernoulli(Odds, ExponentialFamily):
     """Bernoulli distributions of the probability `probs` or the log-odds `logits` of a 1."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.unit_interval,
-        "logits": constraints.real,
-    }
     support = constraints.boolean
     has_enumerate_support = True
 
     def __init__(
         self, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
-        one_of(probs, logits)
+        self._take(probs, logits)
         given = logits if probs is None else probs
-        (self._param,) = broadcast_all(given)
-        setattr(self, "logits" if probs is None else "probs", self._param)
         super().__init__(shape_of(self._param, given), validate_args=validate_args)
-
-    @lazy_property
-    def logits(self) -> Tensor:
-        """The log-odds of a 1."""
-        return probs_to_logits(self.probs, is_binary=True)
-
-    @lazy_property
-    def probs(self) -> Tensor:
-        """The probability of a 1."""
-        return logits_to_probs(self.logits, is_binary=True)
 
     @property
     def param_shape(self) -> Any:

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
-from dptrain.distributions.arguments import (
-    broadcast_all,
-    lazy_property,
-    logits_to_probs,
-    one_of,
-    probs_to_logits,
-    shape_of,
-    tiny_of,
-)
-from dptrain.distributions.distribution import Distribution
+from dptrain.distributions.arguments import broadcast_all, shape_of, tiny_of
+from dptrain.distributions.odds import Odds
 from dptrain.nn.functional import binary_cross_entropy_with_logits
 
 
-class Geometric(Distribution):
+class Geometric(Odds):
     """Numbers of failures before the first success, whose probability is `probs` (log-odds `logits`)."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.unit_interval,
-        "logits": constraints.real,
-    }
     support = constraints.nonnegative_integer
 
     def __init__(
         self, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
-        one_of(probs, logits)
-        given = logits if probs is None else probs
-        (param,) = broadcast_all(given)
-        setattr(self, "logits" if probs is None else "probs", param)
+        self._take(probs, logits)
+        param, given = self._param, logits if probs is None else probs
         super().__init__(shape_of(param, given), validate_args=validate_args)
         if self._validate_args and probs is not None and not (param > 0).all():
             raise ValueError(
                 f"Expected parameter probs ({type(param).__name__} of shape {tuple(param.shape)}) of distribution "
                 f"{self!r} to be positive but found invalid values:\n{param}"
             )
-
-    @lazy_property
-    def logits(self) -> Tensor:
-        """The log-odds of a success."""
-        return probs_to_logits(self.probs, is_binary=True)
-
-    @lazy_property
-    def probs(self) -> Tensor:
-        """The probability of a success."""
-        return logits_to_probs(self.logits, is_binary=True)
 
     @property
     def mean(self) -> Tensor:

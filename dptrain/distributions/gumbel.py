@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
+
+import numpy as np
 
 from dptrain.core.tensor import Tensor
-from dptrain.distributions import constraints
-from dptrain.distributions.arguments import broadcast_all, eps_of, shape_of, tiny_of
-from dptrain.distributions.distribution import Distribution
-
-_EULER = 0.57721566490153286061
+from dptrain.distributions.arguments import eps_of, tiny_of
+from dptrain.distributions.location_scale import LocationScale
 
 
-class Gumbel(Distribution):
+class Gumbel(LocationScale):
     """Gumbel distributions of location `loc` and width `scale`."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "loc": constraints.real,
-        "scale": constraints.positive,
-    }
-    support = constraints.real
-    has_rsample = True
-
-    def __init__(self, loc: Any, scale: Any, validate_args: bool | None = None) -> None:
-        self.loc, self.scale = broadcast_all(loc, scale)
-        super().__init__(shape_of(self.loc, loc, scale), validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
-        return self.loc + self.scale * _EULER
-
-    @property
-    def mode(self) -> Tensor:
-        return self.loc
+        return self.loc + self.scale * np.euler_gamma
 
     @property
     def stddev(self) -> Tensor:
@@ -62,4 +46,4 @@ class Gumbel(Distribution):
         return self.loc - self.scale * (-value.log()).log()
 
     def entropy(self) -> Tensor:
-        return self.scale.log() + (1 + _EULER)
+        return self.scale.log() + (1 + np.euler_gamma)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
 from dptrain.distributions.arguments import sum_rightmost
@@ -178,10 +180,9 @@ def _cauchy(p: Any, q: Any) -> Tensor:
 
 @register_kl(Gumbel, Gumbel)
 def _gumbel(p: Any, q: Any) -> Tensor:
-    euler = 0.57721566490153286061
     ratio, to, by = p.scale / q.scale, q.loc / q.scale, p.loc / q.scale
     tilt = (to - by + (1 + ratio).lgamma()).exp()
-    return by - ratio.log() - to + ratio * euler + tilt - (1 + euler)
+    return by - ratio.log() - to + ratio * np.euler_gamma + tilt - (1 + np.euler_gamma)
 
 
 @register_kl(Pareto, Pareto)
@@ -217,8 +218,7 @@ def _exponential_normal(p: Any, q: Any) -> Tensor:
 @register_kl(Exponential, Gamma)
 def _exponential_gamma(p: Any, q: Any) -> Tensor:
     ratio, a = q.rate / p.rate, q.concentration
-    euler = 0.57721566490153286061
-    return -a * ratio.log() + ratio + a.lgamma() + a * euler - (1 + euler)
+    return -a * ratio.log() + ratio + a.lgamma() + a * np.euler_gamma - (1 + np.euler_gamma)
 
 
 @register_kl(Gamma, Exponential)

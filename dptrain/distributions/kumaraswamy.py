@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
 from dptrain.distributions.arguments import broadcast_all, eps_of
 from dptrain.distributions.transformed_distribution import TransformedDistribution
 from dptrain.distributions.transforms import AffineTransform, PowerTransform
 from dptrain.distributions.uniform import Uniform
-
-_EULER = 0.57721566490153286061
 
 
 class Kumaraswamy(TransformedDistribution):
@@ -64,7 +64,7 @@ class Kumaraswamy(TransformedDistribution):
 
     def entropy(self) -> Tensor:
         t1, t0 = 1 - self.concentration1.reciprocal(), 1 - self.concentration0.reciprocal()
-        harmonic = (self.concentration0 + 1).digamma() + _EULER
+        harmonic = (self.concentration0 + 1).digamma() + np.euler_gamma
         return t0 + t1 * harmonic - self.concentration1.log() - self.concentration0.log()
 
 

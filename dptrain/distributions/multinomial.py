@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
 from dptrain.distributions.binomial import Binomial
-from dptrain.distributions.categorical import Categorical
-from dptrain.distributions.distribution import Distribution
+from dptrain.distributions.over_categorical import OverCategorical
 
 
-class Multinomial(Distribution):
+class Multinomial(OverCategorical):
     """Counts of each of K outcomes in `total_count` draws; for the parameters see `Categorical`."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.simplex,
-        "logits": constraints.real_vector,
-    }
 
     def __init__(
         self,
@@ -31,38 +25,11 @@ class Multinomial(Distribution):
         if not isinstance(total_count, int):
             raise NotImplementedError("inhomogeneous total_count is not supported")
         self.total_count = total_count
-        self._categorical = Categorical(probs, logits)
-        super().__init__(
-            self._categorical.batch_shape,
-            self._categorical.param_shape[-1:],
-            validate_args=validate_args,
-        )
-
-    def _expanded(self, value: Any, batch: Any) -> Any:
-        return (
-            value.expand(batch)
-            if isinstance(value, Categorical)
-            else super()._expanded(value, batch)
-        )
+        super().__init__(probs, logits, validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:
         return constraints.multinomial(self.total_count)
-
-    @property
-    def probs(self) -> Tensor:
-        """Probabilities."""
-        return self._categorical.probs
-
-    @property
-    def logits(self) -> Tensor:
-        """Log-probabilities."""
-        return self._categorical.logits
-
-    @property
-    def param_shape(self) -> Any:
-        """The shape of the parameter that was given."""
-        return self._categorical.param_shape
 
     @property
     def mean(self) -> Tensor:

@@ -8,19 +8,12 @@ from dptrain.core.export import FUNCTIONS
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
-from dptrain.distributions.arguments import (
-    broadcast_all,
-    lazy_property,
-    logits_to_probs,
-    one_of,
-    probs_to_logits,
-)
-from dptrain.distributions.distribution import Distribution
 from dptrain.distributions.gamma import Gamma
+from dptrain.distributions.odds import Odds
 from dptrain.nn.functional import logsigmoid
 
 
-class NegativeBinomial(Distribution):
+class NegativeBinomial(Odds):
     """Successes of probability `probs` (log-odds `logits`) before `total_count` failures."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -37,23 +30,9 @@ class NegativeBinomial(Distribution):
         logits: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        one_of(probs, logits)
-        self.total_count, self._param = broadcast_all(
-            total_count, logits if probs is None else probs
-        )
-        self.total_count = self.total_count.type_as(self._param)
-        setattr(self, "logits" if probs is None else "probs", self._param)
+        (count,) = self._take(probs, logits, total_count)
+        self.total_count = count.type_as(self._param)
         super().__init__(self._param.size(), validate_args=validate_args)
-
-    @lazy_property
-    def logits(self) -> Tensor:
-        """The log-odds of a success."""
-        return probs_to_logits(self.probs, is_binary=True)
-
-    @lazy_property
-    def probs(self) -> Tensor:
-        """The probability of a success."""
-        return logits_to_probs(self.logits, is_binary=True)
 
     @property
     def param_shape(self) -> Any:

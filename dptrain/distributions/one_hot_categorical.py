@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dptrain.core.creation import eye
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
-from dptrain.distributions.categorical import Categorical
-from dptrain.distributions.distribution import Distribution
+from dptrain.distributions.over_categorical import OverCategorical
 from dptrain.nn.functional import one_hot
 
 
-class OneHotCategorical(Distribution):
+class OneHotCategorical(OverCategorical):
     """Vectors with a single 1 among zeros; for the parameters see `Categorical`."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.simplex,
-        "logits": constraints.real_vector,
-    }
     support = constraints.one_hot
     has_enumerate_support = True
 
     def __init__(
         self, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
-        self._categorical = Categorical(probs, logits)
-        super().__init__(
-            self._categorical.batch_shape,
-            self._categorical.param_shape[-1:],
-            validate_args=validate_args,
-        )
-
-    def _expanded(self, value: Any, batch: Any) -> Any:
-        return (
-            value.expand(batch)
-            if isinstance(value, Categorical)
-            else super()._expanded(value, batch)
-        )
+        super().__init__(probs, logits, validate_args)
 
     @property
     def _param(self) -> Tensor:
         return self._categorical._param
-
-    @property
-    def probs(self) -> Tensor:
-        """Probabilities."""
-        return self._categorical.probs
-
-    @property
-    def logits(self) -> Tensor:
-        """Log-probabilities."""
-        return self._categorical.logits
-
-    @property
-    def param_shape(self) -> Any:
-        """The shape of the parameter that was given."""
-        return self._categorical.param_shape
 
     @property
     def mean(self) -> Tensor:

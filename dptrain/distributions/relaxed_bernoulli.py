@@ -6,31 +6,19 @@ from typing import Any, ClassVar
 
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
-from dptrain.distributions.arguments import (
-    broadcast_all,
-    clamp_probs,
-    lazy_property,
-    logits_to_probs,
-    one_of,
-    probs_to_logits,
-    shape_of,
-)
-from dptrain.distributions.distribution import Distribution
-from dptrain.distributions.transformed_distribution import TransformedDistribution
+from dptrain.distributions.arguments import broadcast_all, clamp_probs, shape_of
+from dptrain.distributions.odds import Odds
+from dptrain.distributions.relaxed import Relaxed
 from dptrain.distributions.transforms import SigmoidTransform
 from dptrain.nn.functional import softplus
 
 
-class LogitRelaxedBernoulli(Distribution):
+class LogitRelaxedBernoulli(Odds):
     """Log-odds of a relaxed Bernoulli distribution.
 
     Source: Maddison, Mnih & Teh, "The concrete distribution", ICLR 2017.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.unit_interval,
-        "logits": constraints.real,
-    }
     support = constraints.real
     has_rsample = True
 
@@ -41,25 +29,13 @@ class LogitRelaxedBernoulli(Distribution):
         logits: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        one_of(probs, logits)
+        self._take(probs, logits)
         self.temperature = temperature
         given = logits if probs is None else probs
-        (self._param,) = broadcast_all(given)
-        setattr(self, "logits" if probs is None else "probs", self._param)
         super().__init__(shape_of(self._param, given), validate_args=validate_args)
 
     def _expanded(self, value: Any, batch: Any) -> Any:
         return value if value is self.temperature else super()._expanded(value, batch)
-
-    @lazy_property
-    def logits(self) -> Tensor:
-        """The log-odds of a 1."""
-        return probs_to_logits(self.probs, is_binary=True)
-
-    @lazy_property
-    def probs(self) -> Tensor:
-        """The probability of a 1."""
-        return logits_to_probs(self.logits, is_binary=True)
 
     @property
     def param_shape(self) -> Any:
@@ -81,7 +57,7 @@ class LogitRelaxedBernoulli(Distribution):
         return temperature.log() + distance - 2 * softplus(distance)
 
 
-class RelaxedBernoulli(TransformedDistribution):
+class RelaxedBernoulli(Relaxed):
     """Numbers in (0, 1) that a low temperature drives to 0 and 1, differentiable by their parameters."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -89,7 +65,6 @@ class RelaxedBernoulli(TransformedDistribution):
         "logits": constraints.real,
     }
     support = constraints.unit_interval
-    has_rsample = True
 
     def __init__(
         self,
@@ -100,18 +75,3 @@ class RelaxedBernoulli(TransformedDistribution):
     ) -> None:
         base = LogitRelaxedBernoulli(temperature, probs, logits)
         super().__init__(base, SigmoidTransform(), validate_args=validate_args)
-
-    @property
-    def temperature(self) -> Any:
-        """The temperature."""
-        return self.base_dist.temperature
-
-    @property
-    def logits(self) -> Tensor:
-        """The log-odds of a 1."""
-        return self.base_dist.logits
-
-    @property
-    def probs(self) -> Tensor:
-        """The probability of a 1."""
-        return self.base_dist.probs

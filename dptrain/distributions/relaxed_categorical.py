@@ -9,22 +9,17 @@ from dptrain.core.export import FUNCTIONS
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
 from dptrain.distributions.arguments import broadcast_all, clamp_probs
-from dptrain.distributions.categorical import Categorical
-from dptrain.distributions.distribution import Distribution
-from dptrain.distributions.transformed_distribution import TransformedDistribution
+from dptrain.distributions.over_categorical import OverCategorical
+from dptrain.distributions.relaxed import Relaxed
 from dptrain.distributions.transforms import ExpTransform
 
 
-class ExpRelaxedCategorical(Distribution):
+class ExpRelaxedCategorical(OverCategorical):
     """Logarithms of a relaxed categorical distribution.
 
     Source: Maddison, Mnih & Teh, "The concrete distribution", ICLR 2017.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "probs": constraints.simplex,
-        "logits": constraints.real_vector,
-    }
     support = constraints.real_vector
     has_rsample = True
 
@@ -35,31 +30,11 @@ class ExpRelaxedCategorical(Distribution):
         logits: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        self._categorical = Categorical(probs, logits)
         self.temperature = temperature
-        super().__init__(
-            self._categorical.batch_shape,
-            self._categorical.param_shape[-1:],
-            validate_args=validate_args,
-        )
+        super().__init__(probs, logits, validate_args)
 
     def _expanded(self, value: Any, batch: Any) -> Any:
-        return value.expand(batch) if isinstance(value, Categorical) else value
-
-    @property
-    def param_shape(self) -> Any:
-        """The shape of the parameter that was given."""
-        return self._categorical.param_shape
-
-    @property
-    def logits(self) -> Tensor:
-        """Log-probabilities."""
-        return self._categorical.logits
-
-    @property
-    def probs(self) -> Tensor:
-        """Probabilities."""
-        return self._categorical.probs
+        return value if value is self.temperature else super()._expanded(value, batch)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
@@ -78,7 +53,7 @@ class ExpRelaxedCategorical(Distribution):
         return (score - score.logsumexp(-1, keepdim=True)).sum(-1) + log_scale
 
 
-class RelaxedOneHotCategorical(TransformedDistribution):
+class RelaxedOneHotCategorical(Relaxed):
     """Weights that a low temperature drives to unit vectors, differentiable by their parameters."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -86,7 +61,6 @@ class RelaxedOneHotCategorical(TransformedDistribution):
         "logits": constraints.real_vector,
     }
     support = constraints.simplex
-    has_rsample = True
 
     def __init__(
         self,
@@ -97,18 +71,3 @@ class RelaxedOneHotCategorical(TransformedDistribution):
     ) -> None:
         base = ExpRelaxedCategorical(temperature, probs, logits, validate_args=validate_args)
         super().__init__(base, ExpTransform(), validate_args=validate_args)
-
-    @property
-    def temperature(self) -> Any:
-        """The temperature."""
-        return self.base_dist.temperature
-
-    @property
-    def logits(self) -> Tensor:
-        """Log-probabilities."""
-        return self.base_dist.logits
-
-    @property
-    def probs(self) -> Tensor:
-        """Probabilities."""
-        return self.base_dist.probs

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dptrain.core.tensor import Tensor
 from dptrain.distributions import constraints
 from dptrain.distributions.arguments import broadcast_all
 from dptrain.distributions.exponential import Exponential
 from dptrain.distributions.transformed_distribution import TransformedDistribution
 from dptrain.distributions.transforms import AffineTransform, PowerTransform
-
-_EULER = 0.57721566490153286061
 
 
 class Weibull(TransformedDistribution):
@@ -54,7 +54,7 @@ class Weibull(TransformedDistribution):
 
     def entropy(self) -> Tensor:
         share = self.concentration.reciprocal()
-        return _EULER * (1 - share) + (self.scale * share).log() + 1
+        return np.euler_gamma * (1 - share) + (self.scale * share).log() + 1
 
 
 def _maps(scale: Tensor, concentration: Tensor) -> list[Any]:

@@ -17,6 +17,17 @@ _SLIPS = {
 }
 
 
+def collector():
+    """A table of scenarios by name, and the decorator that enters them."""
+    found = {}
+
+    def scenario(function):
+        found[function.__name__] = function
+        return function
+
+    return found, scenario
+
+
 LAYER = re.compile(r"^[A-Z]\w+: ")
 
 

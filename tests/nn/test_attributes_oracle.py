@@ -1,19 +1,14 @@
 """What a caller sees of modules' attributes and conversions, each scenario run in both libraries."""
 
 import pytest
-from scenarios import agree, attempt, filled, net, state
+from scenarios import agree, attempt, collector, filled, net, state
 
 import dptrain
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
 
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+SCENARIOS, scenario = collector()
 
 
 # ---- attributes ------------------------------------------------------------------------------------

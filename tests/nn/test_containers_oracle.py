@@ -3,16 +3,11 @@
 from collections import OrderedDict
 
 import pytest
-from scenarios import agree, attempt
+from scenarios import agree, attempt, collector
 
 pytestmark = pytest.mark.oracle
 
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+SCENARIOS, scenario = collector()
 
 
 def layers(lib, *sizes):

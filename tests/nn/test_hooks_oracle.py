@@ -1,18 +1,13 @@
 """Hooks on one module and on all of them: order, arguments, replacement, errors, in both libraries."""
 
 import pytest
-from scenarios import agree, attempt
+from scenarios import agree, attempt, collector
 
 import dptrain
 
 pytestmark = pytest.mark.oracle
 
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+SCENARIOS, scenario = collector()
 
 
 def layer(lib, factor=2.0):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scenarios import agree, attempt, plain
+from scenarios import agree, attempt, collector, plain
 
 import dptrain
 
@@ -10,12 +10,7 @@ pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
 
 LIBRARIES = (dptrain, torch)
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+SCENARIOS, scenario = collector()
 
 
 def net(lib):

@@ -209,9 +209,8 @@ export("diff", methods=("diff",), function=_diff)(Sub)
 def _trapezoid(y: Any, x: Any = None, *, dx: Any = None, dim: int = -1) -> Any:
     """The integral of y along `dim` by the trapezoidal rule, at the points x or with spacing dx."""
     areas, dim = _trapezes(y, x, dx, dim, "trapezoid")
-    if (
-        x is None and y.dtype.category < 2 and y.shape[dim]
-    ):  # sums of integers, which do not overflow
+    if x is None and y.dtype.category < 2 and y.shape[dim]:
+        # Sums of integers, which do not overflow.
         ends = (y.select(dim, 0) + y.select(dim, -1)) * 0.5
         return (y.sum(dim) - ends) * (1 if dx is None else dx)
     return areas.sum(dim) / 2

@@ -127,6 +127,7 @@ def _embed_part(grad: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 def _scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """A copy to which `src` is added at `index` along `dim`; repeated places add up."""
+    # Here, as the operation gets 16-bit types as float32.
     _check_source("scatter_add", input, src)
     return over_lines(ScatterAdd.apply, input, index, src, dim)
 
@@ -139,7 +140,6 @@ class ScatterAdd(Op):
     num_tensors = 3
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
-        _check_source("scatter_add", input, src)
         self.places = places_along("scatter_add", input.shape, dim, index, src)
         self.index, self.shape = index, src.shape
         out = input.copy()

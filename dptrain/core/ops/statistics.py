@@ -192,9 +192,8 @@ def _quantiles(
     for i, one in enumerate(np.atleast_1d(wanted) if wanted.size else [0.0]):
         steps = np.maximum(valid, 1) - 1 + missing * 0
         place = None
-        if (
-            isinstance(q, Tensor) and q.requires_grad and wanted.size
-        ):  # the value moves with q between two elements
+        if isinstance(q, Tensor) and q.requires_grad and wanted.size:
+            # The value moves with q between two elements.
             place = (q[i] if q.ndim else q) * wrap(steps.astype(ordered._array.dtype))
         value = _at_rank(ordered, one * steps, place, along, interpolation)
         spoiled = (missing == line._array.shape[along]) if ignore_nan else (missing > 0)

@@ -26,8 +26,6 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
             raise RuntimeError(
                 f"cosine_similarity: expected floating point tensors, got {x1.dtype} and {x2.dtype}"
             )
-    if eps < 0:
-        raise RuntimeError(f"cosine_similarity: eps must be non-negative, got: {eps}")
     # Broadcast first: `dim` counts the dimensions of the result.
     shape = (x1.detach() + x2.detach()).shape
     x1, x2 = x1.expand(*shape), x2.expand(*shape)
