@@ -106,6 +106,12 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or type(value) in REMOTE
 
 
+def on_gpu(value: Any) -> bool:
+    """Whether `value` is an array on a GPU."""
+    library = REMOTE.get(type(value))
+    return library is not None and library is not _HOST
+
+
 def device_of(array: Any) -> device:
     """Where an array lives."""
     library = REMOTE.get(type(array))

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.arrays import on_gpu
 from dptrain.core.dtypes import as_dtype
 
 _HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
@@ -53,6 +54,8 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
         if not by_name:  # the case of nearly every call, before any search
             kind = getattr(args[0], "dtype", None)
             if kind is _FLOAT32 or kind is _FLOAT64:
+                return forward(self, *args, **kwargs)
+            if self.halves_on_gpu and any(map(on_gpu, args)):
                 return forward(self, *args, **kwargs)
         given = args[place] if place < len(args) else kwargs.get("dtype")
         kind = _first_floating(args) if given is None else as_dtype(given).numpy

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
-from dptrain.core.arrays import as_array, elsewhere
+from dptrain.core.arrays import as_array, elsewhere, on_gpu
 from dptrain.core.half import lifted
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
@@ -183,7 +183,8 @@ class Pass:
         if node.direct is not None and not self.create_graph:
             node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
-        if node.in_float32:  # what it returns is brought to the types of its arguments on arrival
+        if node.in_float32 and not (node.halves_on_gpu and any(map(on_gpu, incoming))):
+            # What it returns is brought to the types of its arguments on arrival.
             incoming, saved = lifted(incoming), lifted(saved)
         if node.joins and not self.create_graph and node.joined(self):
             grads = incoming[0]
