@@ -88,16 +88,21 @@ REMOTE: dict[type, Library] = {HostArray: _HOST}
 #: Types of arrays in the host's memory that meet plain numbers as NumPy's do.
 HOST_TYPES: set[type] = {np.ndarray}
 
-_cuda: list[Any] = []
+
+def _no_cuda() -> Any:
+    raise RuntimeError("a CUDA device is used before `dptrain.core.cuda` was imported")
+
+
+#: Gives the library whose arrays live on CUDA devices; core/cuda.py puts here what loads it on first use.
+cuda_library: Callable[[], Any] = _no_cuda
 
 #: Whether work has to mind which GPU is the current one.
 several_gpus = False
 
 
-def register_cuda(library: Any, several: bool) -> None:
-    """Name the library whose arrays live on CUDA devices, and whether there are several of these."""
+def register_cuda(several: bool) -> None:
+    """Say that CUDA devices are used, and whether there are several."""
     global several_gpus
-    _cuda[:] = [library]
     several_gpus = several
 
 
@@ -110,6 +115,20 @@ def on_gpu(value: Any) -> bool:
     """Whether `value` is an array on a GPU."""
     library = REMOTE.get(type(value))
     return library is not None and library is not _HOST
+
+
+def is_writeable(array: Any) -> bool:
+    """Whether values can be stored: NumPy says so; elsewhere, where no two elements share memory."""
+    found = getattr(array.flags, "writeable", None)
+    if found is None:
+        return all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
+    return bool(found)
+
+
+def allow_writing(view: Any, wanted: bool) -> None:
+    """Let values be stored through a view, or forbid it; only NumPy's arrays ask."""
+    if hasattr(view.flags, "writeable"):
+        view.flags.writeable = wanted
 
 
 def device_of(array: Any) -> device:
@@ -156,7 +175,7 @@ def beside(array: Any) -> AbstractContextManager[Any]:
 def namespace_on(place: device) -> Any:
     """What makes arrays on a device."""
     if place.type == "cuda":
-        return _cuda[0].namespace(place.index)
+        return cuda_library().namespace(place.index)
     return host_namespace(place.index) if place.index else np
 
 
@@ -207,7 +226,7 @@ def move(array: Any, place: device, non_blocking: bool = False) -> Any:
     if device_of(array) == place:
         return array
     if place.type == "cuda":
-        return _cuda[0].receive(array, place, non_blocking)
+        return cuda_library().receive(array, place, non_blocking)
     return _HOST.receive(array, place) if place.index else to_host(array, non_blocking)
 
 

@@ -320,7 +320,7 @@ def load(cupy: Any) -> CudaLibrary:
     library = CudaLibrary(cupy)
     cupy.cuda.set_allocator(counting_allocator(cupy, library.ledger))
     REMOTE[cupy.ndarray] = library
-    arrays.register_cuda(library, probe().count > 1)
+    arrays.register_cuda(probe().count > 1)
     _loaded = library
     return library
 
@@ -341,6 +341,8 @@ def library() -> CudaLibrary:
     Raises:
         RuntimeError: no GPU can be used, with the reason.
     """
+    if _loaded is not None:
+        return _loaded
     with _loading:
         if _loaded is not None:
             return _loaded
@@ -348,3 +350,6 @@ def library() -> CudaLibrary:
         if reason is not None:
             raise RuntimeError(f"a CUDA device was asked for, but {reason}")
         return load(import_module("cupy"))
+
+
+arrays.cuda_library = library

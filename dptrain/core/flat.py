@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, beside, device_of, namespace_of
+from dptrain.core.arrays import address, beside, device_of, is_writeable, namespace_of
 from dptrain.core.cuda import is_capturing
 from dptrain.core.heap import give_back_freed_pages
 from dptrain.core.onlookers import has_onlookers, held_by_others
@@ -112,7 +112,7 @@ class FlatStorage:
 
     def _move_in(self, p: Tensor, place: Place) -> None:
         """Make a parameter a view of its part of `data`, unless somebody else looks into its memory."""
-        if has_onlookers(p) and getattr(p._array.flags, "writeable", True):
+        if has_onlookers(p) and is_writeable(p._array):
             return
         view = self._view(self.data, place)
         np.copyto(view, p._array)

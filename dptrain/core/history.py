@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, beside
+from dptrain.core.arrays import address, beside, is_writeable
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
 from dptrain.core.host_array import DeviceMismatchError, mismatch
 from dptrain.core.op import Op, edge_of
@@ -171,7 +171,7 @@ def check_writeable(tensor: Tensor, name: str) -> None:
     Raises:
         RuntimeError: NumPy does not let the memory be written.
     """
-    if not tensor._array.flags.writeable:
+    if not is_writeable(tensor._array):
         raise RuntimeError(
             f"{name}: unsupported operation: more than one element of the written-to tensor (shape "
             f"{list(tensor.shape)}) refers to a single memory location, or its memory is read-only. Please "

@@ -289,12 +289,10 @@ def installed(monkeypatch, count=2):
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
-    before = list(arrays._cuda)
     LOG.clear()
     try:
         yield cuda.load(make(count))
     finally:
         arrays.REMOTE.pop(ndarray, None)
-        arrays._cuda[:] = before
         arrays.several_gpus = False
         _state.index, _state.stream = 0, None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.capturing import one_call
 from dptrain.core.kernels.erf import erf
 from dptrain.core.kernels.reference_activations import activation, activation_grad
@@ -96,7 +96,7 @@ _FEW_ROWS = 128
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """x W^T + bias over the last dimension: (..., in) with (out, in) and (out,) -> (..., out)."""
-    if bias is not None and x.ndim == 2 and len(x) <= _FEW_ROWS:
+    if bias is not None and x.ndim == 2 and len(x) <= _FEW_ROWS and not on_gpu(x):
         return np.add(np.matmul(weight, x.T).T, bias, order="C")
     out = np.matmul(x, weight.T)
     if bias is not None:

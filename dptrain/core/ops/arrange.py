@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import allow_writing, is_writeable
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import Expand, Permute, Reshape, Transpose, _sizes, wrap_dim
@@ -192,7 +193,7 @@ class Diagonal(Op):
             raise RuntimeError(f"diagonal: dimensions cannot be identical {dim1}, {dim2}")
         self.place, self.shape = (offset, first, second), input.shape
         out = input.diagonal(offset, first, second)
-        out.flags.writeable = input.flags.writeable
+        allow_writing(out, is_writeable(input))
         return out
 
     def backward(self, grad: Any) -> Any:
@@ -214,7 +215,7 @@ class DiagEmbed(Op):
         self.place = (offset, dim1, dim2)
         out = self.xp.zeros(shape, input.dtype)
         target = out.diagonal(offset, dim1, dim2)
-        target.flags.writeable = True
+        allow_writing(target, True)
         target[...] = input
         return out
 
@@ -315,8 +316,10 @@ class Unfold(Op):
             raise RuntimeError(f"unfold: step is {step} but must be > 0")
         self.plan, self.shape = (dim, size, step), input.shape
         source = input if input.ndim else input.reshape(1)
-        windows = np.lib.stride_tricks.sliding_window_view(source, size, axis=dim, writeable=True)
-        picked = windows[(slice(None),) * dim + (slice(None, None, step),)]
+        shape, strides = list(source.shape), list(source.strides)
+        shape[dim : dim + 1], strides[dim] = [(shape[dim] - size) // step + 1], strides[dim] * step
+        windows = ((*shape, size), (*strides, source.strides[dim]))
+        picked = self.xp.lib.stride_tricks.as_strided(source, *windows)
         return picked if input.ndim else picked[0]
 
     def backward(self, grad: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, is_array, namespace_of
+from dptrain.core.arrays import address, allow_writing, is_array, is_writeable, namespace_of
 from dptrain.core.export import export, public
 from dptrain.core.op import Op
 from dptrain.core.ops.join import _split
@@ -136,9 +136,10 @@ class AsStrided(Op):
         self.offset = offset - here
         flat = owner.reshape(-1)[offset:] if 0 not in size else owner.reshape(-1)[:0]
         steps = tuple(s * input.itemsize for s in stride)
-        return self.xp.lib.stride_tricks.as_strided(
-            flat, size, steps, writeable=bool(input.flags.writeable)
-        )
+        out = self.xp.lib.stride_tricks.as_strided(flat, size, steps)
+        if not is_writeable(input):
+            allow_writing(out, False)
+        return out
 
     def backward(self, grad: Any) -> Any:
         if not self.dense:
