@@ -9,6 +9,10 @@ SAMPLES = {
     "conv3": ((3, 32, 32), 10),
     "resnet20": ((3, 32, 32), 10),
     "gpt": ((64,), 256),
+    # For GPUs.
+    "resnet18": ((3, 32, 32), 10),
+    "resnet50": ((3, 224, 224), 1000),
+    "gpt2": ((1024,), 50257),
 }
 
 
@@ -31,7 +35,7 @@ def data(library, model, batch):
     """A batch: (samples, classes)."""
     shape, classes = SAMPLES[model]
     stream = np.random.default_rng(1)
-    if model == "gpt":
+    if len(shape) == 1 and model != "mlp":
         tokens = stream.integers(0, classes, (batch, shape[0] + 1))
         parts = (tokens[:, :-1], tokens[:, 1:].reshape(-1))
         return tuple(library.from_numpy(np.ascontiguousarray(p)) for p in parts)
@@ -65,10 +69,13 @@ def _conv3(library):
     return nn.Sequential(*stages, nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def _resnet20(library):
+def _basic_block(library):
+    """Two 3x3 convolutions beside a shortcut."""
     nn = library.nn
 
     class Block(nn.Module):
+        expansion = 1
+
         def __init__(self, inputs, outputs, stride):
             super().__init__()
             self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -85,26 +92,94 @@ def _resnet20(library):
             out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
             return self.relu(out + self.norm3(self.conv3(x)))
 
+    return Block
+
+
+def _bottleneck(library):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions beside a shortcut."""
+    nn = library.nn
+
+    class Block(nn.Module):
+        expansion = 4
+
+        def __init__(self, inputs, width, stride):
+            super().__init__()
+            outputs = 4 * width
+            self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+            self.norm1 = nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(width)
+            self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+            self.norm3 = nn.BatchNorm2d(outputs)
+            self.relu = nn.ReLU()
+            self.conv4 = self.norm4 = nn.Identity()
+            if inputs != outputs:
+                self.conv4 = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                self.norm4 = nn.BatchNorm2d(outputs)
+
+        def forward(self, x):
+            out = self.relu(self.norm1(self.conv1(x)))
+            out = self.relu(self.norm2(self.conv2(out)))
+            return self.relu(self.norm3(self.conv3(out)) + self.norm4(self.conv4(x)))
+
+    return Block
+
+
+def _resnet(library, block, stem, widths, counts, classes):
+    """Stages of blocks behind a stem whose result has widths[0] channels."""
+    nn = library.nn
+
     class ResNet(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.norm, self.relu = (
-                nn.Conv2d(3, 16, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(16),
-                nn.ReLU(),
+            self.stem = stem
+            blocks, inputs = [], widths[0]
+            for k, (width, count) in enumerate(zip(widths, counts, strict=True)):
+                for i in range(count):
+                    blocks.append(block(inputs, width, 2 if k and not i else 1))
+                    inputs = block.expansion * width
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
             )
-            sizes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
-            sizes += [(32, 64, 2)] + [(64, 64, 1)] * 2
-            self.blocks = nn.Sequential(*[Block(*size) for size in sizes])
-            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
         def forward(self, x):
-            return self.head(self.blocks(self.relu(self.norm(self.stem(x)))))
+            return self.head(self.blocks(self.stem(x)))
 
     return ResNet()
 
 
-def _gpt(library, width=128, heads=4, length=64, vocabulary=256):
+def _stem(library, width, kernel, stride):
+    nn = library.nn
+    parts = {
+        "conv": nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False),
+        "norm": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(),
+    }
+    if stride > 1:
+        parts["pool"] = nn.MaxPool2d(3, 2, 1)
+    stem = nn.Sequential()
+    for name, part in parts.items():
+        stem.add_module(name, part)
+    return stem
+
+
+def _resnet20(library):
+    stem = _stem(library, 16, 3, 1)
+    return _resnet(library, _basic_block(library), stem, (16, 32, 64), (3, 3, 3), 10)
+
+
+def _resnet18(library):
+    stem = _stem(library, 64, 3, 1)
+    return _resnet(library, _basic_block(library), stem, (64, 128, 256, 512), (2, 2, 2, 2), 10)
+
+
+def _resnet50(library):
+    stem = _stem(library, 64, 7, 2)
+    return _resnet(library, _bottleneck(library), stem, (64, 128, 256, 512), (3, 4, 6, 3), 1000)
+
+
+def _gpt(library, width=128, heads=4, length=64, vocabulary=256, blocks=2):
     nn = library.nn
 
     class Block(nn.Module):
@@ -127,14 +202,30 @@ def _gpt(library, width=128, heads=4, length=64, vocabulary=256):
         def __init__(self):
             super().__init__()
             self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-            self.blocks = nn.Sequential(Block(), Block())
+            self.blocks = nn.Sequential(*[Block() for _ in range(blocks)])
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
         def forward(self, x):
-            out = self.tokens(x) + self.places(library.arange(x.shape[1]))
+            out = self.tokens(x) + self.places(library.arange(x.shape[1], device=x.device))
             return self.head(self.norm(self.blocks(out))).reshape(-1, vocabulary)
 
     return Gpt()
 
 
-_MAKERS = {"mlp": _mlp, "lenet": _lenet, "conv3": _conv3, "resnet20": _resnet20, "gpt": _gpt}
+def _gpt2(library):
+    """GPT-2 small: 124 million parameters, the head's weight is the embedding's."""
+    net = _gpt(library, 768, 12, 1024, 50257, 12)
+    net.head.weight = net.tokens.weight
+    return net
+
+
+_MAKERS = {
+    "mlp": _mlp,
+    "lenet": _lenet,
+    "conv3": _conv3,
+    "resnet20": _resnet20,
+    "gpt": _gpt,
+    "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "gpt2": _gpt2,
+}

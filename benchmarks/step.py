@@ -21,10 +21,20 @@ import numpy as np
 from interleave import HEADER, Side, compare, serve
 
 
-def make_step(library, model, batch, optimizer, device="cpu"):
-    """A function that makes one step, from weights and data that are equal in every library."""
+def make_step(library, model, batch, optimizer, device="cpu", half=False, wrap=None):
+    """A function that makes one step, from weights and data that are equal in every library.
+
+    Args:
+        half: autocast to bfloat16, images and weights channels-last.
+        wrap: called with the model, for one around it.
+    """
     net = models.build(library, model).to(device)
     x, y = (part.to(device) for part in models.data(library, model, batch))
+    if half and x.ndim == 4:
+        net = net.to(memory_format=library.channels_last)
+        x = x.contiguous(memory_format=library.channels_last)
+    if wrap is not None:
+        net = wrap(net)
     make = {
         "sgd": lambda: library.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
         "adam": lambda: library.optim.Adam(net.parameters(), lr=1e-3),
@@ -32,9 +42,17 @@ def make_step(library, model, batch, optimizer, device="cpu"):
     }[optimizer]()
     criterion = library.nn.CrossEntropyLoss()
 
+    kind = device.partition(":")[0]
+
+    def loss_of():
+        if not half:
+            return criterion(net(x), y)
+        with library.autocast(kind, dtype=library.bfloat16):
+            return criterion(net(x), y)
+
     def step():
         make.zero_grad()
-        loss = criterion(net(x), y)
+        loss = loss_of()
         loss.backward()
         make.step()
         return loss

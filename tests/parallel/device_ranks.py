@@ -31,6 +31,7 @@ def batch(rank, place, count=6):
 
 
 def mlp():
+    dptrain.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).double()
 
 
@@ -143,6 +144,7 @@ def low_rank_hook(comm, place):
 
 
 def reproducible(comm, place):
+    dptrain.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double().to(place)
     wrapped = DistributedDataParallel(model, reproducible=4)
     x, y = batch(0, place, 8)
