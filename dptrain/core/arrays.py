@@ -160,6 +160,8 @@ def elsewhere(values: Any) -> AbstractContextManager[Any] | None:
 
     Work on a GPU's arrays has to run while that GPU is the current one.
     """
+    if not several_gpus:
+        return None
     for value in values:
         library = REMOTE.get(type(value))
         if library is not None:

@@ -212,7 +212,7 @@ class CudaLibrary(Library):
 
     def run_beside(self, array: Any, function: Callable[..., Any], *args: Any) -> Any:
         """A function of arrays: NumPy's protocols lead it to CuPy."""
-        guard = self.elsewhere(array)
+        guard = arrays.elsewhere((array,))
         if guard is None:
             return function(*args)
         with guard:
@@ -284,7 +284,7 @@ class CudaNamespace:
         value = getattr(self._module, name)
         if type(value) is type(np):
             value = self._library.namespace(self._index, value)
-        elif callable(value) and not isinstance(value, type):
+        elif arrays.several_gpus and callable(value) and not isinstance(value, type):
             value = _Guarded(value, self._library, self._index)
         setattr(self, name, value)  # found directly from now on
         return value

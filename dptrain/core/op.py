@@ -240,7 +240,7 @@ class Op(SavedValues, HookedNode):
                     **kwargs,
                 )
             if type(a) in REMOTE:
-                guard = REMOTE[type(a)].elsewhere(a)
+                guard = elsewhere((a,))
                 if guard is not None:
                     with guard:
                         return cls.call(*args, **kwargs)
