@@ -1,15 +1,10 @@
 """Flags of the CUDA backend. They may be set as in PyTorch; on the CPU nothing reads them."""
 
-from types import SimpleNamespace
-
 from dptrain.core.cuda import probe
 from dptrain.core.kernels.cuda import cudnn_attention as _attention
+from dptrain.core.kernels.cuda.gemm import flags as matmul
 
-matmul = SimpleNamespace(
-    allow_tf32=False,
-    allow_fp16_reduced_precision_reduction=True,
-    allow_bf16_reduced_precision_reduction=True,
-)
+__all__ = ["cudnn_sdp_enabled", "enable_cudnn_sdp", "is_built", "matmul"]
 
 
 def enable_cudnn_sdp(enabled: bool) -> None:

@@ -1,7 +1,7 @@
 """Process-wide modes of PyTorch that scripts set: determinism, precision of products, warnings.
 
-Owns: their values and checks. dptrain's operations are deterministic and products run in the precision
-of their operands, whatever is set, so that nothing here changes a result.
+Owns: their values and checks. dptrain's operations are deterministic whatever is set; what is set of products'
+precision is read where a GPU multiplies float32, and nowhere else.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class CpuDriver:
                 holders.append(_TYPES[parameter.kind](int(value)))
         args = (ctypes.c_void_p * len(holders))(*[ctypes.addressof(h) for h in holders])
         body = program.text.split(f"void {kernel}(")[1].split('extern "C"')[0]
-        meets = any(w in body for w in ("__syncthreads", "REDUCE", "OVER_LANES"))
+        meets = any(w in body for w in ("__syncthreads", "REDUCE", "OVER_LANES", "STRIP"))
         getattr(library, f"run_{kernel}")(args, ctypes.c_longlong(grid), block, int(meets))
 
     @staticmethod

@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
+import fake_cublas
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
@@ -291,7 +292,8 @@ def installed(monkeypatch, count=2):
     monkeypatch.setattr(cuda, "_loaded", None)
     LOG.clear()
     try:
-        yield cuda.load(make(count))
+        with fake_cublas.installed(monkeypatch):
+            yield cuda.load(make(count))
     finally:
         arrays.REMOTE.pop(ndarray, None)
         arrays.several_gpus = False

@@ -321,6 +321,32 @@ def test_sixteen_bits_are_computed_in_float32_and_rounded_once(driver):
         np.testing.assert_array_equal(got.astype(np.float32), rounded)
 
 
+# ---- sums of columns ---------------------------------------------------------------------------
+
+
+@on_cpu
+@relaxed
+@given(
+    st.integers(0, 400),
+    st.sampled_from([1, 3, 4, 31, 33, 128, 132, 1028]),
+    st.sampled_from([np.float32, np.float64, ml_dtypes.bfloat16]),
+    st.integers(0, 1),
+)
+def test_sums_of_columns_are_rounded_once(driver, rows, columns, dtype, shift):
+    """`shift`: the memory is not aligned for four elements at once."""
+    held = np.random.default_rng(rows).standard_normal(rows * columns + shift).astype(dtype)
+    x = held[shift:].reshape(rows, columns)
+    found = cuda.column_sums(x)
+    assert found.dtype == dtype
+    assert found.shape == (columns,)
+    expected = x.astype(np.float64).sum(axis=0)
+    step = float(ml_dtypes.finfo(dtype).eps)
+    added_in = 2.0**-52 if dtype is np.float64 else 2.0**-23
+    spread = np.abs(x.astype(np.float64)).sum(axis=0)
+    near = step / 2 * np.abs(expected) * 1.001 + added_in * 30 * spread
+    assert (np.abs(found.astype(np.float64) - expected) <= near).all()
+
+
 # ---- random numbers ----------------------------------------------------------------------------
 
 

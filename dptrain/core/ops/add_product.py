@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dptrain.core.arrays import on_gpu
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.cuda import gemm
 from dptrain.core.op import Op
 from dptrain.core.ops.matmul import Matmul, check_inner
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
@@ -42,27 +44,31 @@ class _AddProduct(Op):
         self.shapes = first.shape, second.shape
         if first.ndim > 1:
             check_inner(self.name, first, second)
-        product = self._product(first, second)
-        lead = product.ndim - input.ndim
-        if lead < 0 or any(
-            s not in (1, t) for s, t in zip(input.shape, product.shape[lead:], strict=True)
-        ):
-            raise RuntimeError(
-                f"{self.name}: The expanded size of the tensor {list(product.shape)} must match the existing size of "
-                f"the input {list(input.shape)}"
-            )
         self.beta, self.alpha = _factor(beta, input.dtype), _factor(alpha, input.dtype)
+        if self.halves_on_gpu and on_gpu(first) and first.dtype in gemm.KINDS:
+            self._check_input(input, (*first.shape[:-1], second.shape[-1]))
+            return gemm.add_product(input, first, second, self.beta, self.alpha)
+        product = self._product(first, second)
+        self._check_input(input, product.shape)
         if alpha != 1:
             product = product * self.alpha
         if beta == 0:  # then the input is not looked at, not even at its NaNs
             return product
         return (input if beta == 1 else input * self.beta) + product
 
+    def _check_input(self, input: Any, shape: tuple[int, ...]) -> None:
+        lead = len(shape) - input.ndim
+        if lead < 0 or any(s not in (1, t) for s, t in zip(input.shape, shape[lead:], strict=True)):
+            raise RuntimeError(
+                f"{self.name}: The expanded size of the tensor {list(shape)} must match the existing size of "
+                f"the input {list(input.shape)}"
+            )
+
     def _product(self, first: Any, second: Any) -> Any:
         return kernels_for(first).matmul(*_as_matrices(first, second))
 
     def _gradients(self, grad: Any, first: Any, second: Any) -> Any:
-        scaled = grad * self.alpha
+        scaled = grad if self.alpha == 1 else grad * self.alpha
         a, b = _as_matrices(first, second)
         matrix = Reshape.call(scaled, (a.shape[-2], b.shape[-1])) if scaled.ndim < 2 else scaled
         d_first = d_second = None
@@ -70,7 +76,7 @@ class _AddProduct(Op):
             d_first = Reshape.call(Matmul.call(matrix, Transpose.call(b, -1, -2)), self.shapes[0])
         if self.needs[2]:
             d_second = Reshape.call(Matmul.call(Transpose.call(a, -1, -2), matrix), self.shapes[1])
-        return grad * self.beta, d_first, d_second
+        return grad if self.beta == 1 else grad * self.beta, d_first, d_second
 
 
 def _as_matrices(first: Any, second: Any) -> tuple[Any, Any]:
@@ -83,6 +89,8 @@ def _as_matrices(first: Any, second: Any) -> tuple[Any, Any]:
 @export("addmm", methods=("addmm",), inplace=("addmm_",))
 class Addmm(_AddProduct):
     """beta * input + alpha * (mat1 @ mat2): (n, m) @ (m, p), the input broadcasts to (n, p)."""
+
+    halves_on_gpu = True
 
     def forward(self, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
         return self._run(input, mat1, mat2, beta, alpha)
@@ -138,6 +146,7 @@ def _check_batches(op: str, batch1: Any, batch2: Any) -> None:
 class Baddbmm(_AddProduct):
     """beta * input + alpha * (batch1 @ batch2): (b, n, m) @ (b, m, p)."""
 
+    halves_on_gpu = True
     dims = (3, 3)
 
     def forward(

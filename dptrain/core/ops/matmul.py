@@ -13,7 +13,7 @@ from dptrain.core.export import export
 from dptrain.core.half import refuse_mixed
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
-from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
+from dptrain.core.ops.shape import Reshape, SumToSize, Transpose, Unsqueeze
 
 
 def check_inner(op: str, a: Any, b: Any) -> None:
@@ -45,6 +45,7 @@ class Matmul(Op):
     """Matrix product with NumPy's and PyTorch's rules for vectors and batches."""
 
     in_float32 = True
+    halves_on_gpu = True
     drawn_as = "Matmul"
     alike = 2
     num_tensors = 2
@@ -69,17 +70,21 @@ class Matmul(Op):
         if input.ndim == 1:
             g = Unsqueeze.call(g, g.ndim - 1)
         d_input = Matmul.call(g, Transpose.call(b, -1, -2)) if self.needs[0] else None
-        d_other = Matmul.call(Transpose.call(a, -1, -2), g) if self.needs[1] else None
         if d_input is not None and input.ndim == 1:
-            d_input = Reshape.call(_sum_batch(d_input, 2), tuple(input.shape))
-        if d_other is not None and other.ndim == 1:
-            d_other = Reshape.call(_sum_batch(d_other, 2), tuple(other.shape))
+            d_input = Reshape.call(_sum_batch(d_input), tuple(input.shape))
+        d_other = None
+        if self.needs[1]:
+            if b.ndim == 2 < a.ndim:  # one matrix on the right: the batch is so many more rows
+                a, g = _matrix(a, a.shape[-1]), _matrix(g, g.shape[-1])
+            d_other = Matmul.call(Transpose.call(a, -1, -2), g)
+            if other.ndim == 1:
+                d_other = Reshape.call(_sum_batch(d_other), tuple(other.shape))
         return d_input, d_other
 
 
-def _sum_batch(value: Any, keep: int) -> Any:
-    """Sum over the leading (batch) dimensions, down to the last `keep`."""
-    return value.sum(axis=tuple(range(value.ndim - keep))) if value.ndim > keep else value
+def _sum_batch(value: Any) -> Any:
+    """The sum of all matrices of a batch."""
+    return SumToSize.call(value, tuple(value.shape[-2:])) if value.ndim > 2 else value
 
 
 def _times(a: Any) -> str:
@@ -133,6 +138,7 @@ class Linear(Op):
     """y = x W^T + b over the last dimension of x: (..., in) with (out, in) -> (..., out)."""
 
     in_float32 = True
+    halves_on_gpu = True
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
     direct = 1
     name = "linear"

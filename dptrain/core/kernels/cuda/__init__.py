@@ -4,7 +4,9 @@ CUDA C sources, one file for each family; compiled when one is first used on a G
 of `reference`; those of `reference_optim` are in `updates`, random numbers in `philox`.
 """
 
-from dptrain.core.kernels.cuda import images, norms, philox, rows, updates
+from dptrain.core.kernels.cuda import columns, images, norms, philox, rows, updates
+from dptrain.core.kernels.cuda.columns import column_sums
+from dptrain.core.kernels.cuda.gemm import linear, matmul
 from dptrain.core.kernels.cuda.images import (
     col2im,
     im2col,
@@ -37,12 +39,9 @@ from dptrain.core.kernels.reference import (
     batch_statistics,
     batch_vectors,
     channels_last,
-    column_sums,
     cross_entropy_grad,
-    linear,
     log_softmax,
     log_softmax_grad,
-    matmul,
     normalise,
     relu,
     relu_grad,
@@ -96,4 +95,4 @@ __all__ = [
     "unscale",
 ]
 
-FAMILIES = (images.FAMILY, norms.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)
+FAMILIES = (columns.FAMILY, images.FAMILY, norms.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)
