@@ -8,7 +8,7 @@ from dptrain.core import cuda
 from dptrain.core.kernels.cuda import cudnn as _cudnn
 
 enabled = True
-#: Accepted for PyTorch's sake: plans come from cuDNN's heuristics.
+#: Whether the plans that cuDNN holds for the best are timed when a convolution comes first; else it chooses.
 benchmark = False
 deterministic = False
 allow_tf32 = True

@@ -6,6 +6,7 @@ What runs here are the sources, the argument lists and the grids that a GPU gets
 import ctypes
 import inspect
 
+import fake_cublas
 import ml_dtypes
 import numpy as np
 import pytest
@@ -345,6 +346,36 @@ def test_sums_of_columns_are_rounded_once(driver, rows, columns, dtype, shift):
     spread = np.abs(x.astype(np.float64)).sum(axis=0)
     near = step / 2 * np.abs(expected) * 1.001 + added_in * 30 * spread
     assert (np.abs(found.astype(np.float64) - expected) <= near).all()
+
+
+# ---- convolution without cuDNN -----------------------------------------------------------------
+
+
+@on_cpu
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution_as_products_equals_the_definition(driver, monkeypatch, kind, groups):
+    geometry, outs = (3, 2, 2, 1, 1, 0, 1, 2), (4, 6)
+    x, grad = image((2, 7, 8, 4), kind), image((2, *outs, 6), kind, seed=1)
+    weight, bias = image((6, 4 // groups, 3, 2), kind, seed=2), image(6, kind, seed=3)
+    wide = [a.astype(np.float32) for a in (x, grad, weight, bias)]
+    with fake_cublas.installed(monkeypatch) as blas:
+        found = (
+            cuda.conv(x, weight, bias, *outs, geometry, groups),
+            cuda.conv_input_grad(grad, weight, None, x.shape, geometry, groups),
+            *cuda.conv_weight_grad(x, grad, weight.shape, geometry, groups),
+        )
+    assert len(blas.calls) == 3
+    x, grad, weight, bias = wide
+    expected = (
+        reference.conv(x, weight, bias, *outs, geometry, groups),
+        reference.conv_input_grad(grad, weight, None, x.shape, geometry, groups),
+        *reference.conv_weight_grad(x, grad, weight.shape, geometry, groups),
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == kind
+        near = 1e-5 if kind is np.float32 else 2e-2 * np.abs(b).max()
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=1e-5, atol=near)
 
 
 # ---- random numbers ----------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """cuDNN's graphs without a GPU: what is asked of the frontend, and when convolutions go there."""
 
+import ast
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import fake_cupy
@@ -77,6 +79,21 @@ def test_a_line_is_an_image_of_height_one():
     assert (c.padding, c.stride, c.dilation) == ((0, 2), (1, 3), (1, 1))
 
 
+def test_the_frontend_has_what_is_asked_of_it(frontend):
+    tree = ast.parse(Path(cudnn.__file__).read_text())
+    owners = {"graph": frontend.pygraph, "plan.graph": frontend.pygraph, "cudnn": frontend}
+    owners |= {"self._cudnn": frontend, "tensor": frontend.tensor}
+    found = set()
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Attribute)):
+        owner = owners.get(ast.unparse(node.value))
+        if owner is not None:
+            assert hasattr(owner, node.attr), node.attr
+            found.add(node.attr)
+    assert {"execute_plan_at_index", "build_plan_at_index", "set_uid", "set_stream"} <= found
+    for name in ("TENSOR_CORE", "DOWN_CONVERT_INPUTS", "NONDETERMINISTIC"):
+        assert hasattr(frontend.numerical_note, name)
+
+
 @pytest.fixture
 def library(monkeypatch):
     with fake_cupy.installed(monkeypatch) as found:
@@ -129,6 +146,46 @@ def test_a_convolution_and_its_gradients_go_to_cudnn_channels_last(library, monk
     }
 
 
+def test_what_lies_channels_last_is_not_copied_and_what_does_not_is_copied_once(
+    library, monkeypatch
+):
+    recorder = Recorder(True)
+    monkeypatch.setattr(cudnn, "_library", [recorder])
+    monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
+    places = []
+    record = recorder.run
+    recorder.run = lambda b, c, arrays: (
+        places.append([a.data.ptr for a in arrays]) or record(b, c, arrays)
+    )
+
+    def run(x, w, grad):
+        x, w = (t.detach().to("cuda").to(dptrain.bfloat16).requires_grad_() for t in (x, w))
+        bias = dptrain.zeros(4, dtype=dptrain.bfloat16).to("cuda").requires_grad_()
+        out = F.conv2d(x, w, bias, padding=1)
+        assert out.dtype is dptrain.bfloat16
+        grad = grad.to("cuda").to(dptrain.bfloat16)
+        out.backward(grad)
+        assert bias.grad.shape == (4,)
+        found, places[:] = list(places), []
+        return found, [t.data_ptr() for t in (x, w, out, grad)]
+
+    last = dptrain.channels_last
+    x, w, grad = dptrain.ones(2, 3, 8, 8), dptrain.ones(4, 3, 3, 3), dptrain.ones(2, 4, 8, 8)
+    (forward, by_input, by_weight), (x_at, w_at, out_at, grad_at) = run(
+        *(t.contiguous(memory_format=last) for t in (x, w, grad))
+    )
+    assert forward == [x_at, w_at, out_at]
+    assert by_input[:2] == [grad_at, w_at]
+    assert by_weight[:2] == [x_at, grad_at]
+    (forward, by_input, by_weight), (x_at, w_at, _, grad_at) = run(x, w, grad)
+    assert not {x_at, w_at, grad_at} & {*forward, *by_input, *by_weight}
+    assert by_input[1] == forward[1]
+    assert by_weight == [forward[0], by_input[0], by_weight[2]]
+    one = dptrain.ones(4, 3, 1, 1)  # has no order
+    (forward, by_input, _), (_, w_at, *_) = run(x, one, dptrain.ones(2, 4, 10, 10))
+    assert (forward[1], by_input[1]) == (w_at, w_at)
+
+
 def test_flags_of_backends_reach_the_plan_and_float64_does_not_go_there(library, monkeypatch):
     recorder = Recorder(True)
     monkeypatch.setattr(cudnn, "_library", [recorder])
@@ -170,6 +227,120 @@ class _OverFakes:
     def __getattr__(self, name):
         function = getattr(self.module, name)
         return lambda *args: fake_cupy._run(function, args, {})
+
+
+class Graph:
+    """In the place of the frontend's: three plans, of which the first is not for this GPU."""
+
+    def __init__(self, log, clock):
+        self.log, self.clock, self.built = log, clock, []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **options: None
+
+    def conv_fprop(self, **options):
+        return Tensor()
+
+    def tensor(self, **options):
+        return Tensor()
+
+    def get_execution_plan_count(self):
+        return 3
+
+    def get_workspace_size(self):
+        return 0
+
+    def get_workspace_size_plan_at_index(self, index):
+        return 64
+
+    def build_plan_at_index(self, index):
+        if index == 0:
+            raise Unsupported
+        self.built.append(index)
+
+    def execute(self, pointers, workspace, handle=None):
+        self.log.append(("execute", pointers, workspace, handle))
+
+    def execute_plan_at_index(self, pointers, workspace, index, handle=None):
+        assert index in self.built
+        self.log.append(("execute", pointers, bool(workspace), handle, index))
+        self.clock[0] += {1: 5, 2: 3}[index]
+
+
+class Tensor:
+    def set_uid(self, uid):
+        self.uid = uid
+
+    def __getattr__(self, name):
+        return lambda *args: self
+
+
+class Unsupported(Exception):
+    pass
+
+
+@pytest.fixture
+def asked(library, monkeypatch):
+    """A `Cudnn` over a frontend that writes down what it is asked."""
+    log, clock = [], [0]
+    kinds = SimpleNamespace(FLOAT=0, HALF=1, BFLOAT16=2)
+    frontend = SimpleNamespace(
+        data_type=kinds,
+        pygraph=lambda **options: Graph(log, clock),
+        numerical_note=SimpleNamespace(TENSOR_CORE=0, DOWN_CONVERT_INPUTS=1, NONDETERMINISTIC=2),
+        heur_mode=SimpleNamespace(A=0, FALLBACK=1),
+        cudnnGraphNotSupportedError=Unsupported,
+        create_handle=lambda: 7,
+        set_stream=lambda handle, stream: log.append(("stream", handle, stream)),
+    )
+
+    class Event:
+        def record(self):
+            self.at = clock[0]
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(library.cupy.cuda, "Event", Event)
+    monkeypatch.setattr(
+        library.cupy.cuda, "get_elapsed_time", lambda a, b: b.at - a.at, raising=False
+    )
+    return cudnn.Cudnn(frontend, library.cupy), log
+
+
+def test_a_call_tells_cudnn_where_its_arrays_lie_and_the_stream_once(asked, library):
+    found, log = asked
+    arrays = [dptrain.zeros(1, 2, 2, 3).to("cuda")._array for _ in range(3)]
+    c = described(CASES[0])
+    for _ in range(2):
+        assert found.run(cudnn.forward_graph, c, arrays)
+    places = {n: a.data.ptr for n, a in enumerate(arrays, 1)}
+    assert log == [("stream", 7, 0), *[("execute", places, 0, 7)] * 2]
+    with library.cupy.cuda.Stream():
+        found.run(cudnn.forward_graph, c, arrays)
+    assert log[-2][0] == "stream"
+
+
+def test_benchmark_times_plans_once_and_keeps_the_fastest(asked, library, monkeypatch):
+    found, log = asked
+    monkeypatch.setattr(dptrain.backends.cudnn, "benchmark", True)
+    arrays = [dptrain.zeros(1, 2, 2, 3).to("cuda")._array for _ in range(3)]
+    c = described(CASES[0])
+    found.run(cudnn.forward_graph, c, arrays)
+    tried = [entry[4] for entry in log if entry[0] == "execute"]
+    assert tried == [1] * 4 + [2] * 4 + [2]
+    log.clear()
+    found.run(cudnn.forward_graph, c, arrays)
+    assert [entry[4] for entry in log] == [2]
+    # While a graph is captured nothing can be timed.
+    stream = library.cupy.cuda.get_current_stream()
+    stream.capturing = True
+    other = c._replace(kind="bfloat16")
+    log.clear()
+    found.run(cudnn.forward_graph, other, arrays)
+    assert [len(entry) for entry in log] == [4]
 
 
 # ---- attention ---------------------------------------------------------------------------------

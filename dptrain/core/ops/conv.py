@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, device_of
+from dptrain.core.arrays import HOST_TYPES, on_gpu
 from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.convolve import convolve, input_gradient, weight_gradient
 from dptrain.core.ops.shape import Narrow
@@ -35,6 +36,7 @@ class _Convolution(Op):
 
     num_tensors = 2
     in_float32 = True
+    halves_on_gpu = True
 
     @property
     def grad_name(self) -> str:
@@ -47,11 +49,13 @@ class _Convolution(Op):
         self.window, outs = _fitting(tuple(x_shape[2:]), tuple(w_shape[2:]), options)
         return outs
 
-    def _by_cudnn(self, graph: str, first: Any, second: Any, result: Sizes, shape: Sizes) -> Any:
+    def _by_cudnn(
+        self, graph: str, first: Any, second: Any, result: Sizes, shape: Sizes, bias: Any = None
+    ) -> Any:
         """The result of that shape by cuDNN; None on the host, or where cuDNN is not to be used."""
         if type(first) is np.ndarray:
             return None
-        if device_of(first).type != "cuda" or not math.prod(shape) or not first.size:
+        if not on_gpu(first) or not math.prod(shape) or not first.size:
             return None
         from dptrain.core.kernels.cuda import cudnn
 
@@ -60,7 +64,14 @@ class _Convolution(Op):
         if self.window.outputs(tuple(self.x_shape[2:])) != tuple(result[2:]):
             return None  # a transposed convolution that leaves out windows that would fit
         c = cudnn.describe(self.x_shape, self.w_shape, result, self.window, first.dtype.name)
-        return cudnn.convolve(getattr(cudnn, graph), c, first, second, shape)
+        n, channels, *sizes = shape
+        inputs = channels_last(first), channels_last(second)
+        out = cudnn.convolve(getattr(cudnn, graph), c, *inputs, (n, *sizes, channels))
+        if out is None:
+            return None
+        if bias is not None:
+            out += bias
+        return channels_first(out)
 
 
 @lru_cache(maxsize=1024)
@@ -74,20 +85,25 @@ class Convolution(_Convolution):
     """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
 
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
-    #: The input in the order of the kernels, if it came in another.
+    #: Input and weight in the order of the kernels, if they came in another and backward reads them again.
     image: Any = None
+    filters: Any = None
 
     def forward(self, input: Any, weight: Any, bias: Any, options: tuple[Any, ...]) -> Any:
         outs = self._setup(input.shape, weight.shape, options)
         self._check(input, weight, bias, outs)
         shape = (input.shape[0], weight.shape[0], *outs)
         recorded = getattr(self, "edges", None)  # none inside another backward
-        if recorded and recorded[1] and type(input) in HOST_TYPES and not is_channels_last(input):
-            # The weight's gradient is going to read the image in this order again.
-            input = self.image = channels_first(channels_last(input))
-        fast = self._by_cudnn("forward_graph", input, weight, shape, shape)
+        there = on_gpu(input)
+        if recorded:
+            ordered = there or type(input) in HOST_TYPES
+            if recorded[1] and ordered and not is_channels_last(input):
+                input = self.image = channels_first(channels_last(input))
+            if recorded[0] and there and not is_channels_last(weight):
+                weight = self.filters = channels_first(channels_last(weight))
+        fast = self._by_cudnn("forward_graph", input, weight, shape, shape, bias)
         if fast is not None:
-            return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
+            return fast
         return convolve(input, weight, bias, outs, self.window, self.groups)
 
     def _check(self, input: Any, weight: Any, bias: Any, outs: Sizes) -> None:
@@ -119,22 +135,31 @@ class Convolution(_Convolution):
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         d_input = d_weight = d_bias = None
+        there = on_gpu(grad)
+        image = input if self.image is None or isinstance(grad, Tensor) else self.image
+        if there:
+            grad = channels_first(channels_last(grad))  # for all three
+            weight = weight if self.filters is None else self.filters
         if self.needs[0]:
             d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)
-        if type(grad) is not np.ndarray and (
-            isinstance(grad, Tensor) or device_of(grad).type == "cuda"
-        ):
+        if there or isinstance(grad, Tensor):
             if self.needs[1]:
-                d_weight = ConvolutionWeightGrad.call(input, grad, self.w_shape, self.options)
+                d_weight = ConvolutionWeightGrad.call(image, grad, self.w_shape, self.options)
             if self.needs[2]:
-                d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
+                d_bias = _sum_of_places(grad)
         elif self.needs[1]:
             # One pass gives both.
-            image = input if self.image is None else self.image
             d_weight, d_bias = weight_gradient(image, grad, self.w_shape, self.window, self.groups)
         elif self.needs[2]:
-            d_bias = grad.sum(axis=(0, *range(2, grad.ndim)))
+            d_bias = _sum_of_places(grad)
         return d_input, d_weight, d_bias
+
+
+def _sum_of_places(grad: Any) -> Any:
+    """The gradient of a bias: (N, O, *outs) -> (O,)."""
+    if on_gpu(grad):
+        return kernels_for(grad).column_sums(channels_last(grad).reshape(-1, grad.shape[1]))
+    return grad.sum(axis=(0, *range(2, grad.ndim)))
 
 
 def _leading(values: Any, sizes: Sizes) -> Any:
@@ -167,10 +192,10 @@ class ConvolutionInputGrad(_Convolution):
     ) -> Any:
         # A transposed convolution may leave out windows that would fit (output_padding >= stride).
         self._setup(x_shape, weight.shape, options)
-        outs = self.outs_shape = grad.shape[2:]
-        fast = self._by_cudnn("input_graph", grad, weight, grad.shape, x_shape)
+        self.outs_shape = grad.shape[2:]
+        fast = self._by_cudnn("input_graph", grad, weight, grad.shape, x_shape, bias)
         if fast is not None:
-            return fast if bias is None else fast + bias.reshape(-1, *(1,) * len(outs))
+            return fast
         return input_gradient(grad, weight, bias, tuple(x_shape), self.window, self.groups)
 
     def backward(self, grad_grad: Any, grad: Any, weight: Any) -> Any:
@@ -182,7 +207,7 @@ class ConvolutionInputGrad(_Convolution):
         if self.needs[1]:
             d_weight = ConvolutionWeightGrad.call(grad_grad, grad, self.w_shape, self.options)
         if self.needs[2]:
-            d_bias = grad_grad.sum(axis=(0, *range(2, grad_grad.ndim)))
+            d_bias = _sum_of_places(grad_grad)
         return d_grad, d_weight, d_bias
 
 

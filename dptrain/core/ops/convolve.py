@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.arrays import namespace_of
+from dptrain.core.half import lift
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.grouping import by_group, channel_rows, weight_matrix
 from dptrain.core.ops.windows import (
@@ -55,7 +54,8 @@ def convolve(x: Any, weight: Any, bias: Any, outs: Sizes, window: Window, groups
         taps = _taps(weight)
         out = kernels_for(x).conv(_flat(x), taps, bias, oh, ow, window.geometry(), groups)
         return _deep(out, rank)
-    out = np.matmul(_columns(x, outs, window, groups), weight_matrix(weight, groups))
+    columns = _columns(x, outs, window, groups)
+    out = kernels_for(x).matmul(columns, weight_matrix(weight, groups))
     out = out.transpose(1, 0, 2).reshape(x.shape[0], *outs, weight.shape[0])
     if bias is not None:
         out += bias  # the product is nobody else's
@@ -75,13 +75,14 @@ def input_gradient(
             _flat(grad), _taps(weight), bias, (n, h, w, c), window.geometry(), groups
         )
         return _deep(out, rank)
-    cols = np.matmul(
-        channel_rows(channels_last(grad), groups), weight_matrix(weight, groups).transpose(0, 2, 1)
-    )
+    rows = channel_rows(channels_last(grad), groups)
+    cols = kernels_for(grad).matmul(rows, weight_matrix(weight, groups).transpose(0, 2, 1))
     taps, count = math.prod(window.kernel), n * math.prod(outs)
     cols = cols.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
-    out = image_of(cols.reshape(count, c * taps), tuple(x_shape), outs, window)
-    return out if bias is None else out + bias.reshape(-1, *(1,) * rank)
+    # Of 16 bits on a GPU only: what the taps of a place hold is added up in float32.
+    out = image_of(lift(cols.reshape(count, c * taps)), tuple(x_shape), outs, window)
+    out = out if bias is None else out + bias.reshape(-1, *(1,) * rank)
+    return out.astype(grad.dtype, copy=False)
 
 
 def weight_gradient(
@@ -98,8 +99,9 @@ def weight_gradient(
     o, c, *_ = w_shape
     cols = _columns(x, outs, window, groups)
     rows = channel_rows(channels_last(grad), groups)
-    out = np.matmul(cols.transpose(0, 2, 1), rows)  # (g, taps*C/g, O/g)
+    out = kernels_for(x).matmul(cols.transpose(0, 2, 1), rows)  # (g, taps*C/g, O/g)
     taps = out.reshape(groups, math.prod(window.kernel), c, o // groups).transpose(0, 3, 2, 1)
     flat = namespace_of(grad).ascontiguousarray(channels_last(grad)).reshape(-1, o)
     # As a product, which is much faster than a strided sum.
-    return taps.reshape(tuple(w_shape)), namespace_of(flat).ones(len(flat), flat.dtype) @ flat
+    sums = kernels_for(flat).matmul(namespace_of(flat).ones(len(flat), flat.dtype), flat)
+    return taps.reshape(tuple(w_shape)), sums

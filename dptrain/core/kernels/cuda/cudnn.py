@@ -11,20 +11,22 @@ matrices times weights (cuBLAS), which one warning says.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from dptrain.core.arrays import device_of, namespace_of
+from dptrain.core.arrays import address, device_of, namespace_of
 
 Sizes = tuple[int, ...]
 
 #: PyTorch's flags; `dptrain.backends.cudnn` puts itself here, so that it is read where users set them.
-flags: Any = SimpleNamespace(enabled=True, allow_tf32=True, deterministic=False)
+flags: Any = SimpleNamespace(enabled=True, allow_tf32=True, deterministic=False, benchmark=False)
 
 #: NumPy's names of the element types that cuDNN gets, and the frontend's.
 KINDS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
@@ -55,11 +57,19 @@ class Convolution(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A graph that was built, its tensors in the order of the call, and its workspace in bytes."""
+    """A graph that was built.
+
+    Attributes:
+        graph: the frontend's.
+        uids: of its tensors, in the order of the call.
+        workspace: bytes.
+        choice: which of the graph's plans was the fastest; None: the one that the graph takes by itself.
+    """
 
     graph: Any
-    tensors: tuple[Any, ...]
+    uids: tuple[int, ...]
     workspace: int
+    choice: int | None = None
 
 
 def last_strides(shape: Sizes) -> Sizes:
@@ -145,6 +155,7 @@ class Cudnn:
     def __init__(self, frontend: Any, cupy: Any) -> None:
         self._cudnn, self._cupy = frontend, cupy
         self._handles: dict[int, int] = {}
+        self._streams: dict[int, int] = {}
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self._lock = threading.Lock()
 
@@ -153,35 +164,55 @@ class Cudnn:
         return int(self._cudnn.backend_version())
 
     def run(self, build: Builder, c: Any, arrays: tuple[Any, ...]) -> bool:
-        """Run a graph over channels-last arrays, in the order of its tensors.
+        """Run a graph over arrays that lie in memory as it was told, in the order of its tensors.
 
         Returns:
             False if cuDNN has no algorithm for it; nothing was computed then.
         """
         index = device_of(arrays[0]).index or 0
+        places = [address(a) for a in arrays]
         with self._lock:  # a handle serves one thread at a time
-            handle = self._handle(index)
-            key = build, c, index
+            handle = self._ready(index)
+            key = build, c, index, flags.benchmark
             if key not in self._plans:
-                self._plans[key] = self._plan(build, handle, c)
+                self._plans[key] = self._plan(build, handle, c, places)
             plan = self._plans[key]
             if plan is None:
                 return False
-            cudnn, cupy = self._cudnn, self._cupy
-            cudnn.set_stream(handle=handle, stream=cupy.cuda.get_current_stream().ptr)
-            workspace = cupy.empty(plan.workspace, "uint8")
-            pointers = {t: int(a.data.ptr) for t, a in zip(plan.tensors, arrays, strict=True)}
-            plan.graph.execute(pointers, int(workspace.data.ptr), handle=handle)
+            # Given back at the end of this call, for what comes later in this stream.
+            workspace, at = self._workspace(plan.workspace)
+            pointers = dict(zip(plan.uids, places, strict=True))
+            if plan.choice is None:
+                plan.graph.execute(pointers, at, handle=handle)
+            else:
+                plan.graph.execute_plan_at_index(pointers, at, plan.choice, handle=handle)
+            del workspace
         return True
 
-    def _handle(self, index: int) -> int:
+    def _ready(self, index: int) -> int:
+        """The handle of a GPU, on the current stream."""
         if index not in self._handles:
             self._handles[index] = self._cudnn.create_handle()
-        return self._handles[index]
+        handle = self._handles[index]
+        stream = self._cupy.cuda.get_current_stream().ptr
+        if self._streams.get(index) != stream:
+            self._cudnn.set_stream(handle=handle, stream=stream)
+            self._streams[index] = stream
+        return handle
 
-    def _plan(self, build: Builder, handle: int, c: Any) -> Plan | None:
+    def _workspace(self, size: int) -> tuple[Any, int]:
+        """Memory of so many bytes, and where it lies."""
+        if not size:
+            return None, 0
+        held = self._cupy.empty(size, "uint8")
+        return held, address(held)
+
+    def _plan(self, build: Builder, handle: int, c: Any, places: list[int]) -> Plan | None:
         cudnn = self._cudnn
         graph, tensors = build(cudnn, handle, c)
+        uids = tuple(range(1, len(tensors) + 1))
+        for tensor, uid in zip(tensors, uids, strict=True):
+            tensor.set_uid(uid)
         notes = cudnn.numerical_note
         try:
             graph.validate()
@@ -191,12 +222,44 @@ class Cudnn:
                 graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
             if c.deterministic:
                 graph.deselect_numeric_notes([notes.NONDETERMINISTIC])
+            if flags.benchmark and not self._cupy.cuda.get_current_stream().is_capturing():
+                return self._fastest(graph, uids, handle, places)
             graph.check_support()
             graph.build_plans()
         except cudnn.cudnnGraphNotSupportedError:
             return None
-        return Plan(graph, tensors, int(graph.get_workspace_size()))
+        return Plan(graph, uids, int(graph.get_workspace_size()))
 
+    def _fastest(
+        self, graph: Any, uids: tuple[int, ...], handle: int, places: list[int]
+    ) -> Plan | None:
+        """The fastest of the plans that cuDNN holds for the best, tried on the arrays of the call."""
+        pointers, cuda = dict(zip(uids, places, strict=True)), self._cupy.cuda
+        best: Plan | None = None
+        least = math.inf
+        for choice in range(min(graph.get_execution_plan_count(), _MOST_TRIED)):
+            try:
+                graph.build_plan_at_index(choice)
+                plan = Plan(graph, uids, graph.get_workspace_size_plan_at_index(choice), choice)
+                workspace, at = self._workspace(plan.workspace)
+                graph.execute_plan_at_index(pointers, at, choice, handle=handle)  # loads kernels
+                start, end = cuda.Event(), cuda.Event()
+                start.record()
+                for _ in range(_RUNS):
+                    graph.execute_plan_at_index(pointers, at, choice, handle=handle)
+                end.record()
+                end.synchronize()
+                del workspace
+            except (self._cudnn.cudnnGraphNotSupportedError, RuntimeError, MemoryError):
+                continue  # not for this GPU, or what was deselected
+            taken = cuda.get_elapsed_time(start, end)
+            if taken < least:
+                best, least = plan, taken
+        return best
+
+
+#: Plans of a graph that are timed, and how often each.
+_MOST_TRIED, _RUNS = 8, 3
 
 _library: list[Cudnn | None] = []
 
@@ -240,21 +303,26 @@ def available(array: Any) -> Cudnn | None:
 
 def describe(image: Sizes, weight: Sizes, result: Sizes, window: Any, kind: str) -> Convolution:
     """The convolution of these shapes; a line is an image of height one."""
+    tf32, deterministic = bool(flags.allow_tf32), bool(flags.deterministic)
+    return _described(tuple(image), tuple(weight), tuple(result), window, kind, tf32, deterministic)
+
+
+@lru_cache(maxsize=4096)
+def _described(
+    image: Sizes,
+    weight: Sizes,
+    result: Sizes,
+    window: Any,
+    kind: str,
+    tf32: bool,
+    deterministic: bool,
+) -> Convolution:
     padding, stride, dilation = window.padding, window.stride, window.dilation
     if len(image) == 3:
         image, weight, result = ((*s[:2], 1, *s[2:]) for s in (image, weight, result))
         padding, stride, dilation = (0, *padding), (1, *stride), (1, *dilation)
-    return Convolution(
-        tuple(map(int, image)),
-        tuple(map(int, weight)),
-        tuple(map(int, result)),
-        padding,
-        stride,
-        dilation,
-        kind,
-        bool(flags.allow_tf32),
-        bool(flags.deterministic),
-    )
+    x, w, y = (tuple(map(int, s)) for s in (image, weight, result))
+    return Convolution(x, w, y, padding, stride, dilation, kind, tf32, deterministic)
 
 
 def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Sizes) -> Any:
@@ -263,17 +331,14 @@ def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Siz
     Args:
         build: `forward_graph`, `input_graph` or `weight_graph`.
         c: the convolution.
-        first, second: its inputs, channels first, of any layout in memory.
-        shape: of the result, channels first.
+        first, second: its inputs, channels last and contiguous.
+        shape: of the result, channels last.
 
     Returns:
-        The result, channels first over channels-last memory; None if cuDNN cannot do it.
+        The result; None if cuDNN cannot do it.
     """
     found = library()
     if found is None:
         return None
-    xp = namespace_of(first)
-    n, channels, *sizes = shape
-    out = xp.empty((n, *sizes, channels), first.dtype)
-    inputs = [xp.ascontiguousarray(xp.moveaxis(a, 1, -1)) for a in (first, second)]
-    return xp.moveaxis(out, -1, 1) if found.run(build, c, (*inputs, out)) else None
+    out = namespace_of(first).empty(shape, first.dtype)
+    return out if found.run(build, c, (first, second, out)) else None

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels.cuda.columns import column_sums
+from dptrain.core.kernels.cuda.gemm import matmul
 from dptrain.core.kernels.cuda.images import col2im, im2col
 from dptrain.core.kernels.grouping import by_group, channel_rows, weight_matrix
 
@@ -18,7 +20,7 @@ def conv(x: Any, weight: Any, bias: Any, out_h: int, out_w: int, geometry: Any, 
     """(N, H, W, C) with (O, C/groups, kh, kw) -> (N, oh, ow, O)."""
     n, o = x.shape[0], weight.shape[0]
     columns = by_group(im2col(x, out_h, out_w, geometry), groups, geometry[0] * geometry[1])
-    out = np.matmul(columns, weight_matrix(weight, groups))
+    out = matmul(columns, weight_matrix(weight, groups))
     out = out.transpose(1, 0, 2).reshape(n, out_h, out_w, o)
     return out if bias is None else out + bias
 
@@ -28,9 +30,7 @@ def conv_input_grad(
 ) -> Any:
     """The gradient of `conv`'s input, of that shape."""
     _, out_h, out_w, _ = grad.shape
-    products = np.matmul(
-        channel_rows(grad, groups), weight_matrix(weight, groups).transpose(0, 2, 1)
-    )
+    products = matmul(channel_rows(grad, groups), weight_matrix(weight, groups).transpose(0, 2, 1))
     taps, c = geometry[0] * geometry[1], shape[3]
     count = grad.shape[0] * out_h * out_w
     split = products.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
@@ -46,9 +46,9 @@ def conv_weight_grad(
     o, c, kh, kw = w_shape
     _, out_h, out_w, _ = grad.shape
     columns = by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
-    out = np.matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
+    out = matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
     taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
-    return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
+    return taps.reshape(w_shape), column_sums(grad.reshape(-1, o))
 
 
 def sum_pool(x: Any, out_h: int, out_w: int, geometry: Any) -> Any:
