@@ -348,34 +348,50 @@ def test_benchmark_times_plans_once_and_keeps_the_fastest(asked, library, monkey
 SHAPES = [
     ((2, 3, 64, 32), (2, 3, 128, 32), (2, 3, 128, 16)),
     ((1, 2, 8, 128), (1, 2, 8, 128), (1, 2, 8, 128)),
+    ((2, 6, 64, 64), (2, 2, 64, 64), (2, 2, 64, 64)),
 ]
 
 
+def layouts(shapes, order):
+    """Of (N, heads, length, size): row-major, heads beside each other, or parts of one projection."""
+    if order == "rows":
+        return [cudnn_attention.dense(s) for s in shapes]
+    if order == "heads beside each other":
+        return [cudnn_attention.dense(s, (3, 1, 2, 0)) for s in shapes]
+    heads, size = shapes[0][1], shapes[0][3]
+    row = 3 * heads * size
+    return [cudnn_attention.Layout(s, (row * s[2], size, row, 1)) for s in shapes]
+
+
+@pytest.mark.parametrize("order", ["rows", "heads beside each other", "parts"])
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_attention_graphs_validate_with_the_shapes_that_cudnn_infers(
-    frontend, shapes, kind, causal, architecture
+def test_attention_graphs_validate_with_the_layouts_that_were_asked_for(
+    frontend, shapes, kind, causal, architecture, order
 ):
-    a = cudnn_attention.Attention(*shapes, 0.25, causal, kind, deterministic=causal)
+    q, k, v = layouts(shapes, order)
+    out = cudnn_attention.dense((*shapes[0][:3], shapes[2][3]), q.steps)
+    grad = cudnn_attention.dense(out.sizes)
+    a = cudnn_attention.Attention(
+        q, k, v, out, grad, 0.25, causal, recorded=True, kind=kind, deterministic=causal
+    )
     # Without a GPU to ask, the frontend has to be told for which one.
     told = SimpleNamespace(
         data_type=frontend.data_type,
         pygraph=lambda **options: frontend.pygraph(**options, sm_version=architecture),
     )
-    q, k, v = shapes
-    out, stats = (*q[:3], v[3]), (*q[:3], 1)
-    for build, expected in (
-        (cudnn_attention.forward_graph, (q, k, v, out, stats)),
-        (cudnn_attention.backward_graph, (q, k, v, out, out, stats, q, k, v)),
+    outs = [cudnn_attention.dense(*each) for each in (q, k, v)]
+    for build, c, expected in (
+        (cudnn_attention.forward_graph, a, (q, k, v, out, a.stats)),
+        (cudnn_attention.forward_graph, a._replace(recorded=False), (q, k, v, out)),
+        (cudnn_attention.backward_graph, a, (q, k, v, out, grad, a.stats, *outs)),
     ):
-        graph, tensors = build(told, None, a)
+        graph, tensors = build(told, None, c)
         graph.validate()
-        assert [tuple(t.get_dim()) for t in tensors] == list(expected)
-        for tensor, shape in zip(tensors, expected, strict=True):
-            steps = np.empty(shape, np.int8).strides
-            assert tuple(tensor.get_stride()) == steps
+        found = [(tuple(t.get_dim()), tuple(t.get_stride())) for t in tensors]
+        assert found == [tuple(layout) for layout in expected]
 
 
 class NumpyAttention:
@@ -387,21 +403,38 @@ class NumpyAttention:
     def run(self, build, a, arrays):
         self.calls.append(build.__name__)
         host = [array.host for array in arrays]
+        facts = () if build is cudnn_attention.forward_graph and not a.recorded else (a.stats,)
+        if build is cudnn_attention.forward_graph:
+            told = (a.query, a.key, a.value, a.result, *facts)
+        else:
+            grads = [cudnn_attention.dense(*each) for each in (a.query, a.key, a.value)]
+            told = (a.query, a.key, a.value, a.result, a.grad, *facts, *grads)
+        for x, layout in zip(host, told, strict=True):
+            assert x.shape == layout.sizes
+            for size, t, step in zip(x.shape, x.strides, layout.steps, strict=True):
+                assert size == 1 or t == step * x.itemsize
+        repeat = a.query.sizes[1] // a.key.sizes[1]
         q, k, v = (x.astype(np.float64) for x in host[:3])
+        k, v = (np.repeat(x, repeat, axis=1) for x in (k, v))
         scores = np.einsum("nhld,nhsd->nhls", q, k) * a.scale
         if a.causal:
             scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
         stats = np.log(np.exp(scores).sum(axis=-1, keepdims=True))
         p = np.exp(scores - stats)
         if build is cudnn_attention.forward_graph:
-            host[3][...], host[4][...] = p @ v, stats
+            host[3][...] = p @ v
+            if a.recorded:
+                host[4][...] = stats
             return True
         np.testing.assert_allclose(host[5], stats, rtol=1e-3)
         g = host[4].astype(np.float64)
         dp = g @ v.swapaxes(2, 3)
         ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * a.scale
-        host[6][...], host[7][...] = ds @ k, ds.swapaxes(2, 3) @ q
-        host[8][...] = p.swapaxes(2, 3) @ g
+        dk, dv = ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ g
+        host[6][...] = ds @ k
+        for out, every in ((host[7], dk), (host[8], dv)):
+            n, heads, *rest = out.shape
+            out[...] = every.reshape(n, heads, repeat, *rest).sum(axis=2)
         return True
 
 
@@ -428,6 +461,63 @@ def test_attention_goes_to_cudnn_and_has_the_values_of_the_host(fused, causal):
 
     for found, expected in zip(run("cuda:1"), run("cpu"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
+    assert fused.calls == ["forward_graph", "backward_graph"]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_parts_of_one_projection_are_read_where_they_lie(fused, recorded, monkeypatch):
+    """And the heads of the result lie beside each other, so that it is a view of (N, T, heads * size)."""
+    read = []
+    readable = cudnn_attention._readable
+    monkeypatch.setattr(
+        cudnn_attention, "_readable", lambda x: read.append((x, readable(x)[0])) or readable(x)
+    )
+    values = np.random.default_rng(0).standard_normal((2, 5, 3 * 4 * 8)).astype(np.float16)
+
+    def run(place, dtype):
+        x = dptrain.tensor(values).to(place, dtype).requires_grad_(recorded)
+        q, k, v = (part.view(2, 5, 4, 8).transpose(1, 2) for part in x.view(2, 5, 3, 32).unbind(2))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        flat = out.reshape(2, 5, 32)
+        if place != "cpu":
+            assert out.is_contiguous()
+            assert flat.data_ptr() == out.data_ptr()
+        if recorded:
+            flat.backward(dptrain.tensor(values[..., 32:64]).to(place, dtype))
+        return [t.detach().cpu().numpy() for t in ((flat, x.grad) if recorded else (flat,))]
+
+    found = run("cuda:1", dptrain.float16)
+    for theirs, ours in read:
+        assert theirs is ours
+    assert fused.calls == ["forward_graph", "backward_graph"][: 1 + recorded]
+    for ours, theirs in zip(found, run("cpu", dptrain.float32), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_what_lies_awkwardly_is_copied_and_few_keys_serve_many_queries(fused):
+    def run(place, dtype):
+        stream = np.random.default_rng(1)
+        q = dptrain.tensor(stream.standard_normal((2, 4, 9, 8))).to(place, dtype)[:, :, :, :8]
+        wide = dptrain.tensor(stream.standard_normal((2, 2, 9, 9))).to(place, dtype)
+        k, v = wide[..., 1:], wide[..., :8]  # rows of 18 bytes
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = F.scaled_dot_product_attention(*leaves, enable_gqa=True)
+        (out.float() ** 2).sum().backward()
+        return [t.detach().cpu().float().numpy() for t in (out, *(x.grad for x in leaves))]
+
+    found = run("cuda:1", dptrain.float16)
+    assert fused.calls == ["forward_graph", "backward_graph"]
+    for ours, theirs in zip(found, run("cpu", dptrain.float32), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_brings_attention_to_the_graphs(fused):
+    q, k, v = (dptrain.ones(1, 2, 4, 8).to("cuda:1").requires_grad_() for _ in range(3))
+    with dptrain.autocast("cuda", dtype=dptrain.bfloat16):
+        out = F.scaled_dot_product_attention(q, k, v)
+    assert out.dtype is dptrain.bfloat16
+    out.sum().backward()
+    assert q.grad.dtype is dptrain.float32
     assert fused.calls == ["forward_graph", "backward_graph"]
 
 

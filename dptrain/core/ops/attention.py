@@ -60,34 +60,33 @@ class FusedAttention(Op):
     backward_name = "ScaledDotProductCudnnAttentionBackward0"
     num_tensors = 3
 
-    def forward(self, query: Any, key: Any, value: Any, *, described: Any) -> Any:
-        found = cudnn_attention.forward(described, query, key, value)
+    def forward(self, query: Any, key: Any, value: Any, scale: float, causal: bool) -> Any:
+        self.order_asked = True  # as in PyTorch, heads lie beside each other if the query's do
+        recorded = any(edge is not None for edge in self.edges)
+        found = cudnn_attention.forward(query, key, value, scale, causal, recorded)
         if found is None:
             raise _UnservedError
-        self.described = described
-        self.out, self.stats = found
-        return self.out
+        out, self.stats, self.described = found
+        return out
 
-    def backward(self, grad: Any, query: Any, key: Any, value: Any) -> Any:
+    def backward(self, grad: Any, query: Any, key: Any, value: Any, out: Any) -> Any:
         if isinstance(grad, Tensor):
             raise RuntimeError(
                 "scaled_dot_product_attention by cuDNN has no second derivative; for create_graph=True turn it off: "
                 "dptrain.backends.cuda.enable_cudnn_sdp(False)"
             )
-        return cudnn_attention.backward(
-            self.described, (query, key, value, self.out, grad, self.stats)
-        )
+        arrays = query, key, value, out, grad
+        return cudnn_attention.backward(self.described, arrays, self.stats)
 
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool
 ) -> Tensor | None:
     """The attention of tensors on a GPU by one kernel; None where none serves it."""
-    described = cudnn_attention.describe(query._array, key._array, value._array, scale, causal)
-    if described is None:
+    if not cudnn_attention.serves(query._array, key._array, value._array):
         return None
     try:
-        out: Tensor = FusedAttention.apply(query, key, value, described=described)
+        out: Tensor = FusedAttention.apply(query, key, value, scale, causal)
     except _UnservedError:
         return None
     return out

@@ -126,7 +126,13 @@ def scaled_dot_product_attention(
                 f"Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype: "
                 f"{attn_mask.dtype} and  query.dtype: {query.dtype} instead."
             )
-    if enable_gqa and query.shape[-3] != key.shape[-3]:
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    alike = query.shape[-3:-2] == key.shape[-3:-2]
+    if query.is_cuda and attn_mask is None and not dropout_p and (alike or enable_gqa):
+        fused = fused_attention(query, key, value, factor, is_causal)
+        if fused is not None:
+            return fused
+    if enable_gqa and not alike:
         if query.shape[-3] % key.shape[-3] or query.shape[-3] % value.shape[-3]:
             raise RuntimeError(
                 "scaled_dot_product_attention: number of heads in key and value must divide the number of heads "
@@ -134,11 +140,6 @@ def scaled_dot_product_attention(
             )
         key = _repeat_heads(key, query.shape[-3] // key.shape[-3])
         value = _repeat_heads(value, query.shape[-3] // value.shape[-3])
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if query.is_cuda and attn_mask is None and not dropout_p:
-        fused = fused_attention(query, key, value, factor, is_causal)
-        if fused is not None:
-            return fused
     if attn_mask is None and dropout_p == 0 and _fused(query, key, value):
         return ScaledDotProductFlashAttentionForCpu.apply(query, key, value, factor, is_causal)
     # 16-bit operands: one rounding at the end.

@@ -1,7 +1,7 @@
 """Convolution by cuDNN: graphs over raw pointers, built once for each shape and type.
 
 Owns: `Cudnn` (handles, plans, workspaces) and the graphs of a convolution and its two gradients; those of
-attention are in `attention`, and normalisation has kernels of its own. Images
+attention are in `cudnn_attention`, and normalisation has kernels of its own. Images
 are channels-last in memory, the layout for which cuDNN has tensor-core kernels. Pooling is not here:
 the frontend's Python interface has no pooling; `images` serves it.
 
@@ -97,7 +97,8 @@ def _output(tensor: Any, cudnn: Any, shape: Sizes, kind: str) -> Any:
     return tensor
 
 
-def _graph(cudnn: Any, handle: int | None, kind: str) -> Any:
+def empty_graph(cudnn: Any, handle: int | None, kind: str) -> Any:
+    """A graph over tensors of a type, which computes in float32."""
     io = getattr(cudnn.data_type, KINDS[kind])
     single = cudnn.data_type.FLOAT
     return cudnn.pygraph(
@@ -115,7 +116,7 @@ def _options(c: Convolution) -> dict[str, Any]:
 
 def forward_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
     """Image and weight -> result."""
-    graph = _graph(cudnn, handle, c.kind)
+    graph = empty_graph(cudnn, handle, c.kind)
     x = _tensor(graph, cudnn, "image", c.image, c.kind)
     w = _tensor(graph, cudnn, "weight", c.weight, c.kind)
     y = _output(graph.conv_fprop(image=x, weight=w, **_options(c)), cudnn, c.result, c.kind)
@@ -124,7 +125,7 @@ def forward_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, 
 
 def input_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
     """Gradient of the result and weight -> gradient of the image."""
-    graph = _graph(cudnn, handle, c.kind)
+    graph = empty_graph(cudnn, handle, c.kind)
     g = _tensor(graph, cudnn, "grad", c.result, c.kind)
     w = _tensor(graph, cudnn, "weight", c.weight, c.kind)
     x = _output(graph.conv_dgrad(loss=g, filter=w, **_options(c)), cudnn, c.image, c.kind)
@@ -133,7 +134,7 @@ def input_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tu
 
 def weight_graph(cudnn: Any, handle: int | None, c: Convolution) -> tuple[Any, tuple[Any, ...]]:
     """Image and gradient of the result -> gradient of the weight."""
-    graph = _graph(cudnn, handle, c.kind)
+    graph = empty_graph(cudnn, handle, c.kind)
     x = _tensor(graph, cudnn, "image", c.image, c.kind)
     g = _tensor(graph, cudnn, "grad", c.result, c.kind)
     w = _output(graph.conv_wgrad(image=x, loss=g, **_options(c)), cudnn, c.weight, c.kind)
@@ -227,6 +228,9 @@ class Cudnn:
             graph.check_support()
             graph.build_plans()
         except cudnn.cudnnGraphNotSupportedError:
+            return None
+        except RuntimeError as error:  # no refusal: something is amiss, which should be known
+            warnings.warn(f"cuDNN made no plan for {c}: {error}", stacklevel=2)
             return None
         return Plan(graph, uids, int(graph.get_workspace_size()))
 

@@ -4,6 +4,9 @@ Owns: what a plan depends on, the two graphs, which calls they serve. They serve
 128 elements (a multiple of 8), no mask but the causal one, and no dropout. Everything else, and every GPU for
 which cuDNN has no such algorithm, is served by products and a softmax.
 
+Queries, keys and values are read as they lie in memory, such as parts of one projection with the heads beside each
+other; the result and the gradients lie in the order of what they belong to, without its gaps.
+
 Off unless `dptrain.backends.cuda.enable_cudnn_sdp(True)`: the graphs were validated, but never run.
 """
 
@@ -11,12 +14,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import address, namespace_of
 from dptrain.core.kernels.cuda import cudnn as library
 from dptrain.core.kernels.cuda.cudnn import KINDS, Sizes
 
 #: PyTorch's switch; see `dptrain.backends.cuda`.
 enabled = False
+
+#: Bytes that a piece of memory which the kernels read at once has.
+_PIECE = 16
+
+
+class Layout(NamedTuple):
+    """Sizes of an array and its steps in memory, in elements."""
+
+    sizes: Sizes
+    steps: Sizes
 
 
 class Attention(NamedTuple):
@@ -24,52 +37,85 @@ class Attention(NamedTuple):
 
     Attributes:
         query: (N, heads, L, E).
-        key: (N, heads, S, E).
-        value: (N, heads, S, Ev).
+        key: (N, fewer heads or as many, S, E).
+        value: (N, those of the keys, S, Ev).
+        result: (N, heads, L, Ev).
+        grad: likewise, the gradient of the result; of no meaning forward.
         scale: factor of the products.
         causal: position i of the query sees keys 0..i.
+        recorded: backward needs the softmax's facts.
         kind: NumPy's name of the element type.
         deterministic: only algorithms that give the same bits in every run.
         tf32: of no meaning here.
     """
 
-    query: Sizes
-    key: Sizes
-    value: Sizes
+    query: Layout
+    key: Layout
+    value: Layout
+    result: Layout
+    grad: Layout
     scale: float
     causal: bool
+    recorded: bool
     kind: str
     deterministic: bool
     tf32: bool = True
 
     @property
-    def result(self) -> Sizes:
-        """(N, heads, L, Ev)."""
-        return (*self.query[:3], self.value[3])
-
-    @property
-    def stats(self) -> Sizes:
+    def stats(self) -> Layout:
         """(N, heads, L, 1): the logarithms of the softmax's denominators, float32."""
-        return (*self.query[:3], 1)
+        return dense((*self.query.sizes[:3], 1))
 
 
-def row_major(shape: Sizes) -> list[int]:
-    """Strides, in elements, of a C-contiguous array."""
-    steps, step = [], 1
-    for size in reversed(shape):
-        steps.append(step)
-        step *= size
-    return steps[::-1]
+def dense(sizes: Sizes, like: Sizes = (0, 0, 0, 0)) -> Layout:
+    """A layout without gaps, with its dimensions but the last in the order of those steps."""
+    order = (*sorted(range(len(sizes) - 1), key=lambda d: -like[d]), len(sizes) - 1)
+    steps, step = [0] * len(sizes), 1
+    for d in reversed(order):
+        steps[d], step = step, step * sizes[d]
+    return Layout(sizes, tuple(steps))
 
 
-def _given(graph: Any, cudnn: Any, name: str, shape: Sizes, kind: str) -> Any:
-    return graph.tensor(
-        name=name, dim=list(shape), stride=row_major(shape), data_type=_type(cudnn, kind)
+def _layout(array: Any) -> Layout | None:
+    """How an array lies in memory; None where the kernels cannot read it so."""
+    sizes, size = tuple(map(int, array.shape)), array.dtype.itemsize
+    steps = tuple(t // size for t in array.strides)
+    if address(array) % _PIECE or (steps[3] != 1 and sizes[3] != 1):
+        return None
+    for n, t in zip(sizes[:3], array.strides[:3], strict=True):
+        if n > 1 and (t <= 0 or t % _PIECE):
+            return None
+    # A dimension of size one may have any step: one that fits the others.
+    plain = dense(sizes).steps
+    return Layout(
+        sizes, tuple(p if n == 1 else t for n, t, p in zip(sizes, steps, plain, strict=True))
     )
 
 
-def _wanted(tensor: Any, cudnn: Any, shape: Sizes, kind: str) -> Any:
-    tensor.set_output(True).set_dim(list(shape)).set_stride(row_major(shape))
+def _readable(array: Any) -> tuple[Any, Layout]:
+    """The array, or a copy that the kernels can read; and how it lies in memory."""
+    found = _layout(array)
+    if found is None:
+        array = namespace_of(array).array(array, order="C")
+        found = dense(tuple(map(int, array.shape)))
+    return array, found
+
+
+def _empty(xp: Any, layout: Layout, kind: Any) -> Any:
+    """An array of a layout without gaps."""
+    order = sorted(range(len(layout.sizes)), key=lambda d: (-layout.steps[d], d))
+    array = xp.empty([layout.sizes[d] for d in order], kind)
+    return array.transpose([order.index(d) for d in range(len(order))])
+
+
+def _given(graph: Any, cudnn: Any, name: str, layout: Layout, kind: str) -> Any:
+    sizes, steps = map(list, layout)
+    return graph.tensor(name=name, dim=sizes, stride=steps, data_type=_type(cudnn, kind))
+
+
+def _wanted(tensor: Any, cudnn: Any, layout: Layout, kind: str) -> Any:
+    sizes, steps = map(list, layout)
+    tensor.set_output(True).set_dim(sizes).set_stride(steps)
     return tensor.set_data_type(_type(cudnn, kind))
 
 
@@ -77,41 +123,30 @@ def _type(cudnn: Any, kind: str) -> Any:
     return getattr(cudnn.data_type, KINDS[kind])
 
 
-def _graph(cudnn: Any, handle: int | None, kind: str) -> Any:
-    single = cudnn.data_type.FLOAT
-    return cudnn.pygraph(
-        io_data_type=_type(cudnn, kind),
-        intermediate_data_type=single,
-        compute_data_type=single,
-        handle=handle,
-    )
-
-
 def forward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
-    """Query, key and value -> result and what backward needs of the softmax."""
-    graph = _graph(cudnn, handle, a.kind)
-    q, k, v = (
-        _given(graph, cudnn, name, shape, a.kind)
-        for name, shape in (("query", a.query), ("key", a.key), ("value", a.value))
-    )
+    """Query, key and value -> result and, if it is recorded, what backward needs of the softmax."""
+    graph = library.empty_graph(cudnn, handle, a.kind)
+    layouts = {"query": a.query, "key": a.key, "value": a.value}
+    q, k, v = (_given(graph, cudnn, name, layout, a.kind) for name, layout in layouts.items())
     out, stats = graph.sdpa(
         name="attention",
         q=q,
         k=k,
         v=v,
-        generate_stats=True,
+        generate_stats=a.recorded,
         attn_scale=a.scale,
         use_causal_mask=a.causal,
     )
     out = _wanted(out, cudnn, a.result, a.kind)
-    return graph, (q, k, v, out, _wanted(stats, cudnn, a.stats, "float32"))
+    facts = (_wanted(stats, cudnn, a.stats, "float32"),) if a.recorded else ()
+    return graph, (q, k, v, out, *facts)
 
 
 def backward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
     """Query, key, value, result, its gradient and the softmax's facts -> the three gradients."""
-    graph = _graph(cudnn, handle, a.kind)
-    shapes = {"q": a.query, "k": a.key, "v": a.value, "o": a.result, "dO": a.result}
-    given = {name: _given(graph, cudnn, name, s, a.kind) for name, s in shapes.items()}
+    graph = library.empty_graph(cudnn, handle, a.kind)
+    layouts = {"q": a.query, "k": a.key, "v": a.value, "o": a.result, "dO": a.grad}
+    given = {name: _given(graph, cudnn, name, each, a.kind) for name, each in layouts.items()}
     given["stats"] = _given(graph, cudnn, "stats", a.stats, "float32")
     grads = graph.sdpa_backward(
         name="attention backward",
@@ -121,50 +156,77 @@ def backward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, t
         use_deterministic_algorithm=a.deterministic,
     )
     outs = [
-        _wanted(grad, cudnn, shape, a.kind)
-        for grad, shape in zip(grads, (a.query, a.key, a.value), strict=True)
+        _wanted(grad, cudnn, dense(*of), a.kind)
+        for grad, of in zip(grads, (a.query, a.key, a.value), strict=True)
     ]
     return graph, (*given.values(), *outs)
 
 
-def describe(query: Any, key: Any, value: Any, scale: float, causal: bool) -> Attention | None:
-    """The attention of these arrays; None where these graphs do not serve it."""
+def serves(query: Any, key: Any, value: Any) -> bool:
+    """Whether the graphs are for attention of these arrays (of which keys may have fewer heads)."""
     if not enabled or query.dtype.name not in ("float16", "bfloat16") or query.ndim != 4:
-        return None
+        return False
     sizes = (query.shape[3], value.shape[3])
     if any(size > 128 or size % 8 for size in sizes) or 0 in (query.size, key.size, value.size):
-        return None
-    if query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3]:
-        return None
-    q, k, v = (tuple(map(int, a.shape)) for a in (query, key, value))
-    kind, deterministic = query.dtype.name, bool(library.flags.deterministic)
-    return Attention(q, k, v, float(scale), bool(causal), kind, deterministic)
+        return False
+    batches, heads = query.shape[0] == key.shape[0], query.shape[1] % key.shape[1] == 0
+    return batches and heads and key.shape[:3] == value.shape[:3] and key.shape[3] == sizes[0]
 
 
-def forward(a: Attention, query: Any, key: Any, value: Any) -> tuple[Any, Any] | None:
-    """Result and softmax's facts; None where cuDNN is not there or has no algorithm."""
+def forward(
+    query: Any, key: Any, value: Any, scale: float, causal: bool, recorded: bool
+) -> tuple[Any, Any, Attention] | None:
+    """Attention of arrays that are served.
+
+    Args:
+        query, key, value: of any layout in memory.
+        scale, causal, recorded: see `Attention`.
+
+    Returns:
+        Result, the softmax's facts (None if not recorded), and what `backward` is told of them. None where cuDNN
+        is not there or has no algorithm.
+    """
     found = library.library()
     if found is None or not library.flags.enabled:
         return None
-    xp = namespace_of(query)
-    out, stats = xp.empty(a.result, query.dtype), xp.empty(a.stats, "float32")
-    inputs = [xp.ascontiguousarray(x) for x in (query, key, value)]
-    return (out, stats) if found.run(forward_graph, a, (*inputs, out, stats)) else None
+    xp, kind = namespace_of(query), query.dtype
+    (q, of_q), (k, of_k), (v, of_v) = map(_readable, (query, key, value))
+    result = dense((*of_q.sizes[:3], of_v.sizes[3]), of_q.steps)
+    a = Attention(
+        of_q,
+        of_k,
+        of_v,
+        result,
+        result,
+        float(scale),
+        bool(causal),
+        recorded,
+        kind.name,
+        bool(library.flags.deterministic),
+    )
+    out = _empty(xp, result, kind)
+    stats = xp.empty(a.stats.sizes, "float32") if recorded else None
+    facts = () if stats is None else (stats,)
+    return (out, stats, a) if found.run(forward_graph, a, (q, k, v, out, *facts)) else None
 
 
-def backward(a: Attention, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+def backward(a: Attention, arrays: tuple[Any, ...], stats: Any) -> tuple[Any, Any, Any]:
     """The gradients of query, key and value.
 
     Args:
-        arrays: query, key, value, result, its gradient, softmax's facts.
+        a: what forward returned.
+        arrays: query, key, value, result and its gradient.
+        stats: the softmax's facts.
 
     Raises:
         RuntimeError: cuDNN has an algorithm for forward and none for backward.
     """
     found, xp = library.library(), namespace_of(arrays[0])
-    grads = tuple(xp.empty(shape, arrays[0].dtype) for shape in (a.query, a.key, a.value))
-    inputs = [xp.ascontiguousarray(x) for x in arrays]
-    if found is None or not found.run(backward_graph, a, (*inputs, *grads)):
+    inputs, layouts = zip(*map(_readable, arrays), strict=True)
+    q, k, v, result, grad = layouts
+    a = a._replace(query=q, key=k, value=v, result=result, grad=grad)
+    grads = tuple(_empty(xp, dense(*of), arrays[0].dtype) for of in (q, k, v))
+    if found is None or not found.run(backward_graph, a, (*inputs, stats, *grads)):
         raise RuntimeError(
             "scaled_dot_product_attention: cuDNN has no algorithm for this backward; "
             "dptrain.backends.cuda.enable_cudnn_sdp(False) turns its attention off"
