@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
-from dptrain.core.arrays import as_array, elsewhere, on_gpu
+from dptrain.core.arrays import as_array, elsewhere, is_array, on_gpu
 from dptrain.core.half import lifted
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
@@ -159,9 +160,11 @@ class Pass:
         if edge is None or self.create_graph or self.check_nan:
             return False
         own = self.own_sums.get(edge_key(edge))
-        if type(own) is not np.ndarray or own is not self._on_its_way(edge):
+        if not is_array(own) or own is not self._on_its_way(edge):
             return False
-        own[node.index] += grad  # type: ignore[attr-defined]
+        guard = None if type(own) is np.ndarray else elsewhere((own, grad))
+        with guard or nullcontext():
+            own[node.index] += grad  # type: ignore[attr-defined]
         if not self.retain_graph:
             node.release()
         source, place = edge

@@ -21,6 +21,7 @@ from dptrain.core.cuda_memory import Ledger, OutOfMemoryError, counting_allocato
 from dptrain.core.device import as_device, device
 from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.kernels.cuda import cudnn, launch
+from dptrain.core.ops.shape import Embed
 
 HEALTHY = Probe("14.2.0", toolkit=13020, driver=13000, count=2)
 
@@ -290,6 +291,21 @@ def test_no_operation_touches_a_gpu_that_is_not_the_current_one(library, monkeyp
             assert library.current() == 0, name
     assert not wrong
     assert ran > 0.7 * len(SAMPLES)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda:1"])
+def test_gradients_of_parts_are_added_into_one_array(library, monkeypatch, place):
+    """Not each one embedded in zeros of the size of the whole."""
+    made = []
+    embed = Embed.call
+    monkeypatch.setattr(Embed, "call", lambda *args: made.append(args) or embed(*args))
+    x = dptrain.arange(12.0).reshape(2, 6).to(place).requires_grad_()
+    a, b, c = (x * 2).split(2, dim=1)
+    (a + b * 3 + c * c).sum().backward()
+    assert len(made) == 1
+    expected = np.tile(np.array([2.0, 2, 6, 6, 0, 0]), (2, 1))
+    expected[:, 4:] = 8 * np.arange(12).reshape(2, 6)[:, 4:]
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), expected)
 
 
 @cache
