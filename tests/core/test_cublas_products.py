@@ -286,6 +286,29 @@ def test_a_gradient_is_written_into_its_slot(there):
     assert layer.weight.grad.data_ptr() in slots
 
 
+def test_autocast_casts_a_weight_once_in_a_region_and_products_run_in_its_type(there):
+    layer = dptrain.nn.Linear(6, 4).to("cuda:1")
+    x = dptrain.tensor(values((5, 6), np.float32)).to("cuda:1")
+
+    def casts(out):
+        """The nodes that bring weight and bias to 16 bits."""
+        return [node for node, _ in out.grad_fn.next_functions[1:]]
+
+    with dptrain.autocast("cuda", dtype=dptrain.bfloat16):
+        first, second = layer(x), layer(x)
+        assert casts(first) == casts(second)
+        assert len(casts(first)) == 2
+    with dptrain.autocast("cuda", dtype=dptrain.bfloat16):
+        third = layer(x)
+        assert not set(casts(third)) & set(casts(first))
+    assert first.dtype is dptrain.bfloat16
+    (first + second).float().sum().backward()
+    assert layer.weight.grad.dtype is dptrain.float32
+    expected = 2 * x.cpu().to(dptrain.bfloat16).float().sum(0).expand(4, 6)
+    np.testing.assert_allclose(layer.weight.grad.cpu().numpy(), expected.numpy(), rtol=1e-2)
+    np.testing.assert_array_equal(layer.bias.grad.cpu().numpy(), np.full(4, 10, np.float32))
+
+
 # ---- the binding -------------------------------------------------------------------------------
 
 

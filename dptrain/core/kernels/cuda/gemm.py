@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from dptrain.core.arrays import address, namespace_of
+from dptrain.core.half import lift
 from dptrain.core.modes import get_float32_matmul_precision, set_float32_matmul_precision
 
 Sizes = tuple[int, ...]
@@ -292,7 +293,7 @@ def _product(a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) ->
         if beta == 0:  # not even the NaNs that stand there count
             out.fill(0)
         elif beta != 1:
-            out *= out.dtype.type(beta)
+            out[...] = lift(out) * beta
         return out
     size = a.dtype.itemsize
     p = plan(a.shape, a.strides, b.shape, b.strides, size)
