@@ -2,8 +2,8 @@
 
 import ast
 import inspect
-from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_cublas
 import fake_cupy
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import dptrain
 from dptrain.core import kernels
 from dptrain.core.kernels import reference
-from dptrain.core.kernels.cuda import gemm
+from dptrain.core.kernels.cuda import cublas, gemm
 
 F = dptrain.nn.functional
 relaxed = settings(
@@ -322,31 +322,95 @@ def asked_for():
             yield node.attr, None
 
 
-def test_every_call_is_in_the_binding_with_that_many_arguments():
-    pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
+def test_calls_and_constants_are_those_of_cupys_binding():
+    cuda = pytest.importorskip("cupy.cuda", reason="CuPy is not installed (extra cuda13)")
     try:
-        library = gemm.cublas()
+        real = cuda.cublas
     except ImportError as error:
         pytest.skip(f"no libcublas: {error}")
-    real, runtime = library._blas, import_module("cupy.cuda").runtime
-    found = {name for name, _ in asked_for()}
-    assert {"gemmEx", "gemmStridedBatchedEx", "setMathMode"} <= found
+    declared = {"gemmEx": cublas._GEMM, "gemmStridedBatchedEx": cublas._BATCHED}
     for name, count in asked_for():
-        assert hasattr(real, name), name
+        if name.isupper():
+            assert (
+                getattr(real, name)
+                == getattr(cublas.Library, name)
+                == getattr(fake_cublas.Binding, name)
+            )
         if count is not None:
             line = getattr(real, name).__doc__.splitlines()[0]
             names = [
                 part.split()[-1] for part in line[line.index("(") + 1 : line.index(")")].split(",")
             ]
-            assert len(names) == count, name
+            assert len(names) == count == len(declared.get(name, "hm"))
             ours = list(inspect.signature(getattr(fake_cublas.Binding, name)).parameters)[1:]
             assert names == ours
     for name in vars(fake_cublas.RUNTIME):
-        assert getattr(runtime, name) == getattr(fake_cublas.RUNTIME, name)
-    for name in vars(fake_cublas.Binding):
-        if name.startswith("CUBLAS"):
-            assert getattr(real, name) == getattr(fake_cublas.Binding, name), name
-    assert callable(library._handle)
+        assert getattr(cuda.runtime, name) == getattr(fake_cublas.RUNTIME, name)
+
+
+class Functions:
+    """libcublas, which notes what it is told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*args):
+            self.calls.append((name, args))
+            if name == "cublasCreate_v2":
+                args[0]._obj.value = 77
+            return 0 if name != "cublasSetMathMode" else 13
+
+        setattr(self, name, call)
+        return call
+
+
+class FakeStream:
+    def __init__(self, ptr, capturing=False):
+        self.ptr, self.capturing = ptr, capturing
+
+    def is_capturing(self):
+        return self.capturing
+
+
+def test_a_handle_is_on_the_current_stream_with_a_workspace_of_that_stream_or_of_the_graph():
+    stream, given = FakeStream(5), []
+
+    def empty(size, kind):
+        given.append(SimpleNamespace(data=SimpleNamespace(ptr=1000 + len(given)), size=size))
+        return given[-1]
+
+    cupy = SimpleNamespace(
+        empty=empty,
+        cuda=SimpleNamespace(
+            runtime=SimpleNamespace(getDevice=lambda: 0),
+            Device=lambda index: SimpleNamespace(compute_capability="90"),
+            get_current_stream=lambda: stream,
+        ),
+    )
+    functions = Functions()
+    library = cublas.Library(cupy, functions)
+
+    def told():
+        library.handle()
+        seen = [(name, *args[1:]) for name, args in functions.calls if "Set" in name]
+        functions.calls.clear()
+        return seen
+
+    size = 32 << 20
+    first = [("cublasSetStream_v2", 5), ("cublasSetWorkspace_v2", 1000, size)]
+    assert told() == first
+    assert told() == []
+    stream = FakeStream(6)
+    assert told() == [("cublasSetStream_v2", 6), ("cublasSetWorkspace_v2", 1001, size)]
+    stream = FakeStream(5)
+    assert told() == first  # the memory of that stream again
+    stream = FakeStream(5, capturing=True)
+    assert told() == [("cublasSetStream_v2", 5), ("cublasSetWorkspace_v2", 1002, size)]
+    stream = FakeStream(5)
+    assert told() == first
+    with pytest.raises(RuntimeError, match="cublasSetMathMode failed: status 13, execution failed"):
+        library.setMathMode(77, 0)
 
 
 def test_the_linear_twin_takes_what_the_definition_takes(blas):

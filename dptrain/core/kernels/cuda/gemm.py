@@ -8,8 +8,7 @@ cuBLAS knows matrices by columns: a row-major array is its matrix transposed, so
 C^T = B^T A^T. A matrix needs unit stride along one of its dimensions and room for it along the other; a batch
 needs one stride from matrix to matrix. Only operands that have neither are copied.
 
-CuPy's binding puts each call on CuPy's current stream, with the workspace that cuBLAS keeps for a handle;
-while a CUDA graph is captured, cuBLAS makes workspaces part of it.
+The calls go by `cublas`, on CuPy's current stream.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import numpy as np
 
 from dptrain.core.arrays import address, namespace_of
 from dptrain.core.half import lift
+from dptrain.core.kernels.cuda.cublas import Library
 from dptrain.core.modes import get_float32_matmul_precision, set_float32_matmul_precision
 
 Sizes = tuple[int, ...]
@@ -176,10 +176,10 @@ class _Kind(NamedTuple):
 
 
 class Cublas:
-    """cuBLAS through CuPy's binding.
+    """Products by cuBLAS.
 
     Args:
-        binding: the module `cupy.cuda.cublas`.
+        binding: a `cublas.Library`.
         runtime: `cupy.cuda.runtime`, which names the element types.
         handle: returns the handle of this thread's GPU.
     """
@@ -277,9 +277,9 @@ _library: list[Cublas] = []
 def cublas() -> Cublas:
     """cuBLAS, loaded on first use."""
     if not _library:
-        cuda = import_module("cupy.cuda")
-        # Asked for in this way, CuPy finds the library in its wheel first.
-        _library.append(Cublas(cuda.cublas, cuda.runtime, cuda.get_cublas_handle))
+        cupy = import_module("cupy")
+        library = Library(cupy)
+        _library.append(Cublas(library, cupy.cuda.runtime, library.handle))
     return _library[0]
 
 
