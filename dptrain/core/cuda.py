@@ -9,8 +9,8 @@ device is asked for, never before. Must not know: tensors, ranks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -21,7 +21,13 @@ import numpy as np
 
 from dptrain.core import arrays
 from dptrain.core.arrays import REMOTE, Library, to_host
-from dptrain.core.cuda_memory import Ledger, counting_allocator
+from dptrain.core.cuda_memory import (
+    Ledger,
+    counting_allocator,
+    exhausted,
+    release_unused,
+    tells_of_no_memory,
+)
 from dptrain.core.device import device
 from dptrain.core.settings import settings
 
@@ -222,6 +228,11 @@ class CudaLibrary(Library):
         """Where the first element lies in the GPU's memory."""
         return int(array.data.ptr)
 
+    def block(self, array: Any) -> int:
+        """Where the block of memory begins that the array looks into; 0 if its memory is still being asked for."""
+        memory = getattr(array.data, "mem", None)
+        return 0 if memory is None else int(memory.ptr)
+
     def to_host(self, array: Any, non_blocking: bool = False) -> np.ndarray:
         """A copy in host memory; in page-locked memory, and not waited for, if `non_blocking`."""
         with self.on(array.device.id):
@@ -328,6 +339,27 @@ def load(cupy: Any) -> CudaLibrary:
 def is_loaded() -> bool:
     """Whether a CUDA device was used in this process."""
     return _loaded is not None
+
+
+def refuse_exhaustion(error: Exception) -> None:
+    """Raise an `OutOfMemoryError` in the place of an error by which a CUDA library tells that it found no memory.
+
+    The workspace of a library, a kernel that is loaded, a graph: what CUDA takes past the pool. What the pool does
+    not use is given back, so that who asks for less next time has it.
+    """
+    if _loaded is not None and tells_of_no_memory(error):
+        release_unused(_loaded.cupy)
+        raise exhausted(_loaded.cupy, _loaded.ledger, _first_line(error)) from error
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Work that may find no memory past the pool; its error is an `OutOfMemoryError` then."""
+    try:
+        yield
+    except Exception as error:
+        refuse_exhaustion(error)
+        raise
 
 
 def is_capturing() -> bool:

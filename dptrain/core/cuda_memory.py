@@ -1,11 +1,14 @@
 """What lies on the GPUs: bytes allocated now and at most, counted where CuPy's pool hands them out.
 
-Owns: `Ledger` and the allocator that keeps it. Must not know: arrays, tensors. CuPy's pool knows how
-much it holds but not how much of that was in use at most, which is what people tune batch sizes by.
+Owns: `Ledger`, the allocator that keeps it, the error for exhausted memory. Must not know: arrays, tensors; who
+does (`core/holders.py`) explains what they hold. CuPy's pool knows how much it holds but not how much of that was
+in use at most, which is what people tune batch sizes by.
 """
 
 from __future__ import annotations
 
+import gc
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -58,22 +61,23 @@ class Ledger:
             account.peak_allocated, account.peak_reserved = account.allocated, reserved
 
 
-class _Held:
+class Held:
     """Keeps a block of the pool and takes it off the account when the last array over it is gone."""
 
-    __slots__ = ("_block", "_index", "_ledger", "_nbytes")
+    __slots__ = ("_block", "_ledger", "address", "index", "nbytes")
 
     def __init__(self, block: Any, ledger: Ledger, index: int, nbytes: int) -> None:
-        self._block, self._ledger, self._index, self._nbytes = block, ledger, index, nbytes
+        self._block, self._ledger, self.index, self.nbytes = block, ledger, index, nbytes
+        self.address = block.ptr
 
     def __del__(self) -> None:
-        self._ledger.give(self._index, self._nbytes)
+        self._ledger.give(self.index, self.nbytes)
 
 
 def counting_allocator(cupy: Any, ledger: Ledger, pool: Any = None) -> Callable[[int], Any]:
     """An allocator over a pool (CuPy's default one) that keeps the ledger.
 
-    Its error is an `OutOfMemoryError` that says how much was wanted, held and free.
+    Its error is an `OutOfMemoryError` that says how much was wanted, who holds what, and what is free.
     """
     pool = cupy.get_default_memory_pool() if pool is None else pool
     memory = cupy.cuda.memory
@@ -82,28 +86,90 @@ def counting_allocator(cupy: Any, ledger: Ledger, pool: Any = None) -> Callable[
         try:
             block = pool.malloc(nbytes)
         except memory.OutOfMemoryError:
-            raise OutOfMemoryError(_exhausted(cupy, ledger, pool, nbytes)) from None
+            # The pool itself does this where cudaMalloc fails, but not where its limit is reached, and other pools
+            # keep what they do not use.
+            release_unused(cupy, pool)
+            try:
+                block = pool.malloc(nbytes)
+            except memory.OutOfMemoryError:
+                wanted = f"Tried to allocate {size_text(nbytes)}"
+                raise exhausted(cupy, ledger, wanted, pool) from None
         if nbytes == 0:
             return block
         index, size = block.device_id, block.mem.size
         ledger.take(index, size, pool.total_bytes())
-        held = _Held(block, ledger, index, size)
+        held = Held(block, ledger, index, size)
         return memory.MemoryPointer(memory.UnownedMemory(block.ptr, size, held, index), 0)
 
     return allocate
 
 
-def _exhausted(cupy: Any, ledger: Ledger, pool: Any, nbytes: int) -> str:
+def release_unused(cupy: Any, pool: Any = None) -> None:
+    """Give back to the current GPU what pools (the default one and `pool`) hold and nobody uses."""
+    gc.collect()
+    for each in _pools(cupy, pool):
+        each.free_all_blocks()
+
+
+def _pools(cupy: Any, pool: Any) -> list[Any]:
+    default = cupy.get_default_memory_pool()
+    return [default] if pool is None or pool is default else [default, pool]
+
+
+_explain: Callable[[int], list[str]] = lambda index: []  # noqa: E731 - Replaced by who knows tensors.
+
+
+def explain_with(function: Callable[[int], list[str]]) -> None:
+    """Have a function write the lines that say who holds the memory of a GPU, given its index."""
+    global _explain
+    _explain = function
+
+
+def exhausted(cupy: Any, ledger: Ledger, wanted: str, pool: Any = None) -> OutOfMemoryError:
+    """The error for exhausted memory of the current GPU.
+
+    Args:
+        cupy, ledger, pool: see `counting_allocator`.
+        wanted: what there was no memory for, a sentence without its point.
+    """
     index = int(cupy.cuda.runtime.getDevice())
     free, total = cupy.cuda.runtime.memGetInfo()
-    return (
-        f"CUDA out of memory. Tried to allocate {_size(nbytes)}. GPU {index} has a total capacity of {_size(total)} of "
-        f"which {_size(free)} is free. {_size(ledger.of(index).allocated)} is allocated by dptrain and "
-        f"{_size(pool.total_bytes())} is reserved; dptrain.cuda.empty_cache() gives back what is reserved and unused"
+    reserved = sum(each.total_bytes() for each in _pools(cupy, pool))
+    allocated = ledger.of(index).allocated
+    try:
+        lines = _explain(index)
+    except (
+        Exception
+    ) as error:  # of what was found half-made in another thread; the figures are worth more
+        lines = [f"(Who holds it could not be found out: {type(error).__name__}: {error})"]
+    return OutOfMemoryError(
+        "\n".join(
+            [
+                f"CUDA out of memory. {wanted}. GPU {index} has a total capacity of {size_text(total)} of which "
+                f"{size_text(free)} is free; {size_text(max(total - free - reserved, 0))} is used by other processes, "
+                "CUDA and its libraries. This process has "
+                f"{size_text(reserved)} reserved, of which {size_text(allocated)} is allocated.",
+                *lines,
+            ]
+        )
     )
 
 
-def _size(nbytes: int) -> str:
+#: Words of CUDA and its libraries: runtime and driver; cuBLAS, cuSOLVER, cuFFT, cuSPARSE, cuDNN; cuRAND.
+_NO_MEMORY = re.compile(
+    r"cudaErrorMemoryAllocation|_OUT_OF_MEMORY|_ALLOC_FAILED|_ALLOCATION_FAILED"
+)
+
+
+def tells_of_no_memory(error: BaseException) -> bool:
+    """Whether an error of CuPy or cuDNN says that there was no memory."""
+    return type(error).__module__.startswith(("cupy", "cudnn")) and (
+        isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def size_text(nbytes: int) -> str:
+    """A number of bytes, to read."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if nbytes >= factor:
             return f"{nbytes / factor:.2f} {unit}"

@@ -24,6 +24,7 @@ import numpy as np
 
 from dptrain.core.argument_kinds import is_number, wrong_kind
 from dptrain.core.arguments import FAILURES, FOREIGN, Signature
+from dptrain.core.cuda import refuse_exhaustion
 
 _PACKAGE = __name__.partition(".")[0]
 #: Whose frames say nothing of the user's code.
@@ -63,7 +64,11 @@ def told(
         skip: how many leading parameters are not among `args`.
         name_all: put the name before words of this package too: which of many layers it was.
         owner: the object whose method failed: what its constructor was given is looked at too.
+
+    Raises:
+        OutOfMemoryError: a CUDA library had no memory.
     """
+    refuse_exhaustion(error)
     if (
         type(error) not in _KINDS
         or not (function.__module__ or "").startswith(_PACKAGE)

@@ -31,6 +31,7 @@ import numpy as np
 
 from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
 from dptrain.core.capturing import recorder, recorders, watcher
+from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.forms import ALIASES
@@ -335,7 +336,11 @@ class Op(SavedValues, HookedNode):
         except ValueError as error:
             raise shape_error(cls, raw, error) from None
         except (ArithmeticError, MemoryError) as error:
+            refuse_exhaustion(error)
             raise RuntimeError(f"{cls.name}: {error}") from None
+        except Exception as error:
+            refuse_exhaustion(error)
+            raise
         finally:
             restore_float_errors(token)
         if type(out) is tuple:

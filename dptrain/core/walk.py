@@ -21,6 +21,7 @@ import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
 from dptrain.core.arrays import as_array, elsewhere, is_array, on_gpu
+from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.half import lifted
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
@@ -127,6 +128,7 @@ class Pass:
             except Exception as error:
                 if self.check_nan is not None:
                     add_origin(error, node)
+                refuse_exhaustion(error)
                 raise
             for position, edge in enumerate(node.edges):
                 if edge is None:

@@ -83,7 +83,7 @@ class CUDAGraph:
         if self._capture is None:
             raise RuntimeError("capture_end: no capture is running; call capture_begin() first")
         stack, self._capture = self._capture, None
-        with stack:
+        with stack, core_cuda.memory_errors():
             self._graph = self._recorded.end_capture()
 
     def replay(self) -> None:
@@ -94,7 +94,8 @@ class CUDAGraph:
         """
         if self._graph is None:
             raise RuntimeError("replay: called without a preceding successful capture")
-        self._graph.launch(current_stream()._stream)
+        with core_cuda.memory_errors():
+            self._graph.launch(current_stream()._stream)
 
     def reset(self) -> None:
         """Forget the recorded work and give its memory back."""

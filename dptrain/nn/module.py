@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dptrain.core.failures import telling_constructor, telling_method, told
 from dptrain.core.grad_mode import no_grad
+from dptrain.core.holders import PARAMETERS, Holders, surveys
 from dptrain.core.hooks import RemovableHandle, add_hook
 from dptrain.nn import global_hooks
 from dptrain.nn.conversion import ModuleConversions
@@ -276,3 +277,22 @@ def _register(hooks: dict[int, Any], hook: Any, prepend: bool) -> RemovableHandl
         hooks.clear()  # the handle holds this very dict
         hooks.update([last, *rest])
     return handle
+
+
+@surveys(PARAMETERS)
+def _held(holders: Holders) -> None:
+    """What modules hold of an exhausted GPU's memory, under the names that `named_parameters` gives."""
+    modules = list(holders.every(Module))
+    children = {id(child) for m in modules for child in m._modules.values()}
+    for root in modules:
+        if id(root) in children:
+            continue
+        for path, module in root.named_modules():
+            owner = type(root).__name__
+            inside = f"{owner} ({type(module).__name__})" if path else owner
+            for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, value in tensors.items():
+                    if value is not None:
+                        what = f"{kind} {path}{'.' if path else ''}{name} of {inside}"
+                        holders.names.setdefault(id(value), what)
+                        holders.claim(value, what)

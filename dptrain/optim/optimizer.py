@@ -26,6 +26,7 @@ from dptrain.core.failures import telling_method
 from dptrain.core.flat import adopt
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
+from dptrain.core.holders import STATE, Holders, surveys
 from dptrain.core.tensor import Tensor
 from dptrain.optim.hooks import (
     Hooks,
@@ -423,3 +424,13 @@ def _own_option(value: Any) -> Any:
 def number(value: Any) -> Any:
     """An option as a Python number; PyTorch allows one-element tensors."""
     return value.item() if isinstance(value, Tensor) else value
+
+
+@surveys(STATE)
+def _held(holders: Holders) -> None:
+    """What optimizers hold of an exhausted GPU's memory."""
+    for optimizer in holders.every(Optimizer):
+        for p, entry in optimizer.state.items():
+            for name, value in entry.items():
+                for part in value if isinstance(value, (list, tuple)) else (value,):
+                    holders.claim(part, f"{name} of {holders.name_of(p)}")

@@ -7,6 +7,7 @@ counts are shown without a GPU; what CuPy itself does is for the tests marked `g
 
 import ctypes
 import threading
+import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
@@ -16,6 +17,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 _state = threading.local()
 LOG = []
+#: Under `installed(memory=...)`: by id of the host array that owns it, the pool's block for it.
+BLOCKS = {}
+_allocate = []
 
 
 def current():
@@ -50,14 +54,28 @@ def _run(function, args, kwargs):
     return _close(function(*[_open(a) for a in args], **opened))
 
 
+def _owner(host):
+    while isinstance(host.base, np.ndarray):
+        host = host.base
+    return host
+
+
 class ndarray(NDArrayOperatorsMixin):
     def __init__(self, host, index):
         self.host = host
         self.device = SimpleNamespace(id=index)
+        if _allocate:
+            owner = _owner(host)
+            if id(owner) not in BLOCKS:
+                BLOCKS[id(owner)] = _allocate[0](owner.nbytes)
+                weakref.finalize(owner, BLOCKS.pop, id(owner), None)
 
     @property
     def data(self):
-        return SimpleNamespace(ptr=self.host.__array_interface__["data"][0])
+        block = BLOCKS.get(id(_owner(self.host)))
+        return SimpleNamespace(
+            ptr=self.host.__array_interface__["data"][0], mem=block and block.mem
+        )
 
     @property
     def base(self):
@@ -182,25 +200,39 @@ class MemoryPointer:
         self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
 
 
-class Pool:
-    """Rounds to 512 bytes, holds what it ever handed out, and ends at 1 MiB."""
+class _Block:
+    """What a pool hands out, until nobody has it any more."""
 
-    def __init__(self):
-        self.used = self.held = 0
+    def __init__(self, pool, size, ptr):
+        self.pool, self.size, self.ptr, self.device_id = pool, size, ptr, current()
+
+    def __del__(self):
+        self.pool.unused.append(self.size)
+
+
+class Pool:
+    """Rounds to 512 bytes, hands out again what came back of the same size, and holds 1 MiB at most."""
+
+    def __init__(self, limit=2**20):
+        self.limit, self.held, self.unused, self.top = limit, 0, [], 4096
 
     def malloc(self, nbytes):
         size = -(-nbytes // 512) * 512
-        if self.used + size > 2**20:
+        if size in self.unused:
+            self.unused.remove(size)
+        elif self.held + size > self.limit:
             raise OutOfMemoryError
-        self.used += size
-        self.held = max(self.held, self.used)
-        return MemoryPointer(UnownedMemory(4096, size, None, current()), 0)
+        else:
+            self.held += size
+        self.top += size
+        return MemoryPointer(_Block(self, size, self.top), 0)
 
     def total_bytes(self):
         return self.held
 
     def free_all_blocks(self):
-        self.held = self.used
+        self.held -= sum(self.unused)
+        self.unused.clear()
 
 
 def _memcpy(dst, src, nbytes, kind, stream):
@@ -208,16 +240,16 @@ def _memcpy(dst, src, nbytes, kind, stream):
     ctypes.memmove(dst, src, nbytes)
 
 
-def make(count=2):
-    """A module like CuPy for a machine with `count` GPUs."""
-    pool, streams = Pool(), [_Stream(i) for i in range(count)]
+def make(count=2, limit=2**20):
+    """A module like CuPy for a machine with `count` GPUs, with `limit` bytes in all."""
+    pool, streams = Pool(limit), [_Stream(i) for i in range(count)]
     cupy = ModuleType("cupy")
     cupy.ndarray, cupy.__version__ = ndarray, "fake"
     cupy.get_default_memory_pool = lambda: pool
     runtime = SimpleNamespace(
         getDevice=current,
         getDeviceCount=lambda: count,
-        memGetInfo=lambda: (2**19, 2**20),
+        memGetInfo=lambda: (limit - pool.held, limit),
         setDevice=lambda index: setattr(_state, "index", index),
     )
     memory = SimpleNamespace(
@@ -283,18 +315,25 @@ class _Function:
 
 
 @contextmanager
-def installed(monkeypatch, count=2):
-    """The core takes the stand-in for CuPy on a machine with `count` GPUs."""
+def installed(monkeypatch, count=2, memory=None):
+    """The core takes the stand-in for CuPy on a machine with `count` GPUs.
+
+    With `memory`, arrays take theirs from the pool, which holds so many bytes.
+    """
     from dptrain.core import arrays, cuda
 
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
     LOG.clear()
+    library = cuda.load(make(count, memory or 2**20))
+    if memory:
+        _allocate[:] = [library.cupy.allocator]
     try:
         with fake_cublas.installed(monkeypatch):
-            yield cuda.load(make(count))
+            yield library
     finally:
+        _allocate.clear()
         arrays.REMOTE.pop(ndarray, None)
         arrays.several_gpus = False
         _state.index, _state.stream = 0, None
