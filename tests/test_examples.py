@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dptrain.launch import mpirun
 
 from dptrain.checkpoint import latest_checkpoint, load_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 QUICKSTART = EXAMPLES / "quickstart.py"
-BIN = Path(sys.executable).parent
 # What mpirun by itself needs to run as root and with fewer cores than ranks; dprun finds it alone.
 MPIRUN = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -50,10 +50,11 @@ def test_quickstart_under_dprun(dprun, ranks):
 
 def test_quickstart_alone_and_under_mpirun(job):
     check_quickstart(job([sys.executable, QUICKSTART]))
-    mpirun = BIN / "mpirun"
-    if not mpirun.exists():
-        pytest.skip("no mpirun beside this Python (extra `mpi`)")
-    check_quickstart(job([mpirun, "-n", 2, sys.executable, QUICKSTART], **MPIRUN))
+    try:
+        found = mpirun.find()
+    except mpirun.LaunchError as error:
+        pytest.skip(str(error))
+    check_quickstart(job([found, "-n", 2, sys.executable, QUICKSTART], **MPIRUN))
 
 
 def write_idx(path, array):

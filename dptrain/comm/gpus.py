@@ -1,12 +1,15 @@
 """Which GPU a rank communicates from, and whether each rank has one to itself.
 
-Owns: the choice from the local rank, the check of all ranks' choices. Must not know: NCCL's calls.
+Owns: the choice from the local rank, the check of all ranks' choices, what is said where ranks share one. Must not
+know: NCCL's calls.
 """
 
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from dptrain.comm.communicator import Communicator
@@ -56,12 +59,21 @@ def choose(local_rank: int, asked: Any = None) -> int:
     return index
 
 
-class _Seat(NamedTuple):
-    """A rank's GPU: its host, its index there, and what no other GPU has."""
+class Seat(NamedTuple):
+    """A rank's GPU: its host, its index there, what no other GPU has, and what it is."""
 
     host: str
     gpu: int
     identity: bytes
+    model: str
+
+
+def seat(index: int) -> Seat:
+    """The seat of this process on one of its GPUs."""
+    properties = cuda.library().cupy.cuda.runtime.getDeviceProperties(index)
+    return Seat(
+        platform.node(), index, bytes(properties["uuid"]), bytes(properties["name"]).decode()
+    )
 
 
 def check_distinct(communicator: Communicator, index: int, nccl_version: int) -> None:
@@ -74,13 +86,11 @@ def check_distinct(communicator: Communicator, index: int, nccl_version: int) ->
     Raises:
         RuntimeError: on every rank; names two such ranks.
     """
-    properties = cuda.library().cupy.cuda.runtime.getDeviceProperties(index)
-    mine = _Seat(platform.node(), index, bytes(properties["uuid"]))
-    seats = communicator.all_gather_object(mine, name="GPUs of the ranks")
-    pair = _sharing(seats)
-    if pair is None or (nccl_version >= 23000 and gpu_sharing_is_allowed()):
+    seats = communicator.all_gather_object(seat(index), name="GPUs of the ranks")
+    shared = _shared(seats)
+    if not shared or (nccl_version >= 23000 and gpu_sharing_is_allowed()):
         return
-    first, second = pair
+    first, second, *_ = shared[0]
     place = seats[first]
     local = sum(seat.host == place.host for seat in seats)
     there = len({seat.identity for seat in seats if seat.host == place.host})
@@ -91,11 +101,30 @@ def check_distinct(communicator: Communicator, index: int, nccl_version: int) ->
     )
 
 
-def _sharing(seats: Sequence[_Seat]) -> tuple[int, int] | None:
-    """The first two ranks with one GPU."""
-    seen: dict[tuple[str, bytes], int] = {}
-    for rank, seat in enumerate(seats):
-        other = seen.setdefault((seat.host, seat.identity), rank)
-        if other != rank:
-            return other, rank
-    return None
+def tell_sharing(seats: Sequence[Seat | None]) -> None:
+    """Say, once per process and on one line for each GPU, which ranks share it.
+
+    Args:
+        seats: by rank; None where a rank computes on the CPU.
+    """
+    for ranks in _shared(seats):
+        place = seats[ranks[0]]
+        assert place is not None
+        _say(
+            f"dptrain: ranks {', '.join(map(str, ranks))} share one GPU, cuda:{place.gpu} ({place.model}) of "
+            f"{place.host}: each has a part of its speed and memory"
+        )
+
+
+@cache
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _shared(seats: Sequence[Seat | None]) -> list[list[int]]:
+    """The ranks of each GPU that has several."""
+    by_gpu: dict[tuple[str, bytes], list[int]] = {}
+    for rank, place in enumerate(seats):
+        if place is not None:
+            by_gpu.setdefault((place.host, place.identity), []).append(rank)
+    return [ranks for ranks in by_gpu.values() if len(ranks) > 1]

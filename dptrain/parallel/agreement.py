@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.comm.communicator import Communicator
+from dptrain.comm.gpus import seat, tell_sharing
 from dptrain.core.arrays import beside, namespace_of, to_host
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
@@ -37,15 +38,26 @@ def _text(entry: tuple[str, tuple[int, ...], str, bool]) -> str:
     return f"{name} {dtype}{list(shape)} requires_grad={requires_grad}"
 
 
+def _seat(module: Any) -> Any:
+    """Which GPU a module lives on; None if it lives on none."""
+    places = (p.device for _, p in shared_parameters(module))
+    return next((seat(place.index or 0) for place in places if place.type == "cuda"), None)
+
+
 def check_models_agree(module: Any, communicator: Communicator) -> None:
     """Compare names, shapes, dtypes and `requires_grad` of all parameters and buffers over the ranks.
+
+    Rank 0 says where ranks share a GPU.
 
     Raises:
         RuntimeError: on every rank, naming the first difference.
     """
     mine = _describe(module)
     digest = hashlib.sha256(repr(mine).encode()).hexdigest()
-    digests = communicator.all_gather_object(digest, name="model check")
+    told = communicator.all_gather_object((digest, _seat(module)), name="model check")
+    digests, seats = zip(*told, strict=True)
+    if communicator.rank == 0:
+        tell_sharing(seats)
     if len(set(digests)) == 1:
         return
     # Only now the whole lists: they can be long.

@@ -257,7 +257,10 @@ def make(count=2, limit=2**20):
     )
     runtime.memcpyDeviceToHost, runtime.memcpyHostToDevice = 2, 1
     runtime.memcpyAsync = _memcpy
-    runtime.getDeviceProperties = lambda index: {"uuid": b"gpu%d" % index}
+    runtime.getDeviceProperties = lambda index: {
+        "uuid": b"gpu%d" % index,
+        "name": b"Stand-in",
+    }
     runtime.streamCaptureModeRelaxed, runtime.deviceSynchronize = 2, lambda: None
 
     def stream(non_blocking=False, priority=None):

@@ -470,7 +470,7 @@ def test_a_bare_clone_needs_no_installation(dprun: Dprun) -> None:
 
 
 def test_an_mpirun_that_loses_its_start_race_is_started_again(dprun: Dprun) -> None:
-    real = Path(sys.executable).parent / "mpirun"
+    real = mpirun.find()
     fake = dprun.folder / "mpirun"
     fake.write_text(
         "#!/bin/sh\n"
@@ -488,7 +488,7 @@ def test_an_mpirun_that_loses_its_start_race_is_started_again(dprun: Dprun) -> N
 
 
 def test_an_mpirun_that_never_starts_is_reported(dprun: Dprun) -> None:
-    real = Path(sys.executable).parent / "mpirun"
+    real = mpirun.find()
     fake = dprun.folder / "mpirun"
     fake.write_text(
         "#!/bin/sh\n"

@@ -14,6 +14,7 @@ from thread_ranks import on_ranks
 
 import dptrain
 from dptrain import nn, optim
+from dptrain.comm import gpus as comm_gpus
 from dptrain.comm.collectives import TransportCommunicator
 from dptrain.comm.default import set_default
 from dptrain.comm.nccl import NcclTransport
@@ -130,3 +131,22 @@ def test_the_module_has_to_live_where_device_ids_says(host_devices):
             DistributedDataParallel(module, device_ids=["cpu:0"])
 
     on_ranks(2, rank)
+
+
+def test_ranks_that_share_a_gpu_are_told_so_once(monkeypatch, capfd):
+    def rank(comm, place):
+        for _ in range(2):
+            DistributedDataParallel(nn.Linear(6, 4).to(place))
+
+    with fake_cupy.installed(monkeypatch, count=1):
+        comm_gpus._say.cache_clear()
+        on_ranks(3, rank, "cpu")
+        assert capfd.readouterr().err == ""
+        on_ranks(3, rank, "cuda:0")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("dptrain: ranks 0, 1, 2 share one GPU, cuda:0 (Stand-in) of ")
+
+
+def test_ranks_with_a_gpu_each_hear_nothing(gpus, capfd):
+    gpus(lambda comm, place: DistributedDataParallel(nn.Linear(6, 4).to(place)), by_nccl=False)
+    assert capfd.readouterr().err == ""
