@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import dptrain
@@ -23,14 +25,17 @@ from dptrain.core.kernels import describe, fingerprint
 from dptrain.core.kernels.cuda import cudnn
 from dptrain.cuda.devices import get_device_properties
 
+#: Needed only on GPUs: of each line one, for CUDA 12 or 13.
 _OPTIONAL = (
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13",
-    "nvidia-cudnn-frontend",
+    ("cupy-cuda12x", "cupy-cuda13x"),
+    ("nvidia-nccl-cu12", "nvidia-nccl-cu13"),
+    ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    ("nvidia-cudnn-frontend",),
 )
-_PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", *_OPTIONAL)
+_PACKAGES = ("numpy", "mpi4py", "numba", "ml_dtypes", "safetensors", "threadpoolctl")
+
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Finding(NamedTuple):
@@ -43,15 +48,23 @@ class Finding(NamedTuple):
 
 def _packages() -> Iterator[Finding]:
     for name in _PACKAGES:
-        try:
-            yield Finding(True, name, version(name))
-        except PackageNotFoundError:
-            missing = (
-                "not installed (needed only on GPUs)"
-                if name in _OPTIONAL
-                else "not installed; reinstall dptrain"
-            )
-            yield Finding(name in _OPTIONAL, name, missing)
+        found = _version_of(name)
+        yield Finding(found is not None, name, found or "not installed; reinstall dptrain")
+    for names in _OPTIONAL:
+        installed = [name for name in names if _version_of(name) is not None]
+        for name in installed:
+            # Two CuPys overwrite each other's files.
+            clash = f"; beside {' and '.join(installed)}, keep one" if len(installed) > 1 else ""
+            yield Finding(not clash or "cupy" not in name, name, f"{_version_of(name)}{clash}")
+        if not installed:
+            yield Finding(True, names[-1], "not installed (needed only on GPUs)")
+
+
+def _version_of(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _machine() -> Iterator[Finding]:
@@ -72,7 +85,8 @@ def _gpus() -> Iterator[Finding]:
     yield Finding(
         True,
         "CUDA",
-        f"CuPy {found.cupy} for CUDA {cuda.release(found.toolkit)}, driver up to {cuda.release(found.driver)}",
+        f"CuPy {found.cupy} for CUDA {cuda.release(found.toolkit)}; driver{_driver()} up to CUDA "
+        f"{cuda.release(found.driver)}",
     )
     if found.visible is not None:
         yield Finding(
@@ -82,6 +96,39 @@ def _gpus() -> Iterator[Finding]:
         gpu = get_device_properties(index)
         size = f"{gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
         yield Finding(True, f"cuda:{index}", f"{gpu.name}, {size}")
+
+
+def _driver() -> str:
+    """The number of the kernel's driver, where the kernel tells it."""
+    try:
+        text = _DRIVER.read_text()
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return f" {found[1]}" if found else ""
+
+
+def _gpus_at_work() -> Iterator[Finding]:
+    """Whether each GPU computes: its memory, a product (cuBLAS), a kernel compiled now (NVRTC)."""
+    for index in range(cuda.device_count()):
+        try:
+            x = dptrain.arange(6.0).reshape(2, 3).to(f"cuda:{index}")
+            found = (x @ x.T + 1).sum().item()
+            free, total = dptrain.cuda.mem_get_info(index)
+        except Exception as error:  # of the driver, of libraries that are missing or do not fit
+            text = f"cannot compute: {type(error).__name__}: {_first_line(str(error))}"
+            yield Finding(False, f"cuda:{index} at work", text)
+            continue
+        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        if free < total / 2:
+            memory += "; other processes (nvidia-smi lists them) have the rest"
+        right = found == 87
+        text = "product and sum correct" if right else f"a sum that is 87 came out as {found}"
+        yield Finding(right, f"cuda:{index} at work", f"{text}; {memory}")
+
+
+def _first_line(text: str) -> str:
+    return (text.strip() or "no message").splitlines()[0]
 
 
 def _gpu_libraries() -> Iterator[Finding]:
@@ -178,6 +225,7 @@ def run(args: argparse.Namespace) -> int:
         _machine,
         _packages,
         _gpus,
+        _gpus_at_work,
         _gpu_libraries,
         lambda: _gpus_for_ranks(args.ranks),
         _mpi_library,

@@ -347,7 +347,7 @@ def refuse_exhaustion(error: Exception) -> None:
     The workspace of a library, a kernel that is loaded, a graph: what CUDA takes past the pool. What the pool does
     not use is given back, so that who asks for less next time has it.
     """
-    if _loaded is not None and tells_of_no_memory(error):
+    if _loaded is not None and tells_of_no_memory(_loaded.cupy, error):
         release_unused(_loaded.cupy)
         raise exhausted(_loaded.cupy, _loaded.ledger, _first_line(error)) from error
 

@@ -155,17 +155,22 @@ def exhausted(cupy: Any, ledger: Ledger, wanted: str, pool: Any = None) -> OutOf
     )
 
 
-#: Words of CUDA and its libraries: runtime and driver; cuBLAS, cuSOLVER, cuFFT, cuSPARSE, cuDNN; cuRAND.
+#: Words of CUDA and its libraries: runtime and driver; cuBLAS, cuSOLVER, cuFFT, cuSPARSE, cuDNN; cuRAND. NVRTC's
+#: are of the host's memory.
 _NO_MEMORY = re.compile(
-    r"cudaErrorMemoryAllocation|_OUT_OF_MEMORY|_ALLOC_FAILED|_ALLOCATION_FAILED"
+    r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|_ALLOC_FAILED|_ALLOCATION_FAILED"
 )
+#: With less than this a library that cannot be initialised lacks the memory for its handle.
+_HANDLE_NBYTES = 64 << 20
 
 
-def tells_of_no_memory(error: BaseException) -> bool:
+def tells_of_no_memory(cupy: Any, error: BaseException) -> bool:
     """Whether an error of CuPy or cuDNN says that there was no memory."""
-    return type(error).__module__.startswith(("cupy", "cudnn")) and (
-        isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
-    )
+    if not type(error).__module__.startswith(("cupy", "cudnn")):
+        return False
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return True
+    return "_NOT_INITIALIZED" in str(error) and cupy.cuda.runtime.memGetInfo()[0] < _HANDLE_NBYTES
 
 
 def size_text(nbytes: int) -> str:

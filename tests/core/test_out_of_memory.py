@@ -119,6 +119,12 @@ def test_views_of_one_memory_count_once_and_expanded_ones_as_little(library):
     del views
 
 
+def test_memory_that_a_small_view_keeps_is_shown_whole(library):
+    part = dptrain.ones(20, KIB).cuda()[:, :3]
+    assert "  80.00 KiB: float32 [20, 1024], a tensor without grad_fn" in told()
+    del part
+
+
 def test_what_the_pool_does_not_use_and_cycles_are_given_back_before_giving_up(library):
     kept = dptrain.ones(100 * KIB).cuda()  # 400 KiB
     del kept
@@ -195,13 +201,28 @@ def test_what_a_library_takes_past_the_pool_is_the_same_error(library, monkeypat
         dptrain.optim.Adam([weight]).step()
 
 
-def test_other_errors_of_a_library_stay_what_they_are(library, monkeypatch):
-    def other(*args):
-        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED")
+@pytest.mark.parametrize(
+    ("words", "free", "is_memory"),
+    [
+        ("cudaErrorMemoryAllocation: out of memory", 2**30, True),
+        ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", 2**30, True),
+        ("CURAND_STATUS_ALLOCATION_FAILED", 2**30, True),
+        ("CUBLAS_STATUS_NOT_INITIALIZED", 2**20, True),
+        ("CUBLAS_STATUS_NOT_INITIALIZED", 2**30, False),
+        ("CUBLAS_STATUS_EXECUTION_FAILED", 2**20, False),
+        ("NVRTC_ERROR_OUT_OF_MEMORY (1)", 2**20, False),
+    ],
+)
+def test_other_errors_of_a_library_stay_what_they_are(library, monkeypatch, words, free, is_memory):
+    def fail(*args):
+        raise CUBLASError(words)
 
-    monkeypatch.setattr(Relu, "forward", other)
-    with pytest.raises(CUBLASError, match="EXECUTION_FAILED"):
-        dptrain.ones(3).cuda().relu()
+    x = dptrain.ones(3).cuda()
+    library.cupy.cuda.runtime.memGetInfo = lambda: (free, 80 * 2**30)
+    monkeypatch.setattr(Relu, "forward", fail)
+    kind = OutOfMemoryError if is_memory else CUBLASError
+    with pytest.raises(kind, match=re.escape(words)):
+        x.relu()
 
 
 @pytest.mark.gpu
