@@ -54,7 +54,7 @@ def find(requested: str | None = None) -> str:
     """Path of mpirun: the requested one, else beside this interpreter, else on PATH.
 
     Beside the interpreter comes first because that is the library mpi4py loads in a virtual
-    environment, activated or not.
+    environment, activated or not; not beside the system's own, where mpi4py does not look either.
 
     Raises:
         LaunchError: there is none.
@@ -64,7 +64,7 @@ def find(requested: str | None = None) -> str:
         if path is None:
             raise LaunchError(f"--mpi {requested}: no such executable")
         return path
-    for name in ("mpirun", "mpiexec"):
+    for name in ("mpirun", "mpiexec") if sys.prefix != "/usr" else ():
         beside = Path(sys.prefix, "bin", name)
         if os.access(beside, os.X_OK):
             return str(beside)
@@ -203,15 +203,17 @@ def additions(
     if family is Family.OPENMPI:
         # A rank has helper threads; bound to one core (the default) they would share it.
         wanted["PRTE_MCA_hwloc_default_binding_policy"] = "none"
+        wanted["OMPI_MCA_hwloc_base_binding_policy"] = "none"  # the same for version 4
         if uid == 0:
             wanted["OMPI_ALLOW_RUN_AS_ROOT"] = "1"
             wanted["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
         if hosts == 1:
-            # More ranks than cores is fine here. The transports are named because probing all of
-            # them takes a second, and only ob1 ends reliably after a failure.
+            # More ranks than cores is fine here. Networks are left out because probing them takes a second,
+            # by name because version 4 calls shared memory otherwise; only ob1 ends reliably after a failure.
             wanted["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+            wanted["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
             wanted["OMPI_MCA_pml"] = "ob1"
-            wanted["OMPI_MCA_btl"] = "self,sm,tcp"
+            wanted["OMPI_MCA_btl"] = "^ofi,uct,openib,usnic,smcuda"
             wanted["OMPI_MCA_osc"] = "^ucx"
     elif family is Family.INTEL:
         wanted["I_MPI_PIN"] = "0"

@@ -9,21 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dptrain.launch import mpirun
+from launcher_environment import OPEN_MPI
 
 from dptrain.checkpoint import latest_checkpoint, load_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 QUICKSTART = EXAMPLES / "quickstart.py"
-# What mpirun by itself needs to run as root and with fewer cores than ranks; dprun finds it alone.
-MPIRUN = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "self,sm,tcp",
-    "OMPI_MCA_osc": "^ucx",
-}
 
 
 def check_quickstart(done):
@@ -54,7 +45,7 @@ def test_quickstart_alone_and_under_mpirun(job):
         found = mpirun.find()
     except mpirun.LaunchError as error:
         pytest.skip(str(error))
-    check_quickstart(job([found, "-n", 2, sys.executable, QUICKSTART], **MPIRUN))
+    check_quickstart(job([found, "-n", 2, sys.executable, QUICKSTART], **OPEN_MPI))
 
 
 def write_idx(path, array):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launcher_environment import OPEN_MPI
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ def job_environment() -> dict[str, str]:
     """What Open MPI needs to run as root, with more ranks than cores; harmless to others."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("OMPI_COMM")},
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "PRTE_MCA_hwloc_default_binding_policy": "none",
-        "OMPI_MCA_pml": "ob1",
-        "OMPI_MCA_btl": "self,sm",
-        "OMPI_MCA_osc": "^ucx",
+        **OPEN_MPI,
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }

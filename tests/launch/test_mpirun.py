@@ -45,6 +45,10 @@ def test_open_mpi_may_oversubscribe_and_is_not_bound_to_cores() -> None:
     added = _additions(Family.OPENMPI, _ENV)
     assert added["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"
     assert added["PRTE_MCA_hwloc_default_binding_policy"] == "none"
+    # Version 4 has other names for the same, and for the transport of shared memory.
+    assert added["OMPI_MCA_rmaps_base_oversubscribe"] == "1"
+    assert added["OMPI_MCA_hwloc_base_binding_policy"] == "none"
+    assert added["OMPI_MCA_btl"].startswith("^")
     assert added["OMPI_MCA_pml"] == "ob1"
 
 
@@ -178,6 +182,9 @@ def test_the_mpirun_beside_the_interpreter_comes_before_path(
     monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:/usr/bin:/bin")
     assert mpirun.find() == str(tmp_path / "venv/bin/mpirun")
     assert mpirun.find("mpirun") == str(tmp_path / "path/mpirun")
+    with monkeypatch.context() as system:  # whose Python's mpi4py looks elsewhere, and so do we
+        system.setattr("sys.prefix", "/usr")
+        assert mpirun.find() == str(tmp_path / "path/mpirun")
     with pytest.raises(LaunchError, match=r"answered 'mystery 1\.0'"):
         mpirun.identify(mpirun.find(), os.environ)
 
