@@ -205,6 +205,14 @@ def grid(shape: tuple[int, ...], xp: Any) -> list[Any]:
     ]
 
 
+def greatest(values: Any, axis: int | None = None) -> Any:
+    """The largest of values that are not negative, 0 where there are none (`initial=` is NumPy's alone)."""
+    if values.size:
+        return values.max(axis)
+    shape = () if axis is None else np.delete(values.shape, axis).tolist()
+    return namespace_of(values).zeros(shape, values.dtype)
+
+
 def as_array(value: Any) -> Any:
     """`value` itself if it is an array, else (a NumPy number) an array of no dimension."""
     return value if is_array(value) else np.asarray(value)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core import arrays
+from dptrain.core import arrays, cupy_functions
 from dptrain.core.arrays import REMOTE, Library, to_host
 from dptrain.core.cuda_memory import (
     Ledger,
@@ -292,7 +292,9 @@ class CudaNamespace:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._module, name)
+        value = cupy_functions.function(self._library.cupy, self._module, name)
+        if value is None:
+            value = getattr(self._module, name)
         if type(value) is type(np):
             value = self._library.namespace(self._index, value)
         elif arrays.several_gpus and callable(value) and not isinstance(value, type):
@@ -318,7 +320,8 @@ class _Guarded:
             return self._function(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return _Guarded(getattr(self._function, name), self._library, self._index)
+        value = cupy_functions.method(self._library.cupy, self._function, name)
+        return _Guarded(value, self._library, self._index)
 
 
 _loaded: CudaLibrary | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.arrays import as_array, greatest, namespace_of
 from dptrain.core.engine import grad
 from dptrain.core.random import numpy_stream
 from dptrain.core.tensor import Tensor, wrap
@@ -120,7 +120,7 @@ def _check(
     grads, again = gradients(True), gradients(False)
     for i, analytical, repeated in zip(checked, grads, again, strict=True):
         if analytical is not None and repeated is not None:
-            spread = float(np.abs(analytical._array - repeated._array).max(initial=0.0))
+            spread = float(greatest(np.abs(analytical._array - repeated._array)))
             if spread > nondet_tol:
                 raise GradcheckError(
                     f"backward is not reentrant: two passes differ by {spread:.3g} for input {i} (nondet_tol {nondet_tol})"

@@ -1,7 +1,8 @@
 """Process-wide modes of PyTorch that scripts set: determinism, precision of products, warnings.
 
-Owns: their values and checks. dptrain's operations are deterministic whatever is set; what is set of products'
-precision is read where a GPU multiplies float32, and nowhere else.
+Owns: their values and checks. dptrain's operations are deterministic, sums into indexed places on a GPU only
+when that is asked for; what is set of products' precision is read where a GPU multiplies float32. On the host
+nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _modes = _Modes()
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
-    """Ask for deterministic operations; all of dptrain's are."""
+    """Ask for deterministic operations: all of dptrain's are, sums into indexed places on GPUs after this."""
     _modes.deterministic = (1 if warn_only else 2) if mode else 0
 
 

@@ -3,16 +3,22 @@
 Every use of an array while another GPU is current is an error (CuPy would go on, with a slow peer
 access or a result on the wrong GPU). With it the core's device guards, copies between GPUs and memory
 counts are shown without a GPU; what CuPy itself does is for the tests marked `gpu`.
+
+Where CuPy takes less than NumPy, so does the stand-in: keywords (`cupy_signatures`), methods of ufuncs,
+shapes that `linalg.solve` broadcasts, NumPy's arrays among arguments.
 """
 
 import ctypes
+import sys
 import threading
 import weakref
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType, SimpleNamespace
 
 import fake_cublas
 import numpy as np
+from cupy_signatures import FUNCTIONS, METHODS
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 _state = threading.local()
@@ -60,6 +66,72 @@ def _owner(host):
     return host
 
 
+#: Keywords of a ufunc's call, and its methods: the ufuncs that have them (None: all).
+_UFUNC_KEYWORDS = {"out", "where", "dtype", "casting"}
+_UFUNC_METHODS = {
+    "at": {"add", "subtract", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor"},
+    "accumulate": {"add", "multiply"},
+    "reduce": {"add", "multiply"},
+    "outer": None,
+}
+#: What CUDA adds atomically.
+_ATOMIC = ("int32", "uint32", "uint64", "float16", "float32", "float64")
+
+
+def _dotted(function):
+    """The name of a function of NumPy below `numpy`."""
+    module = getattr(function, "__module__", None) or "numpy"
+    return ".".join([*module.split(".")[1:], function.__name__])
+
+
+def _check_call(function, args, kwargs):
+    """Refuse what CuPy's function of that name refuses.
+
+    Raises:
+        TypeError: a keyword that it lacks.
+        AssertionError: a function that is not among those whose parameters are known.
+    """
+    if isinstance(function, np.ufunc):
+        unknown = kwargs.keys() - _UFUNC_KEYWORDS
+        if function is np.matmul:
+            unknown = kwargs.keys() - set(FUNCTIONS["matmul"].split())
+        if unknown:
+            raise TypeError(f"Wrong arguments {unknown} to the ufunc {function.__name__}")
+        return
+    name = _dotted(function)
+    if name not in FUNCTIONS:
+        raise AssertionError(
+            f"add CuPy's parameters of {name} to cupy_signatures.py, if CuPy has it"
+        )
+    unknown = kwargs.keys() - set(FUNCTIONS[name].split())
+    if unknown and name not in ("pad", "einsum"):
+        raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
+    if name == "linalg.solve":
+        a, b = (_open(v) for v in args)
+        if b.ndim > 1 and a.shape[:-1] != b.shape[:-1]:
+            raise ValueError("a must have (..., M, M) shape and b must have (..., M, K)")
+
+
+def _call(function, args, kwargs):
+    _check_call(function, args, kwargs)
+    try:
+        return _run(function, args, kwargs)
+    except np.linalg.LinAlgError:
+        if getattr(_state, "raises", False):
+            raise
+        return _close(np.full(args[-1].shape, np.nan, args[-1].dtype))
+
+
+@contextmanager
+def errstate(linalg):
+    """`cupyx.errstate`: without it a matrix that no routine can take gives what it gives, here NaN."""
+    _state.raises = linalg == "raise"
+    try:
+        yield
+    finally:
+        _state.raises = False
+
+
 class ndarray(NDArrayOperatorsMixin):
     def __init__(self, host, index):
         self.host = host
@@ -79,20 +151,23 @@ class ndarray(NDArrayOperatorsMixin):
 
     @property
     def base(self):
-        return self.host.base
+        base = self.host.base
+        return None if base is None else ndarray(base, self.device.id)
 
     def copy(self, order="C"):  # onto the current GPU, from any
         LOG.append(("copy", self.device.id, current()))
         return ndarray(self.host.copy(order=order), current())
 
     def __array_ufunc__(self, ufunc, method, *args, out=None, **kwargs):
+        if method != "__call__":  # only CuPy's own ufuncs have methods
+            return NotImplemented
         if out is None:
-            return _run(getattr(ufunc, method), args, kwargs)
-        _run(getattr(ufunc, method), args, {**kwargs, "out": out})
+            return _call(ufunc, args, kwargs)
+        _call(ufunc, args, {**kwargs, "out": out})
         return out[0] if len(out) == 1 else out
 
     def __array_function__(self, function, types, args, kwargs):
-        return _run(function, args, kwargs)
+        return _call(function, args, kwargs)
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
@@ -106,10 +181,16 @@ class ndarray(NDArrayOperatorsMixin):
         if name in ("item", "tolist"):  # CuPy goes to the array's GPU by itself
             return value
         if callable(value):
-            return lambda *args, **kwargs: _run(
-                lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs
-            )
+            return lambda *args, **kwargs: self._method(name, args, kwargs)
         return ndarray(value, self.device.id) if isinstance(value, np.ndarray) else value
+
+    def _method(self, name, args, kwargs):
+        if name not in METHODS:
+            raise AttributeError(f"CuPy's arrays have no method {name!r}")
+        unknown = kwargs.keys() - set(METHODS[name].split())
+        if unknown:
+            raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
+        return _run(lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs)
 
     def __getitem__(self, place):
         parts = place if isinstance(place, tuple) else (place,)
@@ -118,6 +199,8 @@ class ndarray(NDArrayOperatorsMixin):
         return _close(_open(self)[_open(place)])
 
     def __setitem__(self, place, value):
+        if isinstance(value, (list, tuple)):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         _open(self)[_open(place)] = _open(value)
 
     def __len__(self):
@@ -128,6 +211,15 @@ class ndarray(NDArrayOperatorsMixin):
 
     def __float__(self):
         return float(self.host)
+
+    def __int__(self):
+        return int(self.host)
+
+    def __index__(self):
+        return self.host.__index__()
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
 
 
 class Device:
@@ -295,15 +387,21 @@ def make(count=2, limit=2**20):
 
     cupy.array = cupy.asarray = array
     cupy.asnumpy = lambda a: _open(a).copy(order="K")
-
-    def find(name):
-        value = getattr(np, name)
-        if not callable(value) or isinstance(value, type):
-            return value
-        return _Function(value)
-
-    cupy.__getattr__ = find
+    cupy.ascontiguousarray = lambda a, dtype=None: ndarray(
+        np.ascontiguousarray(_open(a) if type(a) is ndarray else a, dtype), current()
+    )
+    cupy.__getattr__ = lambda name: _of_numpy(np, name)
     return cupy
+
+
+@cache
+def _of_numpy(module, name):
+    value = getattr(module, name)
+    if isinstance(value, ModuleType):
+        inner = ModuleType(value.__name__.replace("numpy", "cupy"))
+        inner.__getattr__ = lambda below: _of_numpy(value, below)
+        return inner
+    return value if not callable(value) or isinstance(value, type) else _Function(value)
 
 
 class _Function:
@@ -311,10 +409,22 @@ class _Function:
         self.function = function
 
     def __call__(self, *args, **kwargs):
-        return _run(self.function, args, kwargs)
+        return _call(self.function, args, kwargs)
 
     def __getattr__(self, name):
-        return _Function(getattr(self.function, name))
+        if not isinstance(self.function, np.ufunc):
+            return _Function(getattr(self.function, name))
+        if name in ("nin", "nout"):
+            return getattr(self.function, name)
+        return lambda *args, **kwargs: self._method(name, args, kwargs)
+
+    def _method(self, name, args, kwargs):
+        ufunc, having = self.function, _UFUNC_METHODS[name]
+        if having is not None and ufunc.__name__ not in having:
+            raise NotImplementedError(f"`cupy_{ufunc.__name__}.{name}` is not supported yet")
+        if name == "at" and args[0].dtype.name not in _ATOMIC:
+            raise TypeError(f"scatter_add does not support {args[0].dtype}")
+        return _run(getattr(ufunc, name), args, kwargs)
 
 
 @contextmanager
@@ -328,6 +438,7 @@ def installed(monkeypatch, count=2, memory=None):
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=errstate))
     LOG.clear()
     library = cuda.load(make(count, memory or 2**20))
     if memory:

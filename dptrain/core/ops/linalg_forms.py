@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import greatest, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.join import Cat
@@ -37,7 +37,7 @@ _PADE_REACH = 5.371920351148152
 def _exponential(A: np.ndarray) -> np.ndarray:
     """exp by scaling and squaring, in float64."""
     x = A.astype(np.float64)
-    norm = np.abs(x).sum(axis=-2).max(axis=-1, initial=0)
+    norm = greatest(np.abs(x).sum(axis=-2), -1)
     with np.errstate(divide="ignore"):
         steps = np.maximum(np.ceil(np.log2(norm / _PADE_REACH)), 0)
     steps = np.where(np.isfinite(steps), steps, 0).astype(np.int64)
@@ -50,7 +50,7 @@ def _exponential(A: np.ndarray) -> np.ndarray:
         even = even @ square + eye * (_PADE[j - 1] / scale)
     odd = x @ odd
     out = np.linalg.solve(even - odd, even + odd)
-    for step in range(int(steps.max(initial=0))):
+    for step in range(int(greatest(steps))):
         out = np.where((steps > step)[..., None, None], out @ out, out)
     return out
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import run_beside
+from dptrain.core.arrays import greatest, namespace_of, run_beside
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_solve import LinAlgError, check_matrix, check_same_type
@@ -28,13 +28,13 @@ _ALPHA = (1 + math.sqrt(17)) / 8
 def _choose(a: np.ndarray, k: int) -> tuple[int, int]:
     """The row to exchange, and how many rows the pivot at k has; (-1, 1) where the column is 0."""
     here, below = abs(a[k, k]), np.abs(a[k + 1 :, k])
-    largest = below.max(initial=0)
+    largest = greatest(below)
     if max(here, largest) == 0:
         return -1, 1
     if here >= _ALPHA * largest:
         return k, 1
     other = k + 1 + int(below.argmax())
-    row = max(np.abs(a[other, k:other]).max(), np.abs(a[other + 1 :, other]).max(initial=0))
+    row = max(np.abs(a[other, k:other]).max(), greatest(np.abs(a[other + 1 :, other])))
     if here >= _ALPHA * largest * (largest / row):
         return k, 1
     return other, 1 if abs(a[other, other]) >= _ALPHA * row else 2
@@ -43,7 +43,7 @@ def _choose(a: np.ndarray, k: int) -> tuple[int, int]:
 def _factorise(a: np.ndarray) -> tuple[np.ndarray, int]:
     """The factors in place of the lower triangle of one matrix; pivots, and the first that is 0."""
     n, k, info = len(a), 0, 0
-    pivots = np.zeros(n, np.int32)
+    pivots = namespace_of(a).zeros(n, np.int32)
     while k < n:
         other, width = _choose(a, k)
         if other < 0:
@@ -59,7 +59,7 @@ def _factorise(a: np.ndarray) -> tuple[np.ndarray, int]:
                 a[[last, other], k] = a[[other, last], k]
         pivots[k : last + 1] = other + 1 if width == 1 else -(other + 1)
         block, x = _block(a, k, width), a[last + 1 :, k : last + 1].copy()
-        if width == 2 or block[0, 0] != 0:
+        if last + 1 < n and (width == 2 or block[0, 0] != 0):
             weights = np.linalg.solve(block, x.T).T
             a[last + 1 :, last + 1 :] -= weights @ x.T
             a[last + 1 :, k : last + 1] = weights
@@ -94,7 +94,8 @@ def _substitute(ld: np.ndarray, pivots: np.ndarray, b: np.ndarray) -> None:
 def _factorise_all(A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     out = np.tril(A)
     lead = A.shape[:-2]
-    pivots, info = np.zeros(A.shape[:-1], np.int32), np.zeros(lead, np.int32)
+    xp = namespace_of(A)
+    pivots, info = xp.zeros(A.shape[:-1], np.int32), xp.zeros(lead, np.int32)
     for place in np.ndindex(*lead):
         pivots[place], info[place] = _factorise(out[place])
     return np.tril(out), pivots, info

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.arrays import as_array, greatest, namespace_of
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.linalg_decompose import empty_like_type
@@ -60,9 +60,8 @@ class LinalgPinv(Op):
 
     def forward(self, A: Any, atol: Any, rtol: Any, hermitian: bool) -> Any:
         self.options = (atol, rtol, hermitian)
-        u, s, vh = np.linalg.svd(A, full_matrices=False, hermitian=hermitian)
-        largest = s.max(-1, initial=0)
-        cutoff = as_array(_cutoff(largest, A.shape, A.dtype, atol, rtol))
+        u, s, vh = namespace_of(A).linalg.svd(A, full_matrices=False, hermitian=hermitian)
+        cutoff = as_array(_cutoff(greatest(s, -1), A.shape, A.dtype, atol, rtol))
         inverse = np.where(s > cutoff[..., None], 1 / np.where(s == 0, 1, s), 0).astype(A.dtype)
         return np.swapaxes(vh, -1, -2) @ (inverse[..., None] * np.swapaxes(u, -1, -2))
 
@@ -105,8 +104,8 @@ class MatrixRank(Op):
     differentiable = False
 
     def forward(self, A: Any, atol: Any, rtol: Any, hermitian: bool) -> Any:
-        s = np.linalg.svd(A, compute_uv=False, hermitian=hermitian)
-        cutoff = as_array(_cutoff(s.max(-1, initial=0), A.shape, A.dtype, atol, rtol))
+        s = self.xp.linalg.svd(A, compute_uv=False, hermitian=hermitian)
+        cutoff = as_array(_cutoff(greatest(s, -1), A.shape, A.dtype, atol, rtol))
         return (s > cutoff[..., None]).sum(-1, dtype=np.int64)
 
 
@@ -190,7 +189,7 @@ def _lstsq(A: Any, B: Any, rcond: Any = None, *, driver: str | None = None) -> A
         )
     solution = LinalgLstsq.apply(A, right, rcond)
     s = np.linalg.svd(A._array, compute_uv=False)
-    bound = as_array(_cutoff(s.max(-1, initial=0), A.shape, s.dtype, None, rcond))
+    bound = as_array(_cutoff(greatest(s, -1), A.shape, s.dtype, None, rcond))
     rank = (s > bound[..., None]).sum(-1, dtype=np.int64)
     m, n = A.shape[-2:]
     values, ranks = empty_like_type(A), as_array(rank)

@@ -256,8 +256,8 @@ def _unique_consecutive(
         dim = wrap_dim(dim, input.ndim, "unique_consecutive")
         lines, shape = np.moveaxis(array, dim, 0), (array.shape[dim],)
     new = namespace_of(lines).ones(len(lines), bool)
-    different = lines[1:] != lines[:-1]
-    new[1:] = different.reshape(len(lines) - 1, -1).any(axis=1) if len(lines) > 1 else []
+    if len(lines) > 1:
+        new[1:] = (lines[1:] != lines[:-1]).reshape(len(lines) - 1, -1).any(axis=1)
     values = lines[new]
     parts = [wrap(values if dim is None else np.moveaxis(values, 0, dim))]
     if return_inverse:

@@ -42,7 +42,7 @@ class Place(Op):
     def forward(self, input: Any, index: Any, size: int) -> Any:
         self.index = index
         out = self.xp.zeros(len(index) * size, input.dtype)
-        np.add.at(out, _flat(index, size), self.xp.ascontiguousarray(input).ravel())
+        self.xp.add.at(out, _flat(index, size), self.xp.ascontiguousarray(input).ravel())
         return out.reshape(len(index), size)
 
     def backward(self, grad: Any) -> Any:

@@ -7,12 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, common_namespace, is_array, namespace_of, to_host
+from dptrain.core.arrays import (
+    as_array,
+    common_namespace,
+    is_array,
+    namespace_of,
+    on_gpu,
+    run_beside,
+    to_host,
+)
 from dptrain.core.export import export, public
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.inplace import _random, check_floating_fill
-from dptrain.core.random import Generator, check_range, default_generator
+from dptrain.core.ops.poisson_draws import poisson
+from dptrain.core.random import DRAWS, Generator, check_range, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -259,8 +268,15 @@ def _poisson(input: Any, generator: Generator | None = None) -> Any:
     check_floating_fill(input, "poisson")
     if (input._array < 0).any():
         raise RuntimeError("poisson: invalid Poisson rate, expected rate to be non-negative")
-    draws = _stream(generator).poisson(to_host(input._array).astype(np.float64))
-    return wrap(namespace_of(input._array).asarray(draws).astype(input._array.dtype))
+    rate = as_array(input._array).astype(np.float64)
+    if on_gpu(rate):
+        source = generator or default_generator()
+        draws = run_beside(
+            rate, poisson, rate, lambda: source.uniform_beside(rate, rate.shape, DRAWS, np.float64)
+        )
+    else:
+        draws = namespace_of(rate).asarray(_stream(generator).poisson(to_host(rate)))
+    return wrap(draws.astype(input._array.dtype))
 
 
 def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:

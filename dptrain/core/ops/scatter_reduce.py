@@ -21,11 +21,11 @@ from dptrain.core.ops.scatter import (
 from dptrain.core.tensor import Tensor
 
 _UFUNCS = {
-    "sum": np.add,
-    "prod": np.multiply,
-    "mean": np.add,
-    "amax": np.maximum,
-    "amin": np.minimum,
+    "sum": "add",
+    "prod": "multiply",
+    "mean": "add",
+    "amax": "maximum",
+    "amin": "minimum",
 }
 
 
@@ -71,10 +71,10 @@ class ScatterReduce(Op):
         self.dropped = touched & (not include_self)
         start = {"sum": 0, "mean": 0, "prod": 1, "amax": _lowest(input), "amin": _highest(input)}
         out = np.where(self.dropped, self.xp.asarray(start[reduce]).astype(input.dtype), input)
-        _UFUNCS[reduce].at(out, self.places, values)
+        getattr(self.xp, _UFUNCS[reduce]).at(out, self.places, values)
         if reduce == "mean":
             count = self.xp.full(input.shape, int(include_self))
-            np.add.at(count, self.places, 1)
+            self.xp.add.at(count, self.places, 1)
             self.count = np.maximum(count, 1)
             integers = input.dtype.kind in "iu"
             out = (np.floor_divide if integers else np.divide)(out, self.count)
@@ -103,7 +103,7 @@ class ScatterReduce(Op):
         raw_mine, raw_theirs = (as_array(getattr(m, "_array", m)) for m in (mine, theirs))
         raw_mine = as_array(raw_mine & ~self.dropped)
         ties = self.xp.asarray(raw_mine, np.float64)
-        np.add.at(ties, self.places, raw_theirs.astype(np.float64))
+        self.xp.add.at(ties, self.places, raw_theirs.astype(np.float64))
         share = grad / np.maximum(ties, 1).astype(out.dtype if is_array(out) else out._array.dtype)
         d_input = Where.call(raw_mine, share, 0)
         picked = Index.call(share, self.places)
@@ -120,11 +120,11 @@ class ScatterReduce(Op):
                 )
             # The products of the other factors: nothing where another one is 0.
             counted = self.xp.asarray(mine_zero & ~self.dropped, np.int64)
-            np.add.at(counted, self.places, self.xp.asarray(theirs_zero, np.int64))
+            self.xp.add.at(counted, self.places, self.xp.asarray(theirs_zero, np.int64))
             input = np.where(mine_zero, input.dtype.type(1), input)
             values = np.where(theirs_zero, values.dtype.type(1), values)
             rest = as_array(np.where(self.dropped, input.dtype.type(1), input))
-            np.multiply.at(rest, self.places, values)
+            self.xp.multiply.at(rest, self.places, values)
             by_input = np.where(counted == mine_zero, rest, 0) * grad
             by_values = np.where(counted[self.places] == theirs_zero, rest[self.places], 0)
             d_input = np.where(self.dropped, 0, by_input / input)

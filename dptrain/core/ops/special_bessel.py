@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import common_namespace, namespace_of
 from dptrain.core.kernels.erf import erf, polynomial, scaled_erfc
 from dptrain.core.ops.special_values import BERNOULLI, LARGE, erfc, lgamma
 
@@ -90,11 +91,12 @@ def ndtri(p: np.ndarray) -> np.ndarray:
 
 def zeta(s: Any, q: Any) -> np.ndarray:
     """Hurwitz's zeta, the sum over k >= 0 of (q + k)^-s; infinite at s = 1, NaN below."""
-    s, q = np.broadcast_arrays(s, q)
+    xp = common_namespace((s, q))
+    s, q = xp.broadcast_arrays(xp.asarray(s), xp.asarray(q))
     valid = (s > 1) & ~np.isnan(q)
     n = np.where(valid, s, 2.0) - 1
     limit = LARGE + np.minimum(n, 500)
-    z, total = np.where(valid, q, 1.0), np.zeros(s.shape)
+    z, total = np.where(valid, q, 1.0), xp.zeros(s.shape)
     steps = math.ceil(float((limit - z).max())) if s.size else 0
     for _ in range(min(max(steps, 0), 10_000)):
         low = z < limit
@@ -121,7 +123,8 @@ _TINY = 1e-300
 
 def gamma_ratio(a: Any, x: Any, upper: bool) -> np.ndarray:
     """The regularised incomplete gamma function, Q(a, x) if `upper` else P(a, x) = 1 - Q(a, x)."""
-    a, x = np.broadcast_arrays(a, x)
+    xp = common_namespace((a, x))
+    a, x = xp.broadcast_arrays(xp.asarray(a), xp.asarray(x))
     regular = (a > 0) & (x > 0) & np.isfinite(a) & np.isfinite(x)
     b, y = np.where(regular, a, 1.0), np.where(regular, x, 1.0)
     scale = np.exp(b * np.log(y) - y - lgamma(b))
@@ -151,7 +154,7 @@ def _lower_series(a: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _upper_fraction(a: np.ndarray, x: np.ndarray) -> np.ndarray:
     b = x + 1 - a
-    c = np.full(x.shape, 1 / _TINY)
+    c = namespace_of(x).full(x.shape, 1 / _TINY)
     d = 1 / b
     value = d.copy()
     for n in range(1, 4000):

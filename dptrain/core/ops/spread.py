@@ -96,15 +96,15 @@ def _slope(input: Any, dim: int, spacing: Any, edge_order: int) -> Any:
         first = (part(1, 1) - part(0, 1)) * weight(1 / h[:1])
         last = (part(size - 1, 1) - part(size - 2, 1)) * weight(1 / h[-1:])
     else:
-        first = _edge(part, range(3), h[0], h[1], weight)
-        last = _edge(part, range(size - 1, size - 4, -1), -h[-1], -h[-2], weight)
+        first = _edge(part, range(3), h[:1], h[1:2], weight)
+        last = _edge(part, range(size - 1, size - 4, -1), -h[-1:], -h[-2:-1], weight)
     return _cat([first, inner, last], dim)
 
 
-def _edge(part: Any, places: Any, a: float, b: float, weight: Any) -> Any:
+def _edge(part: Any, places: Any, a: Any, b: Any, weight: Any) -> Any:
     """The slope of the parabola through three points at the first of them."""
     factors = (-(2 * a + b) / (a * (a + b)), (a + b) / (a * b), -a / (b * (a + b)))
-    terms = [part(p, 1) * weight([f]) for p, f in zip(places, factors, strict=True)]
+    terms = [part(p, 1) * weight(f) for p, f in zip(places, factors, strict=True)]
     return terms[0] + terms[1] + terms[2]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, to_host
+from dptrain.core.arrays import as_array, on_gpu
 from dptrain.core.export import export
 from dptrain.core.ops.arrange import Diagonal, Flip
 from dptrain.core.ops.compare import Where
@@ -174,10 +174,10 @@ def _quantiles(
         )
     if isinstance(q, Tensor) and q.dtype is not input.dtype:
         raise RuntimeError(f"{op}() q tensor must be same dtype as the input tensor, got {q.dtype}")
-    wanted = np.asarray(to_host(q._array) if isinstance(q, Tensor) else q, np.float64)
+    wanted = as_array(q._array if isinstance(q, Tensor) else np.asarray(q)).astype(np.float64)
     if wanted.ndim > 1:
         raise RuntimeError(f"{op}() q must be a scalar or 1D tensor, got {wanted.ndim}D")
-    if not ((wanted >= 0) & (wanted <= 1)).all():
+    if not on_gpu(wanted) and not ((wanted >= 0) & (wanted <= 1)).all():  # no wait for a GPU
         raise RuntimeError(f"{op}() q values must be in the range [0, 1], got {wanted.tolist()}")
     if input._array.size == 0:
         raise RuntimeError(f"{op}() input tensor must be non-empty")
@@ -189,7 +189,7 @@ def _quantiles(
     missing = np.isnan(ordered._array).sum(axis=along, keepdims=True)
     valid = ordered._array.shape[along] - (missing if ignore_nan else 0)
     results = []
-    for i, one in enumerate(np.atleast_1d(wanted) if wanted.size else [0.0]):
+    for i, one in enumerate(wanted.reshape(-1) if wanted.size else [0.0]):
         steps = np.maximum(valid, 1) - 1 + missing * 0
         place = None
         if isinstance(q, Tensor) and q.requires_grad and wanted.size:

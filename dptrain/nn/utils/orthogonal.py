@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import greatest, namespace_of
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.failures import telling
 from dptrain.core.grad_mode import no_grad
@@ -45,7 +45,7 @@ def _constant(values: np.ndarray, like: Tensor) -> Tensor:
 
 def _matrix_exp(a: Tensor) -> Tensor:
     """The exponential of matrices, by a Taylor series of a part and repeated squaring."""
-    size = float(np.abs(a._array).sum(axis=-1).max(initial=0.0))
+    size = float(greatest(np.abs(a._array).sum(axis=-1)))
     squarings = max(0, math.ceil(math.log2(size)) + 1) if 0 < size < math.inf else 0
     part = a / 2.0**squarings
     unit = _constant(np.eye(a.shape[-1]), a)

@@ -1,0 +1,162 @@
+"""What NumPy's functions take and CuPy's do not, made of what CuPy has; `core.cuda` hands it out.
+
+Owns: the tables of functions and of ufuncs' methods that stand in for CuPy's, each under NumPy's name and
+with its arguments. Must not know: tensors, operations.
+
+Running values (`accumulate`, `at`) are made in steps of doubling distance, deterministic for a given shape.
+Source: W. D. Hillis, G. L. Steele, "Data parallel algorithms", Communications of the ACM 29 (1986).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.modes import are_deterministic_algorithms_enabled
+
+#: What CuPy adds atomically, as it is or as the type of the same bits; floating point sums then depend on
+#: the order in which threads arrive.
+_ADDED = {
+    "int32": "int32",
+    "uint32": "uint32",
+    "int64": "uint64",
+    "uint64": "uint64",
+    "float32": "float32",
+    "float64": "float64",
+}
+
+
+def _running(xp: Any, ufunc: Any, x: Any, keys: Any = None) -> Any:
+    """`ufunc` of all entries of the first dimension up to each; with sorted `keys`, of those of its key."""
+    step = 1
+    while step < len(x):
+        joined = ufunc(x[:-step], x[step:])
+        if keys is not None:
+            joined = xp.where(keys[step:] == keys[:-step], joined, x[step:])
+        x = xp.concatenate([x[:step], joined.astype(x.dtype, copy=False)])
+        step *= 2
+    return x
+
+
+def accumulate(xp: Any, ufunc: Any, array: Any, axis: int = 0) -> Any:
+    """`ufunc.accumulate` of any associative ufunc."""
+    if ufunc is xp.add or ufunc is xp.multiply:
+        return ufunc.accumulate(array, axis=axis)
+    along = xp.moveaxis(array, axis, 0)
+    return xp.ascontiguousarray(xp.moveaxis(_running(xp, ufunc, along), 0, axis))
+
+
+def at(xp: Any, ufunc: Any, array: Any, places: Any, values: Any) -> None:
+    """`ufunc.at` of any associative ufunc: values that meet at a place are joined, none is lost.
+
+    Sums are made by atomic additions, whose order varies from run to run, unless
+    `use_deterministic_algorithms(True)` asks for the same bits each time.
+    """
+    kind = array.dtype
+    exact = kind.kind in "iu" or not are_deterministic_algorithms_enabled()
+    if ufunc is xp.add and kind.name in _ADDED and exact:
+        bits = np.dtype(_ADDED[kind.name])
+        addends = xp.asarray(values, kind)
+        ufunc.at(array.view(bits), places, addends.view(bits))
+        return
+    targets = xp.arange(array.size).reshape(array.shape)[places]
+    if not targets.size:
+        return
+    addends = xp.broadcast_to(xp.asarray(values, kind), targets.shape).reshape(-1)
+    order = xp.argsort(targets.reshape(-1), kind="stable")
+    keys = targets.reshape(-1)[order]
+    joined = _running(xp, ufunc, addends[order], keys)
+    # What stands last for its place holds all of them; the others go to a place behind the array.
+    last = xp.concatenate([keys[1:] != keys[:-1], xp.ones(1, bool)])
+    place = xp.where(last, keys, array.size)
+    found = xp.zeros(array.size + 1, kind)
+    found[place] = joined
+    touched = xp.zeros(array.size + 1, bool)
+    touched[place] = True
+    found, touched = (a[:-1].reshape(array.shape) for a in (found, touched))
+    array[...] = xp.where(touched, ufunc(array, found), array)
+
+
+def _checked(xp: Any) -> AbstractContextManager[Any]:
+    """Inside, a matrix that a routine cannot take is a LinAlgError, as in NumPy; not while a graph is captured.
+
+    To know that, the host waits for the GPU.
+    """
+    if xp.cuda.get_current_stream().is_capturing():
+        return nullcontext()
+    guard: AbstractContextManager[Any] = import_module("cupyx").errstate(linalg="raise")
+    return guard
+
+
+def inv(xp: Any, a: Any) -> Any:
+    """`linalg.inv`, where a singular matrix is an error."""
+    with _checked(xp):
+        return xp.linalg.inv(a)
+
+
+def cholesky(xp: Any, a: Any) -> Any:
+    """`linalg.cholesky`, where a matrix that is not positive-definite is an error."""
+    with _checked(xp):
+        return xp.linalg.cholesky(a)
+
+
+def solve(xp: Any, a: Any, b: Any) -> Any:
+    """`linalg.solve` with batches that broadcast, where a singular matrix is an error."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in (a, b))
+    with _checked(xp):
+        return xp.linalg.solve(a, b)
+
+
+def svd(
+    xp: Any, a: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False
+) -> Any:
+    """`linalg.svd`; of symmetric matrices by their eigenvalues, whose signs go into V."""
+    if not hermitian:
+        return xp.linalg.svd(a, full_matrices=full_matrices, compute_uv=compute_uv)
+    if not compute_uv:
+        return xp.flip(xp.sort(xp.abs(xp.linalg.eigvalsh(a)), axis=-1), axis=-1)
+    values, u = xp.linalg.eigh(a)
+    order = xp.flip(xp.argsort(xp.abs(values), axis=-1), axis=-1)
+    values = xp.take_along_axis(values, order, axis=-1)
+    u = xp.take_along_axis(u, order[..., None, :], axis=-1)
+    signs = xp.where(values < 0, values.dtype.type(-1), values.dtype.type(1))
+    return u, xp.abs(values), xp.swapaxes(u * signs[..., None, :], -1, -2)
+
+
+def as_strided(xp: Any, x: Any, shape: Any, strides: Any, writeable: bool = True) -> Any:
+    """`as_strided`; views on a GPU cannot be made read-only."""
+    return xp.lib.stride_tricks.as_strided(x, shape, strides)
+
+
+#: NumPy's name -> what stands in for CuPy's function of that name; CuPy comes first among the arguments.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "linalg.cholesky": cholesky,
+    "linalg.inv": inv,
+    "linalg.solve": solve,
+    "linalg.svd": svd,
+    "lib.stride_tricks.as_strided": as_strided,
+}
+
+#: Method of a ufunc -> likewise; the ufunc comes second.
+METHODS: dict[str, Callable[..., Any]] = {"accumulate": accumulate, "at": at}
+
+
+def function(cupy: Any, module: Any, name: str) -> Any:
+    """What stands in for a function of `cupy` or of a module below it; None: nothing does."""
+    package, _, place = module.__name__.partition(".")
+    if package != cupy.__name__:
+        return None
+    found = FUNCTIONS.get(f"{place}.{name}" if place else name)
+    return None if found is None else partial(found, cupy)
+
+
+def method(cupy: Any, ufunc: Any, name: str) -> Any:
+    """A method of a ufunc of CuPy, or what stands in for it."""
+    found = METHODS.get(name)
+    return getattr(ufunc, name) if found is None else partial(found, cupy, ufunc)

@@ -1,0 +1,81 @@
+"""Every operation on its samples over a stand-in for CuPy that takes no more than CuPy does."""
+
+import fake_cupy
+import numpy as np
+import pytest
+from op_samples import SAMPLES
+from test_ops import as_list, build, flat, ours, resolve
+
+import dptrain
+from dptrain.core import kernels
+from dptrain.core.kernels import cuda, reference, reference_activations
+from dptrain.core.transfers import watch
+
+
+class Kernels:
+    """CUDA kernels as their host twins; what is written over arrays of any library runs as it is."""
+
+    def __getattr__(self, name):
+        function = getattr(cuda, name)
+        if ".cuda" not in function.__module__:
+            return function
+        host = getattr(reference, name, None) or getattr(reference_activations, name)
+        return lambda *args, **kwargs: fake_cupy._run(host, args, kwargs)
+
+    __name__ = "dptrain.core.kernels.cuda"
+
+
+class Stream:
+    """The host's random numbers, on the stand-in."""
+
+    def __init__(self, xp, stream):
+        self.random = lambda size, dtype: xp.asarray(stream.random(size, dtype))
+
+
+#: Names whose job it is to bring values to the host.
+LEAVES = {"Tensor.cpu", "Tensor.numpy", "Tensor.item", "Tensor.tolist", "Tensor.to"}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    monkeypatch.setattr(kernels, "_cuda", lambda name: Kernels())
+    monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
+    with fake_cupy.installed(monkeypatch, 1):
+        yield
+
+
+CASES = [(name, n) for name, calls in SAMPLES.items() for n in range(len(calls))]
+
+
+def run(name, n, dtype, make):
+    args, kwargs = build(SAMPLES[name][n], dtype, make)
+    dptrain.manual_seed(0)
+    with watch() as seen:
+        outs = as_list(resolve(name, dptrain, dptrain.nn.functional)(*args, **kwargs))
+        wanted = [o for o in outs if getattr(o, "requires_grad", False)]
+        if wanted:
+            sum((o * o).sum() for o in wanted).backward()
+    return outs, [getattr(a, "grad", None) for a in flat(args)], seen
+
+
+@pytest.mark.filterwarnings("ignore:convolutions on GPUs run without cuDNN")
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_cupy_takes_what_operations_ask_of_it(name, n):
+    def there(array, arg):
+        tensor = ours(array, arg).to("cuda:0")
+        return tensor.requires_grad_() if arg.kind == "x" else tensor
+
+    expected, expected_grads, _ = run(name, n, np.float32, lambda a, s: ours(a, s, grad=True))
+    found, grads, seen = run(name, n, np.float32, there)
+    for ours_, theirs in zip([*found, *grads], [*expected, *expected_grads], strict=True):
+        if not isinstance(theirs, dptrain.Tensor):
+            assert ours_ == theirs
+            continue
+        assert ours_.dtype is theirs.dtype
+        np.testing.assert_allclose(
+            ours_.detach().cpu().to(dptrain.float64).numpy(),
+            theirs.detach().to(dptrain.float64).numpy(),
+            rtol=2e-4,
+            atol=2e-4,
+        )
+    assert name in LEAVES or not [t for t in seen if t.kind == "copy"]
