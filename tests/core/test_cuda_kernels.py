@@ -234,6 +234,18 @@ def test_erf_equals_the_definition(driver, values, dtype):
     np.testing.assert_allclose(cuda.erf(x), reference.erf(x), rtol=near, atol=0)
 
 
+@on_cpu
+@relaxed
+@given(st.integers(0, 900), st.integers(1, 5), st.integers(1, 40), dtypes)
+def test_rows_are_added_in_their_order(driver, count, width, size, dtype):
+    stream = np.random.default_rng(count)
+    rows = stream.standard_normal((count, width)).astype(dtype)
+    index = stream.integers(0, size, count)
+    expected = np.zeros((size, width), dtype)
+    np.add.at(expected, index, rows)  # one after the other
+    np.testing.assert_array_equal(cuda.add_rows(rows, index, size), expected)
+
+
 MATRICES = st.tuples(st.sampled_from([1, 2, 7, 65, 300]), st.sampled_from([1, 3, 31, 33, 270]))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import move, namespace_of
+from dptrain.core.arrays import greatest, move, namespace_of
 from dptrain.core.device import device
 from dptrain.core.ops.ctc import CtcLoss
 from dptrain.core.tensor import Tensor, wrap
@@ -28,7 +28,7 @@ def _lengths(name: str, given: Tensor | Sequence[int] | int, n: int, place: devi
 
 def _padded(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """(N, S) labels from (N, S), or from all sequences one after the other."""
-    longest = int(lengths.max(initial=0))
+    longest = int(greatest(lengths))
     if targets.ndim == 2:
         if targets.shape[0] != len(lengths) or targets.shape[1] < longest:
             raise RuntimeError(

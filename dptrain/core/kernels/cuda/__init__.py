@@ -4,7 +4,7 @@ CUDA C sources, one file for each family; compiled when one is first used on a G
 of `reference`; those of `reference_optim` are in `updates`, random numbers in `philox`.
 """
 
-from dptrain.core.kernels.cuda import columns, images, norms, philox, rows, updates
+from dptrain.core.kernels.cuda import columns, images, lookup, norms, philox, rows, updates
 from dptrain.core.kernels.cuda.columns import column_sums
 from dptrain.core.kernels.cuda.gemm import linear, matmul
 from dptrain.core.kernels.cuda.images import (
@@ -14,6 +14,7 @@ from dptrain.core.kernels.cuda.images import (
     max_pool_gather,
     max_pool_scatter,
 )
+from dptrain.core.kernels.cuda.lookup import add_rows
 from dptrain.core.kernels.cuda.norms import (
     batch_norm,
     batch_norm_grad,
@@ -33,7 +34,6 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
-    add_rows,
     attention,
     attention_grad,
     batch_statistics,
@@ -95,4 +95,12 @@ __all__ = [
     "unscale",
 ]
 
-FAMILIES = (columns.FAMILY, images.FAMILY, norms.FAMILY, rows.FAMILY, updates.FAMILY, philox.FAMILY)
+FAMILIES = (
+    columns.FAMILY,
+    images.FAMILY,
+    lookup.FAMILY,
+    norms.FAMILY,
+    rows.FAMILY,
+    updates.FAMILY,
+    philox.FAMILY,
+)
