@@ -24,12 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core import heap
 from dptrain.core.arrays import address, beside, device_of, is_writeable, namespace_of
 from dptrain.core.cuda import is_capturing
-from dptrain.core.heap import give_back_freed_pages
 from dptrain.core.onlookers import has_onlookers, held_by_others
 from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
+
+heap.prepare()
 
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
 Allocator = Callable[[int], np.ndarray]
@@ -226,7 +228,7 @@ class FlatStorage:
     def add_owner(self, owner: Any) -> None:
         """Remember an optimizer that keeps state for these parameters (weakly, in order)."""
         if not self._owners and self.data.nbytes >= _WORTH_GIVING_BACK:
-            give_back_freed_pages()
+            heap.give_back_freed_pages()
         if not any(held is owner for held in self.owners()):
             self._owners.append(weakref.ref(owner))
 

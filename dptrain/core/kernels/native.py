@@ -13,7 +13,7 @@ import llvmlite
 import numba
 import numpy as np
 
-from dptrain.core.heap import keep_freed_pages
+from dptrain.core import heap
 from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
@@ -91,7 +91,7 @@ __all__ = [
     "unscale",
 ]
 
-keep_freed_pages()
+heap.prepare()
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
