@@ -165,10 +165,10 @@ _HANDLE_NBYTES = 64 << 20
 
 
 def tells_of_no_memory(cupy: Any, error: BaseException) -> bool:
-    """Whether an error of CuPy or cuDNN says that there was no memory."""
-    if not type(error).__module__.startswith(("cupy", "cudnn")):
-        return False
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    """Whether an error says, in CUDA's words, that there was no memory on the GPU."""
+    if isinstance(error, OutOfMemoryError):
+        return False  # that is told already
+    if isinstance(error, cupy.cuda.memory.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         return True
     return "_NOT_INITIALIZED" in str(error) and cupy.cuda.runtime.memGetInfo()[0] < _HANDLE_NBYTES
 

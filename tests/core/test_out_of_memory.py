@@ -2,6 +2,7 @@
 
 import gc
 import re
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import fake_cupy
@@ -9,10 +10,11 @@ import pytest
 
 import dptrain
 from dptrain import nn
-from dptrain.core import cuda, cuda_memory, holders
+from dptrain.core import arrays, cuda, cuda_memory, holders
 from dptrain.core.cuda import probe, trouble
 from dptrain.core.kernels.cuda import launch
 from dptrain.core.ops.activation import Relu
+from dptrain.core.tensor import wrap
 
 KIB = 2**10
 OutOfMemoryError = dptrain.cuda.OutOfMemoryError
@@ -165,10 +167,7 @@ def test_an_explanation_that_fails_does_not_hide_the_error(library, monkeypatch)
 
 
 class CUBLASError(RuntimeError):
-    """As CuPy's, which is told by its module and its words."""
-
-
-CUBLASError.__module__ = "cupy_backends.cuda.libs.cublas"
+    """As CuPy's, which is told by its words."""
 
 
 def refuse(*args, **kwargs):
@@ -223,6 +222,39 @@ def test_other_errors_of_a_library_stay_what_they_are(library, monkeypatch, word
     kind = OutOfMemoryError if is_memory else CUBLASError
     with pytest.raises(kind, match=re.escape(words)):
         x.relu()
+
+
+def test_over_cupys_own_arrays_half_made_ones_among_them(monkeypatch):
+    cupy = pytest.importorskip("cupy", reason="CuPy's own classes, no driver")
+    found = cuda.CudaLibrary(cupy)
+    monkeypatch.setitem(arrays.REMOTE, cupy.ndarray, found)
+    found.ledger.take(0, 4096, 4096)
+    memory, start = cupy.cuda.memory, 1 << 20  # nobody looks at what lies there
+    held = cuda_memory.Held(SimpleNamespace(ptr=start), found.ledger, 0, 4096)
+    block = memory.MemoryPointer(memory.UnownedMemory(start, 4096, held, 0), 0)
+    weight = wrap(cupy.ndarray((32, 32), "float32", memptr=block))
+    views = [wrap(weight._array[:, :4]), wrap(cupy.broadcast_to(weight._array[0], (1000, 32)))]
+
+    def allocate(nbytes):  # CuPy has made the array already, without memory
+        raise OutOfMemoryError("\n".join(holders.explain(0)))
+
+    with memory_allocator(cupy, allocate), pytest.raises(OutOfMemoryError) as error:
+        cupy.ndarray((3, 4), "float32")
+    lines = str(error.value).split("\n")
+    if REASON is not None:  # else there may be larger ones
+        assert "  4.00 KiB: float32 [32, 32], a tensor without grad_fn" in lines
+    assert not any("[32, 4]" in line or "[1000, 32]" in line or "[3, 4]" in line for line in lines)
+    del views
+
+
+@contextmanager
+def memory_allocator(cupy, allocate):
+    before = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(allocate)
+    try:
+        yield
+    finally:
+        cupy.cuda.set_allocator(before)
 
 
 @pytest.mark.gpu
