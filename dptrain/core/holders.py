@@ -73,14 +73,12 @@ class Holders:
         if block is not None:
             self._kind_of.setdefault(block, self._kind)
             if what:
-                start, end = span(array)
-                # An expanded array is less than its elements.
-                self._tensors.setdefault((start, min(array.nbytes, end - start)), (array, what))
+                self._tensors.setdefault(_extent(array), (array, what))
 
     def claim_largest(self, values: Iterable[Any], what: str) -> None:
         """The same for several; of those in one block, which nobody has, the largest is shown."""
         arrays = [a for a in map(_array_of, values) if self._block_of(a) is not None]
-        for array in sorted(arrays, key=lambda a: -a.nbytes):
+        for array in sorted(arrays, key=lambda a: -_extent(a)[1]):
             if self._block_of(array) not in self._kind_of:
                 self.claim(array, what)
 
@@ -117,6 +115,12 @@ class Holders:
 def _array_of(value: Any) -> Any:
     # Not `value._array`: asking a tensor for values that are still to be computed would compute them.
     return vars(value).get("_array") if isinstance(value, Tensor) else value
+
+
+def _extent(array: Any) -> tuple[int, int]:
+    """Address and size of what an array is made of; an expanded one is less than its elements."""
+    start, end = span(array)
+    return start, min(array.nbytes, end - start)
 
 
 Survey = Callable[[Holders], None]
