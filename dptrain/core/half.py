@@ -29,6 +29,17 @@ def lift(value: Any) -> Any:
     return value.to(_FLOAT32) if array is not None and array.dtype in _HALVES else value
 
 
+def computed_in(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """What numbers of a type are computed in: float32 for those of 16 bits."""
+    return _FLOAT32 if kind in _HALVES else kind
+
+
+def lifted_after_all(op: Any, *args: Any) -> Any:
+    """The `forward` of an operation that takes 16-bit values of a GPU as they are (`halves_on_gpu`), but not these."""
+    op.halves_on_gpu = False
+    return op.forward(*args)
+
+
 def lifted(values: Any) -> Any:
     """`lift` of each value of a list or tuple."""
     for value in values:
@@ -55,9 +66,9 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
             kind = getattr(args[0], "dtype", None)
             if kind is _FLOAT32 or kind is _FLOAT64:
                 return forward(self, *args, **kwargs)
-            if self.halves_on_gpu and any(map(on_gpu, args)):
-                return forward(self, *args, **kwargs)
         given = args[place] if place < len(args) else kwargs.get("dtype")
+        if given is None and self.halves_on_gpu and any(map(on_gpu, args)):
+            return forward(self, *args, **kwargs)
         kind = _first_floating(args) if given is None else as_dtype(given).numpy
         if kind not in _HALVES:
             return forward(self, *args, **kwargs)

@@ -135,7 +135,7 @@ class Op(SavedValues, HookedNode):
     #: 16-bit floating point is computed in float32 and rounded once, forward and backward.
     in_float32: ClassVar[bool] = False
     #: Except on a GPU, whose kernels take 16-bit values as they are: computed in float32 and rounded once there.
-    halves_on_gpu: ClassVar[bool] = False
+    halves_on_gpu: bool = False
     differentiable: ClassVar[bool] = True
     #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
     saved_for: ClassVar[dict[str, int]] = {}

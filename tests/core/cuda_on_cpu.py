@@ -9,16 +9,23 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
+
+from dptrain.core.kernels.cuda import FAMILIES, launch
+from dptrain.core.kernels.dense import dense
 
 COMPILER = shutil.which("g++")
+on_cpu = pytest.mark.skipif(COMPILER is None, reason="no g++ to run the CUDA kernels with")
 
 _SHIM = r"""
 #include <cmath>
 #include <ucontext.h>
 #include <vector>
 using std::sqrt; using std::exp; using std::log; using std::erf; using std::fabs; using std::cos; using std::sin;
+using std::erfc; using std::tanh; using std::log1p; using std::expm1;
 #define __global__
 #define __device__
 #define __shared__ static
@@ -27,9 +34,35 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }
+static inline int __popc(unsigned int word) { return __builtin_popcount(word); }
+static inline void atomicMax(int* place, int value) { if (value > *place) *place = value; }
+static inline void atomicAdd(int* place, int value) { *place += value; }
+struct half16 {
+    _Float16 held;
+    half16() = default;
+    half16(float value) : held(value) {}
+    operator float() const { return held; }
+};
 static ucontext_t scheduler;
 static std::vector<ucontext_t> threads;
 static void __syncthreads() { swapcontext(&threads[threadIdx.x], &scheduler); }
+// What the threads of a warp tell each other; all threads of the block come here.
+static double told[1024];
+template <class V> static V __shfl_xor_sync(unsigned int, V value, int mask) {
+    told[threadIdx.x] = value;
+    __syncthreads();
+    V other = told[threadIdx.x ^ mask];
+    __syncthreads();
+    return other;
+}
+static unsigned int __ballot_sync(unsigned int, bool vote) {
+    told[threadIdx.x] = vote;
+    __syncthreads();
+    unsigned int votes = 0;
+    for (int lane = 0; lane < 32; lane++) votes |= (unsigned int)told[threadIdx.x / 32 * 32 + lane] << lane;
+    __syncthreads();
+    return votes;
+}
 static void (*body)();
 static std::vector<bool> finished;
 static void enter() { body(); finished[threadIdx.x] = true; }
@@ -65,6 +98,15 @@ static void run_blocks(long long grid, int block, bool meets) {
 static void** given;
 """
 
+#: What the other pointers point to.
+_ARRAYS = {
+    "int*": "int32",
+    "long long*": "int64",
+    "word*": "uint64",
+    "double*": "float64",
+    "float*": "float32",
+    "unsigned char*": "uint8",
+}
 _TYPES = {"long long": ctypes.c_longlong, "int": ctypes.c_int}
 
 
@@ -95,7 +137,7 @@ class CpuDriver:
         self.launches = []
 
     def __call__(self, program, kernel, declared, grid, block, values):
-        self.launches.append((kernel, grid, block))
+        self.launches.append((kernel, program.kind, grid, block))
         library = self.libraries.get(program[:3])
         if library is None:
             library = self.libraries[program[:3]] = self._compile(program)
@@ -103,7 +145,9 @@ class CpuDriver:
         holders = []
         for parameter, value in zip(declared, values, strict=True):
             if parameter.kind.endswith("*"):
-                pointer = 0 if isinstance(value, np.uint64) else self._address(parameter, value)
+                pointer = (
+                    0 if isinstance(value, np.uint64) else self._address(program, parameter, value)
+                )
                 holders.append(ctypes.c_void_p(pointer))
             elif parameter.kind == "A":
                 assert type(value) is (np.float64 if program.kind == "float64" else np.float32)
@@ -114,15 +158,16 @@ class CpuDriver:
                 assert type(value) is (np.int64 if wide else np.int32)
                 holders.append(_TYPES[parameter.kind](int(value)))
         args = (ctypes.c_void_p * len(holders))(*[ctypes.addressof(h) for h in holders])
-        body = program.text.split(f"void {kernel}(")[1].split('extern "C"')[0]
-        meets = any(w in body for w in ("__syncthreads", "REDUCE", "OVER_LANES", "STRIP"))
+        # What a kernel calls stands before it.
+        meets = any(w in program.text for w in ("__syncthreads", "_sync("))
         getattr(library, f"run_{kernel}")(args, ctypes.c_longlong(grid), block, int(meets))
 
     @staticmethod
-    def _address(parameter, array):
-        assert array.flags.c_contiguous
-        sizes = {"int*": 4, "long long*": 8, "word*": 8, "double*": 8, "float*": 4}
-        assert array.itemsize == sizes.get(parameter.kind, array.itemsize), parameter
+    def _address(program, parameter, array):
+        assert dense(array) or array.flags.c_contiguous
+        computed = "float64" if program.kind == "float64" else "float32"
+        kinds = {"T*": program.kind, "A*": computed, **_ARRAYS}
+        assert array.dtype.name == kinds[parameter.kind], (parameter, array.dtype)
         return array.ctypes.data
 
     def _compile(self, program):
@@ -146,3 +191,13 @@ class CpuDriver:
         )
         assert done.returncode == 0, done.stderr[:3000]
         return ctypes.CDLL(str(target))
+
+
+@contextmanager
+def using_cpu(folder):
+    """Launches run on the CPU meanwhile."""
+    before, launch.driver = launch.driver, CpuDriver(folder, FAMILIES)
+    try:
+        yield launch.driver
+    finally:
+        launch.driver = before

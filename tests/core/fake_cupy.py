@@ -14,6 +14,7 @@ import threading
 import weakref
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
 import fake_cublas
@@ -429,16 +430,17 @@ class _Function:
 
 @contextmanager
 def installed(monkeypatch, count=2, memory=None):
-    """The core takes the stand-in for CuPy on a machine with `count` GPUs.
+    """The core takes the stand-in for CuPy on a machine with `count` GPUs, and NumPy's kernels for CUDA's.
 
     With `memory`, arrays take theirs from the pool, which holds so many bytes.
     """
-    from dptrain.core import arrays, cuda
+    from dptrain.core import arrays, cuda, kernels
 
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
     monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=errstate))
+    monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
     LOG.clear()
     library = cuda.load(make(count, memory or 2**20))
     if memory:
@@ -451,3 +453,21 @@ def installed(monkeypatch, count=2, memory=None):
         arrays.REMOTE.pop(ndarray, None)
         arrays.several_gpus = False
         _state.index, _state.stream = 0, None
+
+
+def real_kernels(name):
+    """The CUDA kernels, which start through `launch.driver`."""
+    return import_module(f"dptrain.core.kernels.{name}")
+
+
+@cache
+def over_the_stand_in(name):
+    """The NumPy kernels in the place of the CUDA kernels, over the stand-in's arrays."""
+    from dptrain.core.kernels import reference, reference_optim
+
+    definition = reference_optim if name == "cuda.updates" else reference
+    module = ModuleType(name)
+    for key, function in vars(definition).items():
+        if callable(function) and not key.startswith("_"):
+            setattr(module, key, lambda *args, f=function, **kwargs: _run(f, args, kwargs))
+    return module

@@ -215,7 +215,7 @@ def test_other_types_are_multiplied_by_the_arrays_library(blas):
 @pytest.fixture
 def there(monkeypatch):
     """Tensors of a GPU whose products go to the stand-in for cuBLAS."""
-    from test_cuda_devices import over_the_stand_in
+    from fake_cupy import over_the_stand_in
 
     found = over_the_stand_in.__wrapped__("cuda")
     found.matmul, found.linear = gemm.matmul, gemm.linear

@@ -4,8 +4,6 @@ import copy
 import gc
 import pickle
 from dataclasses import replace
-from functools import cache
-from types import ModuleType
 
 import fake_cupy
 import numpy as np
@@ -19,7 +17,6 @@ from dptrain.core.arrays import address, device_of, move, namespace_of, namespac
 from dptrain.core.cuda import Probe, trouble
 from dptrain.core.cuda_memory import Ledger, OutOfMemoryError, counting_allocator
 from dptrain.core.device import as_device, device
-from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.kernels.cuda import cudnn, launch
 from dptrain.core.ops.shape import Embed
 
@@ -240,6 +237,7 @@ def test_arrays_of_a_gpu_are_served_by_the_cuda_kernels_with_that_gpu_current(li
         started.append((program.family, kernel, program.kind, library.current()))
 
     monkeypatch.setattr(launch, "driver", driver)
+    monkeypatch.setattr(kernels, "_cuda", fake_cupy.real_kernels)
     x = dptrain.zeros(2, 3, 8, 8).to("cuda:1").requires_grad_()
     dptrain.nn.functional.max_pool2d(x, 2).sum().backward()
     p = dptrain.nn.Parameter(dptrain.ones(5).to("cuda:1"))
@@ -265,7 +263,6 @@ def test_copies_of_a_tensor_stay_on_its_gpu(library):
 
 
 def test_no_operation_touches_a_gpu_that_is_not_the_current_one(library, monkeypatch):
-    monkeypatch.setattr(kernels, "_cuda", lambda name: over_the_stand_in(name))
     monkeypatch.setattr(cudnn, "_library", [None])
     wrong, ran = set(), 0
     for name, calls in SAMPLES.items():
@@ -306,16 +303,3 @@ def test_gradients_of_parts_are_added_into_one_array(library, monkeypatch, place
     expected = np.tile(np.array([2.0, 2, 6, 6, 0, 0]), (2, 1))
     expected[:, 4:] = 8 * np.arange(12).reshape(2, 6)[:, 4:]
     np.testing.assert_array_equal(x.grad.cpu().numpy(), expected)
-
-
-@cache
-def over_the_stand_in(name):
-    """The NumPy kernels in the place of the CUDA kernels, over the stand-in's arrays."""
-    definition = reference_optim if name == "cuda.updates" else reference
-    module = ModuleType(name)
-    for key, function in vars(definition).items():
-        if callable(function) and not key.startswith("_"):
-            setattr(
-                module, key, lambda *args, f=function, **kwargs: fake_cupy._run(f, args, kwargs)
-            )
-    return module

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import fake_cupy
 import numpy as np
 import pytest
-from test_cuda_devices import over_the_stand_in
+from fake_cupy import over_the_stand_in
 
 import dptrain
 from dptrain.core import kernels

@@ -109,11 +109,11 @@ def test_the_gradient_of_cross_entropy_is_probability_less_one_at_the_class(n, c
     rng = np.random.default_rng(n * 7 + c)
     p, target = rng.random((n, c)).astype(dtype), rng.integers(0, c, n).astype(kind)
     grad, scale = np.array(rng.standard_normal(), dtype), 1 / (n + 1)
-    got = native.cross_entropy_grad(grad, p, target, scale)
+    got = native.cross_entropy_grad(grad, p, p, target, scale)
     exact = (p - np.eye(c)[target]) * (float(grad) * scale)
     eps = 4 * np.finfo(dtype).eps
     np.testing.assert_allclose(got, exact, rtol=eps, atol=eps)
-    expected = reference.cross_entropy_grad(grad, p, target, scale)
+    expected = reference.cross_entropy_grad(grad, p, p, target, scale)
     np.testing.assert_allclose(got, expected, rtol=eps, atol=eps)
     assert got.dtype == dtype
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 import fake_cupy
 import numpy as np
 import pytest
-from test_cuda_devices import over_the_stand_in
+from fake_cupy import over_the_stand_in
 
 import dptrain
 import dptrain.nn.functional as F

@@ -9,7 +9,7 @@ import fake_nccl
 import numpy as np
 import pytest
 from device_ranks import SCENARIOS, bfloat16_hook, float16_hook, step
-from test_cuda_devices import over_the_stand_in
+from fake_cupy import over_the_stand_in
 from thread_ranks import on_ranks
 
 import dptrain

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, device_of, functions_beside
+from dptrain.core import arrays
+from dptrain.core.arrays import HOST_TYPES, functions_beside, on_gpu
 from dptrain.core.capturing import recorders
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.kernels import reference, reference_optim
@@ -54,6 +55,11 @@ def _cuda(name: str) -> ModuleType:
     return import_module(f"dptrain.core.kernels.{name}")
 
 
+def _on_gpu(array: Any, name: str) -> Any:
+    """A provider, whose functions run with the array's GPU as the current one; the only one always is."""
+    return functions_beside(array, _cuda(name)) if arrays.several_gpus else _cuda(name)
+
+
 class _WhileRecording:
     """A provider's functions where other arguments may be arrays of a recording, this thread's or another's."""
 
@@ -75,8 +81,8 @@ def kernels_for(array: Any) -> Any:
     if type(array) is np.ndarray:
         provider = _kernels(array.dtype)
         return _WhileRecording(provider) if recorders else provider
-    if device_of(array).type == "cuda":
-        return functions_beside(array, _cuda("cuda"))
+    if on_gpu(array):
+        return _on_gpu(array, "cuda")
     return functions_beside(array, _kernels(array.dtype))
 
 
@@ -85,8 +91,8 @@ def optim_kernels_for(array: Any) -> Any:
     if type(array) is np.ndarray:
         provider = _optim_kernels(array.dtype)
         return _WhileRecording(provider) if recorders else provider
-    if device_of(array).type == "cuda":
-        return functions_beside(array, _cuda("cuda.updates"))
+    if on_gpu(array):
+        return _on_gpu(array, "cuda.updates")
     return functions_beside(array, _optim_kernels(array.dtype))
 
 

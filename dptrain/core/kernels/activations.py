@@ -8,7 +8,7 @@ import numpy as np
 
 from dptrain.core.kernels import curves, pool, reference, reference_activations
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
-from dptrain.core.kernels.elementwise import alike, dense
+from dptrain.core.kernels.dense import alike, dense
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own

@@ -8,6 +8,7 @@ import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.dense import dense
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
@@ -31,20 +32,6 @@ def _relu(args, share, shares, worker):
     x, to = array_at(args[2] + first, (size,), real), array_at(args[3] + first, (size,), real)
     for k in range(size):
         to[k] = real(0) if x[k] <= 0 else x[k]  # what is no number stays
-
-
-def dense(array: np.ndarray) -> bool:
-    """Whether the elements lie without gaps or repetition, in whichever order."""
-    if array.flags.c_contiguous:
-        return array.size > 0
-    steps = zip(array.shape, array.strides, strict=True)
-    span = sum((n - 1) * s for n, s in steps) + array.itemsize
-    return array.size > 0 and min(array.strides, default=1) > 0 and span == array.nbytes
-
-
-def alike(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the elements of both lie in the same order, without gaps."""
-    return first.strides == second.strides and first.shape == second.shape and dense(first)
 
 
 #: Elements below which NumPy's own loop is done before a kernel is called.

@@ -35,7 +35,15 @@ from dptrain.core.kernels.pooling import (
     sum_pool,
     sum_pool_scatter,
 )
-from dptrain.core.kernels.reference import Geometry, max_pool_gather
+from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
+from dptrain.core.kernels.reference_pointwise import (
+    add,
+    convert,
+    dropout,
+    follow,
+    keep,
+    multiply,
+)
 from dptrain.core.kernels.reorder import channels_last
 from dptrain.core.kernels.softmax import (
     cross_entropy,
@@ -50,6 +58,7 @@ from dptrain.core.kernels.updates import adam, sgd
 __all__ = [
     "activation",
     "activation_grad",
+    "add",
     "adam",
     "add_rows",
     "attention",
@@ -64,15 +73,20 @@ __all__ = [
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
+    "convert",
     "cross_entropy",
     "cross_entropy_grad",
     "describe",
+    "dropout",
     "erf",
+    "follow",
     "gelu",
     "gelu_grad",
     "im2col",
+    "keep",
     "layer_norm",
     "layer_norm_grad",
+    "multiply",
     "normalise",
     "linear",
     "log_softmax",
@@ -83,6 +97,8 @@ __all__ = [
     "max_pool_scatter",
     "relu",
     "relu_grad",
+    "rms_norm",
+    "rms_norm_grad",
     "sum_pool",
     "sum_pool_scatter",
     "sgd",

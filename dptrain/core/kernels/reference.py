@@ -15,6 +15,14 @@ from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.capturing import one_call
 from dptrain.core.kernels.erf import erf
 from dptrain.core.kernels.reference_activations import activation, activation_grad
+from dptrain.core.kernels.reference_pointwise import (
+    add,
+    convert,
+    dropout,
+    follow,
+    keep,
+    multiply,
+)
 from dptrain.core.kernels.reference_softmax import (
     attention,
     attention_grad,
@@ -44,6 +52,7 @@ __all__ = [
     "activation_grad",
     "Geometry",
     "adam",
+    "add",
     "add_rows",
     "attention",
     "attention_grad",
@@ -57,12 +66,16 @@ __all__ = [
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
+    "convert",
     "cross_entropy",
     "cross_entropy_grad",
+    "dropout",
     "erf",
+    "follow",
     "gelu",
     "gelu_grad",
     "im2col",
+    "keep",
     "layer_norm",
     "layer_norm_grad",
     "linear",
@@ -72,9 +85,12 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "multiply",
     "normalise",
     "relu",
     "relu_grad",
+    "rms_norm",
+    "rms_norm_grad",
     "sgd",
     "softmax",
     "softmax_grad",
@@ -352,3 +368,25 @@ def layer_norm_grad(
     products = (d * normal).sum(axis=1, keepdims=True) / columns
     out = (d - d.sum(axis=1, keepdims=True) / columns - normal * products) * rstd[:, None]
     return out, (grad * normal).sum(axis=0), grad.sum(axis=0)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Each row of (R, C) over the root of its mean square: result, 1 / sqrt(mean square + eps).
+
+    Source: Zhang & Sennrich, "Root mean square layer normalization", 2019.
+    """
+    columns = max(x.shape[1], 1)
+    rstd = 1 / np.sqrt((x * x).sum(axis=1) / columns + x.dtype.type(eps))
+    out = x * rstd[:, None]
+    return out if weight is None else out * weight, rstd
+
+
+def rms_norm_grad(
+    grad: np.ndarray, x: np.ndarray, weight: np.ndarray | None, rstd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of `rms_norm`'s input and weight."""
+    columns = max(x.shape[1], 1)
+    normal = x * rstd[:, None]
+    d = grad if weight is None else grad * weight
+    products = (d * normal).sum(axis=1, keepdims=True) / columns
+    return (d - normal * products) * rstd[:, None], (grad * normal).sum(axis=0)

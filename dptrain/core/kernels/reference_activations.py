@@ -30,7 +30,7 @@ def activation(name: str, x: Any, *parameters: float) -> Any:
     """An activation of every element, in the type of `x`.
 
     Args:
-        name: "sigmoid", "silu", "gelu_tanh", "softplus" (beta, threshold), "logsigmoid", "mish",
+        name: "sigmoid", "tanh", "silu", "gelu_tanh", "softplus" (beta, threshold), "logsigmoid", "mish",
             "elu" (alpha, scale), "leaky_relu" (negative slope) or "hardswish".
         x: float32 or float64 where it matters; any floating type.
         *parameters: those in brackets.
@@ -41,6 +41,8 @@ def activation(name: str, x: Any, *parameters: float) -> Any:
         match name:
             case "sigmoid":
                 out = _sigmoid(xp, x)
+            case "tanh":
+                out = xp.tanh(x)
             case "silu":
                 out = x * _sigmoid(xp, x)
             case "gelu_tanh":

@@ -32,8 +32,8 @@ def log_softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     return grad - np.exp(out) * grad.sum(axis=1, keepdims=True)
 
 
-def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per-row loss -log softmax(logits)[target] and the softmax itself: (N, C), (N,) -> (N,), (N, C)."""
+def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Per-row loss -log softmax(logits)[target], (N, C) with (N,) -> (N,), and what the gradient wants kept."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     p = np.exp(shifted)
     total = p.sum(axis=1, keepdims=True)
@@ -43,9 +43,17 @@ def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 
 
 def cross_entropy_grad(
-    grad: np.ndarray, p: np.ndarray, target: np.ndarray, scale: float
+    grad: np.ndarray, logits: np.ndarray, kept: Any, target: np.ndarray, scale: float
 ) -> np.ndarray:
-    """The gradient of the logits of `cross_entropy`, from that of the sum of its losses times `scale`, ()."""
+    """The gradient of the logits of `cross_entropy`, from that of the sum of its losses times `scale`, ().
+
+    Args:
+        grad: that gradient.
+        logits, target: those of the forward pass.
+        kept: what `cross_entropy` of the same provider wanted kept; here the softmax itself.
+        scale: as said.
+    """
+    p = kept
     factor = grad * p.dtype.type(scale)
     out = p * factor
     out[namespace_of(p).arange(len(target)), target] -= factor

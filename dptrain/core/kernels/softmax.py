@@ -179,11 +179,12 @@ def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 
 
 def cross_entropy_grad(
-    grad: np.ndarray, p: np.ndarray, target: np.ndarray, scale: float
+    grad: np.ndarray, logits: np.ndarray, kept: np.ndarray, target: np.ndarray, scale: float
 ) -> np.ndarray:
     """See `reference.cross_entropy_grad`."""
+    p = kept
     if grad.dtype != p.dtype or not (p.size and p.flags.c_contiguous):
-        return reference.cross_entropy_grad(grad, p, target, scale)
+        return reference.cross_entropy_grad(grad, logits, p, target, scale)
     out, held = np.empty_like(p), np.array([scale], p.dtype)
     classes = np.ascontiguousarray(target, dtype=np.int64)
     _run(_cross_entropy_grad, p, classes, grad, out, held)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dptrain.core.arrays import on_gpu
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
+from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
@@ -93,7 +95,7 @@ def _softmax_input(input: Any, dtype: Any, op: str) -> Any:
 
 def _by_rows(input: Any, dim: int) -> bool:
     """Whether the kernels over the rows of a matrix serve."""
-    return dim == input.ndim - 1 and input.size > 0 and input.dtype.kind == "f"
+    return dim == input.ndim - 1 and input.size > 0 and input.dtype.kind in "fV"
 
 
 def _rows(array: Any) -> Any:
@@ -109,7 +111,7 @@ def _check_dim(dim: Any, op: str) -> None:
 class Softmax(Op):
     """exp(input) / sum(exp(input)) along `dim`."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
         _check_dim(dim, self.name)
@@ -118,6 +120,8 @@ class Softmax(Op):
         if input.ndim == 0:
             return self.xp.ones_like(input)
         self.by_rows = _by_rows(input, self.dim)
+        if not self.by_rows and computed_in(input.dtype) != input.dtype:
+            return lifted_after_all(self, input, dim)
         if self.by_rows:
             return kernels_for(input).softmax(_rows(input)).reshape(input.shape)
         out = self.xp.exp(_shifted(self.xp, input, self.dim))
@@ -136,7 +140,7 @@ class Softmax(Op):
 class LogSoftmax(Op):
     """log(softmax(input)) along `dim`, without overflow."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
         _check_dim(dim, self.name)
@@ -145,6 +149,8 @@ class LogSoftmax(Op):
         if input.ndim == 0:
             return self.xp.zeros_like(input)
         self.by_rows = _by_rows(input, self.dim)
+        if not self.by_rows and computed_in(input.dtype) != input.dtype:
+            return lifted_after_all(self, input, dim)
         if self.by_rows:
             return kernels_for(input).log_softmax(_rows(input)).reshape(input.shape)
         out = _shifted(self.xp, input, self.dim)
@@ -162,8 +168,15 @@ class Dropout(Op):
     """Zero each element (or each channel) with probability p and scale the rest by 1 / (1 - p)."""
 
     name = "dropout"
+    #: What is kept is multiplied by it, where the mask is of bytes.
+    scale: float | None = None
 
     def forward(self, input: Any, p: float, mask_shape: tuple[int, ...] | None = None) -> Any:
+        if on_gpu(input) and mask_shape is None and p < 1 and input.dtype.kind in "fV":
+            draws = default_generator().uniform_beside(input, input.shape, DROPOUT)
+            self.scale = 1 / (1 - p)
+            out, self.mask = kernels_for(input).dropout(input, draws, p)
+            return out
         shape = input.shape if mask_shape is None else mask_shape
         if p == 1:
             self.mask = self.xp.zeros(shape, dtype=input.dtype)
@@ -174,4 +187,17 @@ class Dropout(Op):
         return input * self.mask
 
     def backward(self, grad: Any) -> Any:
+        if self.scale is not None:
+            return Kept.call(grad, self.mask, self.scale)
         return grad * self.mask
+
+
+class Kept(Op):
+    """The elements that dropout kept, scaled; zero for the others."""
+
+    def forward(self, input: Any, mask: Any, scale: float) -> Any:
+        self.mask, self.scale = mask, scale
+        return kernels_for(input).keep(input, mask, scale)
+
+    def backward(self, grad: Any) -> Any:
+        return Kept.call(grad, self.mask, self.scale)

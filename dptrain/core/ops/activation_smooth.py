@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import on_gpu
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -23,14 +24,19 @@ def _wide(input: Any) -> Any:
     return input.astype(np.float32) if input.dtype.itemsize == 2 else input
 
 
+def _ready(input: Any) -> Any:
+    """What the kernels take: those of a GPU 16-bit types too."""
+    return input if on_gpu(input) else _wide(input)
+
+
 def _active(name: str, input: Any, *parameters: float) -> Any:
-    x = _wide(input)
+    x = _ready(input)
     return kernels_for(x).activation(name, x, *parameters).astype(input.dtype, copy=False)
 
 
 def _slanted(name: str, grad: Any, input: Any, *parameters: float) -> Any:
     """The gradient of the input, of raw arrays."""
-    g, x = _wide(grad), _wide(input)
+    g, x = _ready(grad), _ready(input)
     found = kernels_for(x).activation_grad(name, g, x, *parameters)
     return found.astype(grad.dtype, copy=False)
 
@@ -140,7 +146,7 @@ class Gelu(Op):
         self.approximate = approximate
         if approximate == "tanh":
             return _active("gelu_tanh", input)
-        x = _wide(input)
+        x = _ready(input)
         return kernels_for(x).gelu(x).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import dtypes
-from dptrain.core.arrays import beside, device_of, move
+from dptrain.core.arrays import beside, device_of, move, on_gpu
 from dptrain.core.device import as_device, device
 from dptrain.core.dtypes import FROM_NUMPY, as_dtype, dtype
 from dptrain.core.export import export
+from dptrain.core.half import computed_in
+from dptrain.core.kernels import kernels_for
 from dptrain.core.layout import contiguous_format, copy_in, preserve_format, suggested
 from dptrain.core.op import Op
 from dptrain.core.tensor import Tensor
@@ -46,6 +48,9 @@ class Cast(Op):
 
 
 def _converted(input: Any, target: np.dtype[Any], memory_format: Any, copy: bool) -> Any:
+    alike = computed_in(input.dtype) == computed_in(target)  # but for their bits
+    if memory_format is preserve_format and on_gpu(input) and alike and input.dtype != target:
+        return kernels_for(input).convert(input, target)
     if memory_format is preserve_format and input.flags.c_contiguous:
         return input.astype(target, copy=copy)
     return copy_in(input, memory_format, target)

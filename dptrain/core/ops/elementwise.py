@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, is_array
+from dptrain.core.arrays import as_array, is_array, on_gpu
 from dptrain.core.dtypes import float64, get_default_dtype, held, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
@@ -28,6 +28,17 @@ def _times(value: Any, alpha: Any) -> Any:
         # A negative alpha for unsigned integers counts modulo their range, as in PyTorch.
         return value * np.asarray(alpha).astype(value.dtype)[()]
     return value * alpha
+
+
+def _both_floating_on_gpu(input: Any, other: Any) -> bool:
+    return on_gpu(input) and on_gpu(other) and input.dtype.kind in "fV"
+
+
+def _product(input: Any, other: Any) -> Any:
+    """Of arrays, Tensors or numbers."""
+    if on_gpu(input) and on_gpu(other):
+        return kernels_for(input).multiply(input, other)
+    return input * other
 
 
 @rounded_once
@@ -52,8 +63,10 @@ class Add(Op):
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         if alpha == 1 and type(input) is type(other):  # rounded once in any type
-            return input + other
+            return kernels_for(input).add(input, other) if on_gpu(input) else input + other
         self.alpha = alpha
+        if _both_floating_on_gpu(input, other):
+            return kernels_for(input).add(input, other, alpha)
         return _add_scaled(self, input, other, alpha)
 
     def backward(self, grad: Any) -> Any:
@@ -85,9 +98,11 @@ class Sub(Op):
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         _refuse_bool("sub", input, other)
+        self.alpha = alpha
+        if _both_floating_on_gpu(input, other):
+            return kernels_for(input).add(input, other, -alpha)
         if alpha == 1 and type(input) is type(other):
             return input - other
-        self.alpha = alpha
         return _subtract_scaled(self, input, other, alpha)
 
     def backward(self, grad: Any) -> Any:
@@ -109,10 +124,11 @@ class Mul(Op):
     numbers_only = True
 
     def forward(self, input: Any, other: Any) -> Any:
-        return input * other
+        return _product(input, other)
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
-        return grad * other if self.needs[0] else None, grad * input if self.needs[1] else None
+        d_input = _product(grad, other) if self.needs[0] else None
+        return d_input, _product(grad, input) if self.needs[1] else None
 
 
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
@@ -400,10 +416,11 @@ class Cos(Op):
 class Tanh(Op):
     """Hyperbolic tangent."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.tanh(_floating(input))
+        x = _floating(input)
+        return kernels_for(x).activation("tanh", x) if on_gpu(x) else self.xp.tanh(x)
 
     def backward(self, grad: Any, out: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(out, Tensor):
@@ -415,7 +432,7 @@ class Tanh(Op):
 class Sigmoid(Op):
     """1 / (1 + exp(-input)), computed without overflow."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any) -> Any:
         x = _floating(input)

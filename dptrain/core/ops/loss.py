@@ -51,19 +51,21 @@ class CrossEntropy(Op):
     num_tensors = 2
 
     def forward(self, input: Any, target: Any, mean: bool) -> Any:
-        losses, self.p = kernels_for(input).cross_entropy(input, target)
-        self.target = target
+        losses, self.kept = kernels_for(input).cross_entropy(input, target)
+        self.target, self.kind = target, input.dtype
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0
         total = losses.sum()
-        return total * input.dtype.type(self.scale) if mean else total
+        total = total * losses.dtype.type(self.scale) if mean else total
+        return total if losses.dtype == input.dtype else total.astype(input.dtype)
 
     def backward(self, grad: Any, input: Any) -> Any:
         if isinstance(grad, Tensor):
             rows = self.xp.arange(len(self.target))
-            ones = self.xp.ones(len(self.target), dtype=self.p.dtype)
+            ones = self.xp.ones(len(self.target), dtype=self.kind)
             hot = Scatter.call(ones, tuple(input.shape), (rows, self.target))
             return (Softmax.call(input, 1) - hot) * (grad * self.scale)
-        return kernels_for(self.p).cross_entropy_grad(grad, self.p, self.target, self.scale)
+        facts = (self.kept, self.target, self.scale)
+        return kernels_for(input).cross_entropy_grad(grad, input, *facts)
 
 
 class NllLoss(Op):

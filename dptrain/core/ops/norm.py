@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, namespace_of
+from dptrain.core.arrays import namespace_of, on_gpu
+from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.windows import channels_first, channels_last, is_channels_last
@@ -46,7 +47,7 @@ class _Norm(Op):
     the mean and the variance (population) that were used.
     """
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(
         self,
@@ -57,6 +58,8 @@ class _Norm(Op):
         fixed: Any = None,
         seen: Any = None,
     ) -> Any:
+        if computed_in(input.dtype) != input.dtype:
+            return lifted_after_all(self, input, weight, bias, spec, fixed, seen)
         self.spec, self.fixed = spec, fixed is not None
         self.affine = None if weight is None else weight.shape
         x = input.reshape(spec.inner)
@@ -89,6 +92,10 @@ class _Norm(Op):
         var = _mean(centred * centred, spec.axes)
         rstd = (var + spec.eps) ** -0.5
         return centred * rstd, rstd
+
+    def _rows(self, input: Any) -> Any:
+        count = math.prod(self.spec.inner[a] for a in self.spec.axes)
+        return namespace_of(input).ascontiguousarray(input.reshape(-1, count))
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         spec = self.spec
@@ -139,7 +146,7 @@ class NativeBatchNorm(_Norm):
         # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
         columns = 0 in spec.axes and input.size > 0
         self.by_columns = fixed is None and columns
-        if columns and fixed is not None and type(input) in HOST_TYPES:
+        if columns and fixed is not None:
             return self._by_fixed(input, weight, bias, spec, fixed)
         if not self.by_columns:
             return super().forward(input, weight, bias, spec, fixed, seen)
@@ -147,27 +154,25 @@ class NativeBatchNorm(_Norm):
         self.affine = None if weight is None else weight.shape
         rows, shape = _as_columns(input)
         kernels = kernels_for(input)
-        if type(rows) in HOST_TYPES:
-            mean, var, rstd, self.vectors = kernels.batch_statistics(rows, weight, bias, spec.eps)
-            out = np.empty_like(rows)
-            if postponed is None:
-                kernels.normalise(rows, self.vectors, out)
-            else:
-                postponed.append(True)
+        mean, var, rstd, self.vectors = kernels.batch_statistics(rows, weight, bias, spec.eps)
+        out = np.empty_like(rows)
+        if postponed is None:
+            kernels.normalise(rows, self.vectors, out)
         else:
-            out, mean, var, rstd = kernels.batch_norm(rows, weight, bias, spec.eps)
+            postponed.append(True)
         self.mean, self.rstd, var = (v.reshape(spec.affine_shape) for v in (mean, rstd, var))
         if seen is not None:
             seen += [self.mean, var]
         return channels_first(out.reshape(shape))
 
     def _by_fixed(self, input: Any, weight: Any, bias: Any, spec: NormSpec, fixed: Any) -> Any:
-        """The same in one pass; backward is that of `_Norm`."""
-        self.spec, self.fixed = spec, True
+        """The same in one pass; backward is that of `_Norm`, in float32."""
+        self.spec, self.fixed, self.halves_on_gpu = spec, True, False
         self.affine = None if weight is None else weight.shape
         rows, shape = _as_columns(input)
-        mean, var = (v.reshape(-1).astype(input.dtype) for v in fixed)
-        rstd = 1 / np.sqrt(var + input.dtype.type(spec.eps))
+        kind = computed_in(input.dtype)
+        mean, var = (v.reshape(-1).astype(kind) for v in fixed)
+        rstd = 1 / np.sqrt(var + kind.type(spec.eps))
         kernels, out = kernels_for(input), np.empty_like(rows)
         kernels.normalise(rows, kernels.batch_vectors(rows, mean, rstd, weight, bias), out)
         self.mean, self.rstd = (v.reshape(spec.affine_shape) for v in (mean, rstd))
@@ -250,10 +255,6 @@ class NativeLayerNorm(_Norm):
         out, self.mean, self.rstd = kernels_for(input).layer_norm(rows, *flat, spec.eps)
         return out.reshape(input.shape)
 
-    def _rows(self, input: Any) -> Any:
-        count = math.prod(self.spec.inner[a] for a in self.spec.axes)
-        return namespace_of(input).ascontiguousarray(input.reshape(-1, count))
-
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_rows:
             return super().backward(grad, input, weight)
@@ -274,3 +275,31 @@ class FusedRmsNorm(_Norm):
     """Each sample over its last dimensions, by the root of the mean square alone."""
 
     name = "rms_norm"
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        spec: NormSpec,
+        fixed: Any = None,
+        seen: Any = None,
+    ) -> Any:
+        # On a GPU, as the rows of a matrix, in one pass.
+        self.by_rows = on_gpu(input) and input.size > 0
+        if not self.by_rows:
+            return super().forward(input, weight, bias, spec, fixed, seen)
+        self.spec, self.fixed = spec, False
+        self.affine = None if weight is None else weight.shape
+        factor = None if weight is None else weight.reshape(-1)
+        out, self.rstd = kernels_for(input).rms_norm(self._rows(input), factor, spec.eps)
+        return out.reshape(input.shape)
+
+    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_rows:
+            return super().backward(grad, input, weight)
+        factor = None if weight is None else weight.reshape(-1)
+        facts = (self._rows(grad), self._rows(input), factor, self.rstd)
+        out, d_weight = kernels_for(grad).rms_norm_grad(*facts)
+        given = None if self.affine is None else d_weight.reshape(self.affine)
+        return out.reshape(input.shape), given, None

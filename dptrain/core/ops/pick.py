@@ -65,7 +65,7 @@ class Embedding(Op):
 class EmbeddingDense(Op):
     """The derivative of Embedding: gradients added up in the rows that they came from."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, grad: Any, indices: Any, padding_idx: int, num: int) -> Any:
         self.indices, self.padding_idx = indices, padding_idx
@@ -85,7 +85,7 @@ class EmbeddingDense(Op):
 class SegmentSum(Op):
     """Sums of the rows of each bag: (R, D) with the bag of each row -> (bags, D)."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, bag_of: Any, bags: int) -> Any:
         self.bag_of = bag_of

@@ -123,7 +123,7 @@ class MaxPool2d(Op):
 class MaxPoolScatter(Op):
     """Each window's value at the place where its maximum stood."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, grad: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
         self.where, self.shape, self.geometry = where, shape, geometry

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import on_gpu
 from dptrain.core.dtypes import float32
+from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels.reference_pointwise import follow
 from dptrain.core.op import Op
 from dptrain.core.ops.norm import (
     FusedRmsNorm,
@@ -67,13 +70,22 @@ def _over_channels(input: Tensor, axes: tuple[int, ...], eps: float) -> NormSpec
     return NormSpec(shape, axes, (1, shape[1], *(1,) * (len(shape) - 2)), eps)
 
 
-def _follow(running: Tensor | None, value: np.ndarray, momentum: float) -> None:
-    """running = (1 - momentum) * running + momentum * value, in place."""
-    if running is None:
+def _follow(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: np.ndarray,
+    var: np.ndarray,
+    momentum: float,
+    correction: float,
+) -> None:
+    """See `reference_pointwise.follow`; without averages nothing."""
+    if running_mean is None or running_var is None:
         return
-    held = running._array
-    held[...] = (1 - momentum) * held + momentum * value.reshape(held.shape).astype(held.dtype)
-    running._bump_version()
+    held = running_mean._array, running_var._array
+    fused = on_gpu(held[0]) and all(h.flags.c_contiguous for h in held)
+    (kernels_for(held[0]).follow if fused else follow)(*held, mean, var, momentum, correction)
+    running_mean._bump_version()
+    running_var._bump_version()
 
 
 def batch_norm(
@@ -142,8 +154,8 @@ def batch_norm(
     if postponed:
         postpone(out, input, Normalising(out._node, input._array, out._array))
     if count:
-        _follow(running_mean, seen[0], momentum)
-        _follow(running_var, seen[1] * (count / (count - 1)), momentum)
+        mean, var = seen
+        _follow(running_mean, running_var, mean, var, momentum, count / (count - 1))
     return out
 
 
@@ -196,8 +208,8 @@ def instance_norm(
     seen: list[Any] = []
     out = NativeBatchNorm.apply(input, weight, bias, spec, None, seen)
     if running_mean is not None and running_var is not None and count and len(input):
-        _follow(running_mean, seen[0].mean(axis=0), momentum)
-        _follow(running_var, seen[1].mean(axis=0) * (count / (count - 1)), momentum)
+        mean, var = (value.mean(axis=0) for value in seen)
+        _follow(running_mean, running_var, mean, var, momentum, count / (count - 1))
     return out
 
 

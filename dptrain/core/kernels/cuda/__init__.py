@@ -4,7 +4,18 @@ CUDA C sources, one file for each family; compiled when one is first used on a G
 of `reference`; those of `reference_optim` are in `updates`, random numbers in `philox`.
 """
 
-from dptrain.core.kernels.cuda import columns, images, lookup, norms, philox, rows, updates
+from dptrain.core.kernels.cuda import (
+    activations,
+    columns,
+    images,
+    lookup,
+    norms,
+    philox,
+    pointwise,
+    rows,
+    updates,
+)
+from dptrain.core.kernels.cuda.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.cuda.columns import column_sums
 from dptrain.core.kernels.cuda.gemm import linear, matmul
 from dptrain.core.kernels.cuda.images import (
@@ -18,8 +29,23 @@ from dptrain.core.kernels.cuda.lookup import add_rows
 from dptrain.core.kernels.cuda.norms import (
     batch_norm,
     batch_norm_grad,
+    batch_statistics,
+    batch_vectors,
+    follow,
     layer_norm,
     layer_norm_grad,
+    normalise,
+    rms_norm,
+    rms_norm_grad,
+)
+from dptrain.core.kernels.cuda.pointwise import (
+    add,
+    convert,
+    dropout,
+    keep,
+    multiply,
+    relu,
+    relu_grad,
 )
 from dptrain.core.kernels.cuda.products import (
     conv,
@@ -28,33 +54,30 @@ from dptrain.core.kernels.cuda.products import (
     sum_pool,
     sum_pool_scatter,
 )
-from dptrain.core.kernels.cuda.rows import cross_entropy, erf
-from dptrain.core.kernels.cuda.smooth import gelu, gelu_grad
+from dptrain.core.kernels.cuda.rows import (
+    cross_entropy,
+    cross_entropy_grad,
+    erf,
+    log_softmax,
+    log_softmax_grad,
+    softmax,
+    softmax_grad,
+)
 from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
     attention,
     attention_grad,
-    batch_statistics,
-    batch_vectors,
     channels_last,
-    cross_entropy_grad,
-    log_softmax,
-    log_softmax_grad,
-    normalise,
-    relu,
-    relu_grad,
-    softmax,
-    softmax_grad,
     unscale,
 )
-from dptrain.core.kernels.reference_activations import activation, activation_grad
 
 __all__ = [
     "activation",
     "activation_grad",
     "FAMILIES",
+    "add",
     "adam",
     "add_rows",
     "attention",
@@ -69,12 +92,16 @@ __all__ = [
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
+    "convert",
     "cross_entropy",
     "cross_entropy_grad",
+    "dropout",
     "erf",
+    "follow",
     "gelu",
     "gelu_grad",
     "im2col",
+    "keep",
     "layer_norm",
     "layer_norm_grad",
     "linear",
@@ -84,9 +111,12 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "multiply",
     "normalise",
     "relu",
     "relu_grad",
+    "rms_norm",
+    "rms_norm_grad",
     "sgd",
     "softmax",
     "softmax_grad",
@@ -96,11 +126,13 @@ __all__ = [
 ]
 
 FAMILIES = (
+    activations.FAMILY,
     columns.FAMILY,
     images.FAMILY,
     lookup.FAMILY,
     norms.FAMILY,
+    philox.FAMILY,
+    pointwise.FAMILY,
     rows.FAMILY,
     updates.FAMILY,
-    philox.FAMILY,
 )

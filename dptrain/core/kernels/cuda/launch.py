@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core import arrays
 
 #: Threads of a block where a kernel does not say otherwise.
 BLOCK = 256
+#: Most threads that share a row.
+_LARGEST_BLOCK = 512
 #: Largest number of blocks; kernels step over the whole grid until all elements are done.
 _MOST_BLOCKS = 65535
 #: From so many elements on, indices need 64 bits.
@@ -44,12 +48,16 @@ __device__ inline float lowest() {  // -inf: NVRTC brings no header that names i
 }
 struct brain16 {
     unsigned short bits;
-    __device__ brain16() {}
+    brain16() = default;
     __device__ brain16(float value) {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
         union { float f; unsigned int u; } word;
         word.f = value;
         // To nearest, ties to even; a NaN stays one.
         bits = value != value ? 0x7fc0 : (word.u + 0x7fff + ((word.u >> 16) & 1)) >> 16;
+#endif
     }
     __device__ operator float() const {
         union { float f; unsigned int u; } word;
@@ -60,7 +68,7 @@ struct brain16 {
 #ifdef __CUDACC_RTC__
 struct half16 {
     unsigned short bits;
-    __device__ half16() {}
+    half16() = default;
     __device__ half16(float value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value)); }
     __device__ operator float() const {
         float value;
@@ -76,21 +84,56 @@ struct half16 {
 """
 
 
-#: For sources whose blocks share a row: what all threads of a block have, combined, for each of them.
+#: For sources that move 16 bytes at once, where the memory allows it.
+PACKS = r"""
+constexpr int PACK = 16 / sizeof(T);
+struct alignas(16) Pack { T at[PACK]; };
+struct alignas(16) Wide { A at[PACK]; };
+__device__ inline bool even(const void* place) { return (unsigned long long)place % 16 == 0; }
+// N values from one place: a pack, or one.
+template <int N> __device__ inline void load(const T* from, A* values) {
+    if constexpr (N == 1) values[0] = A(*from);
+    else {
+        const Pack pack = *(const Pack*)from;
+        for (int j = 0; j < N; j++) values[j] = A(pack.at[j]);
+    }
+}
+template <int N> __device__ inline void store(T* to, const A* values) {
+    if constexpr (N == 1) *to = T(values[0]);
+    else {
+        Pack pack;
+        for (int j = 0; j < N; j++) pack.at[j] = T(values[j]);
+        *(Pack*)to = pack;
+    }
+}
+// Likewise of what is computed in; the place of a vector that may be absent, where all values are `other`.
+template <int N> __device__ inline void load_wide(const A* from, long long k, A other, A* values) {
+    if (!from) for (int j = 0; j < N; j++) values[j] = other;
+    else if constexpr (N == 1) values[0] = from[k];
+    else {
+        const Wide wide = *(const Wide*)(from + k);
+        for (int j = 0; j < N; j++) values[j] = wide.at[j];
+    }
+}
+"""
+
+#: For sources whose blocks share a row: what all threads of a block have, combined, for each of them. Blocks are
+#: warps, a power of two of them; all threads come here.
 REDUCTION = r"""
 // NaN counts as larger than everything.
-__device__ A larger(A a, A b) { return b > a || b != b ? b : a; }
-__device__ A plus(A a, A b) { return a + b; }
-#define REDUCE(value, combine)                                          \
-    cache[threadIdx.x] = value;                                         \
-    __syncthreads();                                                    \
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {              \
-        if (threadIdx.x < half)                                         \
-            cache[threadIdx.x] = combine(cache[threadIdx.x], cache[threadIdx.x + half]); \
-        __syncthreads();                                                \
-    }                                                                   \
-    value = cache[0];                                                   \
-    __syncthreads();
+__device__ inline A larger(A a, A b) { return b > a || b != b ? b : a; }
+__device__ inline A plus(A a, A b) { return a + b; }
+#define REDUCE(value, combine)                                                                 \
+    for (int step_ = 16; step_ > 0; step_ /= 2)                                                \
+        value = combine(value, __shfl_xor_sync(0xffffffffu, value, step_));                    \
+    if (blockDim.x > 32) {                                                                     \
+        __syncthreads();                                                                       \
+        if (threadIdx.x % 32 == 0) cache[threadIdx.x / 32] = value;                            \
+        __syncthreads();                                                                       \
+        value = cache[threadIdx.x % (blockDim.x / 32)];                                        \
+        for (int step_ = blockDim.x / 64; step_ > 0; step_ /= 2)                               \
+            value = combine(value, __shfl_xor_sync(0xffffffffu, value, step_));                \
+    }
 """
 
 
@@ -118,9 +161,24 @@ def grid_of(threads: int, block: int = BLOCK) -> int:
     return max(1, min(-(-threads // block), _MOST_BLOCKS))
 
 
-def row_block(columns: int) -> int:
-    """Threads that share a row: a power of two, as the reduction halves it."""
-    return min(BLOCK, max(32, 1 << max(0, columns - 1).bit_length()))
+def pack_size(kind: np.dtype[Any]) -> int:
+    """Elements in 16 bytes."""
+    return 16 // kind.itemsize
+
+
+def pack_threads(size: int, kind: np.dtype[Any]) -> int:
+    """Threads for so many elements where each takes 16 bytes at once."""
+    return -(-size // pack_size(kind))
+
+
+#: Packs of a row that a thread takes, where it is long enough.
+_PACKS_EACH = 4
+
+
+def row_block(columns: int, kind: np.dtype[Any]) -> int:
+    """Threads that share a row: warps, a power of two of them."""
+    threads = pack_threads(columns, kind) // _PACKS_EACH
+    return min(_LARGEST_BLOCK, max(32, 1 << max(0, threads - 1).bit_length()))
 
 
 class Program(NamedTuple):
@@ -146,7 +204,12 @@ class Family:
         self.source = source
         self.kinds = kinds
         self.kernels = parameters(source)
+        self._converters = {
+            name: tuple(_CONVERTERS.get(p.kind) for p in declared)
+            for name, declared in self.kernels.items()
+        }
         self._programs: dict[tuple[str, bool], Program] = {}
+        self._of_types: dict[tuple[np.dtype[Any], bool], Program] = {}  # names of types are slow
 
     def program(self, kind: str, wide: bool = False) -> Program:
         """The source for an element type.
@@ -188,22 +251,34 @@ class Family:
         """
         if threads == 0:
             return
-        declared = self.kernels[kernel]
-        wide = any(is_array(a) and a.size > _WIDE for a in args)
-        program = self.program(kind.name, wide)
-        computed = np.float64 if kind == np.float64 else np.float32
-        values = [_argument(p, a, computed) for p, a in zip(declared, args, strict=True)]
+        wide = False
+        values = []
+        for convert, value in zip(self._converters[kernel], args, strict=True):
+            if convert is None:  # an array
+                if value is None:
+                    value = _NULL
+                elif value.size > _WIDE:
+                    wide = True
+                values.append(value)
+            elif convert is np.float32 and kind == np.float64:
+                values.append(np.float64(value))
+            else:
+                values.append(convert(value))
         grid = grid_of(threads, block) if blocks is None else min(blocks, _MOST_BLOCKS)
-        driver(program, kernel, declared, grid, block, values)
+        program = self._of_types.get((kind, wide))
+        if program is None:
+            program = self._of_types[kind, wide] = self.program(kind.name, wide)
+        driver(program, kernel, self.kernels[kernel], grid, block, values)
 
 
-def _argument(parameter: Parameter, value: Any, computed: type) -> Any:
-    """A launch argument of the declared type."""
-    if parameter.kind.endswith("*"):
-        return np.uint64(0) if value is None else value
-    if parameter.kind == "A":
-        return computed(value)
-    return np.int64(value) if parameter.kind == "long long" else np.int32(value)
+_NULL = np.uint64(0)
+#: C type of a parameter -> what makes a number of it; "A" is float64's where elements are.
+_CONVERTERS: dict[str, Any] = {"A": np.float32, "long long": np.int64, "int": np.int32}
+
+
+@cache
+def _cupy() -> Any:
+    return import_module("cupy")
 
 
 class _CupyDriver:
@@ -211,6 +286,7 @@ class _CupyDriver:
 
     def __init__(self) -> None:
         self._functions: dict[tuple[Any, ...], Callable[..., None]] = {}
+        self._modules: dict[tuple[Any, ...], Any] = {}
 
     def __call__(
         self,
@@ -221,14 +297,16 @@ class _CupyDriver:
         block: int,
         values: list[Any],
     ) -> None:
-        import cupy
-
         # A loaded module belongs to one GPU.
-        key = program[:3], kernel, cupy.cuda.runtime.getDevice()
-        function = self._functions.get(key)
+        place = _cupy().cuda.runtime.getDevice() if arrays.several_gpus else 0
+        of = program.family, program.kind, program.wide, place
+        function = self._functions.get((of, kernel))
         if function is None:
-            module = cupy.RawModule(code=program.text, options=OPTIONS)
-            function = self._functions[key] = module.get_function(kernel)
+            module = self._modules.get(of)
+            if module is None:
+                module = _cupy().RawModule(code=program.text, options=OPTIONS)
+                self._modules[of] = module
+            function = self._functions[of, kernel] = module.get_function(kernel)
         function((grid,), (block,), tuple(values))
 
 

@@ -1,0 +1,194 @@
+"""Passes element by element on the GPU: ReLU, sums, products, conversions, dropout. Several elements a thread.
+
+Arrays that lie alike in memory, in whichever order and without gaps, are read as they lie: images with the
+channels last among them, over which CuPy's own functions would jump. 16-bit types are computed in float32
+and rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels import reference_pointwise as defined
+from dptrain.core.kernels.cuda.launch import PACKS, Family, pack_threads
+from dptrain.core.kernels.dense import alike, dense
+
+#: Over the packs of one array, of two: `f` of one element each, or of the elements and their place.
+OVER_PACKS = (
+    PACKS
+    + r"""
+template <class F> __device__ inline void over(const T* x, T* out, long long count, F f) {
+    const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    const long long packs = even(x) && even(out) ? count / PACK : 0;
+    for (long long i = me; i < packs; i += step) {
+        A a[PACK];
+        load<PACK>(x + i * PACK, a);
+        for (int j = 0; j < PACK; j++) a[j] = f(a[j]);
+        store<PACK>(out + i * PACK, a);
+    }
+    for (long long i = packs * PACK + me; i < count; i += step) out[i] = T(f(A(x[i])));
+}
+template <class F> __device__ inline void over(
+    const T* x, const T* y, T* out, long long count, F f) {
+    const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    const long long packs = even(x) && even(y) && even(out) ? count / PACK : 0;
+    for (long long i = me; i < packs; i += step) {
+        A a[PACK], b[PACK];
+        load<PACK>(x + i * PACK, a);
+        load<PACK>(y + i * PACK, b);
+        for (int j = 0; j < PACK; j++) a[j] = f(a[j], b[j]);
+        store<PACK>(out + i * PACK, a);
+    }
+    for (long long i = packs * PACK + me; i < count; i += step) out[i] = T(f(A(x[i]), A(y[i])));
+}
+"""
+)
+
+_SOURCE = (
+    OVER_PACKS
+    + r"""
+extern "C" __global__ void relu(const T* x, T* out, long long count) {
+    over(x, out, count, [](A a) { return a <= 0 ? A(0) : a; });  // what is no number stays
+}
+extern "C" __global__ void relu_grad(const T* grad, const T* kept, T* out, long long count) {
+    over(grad, kept, out, count, [](A g, A y) { return y <= 0 ? A(0) : g; });
+}
+extern "C" __global__ void add(const T* x, const T* y, T* out, long long count, A alpha) {
+    if (alpha == 1) over(x, y, out, count, [](A a, A b) { return a + b; });
+    else over(x, y, out, count, [=](A a, A b) { return a + alpha * b; });
+}
+extern "C" __global__ void multiply(const T* x, const T* y, T* out, long long count) {
+    over(x, y, out, count, [](A a, A b) { return a * b; });
+}
+
+// Between T and what it is computed in.
+extern "C" __global__ void widen(const T* x, A* out, long long count) {
+    const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    const long long packs = even(x) && even(out) ? count / PACK : 0;
+    for (long long i = me; i < packs; i += step) {
+        Wide wide;
+        load<PACK>(x + i * PACK, wide.at);
+        *(Wide*)(out + i * PACK) = wide;
+    }
+    for (long long i = packs * PACK + me; i < count; i += step) out[i] = A(x[i]);
+}
+extern "C" __global__ void narrow(const A* x, T* out, long long count) {
+    const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    const long long packs = even(x) && even(out) ? count / PACK : 0;
+    for (long long i = me; i < packs; i += step) {
+        const Wide wide = *(const Wide*)(x + i * PACK);
+        store<PACK>(out + i * PACK, wide.at);
+    }
+    for (long long i = packs * PACK + me; i < count; i += step) out[i] = T(x[i]);
+}
+
+// Keeps an element where the number drawn for it is not below `p`, and notes it.
+extern "C" __global__ void dropout(
+    const T* x, const float* draws, unsigned char* kept, T* out, long long count, A p, A scale) {
+    EACH(i, count) {
+        bool keep = A(draws[i]) >= p;
+        kept[i] = keep;
+        out[i] = T(A(x[i]) * (keep ? scale : A(0)));
+    }
+}
+extern "C" __global__ void keep(
+    const T* x, const unsigned char* kept, T* out, long long count, A scale) {
+    EACH(i, count) out[i] = T(A(x[i]) * (kept[i] ? scale : A(0)));
+}
+"""
+)
+
+FAMILY = Family("pointwise", _SOURCE)
+
+
+def same_order(x: Any, beside: Any) -> Any:
+    """`x`, or a copy of it that lies in memory as `beside` does."""
+    if alike(x, beside):
+        return x
+    copy = np.empty_like(beside, dtype=x.dtype)
+    copy[...] = x
+    return copy
+
+
+def whole(x: Any) -> Any:
+    """`x`, or a copy without gaps."""
+    return x if dense(x) else namespace_of(x).ascontiguousarray(x)
+
+
+def mapped(family: Family, kernel: str, x: Any, *more: Any) -> Any:
+    """A kernel (x, out, count, *more) over all elements."""
+    x = whole(x)
+    out = np.empty_like(x)
+    family.launch(kernel, x.dtype, pack_threads(x.size, x.dtype), x, out, x.size, *more)
+    return out
+
+
+def paired(family: Family, kernel: str, x: Any, y: Any, *more: Any) -> Any:
+    """A kernel (x, y, out, count, *more) over all elements; the result lies as `y` does."""
+    y = whole(y)
+    x = same_order(x, y)
+    out = np.empty_like(y)
+    family.launch(kernel, y.dtype, pack_threads(y.size, y.dtype), x, y, out, y.size, *more)
+    return out
+
+
+def relu(x: Any) -> Any:
+    """See `reference.relu`."""
+    return mapped(FAMILY, "relu", x) if x.dtype.name in FAMILY.kinds else np.maximum(x, 0)
+
+
+def relu_grad(grad: Any, out: Any) -> Any:
+    """See `reference.relu_grad`."""
+    return paired(FAMILY, "relu_grad", grad, out)
+
+
+def _serves(x: Any, y: Any) -> bool:
+    return x.dtype == y.dtype and x.dtype.name in FAMILY.kinds and x.shape == y.shape
+
+
+def add(x: Any, y: Any, alpha: float = 1) -> Any:
+    """See `reference.add`."""
+    if not _serves(x, y):
+        return defined.add(x, y, alpha)
+    return paired(FAMILY, "add", x, y, alpha)
+
+
+def multiply(x: Any, y: Any) -> Any:
+    """See `reference.multiply`."""
+    return paired(FAMILY, "multiply", x, y) if _serves(x, y) else x * y
+
+
+def convert(x: Any, kind: np.dtype[Any]) -> Any:
+    """See `reference.convert`."""
+    narrow, wide = sorted((x.dtype, kind), key=lambda k: k.itemsize)
+    if narrow.itemsize != 2 or narrow.name not in FAMILY.kinds or wide != np.float32:
+        return x.astype(kind)
+    x = whole(x)
+    out = np.empty_like(x, dtype=kind)
+    kernel = "widen" if x.dtype == narrow else "narrow"
+    FAMILY.launch(kernel, narrow, pack_threads(x.size, narrow), x, out, x.size)
+    return out
+
+
+def dropout(x: Any, draws: Any, p: float) -> tuple[Any, Any]:
+    """See `reference.dropout`."""
+    xp, x = namespace_of(x), namespace_of(x).ascontiguousarray(x)
+    kept, out = xp.empty(x.shape, np.uint8), xp.empty(x.shape, x.dtype)
+    bounds = float(np.float32(p)), 1 / (1 - p)  # the numbers are float32, and so is what they meet
+    FAMILY.launch("dropout", x.dtype, x.size, x, draws, kept, out, x.size, *bounds)
+    return out, kept
+
+
+def keep(x: Any, kept: Any, scale: float) -> Any:
+    """See `reference.keep`."""
+    xp, x = namespace_of(x), namespace_of(x).ascontiguousarray(x)
+    out = xp.empty(x.shape, x.dtype)
+    FAMILY.launch("keep", x.dtype, x.size, x, kept, out, x.size, scale)
+    return out
