@@ -98,12 +98,22 @@ template <int N> __device__ inline void load(const T* from, A* values) {
         for (int j = 0; j < N; j++) values[j] = A(pack.at[j]);
     }
 }
+union Words { Pack pack; Wide wide; unsigned int word[sizeof(Wide) / 4]; };
+// 16 bytes to an even place. Said outright: of a copy of a struct the compiler may make small stores.
+__device__ inline void put(void* to, const unsigned int* words) {
+#ifdef __CUDACC_RTC__
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" : : "l"(__cvta_generic_to_global(to)),
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]));
+#else
+    for (int j = 0; j < 4; j++) ((unsigned int*)to)[j] = words[j];
+#endif
+}
 template <int N> __device__ inline void store(T* to, const A* values) {
     if constexpr (N == 1) *to = T(values[0]);
     else {
-        Pack pack;
-        for (int j = 0; j < N; j++) pack.at[j] = T(values[j]);
-        *(Pack*)to = pack;
+        Words all;
+        for (int j = 0; j < N; j++) all.pack.at[j] = T(values[j]);
+        put(to, all.word);
     }
 }
 // Likewise of what is computed in; the place of a vector that may be absent, where all values are `other`.

@@ -72,9 +72,10 @@ extern "C" __global__ void widen(const T* x, A* out, long long count) {
     const long long step = (long long)gridDim.x * blockDim.x;
     const long long packs = even(x) && even(out) ? count / PACK : 0;
     for (long long i = me; i < packs; i += step) {
-        Wide wide;
-        load<PACK>(x + i * PACK, wide.at);
-        *(Wide*)(out + i * PACK) = wide;
+        Words all;
+        load<PACK>(x + i * PACK, all.wide.at);
+        for (int j = 0; j < (int)sizeof(Wide) / 16; j++)
+            put((char*)(out + i * PACK) + 16 * j, all.word + 4 * j);
     }
     for (long long i = packs * PACK + me; i < count; i += step) out[i] = A(x[i]);
 }
