@@ -320,8 +320,7 @@ class _Guarded:
             return self._function(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        value = cupy_functions.method(self._library.cupy, self._function, name)
-        return _Guarded(value, self._library, self._index)
+        return _Guarded(getattr(self._function, name), self._library, self._index)
 
 
 _loaded: CudaLibrary | None = None

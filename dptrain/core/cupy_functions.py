@@ -1,7 +1,6 @@
 """What NumPy's functions take and CuPy's do not, made of what CuPy has; `core.cuda` hands it out.
 
-Owns: the tables of functions and of ufuncs' methods that stand in for CuPy's, each under NumPy's name and
-with its arguments. Must not know: tensors, operations.
+Owns: what stands in for functions and ufuncs of CuPy, each under NumPy's name and with its arguments. Must not know: tensors, operations.
 
 Running values (`accumulate`, `at`) are made in steps of doubling distance, deterministic for a given shape.
 Source: W. D. Hillis, G. L. Steele, "Data parallel algorithms", Communications of the ACM 29 (1986).
@@ -143,20 +142,36 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lib.stride_tricks.as_strided": as_strided,
 }
 
-#: Method of a ufunc -> likewise; the ufunc comes second.
-METHODS: dict[str, Callable[..., Any]] = {"accumulate": accumulate, "at": at}
+#: Ufuncs that are asked for methods which CuPy's lack.
+UFUNCS = ("add", "logaddexp", "maximum", "minimum", "multiply")
+
+
+class Ufunc:
+    """A ufunc of CuPy, with `accumulate` and `at`.
+
+    Args:
+        cupy: the module.
+        name: the ufunc's.
+    """
+
+    def __init__(self, cupy: Any, name: str) -> None:
+        self._ufunc = getattr(cupy, name)
+        self.accumulate = partial(accumulate, cupy, self._ufunc)
+        self.at = partial(at, cupy, self._ufunc)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ufunc(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ufunc, name)
 
 
 def function(cupy: Any, module: Any, name: str) -> Any:
     """What stands in for a function of `cupy` or of a module below it; None: nothing does."""
+    if module is cupy and name in UFUNCS:
+        return Ufunc(cupy, name)
     package, _, place = module.__name__.partition(".")
     if package != cupy.__name__:
         return None
     found = FUNCTIONS.get(f"{place}.{name}" if place else name)
     return None if found is None else partial(found, cupy)
-
-
-def method(cupy: Any, ufunc: Any, name: str) -> Any:
-    """A method of a ufunc of CuPy, or what stands in for it."""
-    found = METHODS.get(name)
-    return getattr(ufunc, name) if found is None else partial(found, cupy, ufunc)
