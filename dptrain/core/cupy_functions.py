@@ -14,9 +14,12 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dptrain.core.modes import are_deterministic_algorithms_enabled
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 #: What CuPy adds atomically, as it is or as the type of the same bits; floating point sums then depend on
 #: the order in which threads arrive.
@@ -133,6 +136,20 @@ def as_strided(xp: Any, x: Any, shape: Any, strides: Any, writeable: bool = True
     return xp.lib.stride_tricks.as_strided(x, shape, strides)
 
 
+def where(xp: Any, condition: Any, x: Any = None, y: Any = None) -> Any:
+    """`where` in the type of its operands; CuPy's has none for bfloat16, and takes float32."""
+    if x is None:
+        return xp.where(condition)
+    kinds = {v.dtype for v in (x, y) if hasattr(v, "dtype")}
+    if kinds != {_BFLOAT16}:
+        return xp.where(condition, x, y)
+    bits = [
+        v.view(np.uint16) if type(v) is xp.ndarray else np.asarray(v, _BFLOAT16).view(np.uint16)[()]
+        for v in (x, y)
+    ]
+    return xp.where(condition, *bits).view(_BFLOAT16)
+
+
 #: NumPy's name -> what stands in for CuPy's function of that name; CuPy comes first among the arguments.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.cholesky": cholesky,
@@ -140,6 +157,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.solve": solve,
     "linalg.svd": svd,
     "lib.stride_tricks.as_strided": as_strided,
+    "where": where,
 }
 
 #: Ufuncs that are asked for methods which CuPy's lack.

@@ -85,6 +85,12 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def times(value: Any, number: float) -> Any:
+    """A raw array or Tensor times a number, in its type; beside CuPy's bfloat16 a Python float is float32."""
+    product = value * number
+    return product if product.dtype == value.dtype else product.astype(value.dtype)
+
+
 def refuse_mixed(op: str, arrays: tuple[Any, ...]) -> None:
     """Refuse arrays of different types.
 

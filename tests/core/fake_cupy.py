@@ -18,6 +18,7 @@ from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
 import fake_cublas
+import ml_dtypes
 import numpy as np
 from cupy_signatures import FUNCTIONS, METHODS
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -113,10 +114,24 @@ def _check_call(function, args, kwargs):
             raise ValueError("a must have (..., M, M) shape and b must have (..., M, K)")
 
 
+#: Functions that CuPy does not make for bfloat16; it takes those for float32.
+_NOT_IN_BFLOAT16 = {"where", "clip"}
+
+
+def _promoted(function, args, result):
+    """A result in bfloat16 as CuPy has it: float32 where it has no such loop, or met a Python float."""
+    if getattr(result, "dtype", None) != ml_dtypes.bfloat16:
+        return result
+    weak = isinstance(function, np.ufunc) and any(type(a) is float for a in args)
+    if weak or function.__name__ in _NOT_IN_BFLOAT16:
+        return ndarray(result.host.astype(np.float32), result.device.id)
+    return result
+
+
 def _call(function, args, kwargs):
     _check_call(function, args, kwargs)
     try:
-        return _run(function, args, kwargs)
+        return _promoted(function, args, _run(function, args, kwargs))
     except np.linalg.LinAlgError:
         if getattr(_state, "raises", False):
             raise
@@ -191,7 +206,8 @@ class ndarray(NDArrayOperatorsMixin):
         unknown = kwargs.keys() - set(METHODS[name].split())
         if unknown:
             raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
-        return _run(lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs)
+        result = _run(lambda host, *a, **k: getattr(host, name)(*a, **k), (self, *args), kwargs)
+        return _promoted(getattr(np.ndarray, name), args, result)
 
     def __getitem__(self, place):
         parts = place if isinstance(place, tuple) else (place,)

@@ -8,6 +8,7 @@ import numpy as np
 
 from dptrain.core.arrays import on_gpu
 from dptrain.core.export import export
+from dptrain.core.half import times
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.cuda import gemm
 from dptrain.core.op import Op
@@ -68,7 +69,7 @@ class _AddProduct(Op):
         return kernels_for(first).matmul(*_as_matrices(first, second))
 
     def _gradients(self, grad: Any, first: Any, second: Any) -> Any:
-        scaled = grad if self.alpha == 1 else grad * self.alpha
+        scaled = grad if self.alpha == 1 else times(grad, self.alpha)
         a, b = _as_matrices(first, second)
         matrix = Reshape.call(scaled, (a.shape[-2], b.shape[-1])) if scaled.ndim < 2 else scaled
         d_first = d_second = None
@@ -76,7 +77,7 @@ class _AddProduct(Op):
             d_first = Reshape.call(Matmul.call(matrix, Transpose.call(b, -1, -2)), self.shapes[0])
         if self.needs[2]:
             d_second = Reshape.call(Matmul.call(Transpose.call(a, -1, -2), matrix), self.shapes[1])
-        return grad if self.beta == 1 else grad * self.beta, d_first, d_second
+        return grad if self.beta == 1 else times(grad, self.beta), d_first, d_second
 
 
 def _as_matrices(first: Any, second: Any) -> tuple[Any, Any]:

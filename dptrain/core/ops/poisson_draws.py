@@ -29,9 +29,9 @@ def poisson(rate: Any, uniform: Callable[[], Any]) -> Any:
     """
     small = ~(rate >= _LARGE)
     counts = _by_inversion(np.where(small, rate, 1.0), uniform())
-    # Those below are done before the first trial; the others go on until all are accepted.
-    mean = np.where(small, _LARGE, rate)
+    # The others go on until all are accepted.
     open_ = ~small & np.isfinite(rate)
+    mean = np.where(open_, rate, _LARGE)
     while open_.any():
         accepted, found = _trial(mean, uniform(), uniform())
         counts = np.where(open_ & accepted, found, counts)

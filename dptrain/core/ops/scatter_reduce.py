@@ -70,7 +70,7 @@ class ScatterReduce(Op):
         touched[self.places] = True
         self.dropped = touched & (not include_self)
         start = {"sum": 0, "mean": 0, "prod": 1, "amax": _lowest(input), "amin": _highest(input)}
-        out = np.where(self.dropped, self.xp.asarray(start[reduce]).astype(input.dtype), input)
+        out = self.xp.where(self.dropped, self.xp.asarray(start[reduce]).astype(input.dtype), input)
         getattr(self.xp, _UFUNCS[reduce]).at(out, self.places, values)
         if reduce == "mean":
             count = self.xp.full(input.shape, int(include_self))
@@ -121,13 +121,13 @@ class ScatterReduce(Op):
             # The products of the other factors: nothing where another one is 0.
             counted = self.xp.asarray(mine_zero & ~self.dropped, np.int64)
             self.xp.add.at(counted, self.places, self.xp.asarray(theirs_zero, np.int64))
-            input = np.where(mine_zero, input.dtype.type(1), input)
-            values = np.where(theirs_zero, values.dtype.type(1), values)
-            rest = as_array(np.where(self.dropped, input.dtype.type(1), input))
+            input = self.xp.where(mine_zero, input.dtype.type(1), input)
+            values = self.xp.where(theirs_zero, values.dtype.type(1), values)
+            rest = as_array(self.xp.where(self.dropped, input.dtype.type(1), input))
             self.xp.multiply.at(rest, self.places, values)
-            by_input = np.where(counted == mine_zero, rest, 0) * grad
-            by_values = np.where(counted[self.places] == theirs_zero, rest[self.places], 0)
-            d_input = np.where(self.dropped, 0, by_input / input)
+            by_input = self.xp.where(counted == mine_zero, rest, 0) * grad
+            by_values = self.xp.where(counted[self.places] == theirs_zero, rest[self.places], 0)
+            d_input = self.xp.where(self.dropped, 0, by_input / input)
             return d_input, self._spread(by_values * grad[self.places] / values)
         d_input = Where.call(self.dropped, 0, grad * out / input)
         return d_input, self._spread(Index.call(grad * out, self.places) / values)
