@@ -1,6 +1,7 @@
 """Parameters of CuPy's functions and of its arrays' methods, as CuPy 14.2 has them; checked where CuPy is installed."""
 
-#: Function of NumPy -> names of all parameters of CuPy's function of that name. Ufuncs are not listed.
+#: Function of NumPy -> names of all parameters of CuPy's function of that name (`**`: any keyword).
+#: Ufuncs are not listed.
 FUNCTIONS = {
     "all": "a axis out keepdims",
     "any": "a axis out keepdims",
@@ -10,6 +11,7 @@ FUNCTIONS = {
     "argmin": "a axis dtype out keepdims",
     "argsort": "a axis kind",
     "array": "obj dtype copy order subok ndmin blocking",
+    "array_equal": "a1 a2 equal_nan",
     "asarray": "a dtype order copy blocking",
     "ascontiguousarray": "a dtype",
     "atleast_1d": "",
@@ -27,7 +29,7 @@ FUNCTIONS = {
     "delete": "arr indices axis",
     "diagonal": "a offset axis1 axis2",
     "diff": "a n axis prepend append",
-    "einsum": "kwargs",
+    "einsum": "**",
     "empty": "shape dtype order",
     "empty_like": "prototype dtype order subok shape",
     "expand_dims": "a axis",
@@ -35,7 +37,7 @@ FUNCTIONS = {
     "fill_diagonal": "a val wrap",
     "flatnonzero": "a",
     "flip": "a axis",
-    "frombuffer": "kwargs",
+    "frombuffer": "**",
     "full": "shape fill_value dtype order",
     "full_like": "a fill_value dtype order subok shape",
     "histogram": "x bins range density weights",
@@ -60,18 +62,20 @@ FUNCTIONS = {
     "max": "a axis out keepdims",
     "may_share_memory": "a b max_work",
     "mean": "a axis dtype out keepdims",
+    "meshgrid": "**",
     "min": "a axis out keepdims",
     "moveaxis": "a source destination",
     "nonzero": "a",
     "ones": "shape dtype order",
     "ones_like": "a dtype order subok shape",
-    "pad": "array pad_width mode",
+    "pad": "array pad_width mode **",
     "prod": "a axis dtype out keepdims",
     "promote_types": "type1 type2",
     "put_along_axis": "arr indices values axis",
     "ravel_multi_index": "multi_index dims mode order",
     "repeat": "a repeats axis",
     "reshape": "a newshape order copy",
+    "result_type": "",
     "roll": "a shift axis",
     "round": "a decimals out",
     "searchsorted": "a v side sorter",

@@ -1,6 +1,6 @@
 """Every operation on its samples over a stand-in for CuPy that takes no more than CuPy does."""
 
-import fake_cupy
+import fake_kernels
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,41 +8,7 @@ from op_samples import SAMPLES
 from test_ops import as_list, build, flat, ours, resolve
 
 import dptrain
-from dptrain.core import kernels
-from dptrain.core.half import _HALVES, _lower, lift
-from dptrain.core.kernels import cuda, reference, reference_activations
 from dptrain.core.transfers import watch
-
-
-class Kernels:
-    """CUDA kernels as their host twins; what is written over arrays of any library runs as it is."""
-
-    def __getattr__(self, name):
-        function = getattr(cuda, name)
-        if ".cuda" not in function.__module__:
-            return function
-        host = getattr(reference, name, None) or getattr(reference_activations, name)
-
-        def run(*args, **kwargs):  # CUDA kernels compute 16 bits in float32 and round once
-            kinds = [a.dtype for a in args if getattr(a, "dtype", None) in _HALVES]
-            out = fake_cupy._run(host, [lift(a) for a in args], kwargs)
-            if not kinds:
-                return out
-            return (
-                [_lower(o, kinds[0]) for o in out] if type(out) is tuple else _lower(out, kinds[0])
-            )
-
-        return run
-
-    __name__ = "dptrain.core.kernels.cuda"
-
-
-class Stream:
-    """The host's random numbers, on the stand-in."""
-
-    def __init__(self, xp, stream):
-        self.random = lambda size, dtype: xp.asarray(stream.random(size, dtype))
-
 
 #: Names whose job it is to bring values to the host.
 LEAVES = {"Tensor.cpu", "Tensor.numpy", "Tensor.item", "Tensor.tolist", "Tensor.to"}
@@ -50,9 +16,7 @@ LEAVES = {"Tensor.cpu", "Tensor.numpy", "Tensor.item", "Tensor.tolist", "Tensor.
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch):
-    monkeypatch.setattr(kernels, "_cuda", lambda name: Kernels())
-    monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
-    with fake_cupy.installed(monkeypatch, 1):
+    with fake_kernels.installed(monkeypatch):
         yield
 
 

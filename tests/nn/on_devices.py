@@ -6,7 +6,10 @@ import dptrain
 from dptrain.core.host_array import HostArray
 from dptrain.nn.utils import rnn
 
+#: Where it runs, what an array of the second place is, and how equal the results have to be.
 PLACES = ("cpu:0", "cpu:2")
+ARRAY = HostArray
+compare = np.testing.assert_array_equal
 
 
 def leaves(value):
@@ -47,6 +50,6 @@ def same_everywhere(run):
     assert len(results[0]) == len(results[1]) > 0
     for first, other in zip(*results, strict=True):
         assert (str(first.device), str(other.device)) == PLACES
-        assert type(other._array) is HostArray
+        assert type(other._array) is ARRAY
         assert first.dtype is other.dtype
-        np.testing.assert_array_equal(first.numpy(force=True), other.numpy(force=True))
+        compare(first.numpy(force=True), other.numpy(force=True))
