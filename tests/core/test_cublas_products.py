@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import dptrain
 from dptrain.core import kernels
 from dptrain.core.kernels import reference
-from dptrain.core.kernels.cuda import cublas, gemm
+from dptrain.core.kernels.cuda import cublas, gemm, matrices
 
 F = dptrain.nn.functional
 relaxed = settings(
@@ -169,7 +169,7 @@ def test_many_matrices_are_asked_for_in_parts(blas, monkeypatch):
 
 def test_matrices_beyond_32_bits_are_refused(blas):
     zero = np.broadcast_to(np.float32(0), (1, 1))
-    p = gemm.Plan((1, 1), sizes=(2**31, 1, 1))
+    p = matrices.Plan((1, 1), sizes=(2**31, 1, 1))
     with pytest.raises(RuntimeError, match=r"matmul: cuBLAS multiplies .* got 2147483648 x 1"):
         gemm.cublas().multiply(p, zero, zero, zero, 1, 1)
 

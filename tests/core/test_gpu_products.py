@@ -143,6 +143,18 @@ def test_linear_over_many_rows(kind):
 
 
 @few_kinds
+def test_a_bias_is_added_by_the_kernel_of_the_product(kind, monkeypatch):
+    library, answers = gemm.cublas(), []
+    add_bias = library.add_bias
+    monkeypatch.setattr(library, "add_bias", lambda *a: answers.append(add_bias(*a)) or answers[-1])
+    x, w, b = (values(s, kind, n) for n, s in enumerate([(2, 128, 256), (512, 256), (512,)]))
+    found = double(F.linear(there(x), there(w), there(b)))
+    assert answers == [True]
+    x, w, b = (a.astype(np.float64) for a in (x, w, b))
+    check(found, x @ w.T + b, np.abs(x) @ np.abs(w).T + np.abs(b), kind)
+
+
+@few_kinds
 def test_products_are_written_where_they_are_wanted(kind):
     a, b = (there(values((65, 65), kind, n))._array for n in range(2))
     exact = to_host(a).astype(np.float64) @ to_host(b).astype(np.float64)

@@ -1,22 +1,18 @@
 """Products of matrices on the GPU by cuBLAS, over arrays as they lie in memory.
 
-Owns: how strided arrays become cuBLAS's matrices (`plan`), the calls, PyTorch's flags of them. Floating point
-of 16 bits is multiplied in tensor cores, added up in float32 and rounded once. What else there is (integers,
+Owns: the calls, PyTorch's flags of them; how strided arrays become matrices is in `matrices`. Floating point of
+16 bits is multiplied in tensor cores, added up in float32 and rounded once. What else there is (integers,
 complex numbers) is multiplied by CuPy.
 
-cuBLAS knows matrices by columns: a row-major array is its matrix transposed, so that C = A B is asked for as
-C^T = B^T A^T. A matrix needs unit stride along one of its dimensions and room for it along the other; a batch
-needs one stride from matrix to matrix. Only operands that have neither are copied.
+A row-major array is a matrix by columns transposed, so that C = A B is asked for as C^T = B^T A^T.
 
-The calls go by `cublas`, on CuPy's current stream.
+The calls go by `cublas` (those with a bias by `cublaslt`), on CuPy's current stream.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -26,9 +22,9 @@ import numpy as np
 from dptrain.core.arrays import address, namespace_of
 from dptrain.core.half import lift
 from dptrain.core.kernels.cuda.cublas import Library
+from dptrain.core.kernels.cuda.cublaslt import CublasLt, Request, load
+from dptrain.core.kernels.cuda.matrices import Plan, Sizes, lead_of, plan
 from dptrain.core.modes import get_float32_matmul_precision, set_float32_matmul_precision
-
-Sizes = tuple[int, ...]
 
 #: cuBLAS counts in 32 bits; matrices of one call are a dimension of its grid.
 _MOST, _MOST_MATRICES = 2**31 - 1, 65535
@@ -70,95 +66,6 @@ class MatmulFlags:
 flags = MatmulFlags()
 
 
-class Plan(NamedTuple):
-    """A product as cuBLAS is asked for it, first and second operand as in C = A B.
-
-    Attributes:
-        shape: of the result, without the dimensions that vectors lack.
-        copies: which operands have to be contiguous first (the rest is of no meaning then).
-        sizes: rows, columns and terms of one product.
-        transposed: which operands lie by columns.
-        leads: elements from row to row, or from column to column.
-        steps: elements from matrix to matrix.
-        matrices: how many products.
-    """
-
-    shape: Sizes
-    copies: tuple[bool, bool] = (False, False)
-    sizes: tuple[int, int, int] = (0, 0, 0)
-    transposed: tuple[bool, bool] = (False, False)
-    leads: tuple[int, int] = (1, 1)
-    steps: tuple[int, int] = (0, 0)
-    matrices: int = 1
-
-
-def lead_of(rows: int, columns: int, down: int, right: int) -> tuple[int, bool] | None:
-    """Of a matrix with these steps, in elements: the leading dimension, whether it lies by columns.
-
-    None where cuBLAS cannot take it.
-    """
-    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
-        return max(down if rows > 1 else 1, columns, 1), False
-    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
-        return max(right if columns > 1 else 1, rows, 1), True
-    return None
-
-
-def _one_step(sizes: Sizes, steps: Sizes) -> int | None:
-    """The step of one dimension that stands for all of these; None if none can."""
-    step = span = None
-    for size, there in zip(reversed(sizes), reversed(steps), strict=True):
-        if size == 1:
-            continue
-        if there < 0 or (step is not None and there != span):
-            return None
-        step, span = there if step is None else step, size * there
-    return step or 0
-
-
-@lru_cache(maxsize=8192)
-def plan(a_shape: Sizes, a_strides: Sizes, b_shape: Sizes, b_strides: Sizes, itemsize: int) -> Plan:
-    """How two arrays of these shapes and strides (in bytes), none of them empty, are multiplied.
-
-    Raises:
-        ValueError: batches that cannot be broadcast against each other.
-    """
-    (m, k), n = a_shape[-2:], b_shape[-1]
-    batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
-    shape = (*batch, m, n)
-    a_steps, b_steps = (
-        _steps(batch, s, t, itemsize) for s, t in ((a_shape, a_strides), (b_shape, b_strides))
-    )
-    a_lead, b_lead = lead_of(m, k, *a_steps[-2:]), lead_of(k, n, *b_steps[-2:])
-    if b_lead is not None and not any(b_steps[:-2]):
-        # One matrix on the right: the batch is so many more rows of the left one.
-        rows, row = math.prod(batch) * m, _one_step((*batch, m), a_steps[:-1])
-        folded = None if row is None else lead_of(rows, k, row, a_steps[-1])
-        if folded is not None:
-            (la, ta), (lb, tb) = folded, b_lead
-            return Plan(shape, sizes=(rows, n, k), transposed=(ta, tb), leads=(la, lb))
-    a_step, b_step = _one_step(batch, a_steps[:-2]), _one_step(batch, b_steps[:-2])
-    copies = (a_lead is None or a_step is None, b_lead is None or b_step is None)
-    if a_lead is None or b_lead is None or a_step is None or b_step is None:
-        return Plan(shape, copies)
-    return Plan(
-        shape,
-        copies,
-        (m, n, k),
-        (a_lead[1], b_lead[1]),
-        (a_lead[0], b_lead[0]),
-        (a_step, b_step),
-        math.prod(batch),
-    )
-
-
-def _steps(batch: Sizes, shape: Sizes, strides: Sizes, itemsize: int) -> Sizes:
-    """Steps in elements over the whole batch; those that are no whole number of elements, as -1."""
-    own = [t // itemsize if t % itemsize == 0 else -1 for t in strides]
-    lead = [0 if size == 1 else t for size, t in zip(shape[:-2], own[:-2], strict=True)]
-    return (0,) * (len(batch) - len(lead)) + (*lead, *own[-2:])
-
-
 class _Kind(NamedTuple):
     """What cuBLAS is told of an element type.
 
@@ -182,10 +89,13 @@ class Cublas:
         binding: a `cublas.Library`.
         runtime: `cupy.cuda.runtime`, which names the element types.
         handle: returns the handle of this thread's GPU.
+        fused: cuBLASLt over these handles, if there is one.
     """
 
-    def __init__(self, binding: Any, runtime: Any, handle: Callable[[], int]) -> None:
-        self._blas, self._handle = binding, handle
+    def __init__(
+        self, binding: Any, runtime: Any, handle: Callable[[], int], fused: CublasLt | None = None
+    ) -> None:
+        self._blas, self._handle, self._fused = binding, handle, fused
         self._lock = threading.Lock()  # threads may share a handle, whose stream each call sets
         full, fast = binding.CUBLAS_COMPUTE_32F, binding.CUBLAS_COMPUTE_32F_FAST_TF32
         wide = binding.CUBLAS_COMPUTE_64F
@@ -207,6 +117,39 @@ class Cublas:
             array = np.array(value, kind)
             held = self._scalars[value, kind] = array, int(array.ctypes.data)
         return held[1]
+
+    def _computed(self, kind: np.dtype[Any]) -> int:
+        held = self._kinds[kind]
+        return held.fast if kind == _SINGLE and flags.allow_tf32 else held.computed
+
+    def add_bias(self, p: Plan, a: Any, b: Any, bias: Any, out: Any) -> bool:
+        """out = a b + bias, in one kernel.
+
+        Args:
+            p: the plan of `a` and `b`, which asks for no copies.
+            a, b: arrays of one type, not float64.
+            bias: contiguous, one element for each column of the result, of the same type.
+            out: contiguous, likewise.
+
+        Returns:
+            False if there is no such kernel; nothing was computed then.
+        """
+        if self._fused is None or p.matrices > 1 or max(*p.sizes, *p.leads) > _MOST:
+            return False
+        (m, n, k), kind = p.sizes, self._kinds[a.dtype]
+        # By columns: the second operand comes first.
+        request = Request(
+            kind.code,
+            self._computed(a.dtype),
+            flags.reduces_in_full(a.dtype),
+            (n, m, k),
+            p.transposed[::-1],
+            p.leads[::-1],
+        )
+        places = address(b), address(a), address(bias), address(out)
+        with self._lock:
+            scales = self._scalar(1.0, kind.scalar), self._scalar(0.0, kind.scalar)
+            return self._fused.run(self._handle(), request, places, scales)
 
     def multiply(
         self,
@@ -237,8 +180,8 @@ class Cublas:
                 f"matmul: cuBLAS multiplies matrices of up to {_MOST} rows, columns and elements between them, got "
                 f"{m} x {k} and {k} x {n}"
             )
-        computed = kind.fast if a.dtype == _SINGLE and flags.allow_tf32 else kind.computed
-        blas, code, whole = self._blas, kind.code, flags.reduces_in_full(a.dtype)
+        computed, code = self._computed(a.dtype), kind.code
+        blas, whole = self._blas, flags.reduces_in_full(a.dtype)
         ops = [blas.CUBLAS_OP_T if t else blas.CUBLAS_OP_N for t in p.transposed]
         size = a.dtype.itemsize
         with self._lock:
@@ -279,7 +222,7 @@ def cublas() -> Cublas:
     if not _library:
         cupy = import_module("cupy")
         library = Library(cupy)
-        _library.append(Cublas(library, cupy.cuda.runtime, library.handle))
+        _library.append(Cublas(library, cupy.cuda.runtime, library.handle, load(cupy)))
     return _library[0]
 
 
@@ -346,15 +289,18 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
 
 
 def linear(x: Any, weight: Any, bias: Any) -> Any:
-    """See `reference.linear`; the product is added to the bias before the one rounding."""
+    """See `reference.linear`; product and bias are rounded once, in one kernel where there is one."""
     if bias is None or x.dtype not in KINDS or not x.dtype == weight.dtype == bias.dtype:
         out = matmul(x, weight.T)
         return out if bias is None else out + bias
     out = namespace_of(x).empty((*x.shape[:-1], len(weight)), x.dtype)
+    rows, matrix = x if x.ndim > 1 else x[None], weight.T
+    if x.size and weight.size and x.dtype != _DOUBLE and bias.flags.c_contiguous:
+        p = plan(rows.shape, rows.strides, matrix.shape, matrix.strides, x.dtype.itemsize)
+        if p.copies == (False, False) and cublas().add_bias(p, rows, matrix, bias, out):
+            return out
     out[...] = bias
-    if x.ndim > 1:
-        return _product(x, weight.T, out, beta=1.0)
-    _product(x[None], weight.T, out[None], beta=1.0)
+    _product(rows, matrix, out if x.ndim > 1 else out[None], beta=1.0)
     return out
 
 
