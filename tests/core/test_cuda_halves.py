@@ -93,6 +93,12 @@ CASES = {
     "sub": (IMAGE, lambda x: dptrain.sub(x, x.flip(0), alpha=2), ["add", "add"]),
     "mul": (IMAGE, lambda x: x * x.flip(0), ["multiply", "multiply", "multiply", "add"]),
     "max_pool2d": (IMAGE, lambda x: F.max_pool2d(x, 3, 2, 1), ["max_pool", "max_pool_scatter"]),
+    "avg_pool2d": (IMAGE, lambda x: F.avg_pool2d(x, 2), ["sum_pool", "sum_pool_scatter"]),
+    "adaptive_avg_pool2d": (
+        IMAGE,
+        lambda x: F.adaptive_avg_pool2d(x, 1),
+        ["sum_pool", "sum_pool_scatter"],
+    ),
     "cross_entropy": (
         ROWS,
         lambda x: F.cross_entropy(x, dptrain.arange(len(x), device=x.device)),
@@ -138,19 +144,22 @@ def test_an_operation_takes_16_bit_values_as_they_are(driver, monkeypatch, name,
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_the_kernels_do_not_serve_is_lifted_forward_and_backward(driver, kind):
-    host = dptrain.tensor(np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32))
+    host = dptrain.tensor(np.random.default_rng(0).standard_normal((3, 4, 5, 3)).astype(np.float32))
     for function in (
         lambda x: F.softmax(x, 1),
         lambda x: F.log_softmax(x, 0),
         lambda x: F.instance_norm(x),
         lambda x: F.group_norm(x, 2),
         lambda x: norm(x, False),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+        lambda x: F.adaptive_avg_pool2d(x[0], 1),
     ):
         results = []
         for place, dtype in (("cpu", dptrain.float64), ("cuda:0", kind)):
             x = host.to(kind).to(dtype).to(place).requires_grad_()
             out = function(x)
-            out.backward(dptrain.linspace(-1, 1, 60, device=place).reshape(3, 4, 5).to(dtype))
+            grad = dptrain.linspace(-1, 1, out.numel(), device=place).reshape(out.shape)
+            out.backward(grad.to(dtype))
             results += [to_host(v._array).astype(np.float64) for v in (out, x.grad)]
         near = 2**-10 if kind is dptrain.float16 else 2**-7
         np.testing.assert_allclose(results[2], results[0], rtol=near, atol=near)

@@ -371,3 +371,32 @@ def test_integers_take_the_way_of_the_definition():
     np.testing.assert_array_equal(pointwise.add(x, x, 2), 3 * x)
     np.testing.assert_array_equal(pointwise.multiply(x, x), x * x)
     assert cuda.convert(x, np.dtype(np.float32)).dtype == np.float32
+
+
+# ---- windows -----------------------------------------------------------------------------------
+
+GEOMETRIES = [(3, 3, 2, 2, 1, 1, 1, 1), (2, 2, 2, 2, 0, 0, 1, 1), (3, 2, 1, 2, 1, 0, 2, 1)]
+
+
+@relaxed
+@given(st.sampled_from(GEOMETRIES), st.sampled_from([1, 8, 16, 24]), kinds, places, st.booleans())
+def test_pools_take_several_channels_at_once(driver, geometry, channels, kind, by, cut):
+    x = misaligned(drawn((2, 7, 6, channels), kind), by)
+    x[0, 2, 3] = np.nan
+    kh, kw, sh, sw, ph, pw, dh, dw = geometry
+    oh, ow = (7 + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (6 + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    best, where = cuda.max_pool(x, oh, ow, geometry, cut)
+    with np.errstate(invalid="ignore"):
+        expected, places = reference.max_pool(*wide(x), oh, ow, geometry, cut)
+    np.testing.assert_array_equal(best.astype(np.float64), expected)
+    np.testing.assert_array_equal(where, places)
+    grad = misaligned(drawn(best.shape, kind, 1), by)
+    got = cuda.max_pool_scatter(grad, where, x.shape, geometry)
+    agree(got, reference.max_pool_scatter(*wide(grad), where, x.shape, geometry))
+    assert got.dtype == kind
+    if dh == dw == 1:
+        sums = cuda.sum_pool(x[1:], oh, ow, geometry)
+        assert sums.dtype == (np.float32 if kind.itemsize == 2 else kind)
+        agree(sums, reference.sum_pool(*wide(x[1:]), oh, ow, geometry), slack=4)
+        got = cuda.sum_pool_scatter(grad, x.shape, geometry)
+        agree(got, reference.sum_pool_scatter(*wide(grad), x.shape, geometry), slack=4)

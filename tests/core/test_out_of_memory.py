@@ -10,7 +10,7 @@ import pytest
 
 import dptrain
 from dptrain import nn
-from dptrain.core import arrays, cuda, cuda_memory, holders
+from dptrain.core import arrays, cuda, cuda_memory, holders, kernels
 from dptrain.core.cuda import probe, trouble
 from dptrain.core.kernels.cuda import launch
 from dptrain.core.ops.activation import Relu
@@ -194,6 +194,7 @@ def test_what_a_library_takes_past_the_pool_is_the_same_error(library, monkeypat
     with pytest.raises(OutOfMemoryError, match=WORDS):
         graph.replay()
     monkeypatch.setattr(launch, "driver", refuse)
+    monkeypatch.setattr(kernels, "_cuda", fake_cupy.real_kernels)
     weight = nn.Parameter(dptrain.ones(3).cuda())
     weight.grad = dptrain.ones(3).cuda()
     with pytest.raises(OutOfMemoryError, match=WORDS):

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.arrays import as_array, namespace_of, on_gpu
 from dptrain.core.export import export
+from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.op import Op
@@ -189,6 +190,8 @@ def _divisors(
 
 def divided(sums: np.ndarray, divisors: Any) -> np.ndarray:
     """The sums over their divisors; of integers cut towards zero."""
+    if sums.dtype.kind == "f" and isinstance(divisors, float):
+        return sums / divisors
     by = namespace_of(sums).asarray(divisors).astype(sums.dtype)
     if sums.dtype.kind == "f":
         return sums / by
@@ -208,32 +211,42 @@ def check_averaged(op: str, input: Any) -> None:
 
 
 class AvgPool2d(Op):
-    """The sum of each window over a divisor."""
+    """The sum of each window over a divisor: an array of one for each, or a number."""
 
     name = "avg_pool2d"
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, geometry: Geometry, oh: int, ow: int, divisors: Any) -> Any:
         self.rest = (input.shape, geometry, oh, ow, divisors)
         image = channels_last(input)
         sums = kernels_for(input).sum_pool(image, oh, ow, geometry)
-        return channels_first(divided(sums, divisors))
+        return channels_first(_as_type(divided(sums, divisors), input.dtype))
 
     def backward(self, grad: Any) -> Any:
         return AvgPoolScatter.call(grad, *self.rest)
 
 
+def _as_type(array: Any, kind: np.dtype[Any]) -> Any:
+    return array if array.dtype == kind else kernels_for(array).convert(array, kind)
+
+
 class AvgPoolScatter(Op):
     """Each window's value over its divisor, added to all its elements."""
 
-    in_float32 = True
+    in_float32 = halves_on_gpu = True
 
     def forward(
         self, grad: Any, shape: tuple[int, ...], geometry: Geometry, oh: int, ow: int, divisors: Any
     ) -> Any:
         self.rest = (geometry, oh, ow, divisors)
         n, c, h, w = shape
-        share = channels_last(grad) / self.xp.asarray(divisors.astype(grad.dtype))
+        kind = computed_in(grad.dtype)
+        if kind != grad.dtype and (geometry[0] > geometry[2] or geometry[1] > geometry[3]):
+            # Windows overlap: their shares have to be summed before they are rounded.
+            return lifted_after_all(self, grad, shape, *self.rest)
+        wide = _as_type(channels_last(grad), kind)
+        by = divisors if isinstance(divisors, float) else self.xp.asarray(divisors.astype(kind))
+        share = _as_type(wide / by, grad.dtype)
         return channels_first(kernels_for(grad).sum_pool_scatter(share, (n, h, w, c), geometry))
 
     def backward(self, grad: Any) -> Any:
@@ -258,8 +271,15 @@ def _avg_pool2d(
     geometry = window.geometry()
     oh, ow = outs
     counts = _divisors(x._array.shape, oh, ow, geometry, count_include_pad, divisor_override)
-    out = AvgPool2d.apply(x, geometry, oh, ow, namespace_of(x._array).asarray(counts))
+    out = AvgPool2d.apply(x, geometry, oh, ow, _beside(x._array, counts))
     return out if input.ndim == 4 else out.squeeze(0)
+
+
+def _beside(image: Any, divisors: np.ndarray) -> Any:
+    """The divisors where the image is; a GPU gets no copy where one number says all."""
+    if on_gpu(image) and image.dtype.kind in "fV" and (divisors == divisors.flat[0]).all():
+        return float(divisors.flat[0])
+    return namespace_of(image).asarray(divisors)
 
 
 export("max_pool2d", function=_max_pool2d)(MaxPool2d)

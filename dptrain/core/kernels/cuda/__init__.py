@@ -24,6 +24,8 @@ from dptrain.core.kernels.cuda.images import (
     max_pool,
     max_pool_gather,
     max_pool_scatter,
+    sum_pool,
+    sum_pool_scatter,
 )
 from dptrain.core.kernels.cuda.lookup import add_rows
 from dptrain.core.kernels.cuda.norms import (
@@ -51,8 +53,6 @@ from dptrain.core.kernels.cuda.products import (
     conv,
     conv_input_grad,
     conv_weight_grad,
-    sum_pool,
-    sum_pool_scatter,
 )
 from dptrain.core.kernels.cuda.rows import (
     cross_entropy,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels.cuda.columns import column_sums
 from dptrain.core.kernels.cuda.gemm import matmul
@@ -49,18 +47,3 @@ def conv_weight_grad(
     out = matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
     taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
     return taps.reshape(w_shape), column_sums(grad.reshape(-1, o))
-
-
-def sum_pool(x: Any, out_h: int, out_w: int, geometry: Any) -> Any:
-    """The sum of each window."""
-    n, c, taps = x.shape[0], x.shape[3], geometry[0] * geometry[1]
-    return im2col(x, out_h, out_w, geometry).reshape(n, out_h, out_w, taps, c).sum(axis=3)
-
-
-def sum_pool_scatter(grad: Any, shape: Any, geometry: Any) -> Any:
-    """Each window's value added to all its elements."""
-    n, out_h, out_w, c = grad.shape
-    taps = geometry[0] * geometry[1]
-    wide = np.broadcast_to(grad[:, :, :, None], (n, out_h, out_w, taps, c))
-    columns = namespace_of(grad).ascontiguousarray(wide).reshape(n * out_h * out_w, taps * c)
-    return col2im(columns, shape, out_h, out_w, geometry)
