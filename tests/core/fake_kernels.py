@@ -9,6 +9,9 @@ from dptrain.core import kernels
 from dptrain.core.half import _HALVES, _lower, lift
 from dptrain.core.kernels import cuda, reference, reference_activations, reference_optim
 
+#: Kernels that write into arguments, and those whose results are float32 where 16-bit values come.
+_IN_PLACE = {"normalise", "follow"}
+_COMPUTED = {"batch_statistics", "batch_vectors", "convert", "cross_entropy", "sum_pool"}
 _TWINS = (reference, reference_activations, reference_optim)
 
 
@@ -27,12 +30,17 @@ class Kernels:
 
         def run(*args, **kwargs):  # CUDA kernels compute 16 bits in float32 and round once
             kinds = [a.dtype for a in args if getattr(a, "dtype", None) in _HALVES]
-            out = fake_cupy._run(host, [lift(a) for a in args], kwargs)
-            if not kinds:
+            wide = [lift(a) for a in args]
+            out = fake_cupy._run(host, wide, kwargs)
+            if name in _IN_PLACE:
+                for array, computed in zip(args, wide, strict=True):
+                    if array is not computed:
+                        array[...] = computed.astype(array.dtype)
+            if not kinds or name in _COMPUTED:
                 return out
-            return (
-                [_lower(o, kinds[0]) for o in out] if type(out) is tuple else _lower(out, kinds[0])
-            )
+            if type(out) is not tuple:
+                return _lower(out, kinds[0])
+            return _lower(out[0], kinds[0]), *out[1:]  # statistics are of the computed type
 
         return run
 
@@ -47,10 +55,10 @@ class Stream:
 @contextmanager
 def installed(monkeypatch):
     """One GPU whose arrays are the stand-in's, on which all operations run."""
-    monkeypatch.setattr(kernels, "_cuda", Kernels)
     for choice in (kernels._native, kernels._kernels, kernels._optim_kernels):
         choice.cache_clear()
     monkeypatch.setattr(kernels, "_native", lambda name="native": None)
     monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
     with fake_cupy.installed(monkeypatch, 1):
+        monkeypatch.setattr(kernels, "_cuda", Kernels)
         yield
