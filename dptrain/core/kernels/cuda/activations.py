@@ -87,8 +87,8 @@ FAMILY = Family("activations", _SOURCE)
 
 
 def _serves(name: str, *arrays: Any) -> bool:
-    kinds = {a.dtype for a in arrays}
-    return name in _CURVES and len(kinds) == 1 and kinds.pop().name in FAMILY.kinds
+    kind = arrays[0].dtype
+    return name in _CURVES and FAMILY.serves(kind) and all(a.dtype == kind for a in arrays)
 
 
 def activation(name: str, x: Any, *parameters: float) -> Any:

@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import ml_dtypes  # noqa: F401  makes its types known to NumPy by name
 import numpy as np
 
 from dptrain.core import arrays
@@ -171,6 +172,20 @@ def grid_of(threads: int, block: int = BLOCK) -> int:
     return max(1, min(-(-threads // block), _MOST_BLOCKS))
 
 
+def empty_beside(array: Any, kind: np.dtype[Any] | None = None) -> Any:
+    """Memory of the shape of an array, in which elements are to lie as its do."""
+    if array.flags.c_contiguous:
+        return arrays.namespace_of(array).empty(array.shape, array.dtype if kind is None else kind)
+    return np.empty_like(array, dtype=kind)
+
+
+def in_rows(array: Any) -> Any:
+    """The array with its elements in row-major order without gaps: itself, or a copy; None stays None."""
+    if array is None or array.flags.c_contiguous:
+        return array
+    return arrays.namespace_of(array).ascontiguousarray(array)
+
+
 def pack_size(kind: np.dtype[Any]) -> int:
     """Elements in 16 bytes."""
     return 16 // kind.itemsize
@@ -213,6 +228,7 @@ class Family:
         self.name = name
         self.source = source
         self.kinds = kinds
+        self._made_for = frozenset(map(np.dtype, kinds))
         self.kernels = parameters(source)
         self._converters = {
             name: tuple(_CONVERTERS.get(p.kind) for p in declared)
@@ -220,6 +236,12 @@ class Family:
         }
         self._programs: dict[tuple[str, bool], Program] = {}
         self._of_types: dict[tuple[np.dtype[Any], bool], Program] = {}  # names of types are slow
+
+    def serves(self, kind: np.dtype[Any]) -> bool:
+        """Whether it is made for elements of a type."""
+        return (
+            kind in self._made_for
+        )  # asking for a type's name would take longer than starting a kernel
 
     def program(self, kind: str, wide: bool = False) -> Program:
         """The source for an element type.

@@ -12,7 +12,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import reference
-from dptrain.core.kernels.cuda.launch import BLOCK, Family
+from dptrain.core.kernels.cuda.launch import BLOCK, Family, in_rows
 
 #: Columns that a block adds up: so many for each thread.
 _EACH = 4
@@ -96,9 +96,9 @@ def add_rows(rows: Any, index: Any, size: int) -> Any:
     out = xp.zeros((size, *rows.shape[1:]), rows.dtype)
     if not rows.size:
         return out
-    if rows.dtype.name not in FAMILY.kinds:
+    if not FAMILY.serves(rows.dtype):
         return reference.add_rows(rows, index, size)
-    rows, index = (xp.ascontiguousarray(a) for a in (rows, index.astype(np.int64, copy=False)))
+    rows, index = in_rows(rows), in_rows(index.astype(np.int64, copy=False))
     count, seats = len(index), xp.zeros(2 * size, np.int32)
     FAMILY.launch("find_seats", rows.dtype, count, index, seats, count, size)
     tiles = -(-columns // (BLOCK * _EACH))

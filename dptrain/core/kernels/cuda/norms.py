@@ -21,6 +21,7 @@ from dptrain.core.kernels.cuda.launch import (
     PACKS,
     REDUCTION,
     Family,
+    in_rows,
     pack_size,
     row_block,
 )
@@ -427,13 +428,9 @@ def _divided(kind: np.dtype[Any], *arrays: Any) -> _Division:
     return _Division(chunk, tiles, max(-(-rows // chunk), 1), across, packed)
 
 
-def _whole(array: Any) -> Any:
-    return None if array is None else namespace_of(array).ascontiguousarray(array)
-
-
 def _vector(array: Any, kind: np.dtype[Any]) -> Any:
     """A weight, a bias or a statistic in the type that is computed in."""
-    return None if array is None else _whole(array.astype(computed_in(kind), copy=False))
+    return None if array is None else in_rows(array.astype(computed_in(kind), copy=False))
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -444,7 +441,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, An
 def _layer_norm(x: Any, weight: Any, bias: Any, eps: float, mean: Any) -> tuple[Any, Any, Any]:
     xp, (rows, columns) = namespace_of(x), x.shape
     out, rstd = xp.empty(x.shape, x.dtype), xp.empty(rows, computed_in(x.dtype))
-    arrays = (_whole(x), _vector(weight, x.dtype), _vector(bias, x.dtype), out, mean, rstd)
+    arrays = (in_rows(x), _vector(weight, x.dtype), _vector(bias, x.dtype), out, mean, rstd)
     block = row_block(columns, x.dtype)
     FAMILY.launch(
         "layer_norm", x.dtype, rows, *arrays, rows, columns, eps, block=block, blocks=rows
@@ -455,7 +452,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float, mean: Any) -> tuple[
 def layer_norm_grad(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     """See `reference.layer_norm_grad`; the gradients of weight and bias are of the type of `rstd`."""
     xp, (rows, columns) = namespace_of(x), x.shape
-    grad, x = _whole(grad.astype(x.dtype, copy=False)), _whole(x)
+    grad, x = in_rows(grad.astype(x.dtype, copy=False)), in_rows(x)
     out = xp.empty(x.shape, x.dtype)
     arrays = (grad, x, _vector(weight, x.dtype), mean, rstd, out)
     block = row_block(columns, x.dtype)
@@ -478,7 +475,7 @@ def rms_norm_grad(grad: Any, x: Any, weight: Any, rstd: Any) -> tuple[Any, Any]:
 
 def batch_statistics(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any, Any]:
     """See `reference.batch_statistics`; of 16-bit columns they are float32."""
-    xp, x, (rows, columns) = namespace_of(x), _whole(x), x.shape
+    xp, x, (rows, columns) = namespace_of(x), in_rows(x), x.shape
     d, kind = _divided(x.dtype, x), computed_in(x.dtype)
     means, squares = (xp.empty((d.chunks, columns), kind) for _ in range(2))
     sizes, threads = (rows, columns, *d), d.blocks * BLOCK
@@ -496,7 +493,7 @@ def batch_vectors(x: Any, mean: Any, rstd: Any, weight: Any, bias: Any) -> tuple
 
 def normalise(x: Any, vectors: Any, out: Any, cut: bool = False, more: Any = None) -> None:
     """See `reference.normalise`."""
-    x = _whole(x)
+    x = in_rows(x)
     d = _divided(x.dtype, x, out, *(() if more is None else (more,)))
     threads = d.blocks * BLOCK if x.size else 0
     arrays, sizes = (x, *vectors, more, out), (*x.shape, *d)
@@ -519,7 +516,7 @@ def batch_norm_grad(
         result = namespace_of(x).empty(x.shape, x.dtype)
         normalise(x, cut, result)
         grad = relu_grad(grad, result)
-    grad, x = _whole(grad.astype(x.dtype, copy=False)), _whole(x)
+    grad, x = in_rows(grad.astype(x.dtype, copy=False)), in_rows(x)
     mean, rstd = _vector(mean, x.dtype), _vector(rstd, x.dtype)
     products, sums = _products(grad, x, mean, rstd, by_row=False)
     out = namespace_of(x).empty(x.shape, x.dtype)

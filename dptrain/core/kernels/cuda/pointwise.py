@@ -13,7 +13,13 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import reference_pointwise as defined
-from dptrain.core.kernels.cuda.launch import PACKS, Family, pack_threads
+from dptrain.core.kernels.cuda.launch import (
+    PACKS,
+    Family,
+    empty_beside,
+    in_rows,
+    pack_threads,
+)
 from dptrain.core.kernels.dense import alike, dense
 
 #: Over the packs of one array, of two: `f` of one element each, or of the elements and their place.
@@ -113,20 +119,20 @@ def same_order(x: Any, beside: Any) -> Any:
     """`x`, or a copy of it that lies in memory as `beside` does."""
     if alike(x, beside):
         return x
-    copy = np.empty_like(beside, dtype=x.dtype)
+    copy = empty_beside(beside, x.dtype)
     copy[...] = x
     return copy
 
 
 def whole(x: Any) -> Any:
     """`x`, or a copy without gaps."""
-    return x if dense(x) else namespace_of(x).ascontiguousarray(x)
+    return x if dense(x) else in_rows(x)
 
 
 def mapped(family: Family, kernel: str, x: Any, *more: Any) -> Any:
     """A kernel (x, out, count, *more) over all elements."""
     x = whole(x)
-    out = np.empty_like(x)
+    out = empty_beside(x)
     family.launch(kernel, x.dtype, pack_threads(x.size, x.dtype), x, out, x.size, *more)
     return out
 
@@ -135,14 +141,14 @@ def paired(family: Family, kernel: str, x: Any, y: Any, *more: Any) -> Any:
     """A kernel (x, y, out, count, *more) over all elements; the result lies as `y` does."""
     y = whole(y)
     x = same_order(x, y)
-    out = np.empty_like(y)
+    out = empty_beside(y)
     family.launch(kernel, y.dtype, pack_threads(y.size, y.dtype), x, y, out, y.size, *more)
     return out
 
 
 def relu(x: Any) -> Any:
     """See `reference.relu`."""
-    return mapped(FAMILY, "relu", x) if x.dtype.name in FAMILY.kinds else np.maximum(x, 0)
+    return mapped(FAMILY, "relu", x) if FAMILY.serves(x.dtype) else np.maximum(x, 0)
 
 
 def relu_grad(grad: Any, out: Any) -> Any:
@@ -151,7 +157,7 @@ def relu_grad(grad: Any, out: Any) -> Any:
 
 
 def _serves(x: Any, y: Any) -> bool:
-    return x.dtype == y.dtype and x.dtype.name in FAMILY.kinds and x.shape == y.shape
+    return x.dtype == y.dtype and FAMILY.serves(x.dtype) and x.shape == y.shape
 
 
 def add(x: Any, y: Any, alpha: float = 1) -> Any:
@@ -168,11 +174,11 @@ def multiply(x: Any, y: Any) -> Any:
 
 def convert(x: Any, kind: np.dtype[Any]) -> Any:
     """See `reference.convert`."""
-    narrow, wide = sorted((x.dtype, kind), key=lambda k: k.itemsize)
-    if narrow.itemsize != 2 or narrow.name not in FAMILY.kinds or wide != np.float32:
+    narrow, wide = (x.dtype, kind) if x.dtype.itemsize < kind.itemsize else (kind, x.dtype)
+    if narrow.itemsize != 2 or not FAMILY.serves(narrow) or wide != np.float32:
         return x.astype(kind)
     x = whole(x)
-    out = np.empty_like(x, dtype=kind)
+    out = empty_beside(x, kind)
     kernel = "widen" if x.dtype == narrow else "narrow"
     FAMILY.launch(kernel, narrow, pack_threads(x.size, narrow), x, out, x.size)
     return out
@@ -180,7 +186,7 @@ def convert(x: Any, kind: np.dtype[Any]) -> Any:
 
 def dropout(x: Any, draws: Any, p: float) -> tuple[Any, Any]:
     """See `reference.dropout`."""
-    xp, x = namespace_of(x), namespace_of(x).ascontiguousarray(x)
+    xp, x = namespace_of(x), in_rows(x)
     kept, out = xp.empty(x.shape, np.uint8), xp.empty(x.shape, x.dtype)
     bounds = float(np.float32(p)), 1 / (1 - p)  # the numbers are float32, and so is what they meet
     FAMILY.launch("dropout", x.dtype, x.size, x, draws, kept, out, x.size, *bounds)
@@ -189,7 +195,7 @@ def dropout(x: Any, draws: Any, p: float) -> tuple[Any, Any]:
 
 def keep(x: Any, kept: Any, scale: float) -> Any:
     """See `reference.keep`."""
-    xp, x = namespace_of(x), namespace_of(x).ascontiguousarray(x)
+    xp, x = namespace_of(x), in_rows(x)
     out = xp.empty(x.shape, x.dtype)
     FAMILY.launch("keep", x.dtype, x.size, x, kept, out, x.size, scale)
     return out

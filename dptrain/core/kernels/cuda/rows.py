@@ -12,7 +12,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.half import computed_in
-from dptrain.core.kernels.cuda.launch import PACKS, REDUCTION, Family, row_block
+from dptrain.core.kernels.cuda.launch import PACKS, REDUCTION, Family, in_rows, row_block
 
 _SOURCE = (
     PACKS
@@ -187,10 +187,10 @@ FAMILY = Family("rows", _SOURCE)
 
 def _run(kernel: str, *arrays: Any) -> Any:
     """A kernel (arrays, out, rows, columns)."""
-    xp, first = namespace_of(arrays[0]), arrays[-1]
+    first = arrays[-1]
     rows, columns = first.shape
-    held = [xp.ascontiguousarray(a) for a in arrays]
-    out = xp.empty(first.shape, first.dtype)
+    held = [in_rows(a) for a in arrays]
+    out = namespace_of(first).empty(first.shape, first.dtype)
     block = row_block(columns, first.dtype)
     sizes = (rows, columns)
     FAMILY.launch(kernel, first.dtype, out.size, *held, out, *sizes, block=block, blocks=rows)
@@ -226,8 +226,8 @@ def cross_entropy(logits: Any, target: Any) -> tuple[Any, Any]:
         "cross_entropy",
         logits.dtype,
         rows,
-        xp.ascontiguousarray(logits),
-        xp.ascontiguousarray(target.astype(np.int64, copy=False)),
+        in_rows(logits),
+        in_rows(target.astype(np.int64, copy=False)),
         loss,
         facts,
         rows,
@@ -246,8 +246,8 @@ def cross_entropy_grad(grad: Any, logits: Any, kept: Any, target: Any, scale: fl
         "cross_entropy_grad",
         logits.dtype,
         out.size,
-        xp.ascontiguousarray(logits),
-        xp.ascontiguousarray(target.astype(np.int64, copy=False)),
+        in_rows(logits),
+        in_rows(target.astype(np.int64, copy=False)),
         kept,
         grad.astype(kept.dtype, copy=False),
         out,
@@ -264,5 +264,5 @@ def erf(x: Any) -> Any:
     """See `reference.erf`."""
     xp = namespace_of(x)
     out = xp.empty(x.shape, x.dtype)
-    FAMILY.launch("erf_of", x.dtype, out.size, xp.ascontiguousarray(x), out, out.size)
+    FAMILY.launch("erf_of", x.dtype, out.size, in_rows(x), out, out.size)
     return out
