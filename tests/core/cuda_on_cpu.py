@@ -175,6 +175,8 @@ class CpuDriver:
         text = _SHIM + program.text + _entries(program, family.kernels)
         stem = hashlib.sha1(text.encode()).hexdigest()[:12]
         source, target = self.folder / f"{stem}.cpp", self.folder / f"{stem}.so"
+        if target.exists():  # another module of this run made it
+            return ctypes.CDLL(str(target))
         source.write_text(text)
         options = [
             "-O1",
@@ -194,8 +196,10 @@ class CpuDriver:
 
 
 @contextmanager
-def using_cpu(folder):
-    """Launches run on the CPU meanwhile."""
+def using_cpu(tmp_path_factory):
+    """Launches run on the CPU meanwhile; what is compiled serves the whole run."""
+    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
+    folder.mkdir(exist_ok=True)
     before, launch.driver = launch.driver, CpuDriver(folder, FAMILIES)
     try:
         yield launch.driver

@@ -30,7 +30,7 @@ dtypes = st.sampled_from([np.float32, np.float64])
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    with using_cpu(tmp_path_factory.mktemp("cuda")) as found:
+    with using_cpu(tmp_path_factory) as found:
         yield found
 
 

@@ -12,7 +12,7 @@ from dptrain.core.kernels.cuda import activations, norms, pointwise
 
 pytestmark = on_cpu
 relaxed = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 KINDS = [np.dtype(k) for k in (np.float32, np.float64, np.float16)] + [BFLOAT16]
@@ -23,7 +23,7 @@ NEAR = {KINDS[0]: 2e-6, KINDS[1]: 1e-13, KINDS[2]: 2**-11 + 1e-5, BFLOAT16: 2**-
 
 @pytest.fixture(scope="module", autouse=True)
 def driver(tmp_path_factory):
-    with using_cpu(tmp_path_factory.mktemp("cuda")) as found:
+    with using_cpu(tmp_path_factory) as found:
         yield found
 
 
