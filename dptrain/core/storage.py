@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import device_of, is_array, namespace_of, span
+from dptrain.core.arrays import device_of, is_array, namespace_of, on_gpu, span
 from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.layout import layout, row_major, strided
@@ -167,8 +167,8 @@ def _is_shared(owner: np.ndarray) -> bool:
 
 
 def _tensor_is_shared(self: Tensor) -> bool:
-    """Whether other processes that were forked from this one see changes."""
-    return _is_shared(_owner(self))
+    """Whether other processes that were forked from this one see changes; of a GPU's tensor yes, as in PyTorch."""
+    return on_gpu(self._array) or _is_shared(_owner(self))
 
 
 def _share_memory(self: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import dptrain
 from dptrain.core.arrays import namespace_on, to_host
 from dptrain.core.cuda import cuda_device
-from dptrain.core.ops.poisson_draws import poisson
 
 relaxed = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -136,31 +135,3 @@ def test_choices_between_bfloat16_stay_bfloat16(xp):
         np.testing.assert_array_equal(to_host(found), np.where(mask, x, host))
     assert xp.where(there[1], there[0], xp.asarray(x.astype(np.float32))).dtype == np.float32
     np.testing.assert_array_equal(to_host(xp.where(there[1])[0]), [0, 2, 4])
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.3, 4.0, 9.99, 10.0, 55.0, 3000.0])
-def test_poisson_draws_have_the_distribution(rate):
-    stream, n = np.random.default_rng(3), 40_000
-    with np.errstate(divide="ignore"):  # a GPU tells nobody either
-        draws = poisson(np.full(n, rate), lambda: stream.random(n))
-    assert (draws == np.floor(draws)).all()
-    assert (draws >= 0).all()
-    # Mean and variance are the rate; their deviations: sqrt(r / n), sqrt((r + 2 r^2) / n).
-    assert abs(draws.mean() - rate) <= 5 * np.sqrt(rate / n)
-    assert abs(draws.var() - rate) <= 5 * np.sqrt((rate + 2 * rate**2) / n)
-    counts = np.arange(int(rate + 12 * np.sqrt(rate)) + 2)
-    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(counts == 0, 0.0, counts * np.log(rate)) - rate - log_factorials
-    exact = np.cumsum(np.exp(logs))
-    empirical = (draws[:, None] <= counts[None, :: max(1, len(counts) // 50)]).mean(0)
-    # The greatest distance of two distribution functions: Kolmogorov's bound at 1e-6.
-    assert np.abs(empirical - exact[:: max(1, len(counts) // 50)]).max() < 2.7 / np.sqrt(n)
-
-
-def test_poisson_draws_of_no_rate_are_no_numbers():
-    stream = np.random.default_rng(0)
-    rates = np.array([np.nan, 2.0, np.inf, 20.0])
-    with np.errstate(divide="ignore"):
-        found = poisson(rates, lambda: stream.random(4))
-    assert np.isfinite(found).tolist() == [False, True, False, True]

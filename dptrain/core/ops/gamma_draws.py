@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of, to_host
+from dptrain.core.arrays import as_array, namespace_of, run_beside
 from dptrain.core.op import Op
-from dptrain.core.ops.random_fill import _stream
-from dptrain.core.ops.special import _in_float64
+from dptrain.core.ops.rejection_draws import draw
 from dptrain.core.ops.special_values import digamma
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
@@ -27,7 +26,7 @@ def draw_slope(concentration: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """
     a, x = np.broadcast_arrays(concentration, np.maximum(draws, np.finfo(np.float64).tiny))
     with np.errstate(all="ignore"):  # nan and inf give nan
-        found = np.empty(x.shape)
+        found = namespace_of(x).empty(x.shape)
         small = x < _SMALL
         found[small] = _by_series(a[small], x[small])
         found[~small] = _by_quadrature(a[~small], x[~small])
@@ -36,7 +35,7 @@ def draw_slope(concentration: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def _by_series(a: np.ndarray, x: np.ndarray) -> np.ndarray:
     """P = p(x) (x / a) sum of x^n / ((a + 1) ... (a + n)), differentiated term by term."""
-    term, harmonic = np.ones(x.shape), np.zeros(x.shape)
+    term, harmonic = np.ones_like(x), np.zeros_like(x)
     total, by_a = term.copy(), harmonic.copy()
     for n in range(1, 400):
         term = term * x / (a + n)
@@ -68,7 +67,7 @@ def _by_quadrature(a: np.ndarray, x: np.ndarray) -> np.ndarray:
         reach = np.where(short, 1.3 * reach, reach)
     reach = np.where(side < 0, np.minimum(reach, x), reach)
     centre = digamma(a)
-    total = np.zeros(x.shape)
+    total = np.zeros_like(x)
     for node, weight in zip((_NODES + 1) / 2, _WEIGHTS / 2, strict=True):
         y = reach * node
         total = total + weight * np.exp(fall(y)) * (np.log(x + side * y) - centre)
@@ -94,8 +93,9 @@ class StandardGammaSlope(Op):
     name = "standard_gamma_grad"
 
     def forward(self, input: Any, draws: Any) -> Any:
-        values = to_host(draws).astype(np.float64)
-        return _in_float64(lambda a: draw_slope(a, values), input)
+        values = draws.astype(np.float64)
+        slope = run_beside(values, draw_slope, input.astype(np.float64), values)
+        return as_array(slope).astype(input.dtype)
 
     def backward(self, grad: Any) -> Any:
         raise RuntimeError("the derivative for '_standard_gamma_grad' is not implemented.")
@@ -103,9 +103,6 @@ class StandardGammaSlope(Op):
 
 def standard_gamma(concentration: Tensor, generator: Generator | None = None) -> Tensor:
     """Draws of rate 1, in the shape and dtype of `concentration`, differentiable by it."""
-    shapes = to_host(concentration._array).astype(np.float64)
-    draws = np.asarray(_stream(generator).standard_gamma(shapes))
-    result: Tensor = StandardGamma.apply(
-        concentration, namespace_of(concentration._array).asarray(draws)
-    )
+    shapes = as_array(concentration._array).astype(np.float64)
+    result: Tensor = StandardGamma.apply(concentration, draw("standard_gamma", generator, shapes))
     return result

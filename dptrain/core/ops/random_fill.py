@@ -12,16 +12,13 @@ from dptrain.core.arrays import (
     common_namespace,
     is_array,
     namespace_of,
-    on_gpu,
-    run_beside,
-    to_host,
 )
 from dptrain.core.export import export, public
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.inplace import _random, check_floating_fill
-from dptrain.core.ops.poisson_draws import poisson
-from dptrain.core.random import DRAWS, Generator, check_range, default_generator
+from dptrain.core.ops.rejection_draws import draw
+from dptrain.core.random import Generator, check_range, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -268,14 +265,7 @@ def _poisson(input: Any, generator: Generator | None = None) -> Any:
     check_floating_fill(input, "poisson")
     if (input._array < 0).any():
         raise RuntimeError("poisson: invalid Poisson rate, expected rate to be non-negative")
-    rate = as_array(input._array).astype(np.float64)
-    if on_gpu(rate):
-        source = generator or default_generator()
-        draws = run_beside(
-            rate, poisson, rate, lambda: source.uniform_beside(rate, rate.shape, DRAWS, np.float64)
-        )
-    else:
-        draws = namespace_of(rate).asarray(_stream(generator).poisson(to_host(rate)))
+    draws = draw("poisson", generator, as_array(input._array).astype(np.float64))
     return wrap(draws.astype(input._array.dtype))
 
 
@@ -285,11 +275,11 @@ def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) ->
     Raises:
         RuntimeError: counts that are negative, or probabilities outside of [0, 1].
     """
-    trials, chance = to_host(count._array), _probabilities(prob, "binomial")
+    trials, chance = as_array(count._array), _probabilities(prob, "binomial")
     if (trials < 0).any():
         raise RuntimeError("binomial: invalid count, expected counts to be non-negative")
-    draws = _stream(generator).binomial(trials.astype(np.int64), to_host(chance))
-    return wrap(namespace_of(prob._array).asarray(draws).astype(prob._array.dtype))
+    draws = draw("binomial", generator, trials.astype(np.int64), chance)
+    return wrap(draws.astype(prob._array.dtype))
 
 
 _METHODS: dict[str, Callable[..., Any]] = {
