@@ -305,6 +305,16 @@ def test_sums_of_columns_are_rounded_once(driver, rows, columns, dtype, shift):
     assert (np.abs(found.astype(np.float64) - expected) <= near).all()
 
 
+@on_cpu
+@pytest.mark.parametrize("shape", [(3, 5, 8), (7, 3), (2, 1), (0, 4), (5, 260)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+def test_a_bias_is_added_to_each_row(driver, shape, dtype):
+    rows, bias = image(shape, dtype), image(shape[-1:], dtype, seed=1)
+    expected = rows + bias
+    cuda.columns.add_bias(rows, bias)
+    np.testing.assert_array_equal(rows, expected)
+
+
 # ---- convolution without cuDNN -----------------------------------------------------------------
 
 

@@ -115,7 +115,7 @@ PRODUCTS = {
     "a row": lambda x, y: x[:1] @ y,
     "a column": lambda x, y: x @ y[:, :1],
     "one term": lambda x, y: x[:, :1] @ y[:1],
-    "addmm": lambda x, y: dptrain.addmm(x, x, y),
+    "addmm": lambda x, y: dptrain.addmm(x, x, y, beta=0.5, alpha=2),
     "baddbmm": lambda x, y: dptrain.baddbmm(y[:48, :48], x.view(4, 48, 192), y.view(4, 192, 48)),
     "einsum": lambda x, y: dptrain.einsum("bij,bkj->bik", x.view(4, 48, 192), y.view(4, 48, 192)),
 }

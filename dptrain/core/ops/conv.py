@@ -66,12 +66,8 @@ class _Convolution(Op):
         c = cudnn.describe(self.x_shape, self.w_shape, result, self.window, first.dtype.name)
         n, channels, *sizes = shape
         inputs = channels_last(first), channels_last(second)
-        out = cudnn.convolve(getattr(cudnn, graph), c, *inputs, (n, *sizes, channels))
-        if out is None:
-            return None
-        if bias is not None:
-            out += bias
-        return channels_first(out)
+        out = cudnn.convolve(getattr(cudnn, graph), c, *inputs, (n, *sizes, channels), bias)
+        return None if out is None else channels_first(out)
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
-"""The sum of all rows of a matrix on the GPU: what the gradient of a bias is.
+"""A bias added to all rows of a matrix on the GPU, and the sum of all rows, which is its gradient.
 
-Each thread reads four neighbours of a row at once where the rows allow it. Blocks take a strip of columns and a
+For the sum each thread reads four neighbours of a row at once where the rows allow it. Blocks take a strip of columns and a
 chunk of rows each and leave partial sums of the computed type, which a second kernel adds up in one order, so
 that a result has the same bits in every run and 16-bit values are rounded once.
 """
@@ -53,6 +53,22 @@ extern "C" __global__ void strips_of_one(
     STRIP(1)
 }
 
+#define TO_EACH_ROW(W)                                                                       \
+    EACH(i, pieces) {                                                                        \
+        Piece<W> piece = *(const Piece<W>*)(x + (long long)i * W);                           \
+        Piece<W> more = *(const Piece<W>*)(bias + i % columns * W);                          \
+        for (int k = 0; k < W; k++) piece.of[k] = T(A(piece.of[k]) + A(more.of[k]));         \
+        *(Piece<W>*)(x + (long long)i * W) = piece;                                          \
+    }
+
+extern "C" __global__ void add_fours(T* x, const T* bias, long long pieces, int columns) {
+    TO_EACH_ROW(4)
+}
+
+extern "C" __global__ void add_ones(T* x, const T* bias, long long pieces, int columns) {
+    TO_EACH_ROW(1)
+}
+
 // A block for each 32 columns; 8 threads share a column's partial sums.
 extern "C" __global__ void add_partial(
     const A* partial, T* out, long long chunks, long long columns) {
@@ -78,6 +94,16 @@ FAMILY = Family("columns", _SOURCE)
 
 #: Blocks that keep a GPU busy; rows of a chunk at least.
 _WANTED_BLOCKS, _LEAST_ROWS = 1024, 64
+
+
+def add_bias(rows: Any, bias: Any) -> None:
+    """Add (D,) to each row of (..., D), which is contiguous, in place."""
+    bias = namespace_of(bias).ascontiguousarray(bias)
+    step = 4 * rows.dtype.itemsize
+    wide = len(bias) % 4 == 0 and address(rows) % step == address(bias) % step == 0
+    name, width = ("add_fours", 4) if wide else ("add_ones", 1)
+    pieces = rows.size // width
+    FAMILY.launch(name, rows.dtype, pieces, rows, bias, pieces, len(bias) // width)
 
 
 def column_sums(rows: Any) -> Any:

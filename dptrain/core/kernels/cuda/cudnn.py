@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from dptrain.core.arrays import address, device_of, namespace_of
+from dptrain.core.kernels.cuda.columns import add_bias
 
 Sizes = tuple[int, ...]
 
@@ -329,7 +330,9 @@ def _described(
     return Convolution(x, w, y, padding, stride, dilation, kind, tf32, deterministic)
 
 
-def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Sizes) -> Any:
+def convolve(
+    build: Builder, c: Convolution, first: Any, second: Any, shape: Sizes, bias: Any = None
+) -> Any:
     """Run one of the graphs.
 
     Args:
@@ -337,6 +340,7 @@ def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Siz
         c: the convolution.
         first, second: its inputs, channels last and contiguous.
         shape: of the result, channels last.
+        bias: added to it, one number for each channel.
 
     Returns:
         The result; None if cuDNN cannot do it.
@@ -345,4 +349,8 @@ def convolve(build: Builder, c: Convolution, first: Any, second: Any, shape: Siz
     if found is None:
         return None
     out = namespace_of(first).empty(shape, first.dtype)
-    return out if found.run(build, c, (first, second, out)) else None
+    if not found.run(build, c, (first, second, out)):
+        return None
+    if bias is not None:
+        add_bias(out, bias)
+    return out

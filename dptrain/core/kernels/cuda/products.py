@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dptrain.core.arrays import namespace_of
-from dptrain.core.kernels.cuda.columns import column_sums
+from dptrain.core.kernels.cuda.columns import add_bias, column_sums
 from dptrain.core.kernels.cuda.gemm import matmul
 from dptrain.core.kernels.cuda.images import col2im, im2col
 from dptrain.core.kernels.grouping import by_group, channel_rows, weight_matrix
@@ -20,7 +20,9 @@ def conv(x: Any, weight: Any, bias: Any, out_h: int, out_w: int, geometry: Any, 
     columns = by_group(im2col(x, out_h, out_w, geometry), groups, geometry[0] * geometry[1])
     out = matmul(columns, weight_matrix(weight, groups))
     out = out.transpose(1, 0, 2).reshape(n, out_h, out_w, o)
-    return out if bias is None else out + bias
+    if bias is not None:
+        add_bias(out, bias)
+    return out
 
 
 def conv_input_grad(
@@ -34,7 +36,9 @@ def conv_input_grad(
     split = products.reshape(groups, count, taps, c // groups).transpose(1, 2, 0, 3)
     columns = namespace_of(split).ascontiguousarray(split).reshape(count, taps * c)
     out = col2im(columns, shape, out_h, out_w, geometry)
-    return out if bias is None else out + bias
+    if bias is not None:
+        add_bias(out, bias)
+    return out
 
 
 def conv_weight_grad(
