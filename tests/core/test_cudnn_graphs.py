@@ -364,20 +364,24 @@ def layouts(shapes, order):
     return [cudnn_attention.Layout(s, (row * s[2], size, row, 1)) for s in shapes]
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("order", ["rows", "heads beside each other", "parts"])
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_attention_graphs_validate_with_the_layouts_that_were_asked_for(
-    frontend, shapes, kind, causal, architecture, order
+    frontend, shapes, kind, causal, architecture, order, masked
 ):
     q, k, v = layouts(shapes, order)
     out = cudnn_attention.dense((*shapes[0][:3], shapes[2][3]), q.steps)
     grad = cudnn_attention.dense(out.sizes)
+    n, _, length = shapes[0][:3]
+    bias = cudnn_attention.dense((n, 1, length, shapes[1][2])) if masked else None
     a = cudnn_attention.Attention(
-        q, k, v, out, grad, 0.25, causal, recorded=True, kind=kind, deterministic=causal
+        q, k, v, out, grad, bias, 0.25, causal, recorded=True, kind=kind, deterministic=causal
     )
+    more = (bias,) if masked else ()
     # Without a GPU to ask, the frontend has to be told for which one.
     told = SimpleNamespace(
         data_type=frontend.data_type,
@@ -385,9 +389,9 @@ def test_attention_graphs_validate_with_the_layouts_that_were_asked_for(
     )
     outs = [cudnn_attention.dense(*each) for each in (q, k, v)]
     for build, c, expected in (
-        (cudnn_attention.forward_graph, a, (q, k, v, out, a.stats)),
-        (cudnn_attention.forward_graph, a._replace(recorded=False), (q, k, v, out)),
-        (cudnn_attention.backward_graph, a, (q, k, v, out, grad, a.stats, *outs)),
+        (cudnn_attention.forward_graph, a, (q, k, v, *more, out, a.stats)),
+        (cudnn_attention.forward_graph, a._replace(recorded=False), (q, k, v, *more, out)),
+        (cudnn_attention.backward_graph, a, (q, k, v, out, grad, a.stats, *more, *outs)),
     ):
         graph, tensors = build(told, None, c)
         graph.validate()
@@ -399,41 +403,56 @@ class NumpyAttention:
     """In the place of `Cudnn`: computes what the two graphs are for, over the stand-in's arrays."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.answer = [], True
+
+    def serves(self, build, a, array):
+        return self.answer
 
     def run(self, build, a, arrays):
+        if not self.answer:
+            return False
         self.calls.append(build.__name__)
-        host = [array.host for array in arrays]
-        facts = () if build is cudnn_attention.forward_graph and not a.recorded else (a.stats,)
-        if build is cudnn_attention.forward_graph:
-            told = (a.query, a.key, a.value, a.result, *facts)
+        forward = build is cudnn_attention.forward_graph
+        told = {"query": a.query, "key": a.key, "value": a.value}
+        bias = {} if a.bias is None else {"bias": a.bias}
+        if forward:
+            told |= bias | {"result": a.result} | ({"stats": a.stats} if a.recorded else {})
         else:
-            grads = [cudnn_attention.dense(*each) for each in (a.query, a.key, a.value)]
-            told = (a.query, a.key, a.value, a.result, a.grad, *facts, *grads)
-        for x, layout in zip(host, told, strict=True):
+            told |= {"result": a.result, "grad": a.grad, "stats": a.stats} | bias
+            for name in ("query", "key", "value"):
+                told["d_" + name] = cudnn_attention.dense(*told[name])
+        host = {n: x.host for n, x in zip(told, arrays, strict=True)}
+        for name, layout in told.items():
+            x = host[name]
             assert x.shape == layout.sizes
             for size, t, step in zip(x.shape, x.strides, layout.steps, strict=True):
                 assert size == 1 or t == step * x.itemsize
         repeat = a.query.sizes[1] // a.key.sizes[1]
-        q, k, v = (x.astype(np.float64) for x in host[:3])
+        q, k, v = (host[n].astype(np.float64) for n in ("query", "key", "value"))
         k, v = (np.repeat(x, repeat, axis=1) for x in (k, v))
         scores = np.einsum("nhld,nhsd->nhls", q, k) * a.scale
+        if bias:
+            assert np.isfinite(host["bias"].astype(np.float64)).all()
+            scores = scores + host["bias"].astype(np.float64)
         if a.causal:
             scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
-        stats = np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+        top = scores.max(axis=-1, keepdims=True)
+        stats = np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)) + top
         p = np.exp(scores - stats)
-        if build is cudnn_attention.forward_graph:
-            host[3][...] = p @ v
+        if forward:
+            host["result"][...] = p @ v
             if a.recorded:
-                host[4][...] = stats
+                host["stats"][...] = stats
             return True
-        np.testing.assert_allclose(host[5], stats, rtol=1e-3)
-        g = host[4].astype(np.float64)
+        np.testing.assert_allclose(host["stats"], stats, rtol=1e-3)
+        g = host["grad"].astype(np.float64)
         dp = g @ v.swapaxes(2, 3)
-        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * a.scale
+        # As the kernels do, from the result.
+        inner = (g * host["result"].astype(np.float64)).sum(axis=-1, keepdims=True)
+        ds = p * (dp - inner) * a.scale
         dk, dv = ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ g
-        host[6][...] = ds @ k
-        for out, every in ((host[7], dk), (host[8], dv)):
+        host["d_query"][...] = ds @ k
+        for out, every in ((host["d_key"], dk), (host["d_value"], dv)):
             n, heads, *rest = out.shape
             out[...] = every.reshape(n, heads, repeat, *rest).sum(axis=2)
         return True
@@ -512,6 +531,36 @@ def test_what_lies_awkwardly_is_copied_and_few_keys_serve_many_queries(fused):
         np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
+MASKS = {
+    "keys": np.arange(9) < np.array([9, 4])[:, None, None, None],
+    "a query that may attend nowhere": np.arange(9)[:, None] + np.arange(9) > 8,
+    "numbers": np.where(np.arange(9) < 5, 0.5, -np.inf) * np.ones((3, 1, 1)),
+    "numbers, nowhere": np.where(np.arange(9)[:, None] > 0, 0.25, -np.inf),
+}
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_go_to_cudnn_as_finite_numbers(fused, name, kind):
+    values = [np.random.default_rng(k).standard_normal((2, 3, 9, 8)) for k in range(4)]
+
+    def run(place, dtype):
+        q, k, v = (dptrain.tensor(x).to(place, dtype).requires_grad_() for x in values[:3])
+        mask = dptrain.tensor(MASKS[name]).to(place)
+        mask = mask if mask.dtype is dptrain.bool else mask.to(dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out.backward(dptrain.tensor(values[3]).to(place, dtype))
+        return [t.detach().cpu().float().numpy() for t in (out, q.grad, k.grad, v.grad)]
+
+    found = run("cuda:1", getattr(dptrain, kind))
+    assert fused.calls == ["forward_graph", "backward_graph"]
+    near = {"float16": 1e-2, "bfloat16": 6e-2}[kind]
+    for ours, theirs in zip(found, run("cpu", dptrain.float32), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=near, atol=near)
+    if "nowhere" in name:
+        assert not found[0][:, :, 0].any()
+
+
 def test_autocast_brings_attention_to_the_graphs(fused):
     q, k, v = (dptrain.ones(1, 2, 4, 8).to("cuda:1").requires_grad_() for _ in range(3))
     with dptrain.autocast("cuda", dtype=dptrain.bfloat16):
@@ -525,7 +574,7 @@ def test_autocast_brings_attention_to_the_graphs(fused):
 def test_what_the_graphs_do_not_serve_is_computed_otherwise(fused):
     half, at = dptrain.float16, "cuda:1"
     q = dptrain.ones(1, 2, 4, 8, dtype=half).to(at)
-    mask = dptrain.ones(4, 4, dtype=dptrain.bool).to(at)
+    mask = dptrain.ones(4, 4, dtype=half).to(at).requires_grad_()
     F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
     F.scaled_dot_product_attention(q.float(), q.float(), q.float())
     F.scaled_dot_product_attention(q[..., :5], q[..., :5], q)
@@ -538,10 +587,11 @@ def test_what_the_graphs_do_not_serve_is_computed_otherwise(fused):
     assert dptrain.backends.cuda.cudnn_sdp_enabled()
     F.scaled_dot_product_attention(q, q, q)
     assert fused.calls == ["forward_graph"]
-    fused.run = lambda *call: False  # no algorithm on this GPU
-    out = F.scaled_dot_product_attention(q, q, q)
-    assert out.shape == q.shape
+    fused.answer = False  # no algorithm on this GPU
+    for x in (q, q.clone().requires_grad_()):
+        assert F.scaled_dot_product_attention(x, x, x).shape == q.shape
+    assert fused.calls == ["forward_graph"]
+    fused.answer = True
     x = q.requires_grad_()
-    fused.run = NumpyAttention().run
     with pytest.raises(RuntimeError, match="no second derivative"):
         dptrain.autograd.grad(F.scaled_dot_product_attention(x, x, x).sum(), x, create_graph=True)

@@ -357,6 +357,36 @@ def test_attention_and_its_gradients(layout, kind, causal, fused, request, monke
         assert len(cudnn.library()._plans) == 2
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["keys", "numbers", "nowhere", "odd"])
+def test_masked_attention_and_its_gradients(name, kind, served, monkeypatch):
+    monkeypatch.setattr(cudnn_attention, "enabled", True)
+    length = 77 if name == "odd" else 128
+    row, column = np.arange(length)[:, None], np.arange(length)
+    mask = {
+        "keys": column < np.array([length, 40])[:, None, None, None],
+        "odd": column < np.array([length, 40])[:, None, None, None],
+        "numbers": np.where(row >= column, 0.5, -np.inf),
+        "nowhere": row > column,
+    }[name]
+    arrays = [values((2, 4, length, 64), kind, n) for n in range(4)]
+
+    def run(place, dtype):
+        *leaves, weight = (dptrain.tensor(a).to(place, dtype) for a in arrays)
+        leaves = [t.requires_grad_() for t in leaves]
+        given = dptrain.tensor(mask).to(place)
+        given = given if given.dtype is dptrain.bool else given.to(dtype)
+        out = F.scaled_dot_product_attention(*leaves, attn_mask=given)
+        out.backward(weight)
+        return [double(t) for t in (out, *(x.grad for x in leaves))]
+
+    near = {"float16": 5e-3, "bfloat16": 4e-2}[kind]
+    found = run(PLACE, getattr(dptrain, kind))
+    for ours, theirs in zip(found, run("cpu", dptrain.float64), strict=True):
+        assert np.abs(ours - theirs).max() <= near * max(1, np.abs(theirs).max())
+    assert None not in served._plans.values()
+
+
 def test_attention_under_autocast_and_without_gradients(served, monkeypatch):
     monkeypatch.setattr(cudnn_attention, "enabled", True)
     q, k, v = (there(values((2, 4, 128, 64), "float32", n)) for n in range(3))

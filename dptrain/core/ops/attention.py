@@ -54,16 +54,22 @@ class _UnservedError(Exception):
 
 
 class FusedAttention(Op):
-    """softmax(query key^T * scale + causal mask) value by cuDNN."""
+    """softmax(query key^T * scale + mask) value by cuDNN."""
 
     name = "scaled_dot_product_attention"
     backward_name = "ScaledDotProductCudnnAttentionBackward0"
     num_tensors = 3
 
-    def forward(self, query: Any, key: Any, value: Any, scale: float, causal: bool) -> Any:
+    def forward(
+        self, query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool
+    ) -> Any:
         self.order_asked = True  # as in PyTorch, heads lie beside each other if the query's do
         recorded = any(edge is not None for edge in self.edges)
-        found = cudnn_attention.forward(query, key, value, scale, causal, recorded)
+        self.mask = None
+        if mask is not None:
+            lengths = query.shape[2], key.shape[2]
+            self.mask = cudnn_attention.bias_of(mask, lengths, query.dtype)
+        found = cudnn_attention.forward(query, key, value, self.mask, scale, causal, recorded)
         if found is None:
             raise _UnservedError
         out, self.stats, self.described = found
@@ -76,17 +82,20 @@ class FusedAttention(Op):
                 "dptrain.backends.cuda.enable_cudnn_sdp(False)"
             )
         arrays = query, key, value, out, grad
-        return cudnn_attention.backward(self.described, arrays, self.stats)
+        return cudnn_attention.backward(self.described, arrays, self.stats, self.mask)
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor | None:
     """The attention of tensors on a GPU by one kernel; None where none serves it."""
-    if not cudnn_attention.serves(query._array, key._array, value._array):
+    if mask is not None and mask._requires_grad:
+        return None
+    given = None if mask is None else mask._array
+    if not cudnn_attention.serves(query._array, key._array, value._array, given):
         return None
     try:
-        out: Tensor = FusedAttention.apply(query, key, value, scale, causal)
+        out: Tensor = FusedAttention.apply(query, key, value, mask, scale, causal)
     except _UnservedError:
         return None
     return out

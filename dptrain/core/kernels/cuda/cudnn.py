@@ -171,14 +171,9 @@ class Cudnn:
         Returns:
             False if cuDNN has no algorithm for it; nothing was computed then.
         """
-        index = device_of(arrays[0]).index or 0
         places = [address(a) for a in arrays]
         with self._lock:  # a handle serves one thread at a time
-            handle = self._ready(index)
-            key = build, c, index, flags.benchmark
-            if key not in self._plans:
-                self._plans[key] = self._plan(build, handle, c, places)
-            plan = self._plans[key]
+            plan, handle = self._known(build, c, arrays[0], places)
             if plan is None:
                 return False
             # Given back at the end of this call, for what comes later in this stream.
@@ -190,6 +185,24 @@ class Cudnn:
                 plan.graph.execute_plan_at_index(pointers, at, plan.choice, handle=handle)
             del workspace
         return True
+
+    def serves(self, build: Builder, c: Any, array: Any) -> bool:
+        """Whether cuDNN has an algorithm for a graph, on the GPU of this array."""
+        with self._lock:
+            return self._known(build, c, array, None)[0] is not None
+
+    def _known(
+        self, build: Builder, c: Any, array: Any, places: list[int] | None
+    ) -> tuple[Plan | None, int]:
+        """The plan, made when it is asked for first, and the handle on the current stream."""
+        index = device_of(array).index or 0
+        handle = self._ready(index)
+        # As in PyTorch, the flag is about convolutions.
+        timed = places is not None and flags.benchmark and isinstance(c, Convolution)
+        key = build, c, index, timed
+        if key not in self._plans:
+            self._plans[key] = self._plan(build, handle, c, places if timed else None)
+        return self._plans[key], handle
 
     def _ready(self, index: int) -> int:
         """The handle of a GPU, on the current stream."""
@@ -209,7 +222,8 @@ class Cudnn:
         held = self._cupy.empty(size, "uint8")
         return held, address(held)
 
-    def _plan(self, build: Builder, handle: int, c: Any, places: list[int]) -> Plan | None:
+    def _plan(self, build: Builder, handle: int, c: Any, places: list[int] | None) -> Plan | None:
+        """With `places`, those of the arrays: timed on them."""
         cudnn = self._cudnn
         graph, tensors = build(cudnn, handle, c)
         uids = tuple(range(1, len(tensors) + 1))
@@ -224,7 +238,7 @@ class Cudnn:
                 graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
             if c.deterministic:
                 graph.deselect_numeric_notes([notes.NONDETERMINISTIC])
-            if flags.benchmark and not self._cupy.cuda.get_current_stream().is_capturing():
+            if places is not None and not self._cupy.cuda.get_current_stream().is_capturing():
                 return self._fastest(graph, uids, handle, places)
             graph.check_support()
             graph.build_plans()

@@ -1,7 +1,7 @@
 """Attention by cuDNN: its fused graphs, forward and backward, which never write the weights to memory.
 
 Owns: what a plan depends on, the two graphs, which calls they serve. They serve 16-bit types, heads of up to
-128 elements (a multiple of 8), no mask but the causal one, and no dropout. Everything else, and every GPU for
+128 elements (a multiple of 8), masks that want no gradient, and no dropout. Everything else, and every GPU for
 which cuDNN has no such algorithm, is served by products and a softmax.
 
 Queries, keys and values are read as they lie in memory, such as parts of one projection with the heads beside each
@@ -13,6 +13,9 @@ Off unless `dptrain.backends.cuda.enable_cudnn_sdp(True)`: the graphs were valid
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
 
 from dptrain.core.arrays import address, namespace_of
 from dptrain.core.kernels.cuda import cudnn as library
@@ -41,6 +44,7 @@ class Attention(NamedTuple):
         value: (N, those of the keys, S, Ev).
         result: (N, heads, L, Ev).
         grad: likewise, the gradient of the result; of no meaning forward.
+        bias: (N or 1, heads or 1, L, S), added to the scaled products; None: nothing is.
         scale: factor of the products.
         causal: position i of the query sees keys 0..i.
         recorded: backward needs the softmax's facts.
@@ -54,6 +58,7 @@ class Attention(NamedTuple):
     value: Layout
     result: Layout
     grad: Layout
+    bias: Layout | None
     scale: float
     causal: bool
     recorded: bool
@@ -124,30 +129,34 @@ def _type(cudnn: Any, kind: str) -> Any:
 
 
 def forward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
-    """Query, key and value -> result and, if it is recorded, what backward needs of the softmax."""
+    """Query, key, value (and bias) -> result and, if it is recorded, what backward needs of the softmax."""
     graph = library.empty_graph(cudnn, handle, a.kind)
     layouts = {"query": a.query, "key": a.key, "value": a.value}
     q, k, v = (_given(graph, cudnn, name, layout, a.kind) for name, layout in layouts.items())
+    bias = None if a.bias is None else _given(graph, cudnn, "bias", a.bias, a.kind)
     out, stats = graph.sdpa(
         name="attention",
         q=q,
         k=k,
         v=v,
+        bias=bias,
         generate_stats=a.recorded,
         attn_scale=a.scale,
         use_causal_mask=a.causal,
     )
     out = _wanted(out, cudnn, a.result, a.kind)
     facts = (_wanted(stats, cudnn, a.stats, "float32"),) if a.recorded else ()
-    return graph, (q, k, v, out, *facts)
+    return graph, (q, k, v, *(() if bias is None else (bias,)), out, *facts)
 
 
 def backward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
-    """Query, key, value, result, its gradient and the softmax's facts -> the three gradients."""
+    """Query, key, value, result, its gradient, the softmax's facts (and bias) -> the three gradients."""
     graph = library.empty_graph(cudnn, handle, a.kind)
     layouts = {"q": a.query, "k": a.key, "v": a.value, "o": a.result, "dO": a.grad}
     given = {name: _given(graph, cudnn, name, each, a.kind) for name, each in layouts.items()}
     given["stats"] = _given(graph, cudnn, "stats", a.stats, "float32")
+    if a.bias is not None:
+        given["bias"] = _given(graph, cudnn, "bias", a.bias, a.kind)
     grads = graph.sdpa_backward(
         name="attention backward",
         **given,
@@ -162,29 +171,69 @@ def backward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, t
     return graph, (*given.values(), *outs)
 
 
-def serves(query: Any, key: Any, value: Any) -> bool:
+def serves(query: Any, key: Any, value: Any, mask: Any) -> bool:
     """Whether the graphs are for attention of these arrays (of which keys may have fewer heads)."""
     if not enabled or query.dtype.name not in ("float16", "bfloat16") or query.ndim != 4:
         return False
     sizes = (query.shape[3], value.shape[3])
     if any(size > 128 or size % 8 for size in sizes) or 0 in (query.size, key.size, value.size):
         return False
-    batches, heads = query.shape[0] == key.shape[0], query.shape[1] % key.shape[1] == 0
-    return batches and heads and key.shape[:3] == value.shape[:3] and key.shape[3] == sizes[0]
+    if query.shape[0] != key.shape[0] or query.shape[1] % key.shape[1]:
+        return False
+    if key.shape[:3] != value.shape[:3] or key.shape[3] != sizes[0]:
+        return False
+    every = (*query.shape[:3], key.shape[2])
+    return mask is None or (
+        mask.ndim <= 4
+        and all(n in (1, m) for n, m in zip(mask.shape[::-1], every[::-1], strict=False))
+    )
+
+
+class Mask(NamedTuple):
+    """A mask as cuDNN takes it.
+
+    Attributes:
+        bias: (N or 1, heads or 1, L, S), finite: a query that may attend nowhere must not make infinity minus infinity.
+        open: likewise, of one column: 1 for queries that may attend somewhere, else 0.
+    """
+
+    bias: Any
+    open: Any
+
+
+def bias_of(mask: Any, lengths: tuple[int, int], kind: np.dtype[Any]) -> Mask:
+    """What is added for a mask of bool (True may attend) or of numbers, for these lengths of queries and keys."""
+    xp = namespace_of(mask)
+    zero, lowest = np.float32(0), np.float32(ml_dtypes.finfo(kind).min)
+    # In float32: CuPy's functions over bfloat16 and numbers give that anyway.
+    if mask.dtype == np.bool_:
+        allowed, wide = mask, xp.where(mask, zero, lowest)
+    else:
+        wide = mask.astype(np.float32)
+        allowed, wide = wide != -np.inf, xp.maximum(wide, lowest)
+    shape = (*(1,) * (4 - mask.ndim), *mask.shape)
+    # Rows begin where pieces of memory do.
+    length, keys = lengths
+    piece = _PIECE // kind.itemsize
+    bias = xp.empty((*shape[:2], length, -(-keys // piece) * piece), kind)[..., :keys]
+    bias[...] = wide.reshape(shape)
+    some = allowed.reshape(shape).any(axis=-1, keepdims=True)
+    return Mask(bias, some.astype(kind))
 
 
 def forward(
-    query: Any, key: Any, value: Any, scale: float, causal: bool, recorded: bool
+    query: Any, key: Any, value: Any, mask: Mask | None, scale: float, causal: bool, recorded: bool
 ) -> tuple[Any, Any, Attention] | None:
     """Attention of arrays that are served.
 
     Args:
         query, key, value: of any layout in memory.
+        mask: what `bias_of` makes of one.
         scale, causal, recorded: see `Attention`.
 
     Returns:
         Result, the softmax's facts (None if not recorded), and what `backward` is told of them. None where cuDNN
-        is not there or has no algorithm.
+        is not there or has no algorithm, for backward too if that is going to follow.
     """
     found = library.library()
     if found is None or not library.flags.enabled:
@@ -198,35 +247,50 @@ def forward(
         of_v,
         result,
         result,
+        None if mask is None else _readable(mask.bias)[1],
         float(scale),
         bool(causal),
         recorded,
         kind.name,
         bool(library.flags.deterministic),
     )
+    if recorded and not found.serves(backward_graph, a, query):
+        return None
     out = _empty(xp, result, kind)
     stats = xp.empty(a.stats.sizes, "float32") if recorded else None
+    bias = () if mask is None else (mask.bias,)
     facts = () if stats is None else (stats,)
-    return (out, stats, a) if found.run(forward_graph, a, (q, k, v, out, *facts)) else None
+    if not found.run(forward_graph, a, (q, k, v, *bias, out, *facts)):
+        return None
+    if mask is not None:
+        out *= mask.open
+    return out, stats, a
 
 
-def backward(a: Attention, arrays: tuple[Any, ...], stats: Any) -> tuple[Any, Any, Any]:
+def backward(
+    a: Attention, arrays: tuple[Any, ...], stats: Any, mask: Mask | None
+) -> tuple[Any, Any, Any]:
     """The gradients of query, key and value.
 
     Args:
         a: what forward returned.
         arrays: query, key, value, result and its gradient.
         stats: the softmax's facts.
+        mask: that of forward.
 
     Raises:
-        RuntimeError: cuDNN has an algorithm for forward and none for backward.
+        RuntimeError: cuDNN has no algorithm for a gradient that lies in memory as this one does.
     """
     found, xp = library.library(), namespace_of(arrays[0])
-    inputs, layouts = zip(*map(_readable, arrays), strict=True)
-    q, k, v, result, grad = layouts
-    a = a._replace(query=q, key=k, value=v, result=result, grad=grad)
+    *others, grad = arrays
+    if mask is not None:
+        grad = grad * mask.open
+    inputs, layouts = zip(*map(_readable, (*others, grad)), strict=True)
+    q, k, v, result, of_grad = layouts
+    a = a._replace(query=q, key=k, value=v, result=result, grad=of_grad)
     grads = tuple(_empty(xp, dense(*of), arrays[0].dtype) for of in (q, k, v))
-    if found is None or not found.run(backward_graph, a, (*inputs, stats, *grads)):
+    bias = () if mask is None else (mask.bias,)
+    if found is None or not found.run(backward_graph, a, (*inputs, stats, *bias, *grads)):
         raise RuntimeError(
             "scaled_dot_product_attention: cuDNN has no algorithm for this backward; "
             "dptrain.backends.cuda.enable_cudnn_sdp(False) turns its attention off"
