@@ -315,6 +315,31 @@ def test_a_bias_is_added_to_each_row(driver, shape, dtype):
     np.testing.assert_array_equal(rows, expected)
 
 
+# ---- attention without cuDNN -------------------------------------------------------------------
+
+
+@on_cpu
+@pytest.mark.parametrize("kind", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 3, 7, 9, 8, 4), (1, 2, 5, 3, 4, 4), (1, 1, 2, 300, 4, 8)])
+def test_attention_as_products_equals_the_definition(driver, monkeypatch, kind, causal, sizes):
+    n, heads, length, keys, size, wide = sizes
+    shapes = [(n, heads, length, size), (n, heads, keys, size), (n, heads, keys, wide)]
+    q, k, v = (image(s, kind, seed=i) for i, s in enumerate(shapes))
+    grad = image((*shapes[0][:3], wide), kind, seed=3)
+    with fake_cublas.installed(monkeypatch) as blas:
+        out, kept = cuda.attention(q, k, v, 0.3, causal)
+        grads = cuda.attention_grad(grad, q, k, v, out, kept, 0.3, causal)
+    assert len(blas.calls) == 6
+    q, k, v, grad = (a.astype(np.float64) for a in (q, k, v, grad))
+    expected, weights = reference.attention(q, k, v, 0.3, causal)
+    others = reference.attention_grad(grad, q, k, v, expected, weights, 0.3, causal)
+    near = {np.float32: 1e-5, np.float64: 1e-12}.get(kind, 3e-2)
+    for a, b in zip((out, kept, *grads), (expected, weights, *others), strict=True):
+        assert a.dtype == kind
+        np.testing.assert_allclose(a.astype(np.float64), b, rtol=near, atol=near)
+
+
 # ---- convolution without cuDNN -----------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ class ScaledDotProductFlashAttentionForCpu(Op):
 
     name = "scaled_dot_product_attention"
     in_float32 = True
+    halves_on_gpu = True
     num_tensors: ClassVar[int] = 3
 
     def forward(self, query: Any, key: Any, value: Any, scale: float, causal: bool) -> Any:

@@ -6,6 +6,7 @@ of `reference`; those of `reference_optim` are in `updates`, random numbers in `
 
 from dptrain.core.kernels.cuda import (
     activations,
+    attend,
     columns,
     images,
     lookup,
@@ -16,6 +17,7 @@ from dptrain.core.kernels.cuda import (
     updates,
 )
 from dptrain.core.kernels.cuda.activations import activation, activation_grad, gelu, gelu_grad
+from dptrain.core.kernels.cuda.attend import attention, attention_grad
 from dptrain.core.kernels.cuda.columns import column_sums
 from dptrain.core.kernels.cuda.gemm import linear, matmul
 from dptrain.core.kernels.cuda.images import (
@@ -67,8 +69,6 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
-    attention,
-    attention_grad,
     channels_last,
     unscale,
 )
@@ -127,6 +127,7 @@ __all__ = [
 
 FAMILIES = (
     activations.FAMILY,
+    attend.FAMILY,
     columns.FAMILY,
     images.FAMILY,
     lookup.FAMILY,

@@ -166,7 +166,8 @@ class Cublas:
 
         Args:
             p: the plan of `a` and `b`, which asks for no copies.
-            a, b, out: arrays of one type.
+            a, b: arrays of one type.
+            out: of that type, or float32 for 16-bit types.
             lead: elements from row to row of `out`.
             step: elements from matrix to matrix of `out`.
             alpha, beta: numbers; with a beta of 0 what stands in `out` is not read.
@@ -180,7 +181,7 @@ class Cublas:
                 f"matmul: cuBLAS multiplies matrices of up to {_MOST} rows, columns and elements between them, got "
                 f"{m} x {k} and {k} x {n}"
             )
-        computed, code = self._computed(a.dtype), kind.code
+        computed, code, of_out = self._computed(a.dtype), kind.code, self._kinds[out.dtype].code
         blas, whole = self._blas, flags.reduces_in_full(a.dtype)
         ops = [blas.CUBLAS_OP_T if t else blas.CUBLAS_OP_N for t in p.transposed]
         size = a.dtype.itemsize
@@ -195,7 +196,7 @@ class Cublas:
                 if p.matrices == 1:
                     blas.gemmEx(
                         handle, ops[1], ops[0], n, m, k, scales[0], left, code, p.leads[1], right, code, p.leads[0],
-                        scales[1], target, code, lead, computed, blas.CUBLAS_GEMM_DEFAULT,
+                        scales[1], target, of_out, lead, computed, blas.CUBLAS_GEMM_DEFAULT,
                     )  # fmt: skip
                     return
                 for first in range(0, p.matrices, _MOST_MATRICES):
@@ -203,7 +204,7 @@ class Cublas:
                         handle, ops[1], ops[0], n, m, k, scales[0],
                         left + first * p.steps[1] * size, code, p.leads[1], p.steps[1],
                         right + first * p.steps[0] * size, code, p.leads[0], p.steps[0],
-                        scales[1], target + first * step * size, code, lead, step,
+                        scales[1], target + first * step * out.dtype.itemsize, of_out, lead, step,
                         min(p.matrices - first, _MOST_MATRICES), computed, blas.CUBLAS_GEMM_DEFAULT,
                     )  # fmt: skip
             finally:
@@ -250,7 +251,7 @@ def _product(a: Any, b: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) ->
     if out is None:
         target = xp.empty(p.shape, a.dtype)
     elif not out.flags.c_contiguous:
-        steps = [t // size for t in out.strides]
+        steps = [t // out.dtype.itemsize for t in out.strides]
         found = lead_of(*p.shape, *steps) if out.ndim == 2 else None
         if found is None or found[1]:
             target = xp.ascontiguousarray(out)
@@ -286,6 +287,13 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         return found
     out[...] = found
     return out
+
+
+def unrounded(a: Any, b: Any) -> Any:
+    """The product of batches of matrices alike, of a type of `KINDS`, in the type that it is added up in."""
+    kind = _DOUBLE if a.dtype == _DOUBLE else _SINGLE
+    shape = (*a.shape[:-1], b.shape[-1])
+    return _product(a, b, namespace_of(a).empty(shape, kind))
 
 
 def linear(x: Any, weight: Any, bias: Any) -> Any:
