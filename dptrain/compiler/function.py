@@ -17,11 +17,13 @@ from threading import Lock
 from typing import Any
 
 from dptrain.compiler.draft import Draft
+from dptrain.compiler.gpu_program import GpuProgram, Rehearsal, capture, index_of, rehearse
 from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
 from dptrain.compiler.recorder import record
 from dptrain.compiler.state import Survey, is_plain, survey
 from dptrain.core.anomaly import anomaly_mode
 from dptrain.core.autocast import autocast_facts
+from dptrain.core.callers import level_outside
 from dptrain.core.capturing import recorder
 from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.dtypes import get_default_dtype
@@ -31,6 +33,7 @@ from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads
 from dptrain.core.tree import leaves
+from dptrain.cuda.graphs import graph_pool_handle
 
 
 class Unsupported(RuntimeError):
@@ -69,8 +72,9 @@ class _Kind:
     """Calls with arguments of one kind."""
 
     calls: int = 0
-    programs: list[Program] = field(default_factory=list)
+    programs: list[Program | GpuProgram] = field(default_factory=list)
     draft: Draft | None = None
+    rehearsal: Rehearsal | None = None
     failures: int = 0
     #: Why calls of this kind are not recorded any more.
     reason: str | None = None
@@ -98,6 +102,8 @@ class Compiled:
         self._roots = roots
         self._kinds: dict[Any, _Kind] = {}
         self._lock = Lock()
+        #: Memory of the recordings on a GPU, which they share: one is replayed at a time.
+        self._pool: Any = None
         self.report = Report()
         self._warned = False
 
@@ -110,6 +116,7 @@ class Compiled:
     def reset(self) -> None:
         """Forget all recordings."""
         self._kinds.clear()
+        self._pool = None
         self.report = Report()
         self._warned = False
 
@@ -178,15 +185,22 @@ class Compiled:
         if found.reason is not None:
             kind.reason = found.reason
             return self._as_it_is(found.reason, args, kwargs)
+        try:
+            index = index_of(tensors, found)
+        except RuntimeError as error:
+            kind.reason = str(error)
+            return self._as_it_is(kind.reason, args, kwargs)
+        if index is not None:
+            return self._record_on_gpu(kind, index, tensors, found, args, kwargs)
         if _overlaps(tensors, found):
             self._note(_OVERLAP)
             return self._function(*args, **kwargs)
         unchanged, modes = reach_guard(found), _modes()
         result, draft = record(self._function, args, kwargs, tensors, found, _attach)
         if draft.trace.reason is None and not unchanged():
-            draft.trace.reason = "it changes a plain value, an object or a container in its reach"
+            draft.trace.reason = _CHANGES
         if draft.trace.reason is None and modes != _modes():
-            draft.trace.reason = "it changes a mode (gradients, autocast, threads, default dtype)"
+            draft.trace.reason = _CHANGES_A_MODE
         before, kind.draft = kind.draft, None
         reason = draft.trace.reason
         if reason is None and before is not None:
@@ -194,12 +208,51 @@ class Compiled:
         elif reason is None:
             kind.draft = draft
         if reason is not None:
-            self._note(reason)
-            kind.failures += 1
-            if kind.failures >= _PATIENCE:
-                kind.reason = reason
-                self._tell(reason)
+            self._fail(kind, reason)
         return result
+
+    def _record_on_gpu(
+        self,
+        kind: _Kind,
+        index: int,
+        tensors: list[Tensor],
+        found: Survey,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        """Rehearse a call, or record one that was rehearsed."""
+        before, kind.rehearsal = kind.rehearsal, None
+        if before is None:
+            unchanged, modes = reach_guard(found), _modes()
+            result, kind.rehearsal = rehearse(self._function, args, kwargs, tensors, found)
+            reason = kind.rehearsal.reason
+            if reason is None and not unchanged():
+                reason = _CHANGES
+            if reason is None and modes != _modes():
+                reason = _CHANGES_A_MODE
+            if reason is not None:
+                kind.rehearsal = None
+                self._fail(kind, reason)
+            return result
+        if self._pool is None:
+            self._pool = graph_pool_handle()
+        made = capture(self._function, args, kwargs, tensors, found, before, index, self._pool)
+        if isinstance(made, str):
+            kind.failures = _PATIENCE  # what CUDA has refused once it refuses again
+            self._fail(kind, made)
+            return self._function(*args, **kwargs)
+        kind.programs.append(made)
+        kind.failures = 0
+        self.report.recordings += 1
+        self.report.kernels = made.calls
+        return made.run(tensors)
+
+    def _fail(self, kind: _Kind, reason: str) -> None:
+        self._note(reason)
+        kind.failures += 1
+        if kind.failures >= _PATIENCE:
+            kind.reason = reason
+            self._tell(reason)
 
     def _adopt(self, kind: _Kind, draft: Draft, before: Draft, found: Survey) -> str | None:
         """Make a program of a draft that agrees with the one before; else say why not."""
@@ -234,10 +287,12 @@ class Compiled:
             warnings.warn(
                 f"compile: {name} runs without a recording, as if it were not compiled: {reason}",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=level_outside(),
             )
 
 
+_CHANGES = "it changes a plain value, an object or a container in its reach"
+_CHANGES_A_MODE = "it changes a mode (gradients, autocast, threads, default dtype)"
 _OVERLAP = "an argument shares memory with a tensor in reach"
 
 

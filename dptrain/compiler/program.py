@@ -107,7 +107,9 @@ class Program:
         self.lines = writer.lines
         self._pass = PendingPass(draft, backs) if backs else None
         self._node: Any = None
-        self.holds: Callable[[], bool] = _guard(draft, found)
+        self.holds: Callable[[], bool] = guard(
+            draft.tensors, [t for t, _ in draft.gradients], draft.starts, draft.generator, found
+        )
 
     def _is_busy(self) -> bool:
         """Whether a backward pass needs what the last run has left in memory."""
@@ -355,21 +357,35 @@ def _equal(found: Any, value: Any) -> bool:
         return False
 
 
-def _guard(draft: Draft, found: Survey) -> Callable[[], bool]:
-    """The function that says whether tensors and everything in reach are as they were."""
+def guard(
+    tensors: list[tuple[Tensor, Any, bool]],
+    unwatched: list[Tensor],
+    starts: list[tuple[Tensor, Any]],
+    generator: Any,
+    found: Survey,
+) -> Callable[[], bool]:
+    """The function that says whether tensors and everything in reach are as they were.
+
+    Args:
+        tensors: (tensor, its array, its `requires_grad`).
+        unwatched: tensors that must have no hooks.
+        starts: (tensor, its `.grad`).
+        generator: the default generator; None if nothing depends on it.
+        found: what else is in reach.
+    """
     writer = _Writer()
     name = writer.name
     tests = []
-    for tensor, array, wanted in draft.tensors:
+    for tensor, array, wanted in tensors:
         held = name(tensor)
         tests.append(f"{held}._array is not {name(array)}")
         tests.append(f"{held}._requires_grad is not {wanted!r}")
         tests.append(f"{held}._node is not None")
-    for tensor, _ in draft.gradients:
+    for tensor in unwatched:
         tests += [f"{name(tensor)}._hooks", f"{name(tensor)}._post_hooks"]
-    tests += [f"{name(tensor)}._grad is not {name(grad)}" for tensor, grad in draft.starts]
-    if draft.generator is not None:
-        tests.append(f"{name(default_generator)}() is not {name(draft.generator)}")
+    tests += [f"{name(tensor)}._grad is not {name(grad)}" for tensor, grad in starts]
+    if generator is not None:
+        tests.append(f"{name(default_generator)}() is not {name(generator)}")
     return _check(writer, [*tests, *_reach_tests(writer, found)])
 
 

@@ -22,7 +22,7 @@ from dptrain.compiler.draft import Backward, Draft, Result, result_of
 from dptrain.compiler.graphs import ends_of, is_pending, lead_back
 from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.listening import Listener
-from dptrain.compiler.state import Survey
+from dptrain.compiler.state import Survey, all_tensors
 from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
 from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
@@ -86,16 +86,10 @@ def record(
 
 def _free_tensors() -> None:
     """Give tensors that outlived a recording plain arrays."""
-    for tensor in _all_tensors():
+    for tensor in all_tensors():
         held: Any = tensor.__dict__.get("_array")
         if type(held) is TracedArray:
             tensor._array = held.host
-
-
-def _all_tensors() -> list[Tensor]:
-    """The tensors of the process."""
-    # By type: `isinstance` would ask everybody's objects for `__class__`, at which some warn.
-    return [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
 
 
 _REBOUND = "a tensor in reach was bound to other memory in the call"
@@ -107,7 +101,7 @@ class _Recorder(Listener):
     def __init__(self, tensors: list[Tensor], found: Survey) -> None:
         self.trace = Trace(kernels_of, set(found.arrays))
         self.draft = Draft(self.trace)
-        self._existing = {id(tensor): tensor for tensor in _all_tensors()}
+        self._existing = {id(tensor): tensor for tensor in all_tensors()}
         self._arguments = list(tensors)
         self._swaps: list[tuple[Any, str, Any, Any]] = []
         self._known: dict[int, Tensor] = {}

@@ -10,6 +10,7 @@ for the step any more.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -220,6 +221,12 @@ class _Walk:
                 for inner in code.co_names:
                     if inner in vars(value):
                         self._item(vars(value), inner, vars(value)[inner])
+
+
+def all_tensors() -> list[Tensor]:
+    """The tensors of the process."""
+    # By type: `isinstance` would ask everybody's objects for `__class__`, at which some warn.
+    return [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
 
 
 def is_plain(value: Any) -> bool:

@@ -11,6 +11,9 @@ from functools import wraps
 from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
+from dptrain.core.arrays import on_gpu
+from dptrain.core.cuda_capture import current_capture
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -62,11 +65,15 @@ def not_in_replays(what: str) -> None:
 def refuse_if(bad: Any, error: Callable[..., Exception], *arrays: Any) -> None:
     """Raise `error(*arrays)` if values are not what they have to be; a replay looks again.
 
+    Values that a CUDA graph is going to compute cannot be looked at, and are not.
+
     Args:
         bad: a truth, or an array of one element.
         error: makes the exception.
         arrays: raw arrays that it looks at.
     """
+    if current_capture() is not None and on_gpu(bad):
+        return
     listener = recorder()
     if listener is not None:
         listener.refuse_if(bad, error, arrays)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 
 from dptrain.core import arrays, cupy_functions
 from dptrain.core.arrays import REMOTE, Library, to_host
+from dptrain.core.cuda_capture import current_capture, noting_capture
 from dptrain.core.cuda_memory import (
     Ledger,
     counting_allocator,
@@ -169,6 +170,7 @@ class CudaLibrary(Library):
         self.cupy = cupy
         self.ledger = Ledger()
         self._namespaces: dict[tuple[int, Any], CudaNamespace] = {}
+        self._sides: dict[int, Any] = {}
 
     # ---- the current GPU -------------------------------------------------------------------------
 
@@ -234,7 +236,15 @@ class CudaLibrary(Library):
         return 0 if memory is None else int(memory.ptr)
 
     def to_host(self, array: Any, non_blocking: bool = False) -> np.ndarray:
-        """A copy in host memory; in page-locked memory, and not waited for, if `non_blocking`."""
+        """A copy in host memory; in page-locked memory, and not waited for, if `non_blocking`.
+
+        Raises:
+            RuntimeError: a CUDA graph is recorded, whose values are not there yet.
+        """
+        if current_capture() is not None and not non_blocking:
+            raise RuntimeError(
+                f"values of a tensor of shape {list(array.shape)} on a GPU are read while a CUDA graph is recorded"
+            )
         with self.on(array.device.id):
             if not non_blocking:
                 out: np.ndarray = self.cupy.asnumpy(array)
@@ -256,7 +266,29 @@ class CudaLibrary(Library):
             return self._receive_from_peer(array, index)
         host = to_host(array)
         with self.on(index):
-            return self.cupy.array(host, order="K", blocking=not non_blocking)
+            return self.arriving(self.cupy.array, host, order="K", blocking=not non_blocking)
+
+    def arriving(self, function: Callable[..., Any], values: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call what copies values from the host; while a CUDA graph is recorded at once, not as part of it.
+
+        Such values are the same in each replay. A recorded copy would read the page-locked memory that it
+        passes through, and others use that by then; and its events could not be asked.
+        """
+        capture = noting_capture()
+        if capture is None or type(values) is self.cupy.ndarray:
+            return function(values, *args, **kwargs)
+        capture.note_arrival(values)
+        if not capture.recording:
+            return function(values, *args, **kwargs)
+        index = self.current()
+        side = self._sides.get(index)
+        if side is None:
+            side = self._sides[index] = self.cupy.cuda.Stream(non_blocking=True)
+        with side:
+            made = function(values, *args, **kwargs)
+        side.synchronize()
+        capture.kept.append(made)
+        return made
 
     def _receive_from_peer(self, array: Any, index: int) -> Any:
         source = array.device.id
@@ -275,6 +307,10 @@ class CudaLibrary(Library):
             # Else the source, freed right after this call, could be overwritten before it is read.
             sender.wait_event(arrived)
         return out
+
+
+#: CuPy's functions that take values of the host.
+_ARRIVALS = frozenset(["array", "asarray", "ascontiguousarray"])
 
 
 class CudaNamespace:
@@ -297,8 +333,11 @@ class CudaNamespace:
             value = getattr(self._module, name)
         if type(value) is type(np):
             value = self._library.namespace(self._index, value)
-        elif arrays.several_gpus and callable(value) and not isinstance(value, type):
-            value = _Guarded(value, self._library, self._index)
+        elif callable(value) and not isinstance(value, type):
+            if name in _ARRIVALS and self._module is self._library.cupy:
+                value = partial(self._library.arriving, value)
+            if arrays.several_gpus:
+                value = _Guarded(value, self._library, self._index)
         setattr(self, name, value)  # found directly from now on
         return value
 
@@ -367,6 +406,11 @@ def memory_errors() -> Iterator[None]:
 def is_capturing() -> bool:
     """Whether this thread's work on the current GPU is recorded into a CUDA graph, not run."""
     return _loaded is not None and bool(_loaded.cupy.cuda.get_current_stream().is_capturing())
+
+
+def cannot_look() -> bool:
+    """Whether work has to do without looking at values: it is recorded, or shows what a recording will be."""
+    return noting_capture() is not None or is_capturing()
 
 
 def library() -> CudaLibrary:

@@ -105,13 +105,24 @@ class Generator:
         listener = recorder()
         if listener is not None:
             return listener.draws(self, purpose)
-        key = (purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0)
+        key = self._stream_key(purpose)
         found = self._streams.get(key)
         if found is None:
             found = self._streams[key] = self._start(
                 self._seed, *key, place=self._restored.get(purpose, (0, False))
             )
         return found
+
+    @staticmethod
+    def _stream_key(purpose: int) -> tuple[int, int]:
+        return purpose, _shard.get() if purpose == DROPOUT or _own_draws.get() else 0
+
+    def go_on_in(self, stream: Any, purpose: int) -> None:
+        """Draw for a purpose from a GPU's stream that recorded work knows, from where the present one stands."""
+        now = self.stream(purpose)
+        if now is not stream:
+            stream.follow(now)
+            self._streams[self._stream_key(purpose)] = stream
 
     def _start(self, seed: int, *key: int, place: tuple[int, bool] = (0, False)) -> Any:
         stream = numpy_stream(seed, *key)

@@ -4,7 +4,8 @@ What is captured runs later at the same addresses: inputs are written into the t
 at the capture, results read from those that came out of it. Memory that the capture takes belongs to
 the graph as long as it lives. Work that looks at values from the host (`item`, `nonzero`) cannot be
 captured; CUDA says so when it is tried. Class indices are not checked then: a loss of a class that does
-not exist is NaN. Optimizers whose update depends on the number of the step refuse.
+not exist is NaN. Optimizers whose update depends on the number of the step want `capturable=True`; each replay
+counts a step, and uses the rates that the parameter groups have by then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from dptrain.core import cuda as core_cuda
+from dptrain.core.cuda_capture import Capture
 from dptrain.core.cuda_memory import counting_allocator
 from dptrain.cuda.devices import library, synchronize
 from dptrain.cuda.memory import empty_cache
@@ -45,6 +47,8 @@ class CUDAGraph:
         self._graph: Any = None
         self._pool: Any = None
         self._capture: ExitStack | None = None
+        #: What the recorded work needs beside itself.
+        self.needs = Capture()
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
         """Record the current stream's work from here on, which must not be the default stream.
@@ -71,6 +75,7 @@ class CUDAGraph:
         with ExitStack() as stack:
             # Blocks that the capture frees go to the graph's own pool: nobody else may get them.
             stack.enter_context(cuda.using_allocator(allocator))
+            stack.enter_context(self.needs.current())
             recorded.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
             self._capture, self._recorded = stack.pop_all(), recorded
 
@@ -94,12 +99,15 @@ class CUDAGraph:
         """
         if self._graph is None:
             raise RuntimeError("replay: called without a preceding successful capture")
+        for prepare in self.needs.before:
+            prepare()
         with core_cuda.memory_errors():
             self._graph.launch(current_stream()._stream)
 
     def reset(self) -> None:
         """Forget the recorded work and give its memory back."""
         self._graph = self._pool = None
+        self.needs = Capture()
 
     def pool(self) -> Any:
         """The memory of the recorded work, for other graphs' `pool=`."""

@@ -23,13 +23,15 @@ class Adadelta(Optimizer):
         eps: added under the roots.
         weight_decay: factor of the parameter that is added to the gradient.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         maximize: climb instead of descend.
         differentiable: not supported.
 
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
+
+    _kernels_only = True
 
     def __init__(
         self,

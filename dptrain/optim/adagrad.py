@@ -35,6 +35,8 @@ class Adagrad(Optimizer):
         ValueError: an option that has no meaning or is not supported.
     """
 
+    _kernels_only = True
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -31,7 +31,7 @@ class Adam(Optimizer):
         amsgrad: use the largest mean square so far.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         differentiable: not supported.
         fused: accepted like `foreach`.
         decoupled_weight_decay: decay as in AdamW.
@@ -39,6 +39,8 @@ class Adam(Optimizer):
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
+
+    _kernels_only = True
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class Adam(Optimizer):
         check_betas(group)
         for label, value in (("lr", group["lr"]), ("betas[0]", group["betas"][0])):
             # PyTorch's many-at-once form takes numbers only; the restriction is kept with its name.
-            if isinstance(value, Tensor) and group["foreach"]:
+            if isinstance(value, Tensor) and group["foreach"] and not group.get("capturable"):
                 raise ValueError(
                     f"{label} as a Tensor is not supported for capturable=False and foreach=True"
                 )
@@ -123,7 +125,7 @@ class AdamW(Adam):
         amsgrad: use the largest mean square so far.
         maximize: climb instead of descend.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         differentiable: not supported.
         fused: accepted like `foreach`.
 

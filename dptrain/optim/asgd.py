@@ -28,13 +28,15 @@ class ASGD(Optimizer):
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
         differentiable: not supported.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
 
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
 
     _scalar_names = frozenset([STEP, _RATE, _WEIGHT])
+
+    _kernels_only = True
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: take the decay from the parameter itself, as AdamW does.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         differentiable: not supported.
 
     Raises:
@@ -36,6 +36,8 @@ class NAdam(Optimizer):
     """
 
     _scalar_names = frozenset([STEP, _PRODUCT])
+
+    _kernels_only = True
 
     def __init__(
         self,

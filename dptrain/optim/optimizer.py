@@ -33,6 +33,7 @@ from dptrain.optim.hooks import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from dptrain.optim.recorded import check_capture, numbers_in_memory, record_runs
 from dptrain.optim.runs import STEP, Plan, Run, StateBuffers, values_of
 
 #: The hooks of all optimizers are registered here, as in PyTorch.
@@ -68,6 +69,9 @@ class Optimizer(Hooks):
 
     #: Whether the update of a parameter depends on the others, so that none can be updated alone.
     couples_parameters: ClassVar[bool] = False
+    #: Whether `_update`, of the class that says so, does nothing to arrays but hand them to one of
+    #: `optim_kernels_for`, so that a CUDA graph can hold it.
+    _kernels_only: ClassVar[bool] = False
     #: Names of state that is one number per parameter, in PyTorch a float32 tensor without dimensions.
     _scalar_names: frozenset[str] = frozenset([STEP])
 
@@ -231,12 +235,9 @@ class Optimizer(Hooks):
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        if is_capturing() and any(STEP in self._state_names(g) for g in self.param_groups):
-            raise RuntimeError(
-                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__}, whose update depends "
-                "on the number of the step: a replayed graph would repeat this one. Capture forward and backward "
-                "only, or use SGD"
-            )
+        recording = is_capturing()
+        if recording:
+            check_capture(self)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 if group[name] is None and default is not None:  # NumPy takes it for a NaN
@@ -246,21 +247,28 @@ class Optimizer(Hooks):
         plan = self._current_plan()
         token = ignore_float_errors()
         try:
-            for run in plan.runs:
-                run.advance()
-                with beside(run.param):
-                    if run.apart is not None:
-                        run.fetch()
-                    self._update(run)
-                    if run.apart is not None:
-                        run.bring_back()
-                for p in run.params:
-                    p._bump_version()
+            if recording:
+                record_runs(self, plan)
+            else:
+                with numbers_in_memory(self, plan):
+                    self._take_runs(plan)
         finally:
             restore_float_errors(token)
         if plan.has_first:
             self._plan = None
         return loss
+
+    def _take_runs(self, plan: Plan) -> None:
+        for run in plan.runs:
+            run.advance()
+            with beside(run.param):
+                if run.apart is not None:
+                    run.fetch()
+                self._update(run)
+                if run.apart is not None:
+                    run.bring_back()
+            for p in run.params:
+                p._bump_version()
 
     def _current_plan(self) -> Plan:
         groups = self.param_groups
@@ -405,12 +413,10 @@ def _check_supported(group: dict[str, Any]) -> None:
     """
     if group.get("fused") and group.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    for name in ("capturable", "differentiable"):
-        if group.get(name):
-            raise ValueError(
-                f"{name}={group[name]} is not supported: the update runs as one kernel over flat arrays; "
-                f"leave {name} at False"
-            )
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the update runs as one kernel over flat arrays; leave it at False"
+        )
 
 
 def _own_option(value: Any) -> Any:

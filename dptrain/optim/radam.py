@@ -25,12 +25,14 @@ class RAdam(Optimizer):
         decoupled_weight_decay: take the decay from the parameter itself, as AdamW does.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         differentiable: not supported.
 
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
+
+    _kernels_only = True
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class RMSprop(Optimizer):
         weight_decay: factor of the parameter that is added to the gradient.
         momentum: factor of the old direction.
         centered: divide by the root of the variance rather than of the mean square.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
         differentiable: not supported.
@@ -35,6 +35,8 @@ class RMSprop(Optimizer):
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
+
+    _kernels_only = True
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Rprop(Optimizer):
         lr: step size of every element at the start.
         etas: factors of the step size where the sign of the gradient turns, and where it stays.
         step_sizes: the smallest and the largest step.
-        capturable: not supported.
+        capturable: whether a CUDA graph may record `step`; the parameters are on a GPU.
         foreach: accepted for PyTorch's sake; there is one, fused implementation.
         maximize: climb instead of descend.
         differentiable: not supported.
@@ -31,6 +31,8 @@ class Rprop(Optimizer):
     Raises:
         ValueError: an option that has no meaning or is not supported.
     """
+
+    _kernels_only = True
 
     def __init__(
         self,

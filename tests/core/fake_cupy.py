@@ -6,6 +6,10 @@ counts are shown without a GPU; what CuPy itself does is for the tests marked `g
 
 Where CuPy takes less than NumPy, so does the stand-in: keywords (`cupy_signatures`), methods of ufuncs,
 shapes that `linalg.solve` broadcasts, NumPy's arrays among arguments.
+
+While a stream is captured, work is noted and leaves no trace: at the end what existed before is as it was,
+and what was made holds junk. A launch does the work again over the same memory. Values cannot be read
+meanwhile, and the end of a capture in which that was tried is an error, as CUDA has it.
 """
 
 import ctypes
@@ -58,9 +62,90 @@ def _close(value):
 
 
 def _run(function, args, kwargs):
-    opened = {k: _open(v) for k, v in kwargs.items()}
+    named = {k: _open(v) for k, v in kwargs.items()}
     with np.errstate(all="ignore"):  # a GPU warns nobody
-        return _close(function(*[_open(a) for a in args], **opened))
+        return _close(noted(function, [_open(a) for a in args], named))
+
+
+class CapturingError(RuntimeError):
+    """What a capture does not permit."""
+
+
+def noted(function, args, kwargs):
+    """Do work over host memory, and note it if the current stream is captured."""
+    stream = getattr(_state, "stream", None)
+    if stream is None or not stream.capturing:
+        return function(*args, **kwargs)
+    return stream.recording.note(function, args, kwargs)
+
+
+def _refuse_reading():
+    stream = getattr(_state, "stream", None)
+    if stream is not None and stream.capturing:
+        stream.recording.broken = True
+        raise CapturingError("operation not permitted when stream is capturing")
+
+
+def _arrays_in(value):
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [a for v in value for a in _arrays_in(v)]
+
+
+def _root(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+class _Recording:
+    """The work of one capture."""
+
+    def __init__(self):
+        self.work, self.before, self.made, self.broken = [], {}, {}, False
+
+    def note(self, function, args, kwargs):
+        for array in (*_arrays_in(args), *_arrays_in(kwargs)):
+            root = _root(array)
+            if id(root) not in self.made and id(root) not in self.before:
+                self.before[id(root)] = root, root.copy()
+        result = function(*args, **kwargs)
+        outs = _arrays_in(result) if not isinstance(result, np.generic) else []
+        if isinstance(result, np.generic):
+            result = np.asarray(result)
+            outs = [result]
+        for out in outs:
+            root = _root(out)
+            if id(root) not in self.before:
+                self.made[id(root)] = root
+        if getattr(function, "__name__", "") not in ("empty", "empty_like"):
+            self.work.append((function, args, kwargs, outs))
+        return result
+
+    def end(self):
+        for root, values in self.before.values():
+            if root.flags.writeable:
+                root[...] = values
+        for root in self.made.values():
+            if root.flags.writeable:
+                root.view(np.uint8 if root.flags.c_contiguous and root.ndim else root.dtype).fill(
+                    77
+                )
+        if self.broken:
+            raise CapturingError("operation failed due to a previous error during capture")
+
+    def launch(self, stream):
+        LOG.append(("launch", stream.ptr))
+        for function, args, kwargs, outs in self.work:
+            result = function(*args, **kwargs)
+            found = [np.asarray(result)] if isinstance(result, np.generic) else _arrays_in(result)
+            for old, new in zip(outs, found, strict=True):
+                if not np.may_share_memory(old, new):
+                    old[...] = new
 
 
 def _owner(host):
@@ -173,7 +258,7 @@ class ndarray(NDArrayOperatorsMixin):
 
     def copy(self, order="C"):  # onto the current GPU, from any
         LOG.append(("copy", self.device.id, current()))
-        return ndarray(self.host.copy(order=order), current())
+        return ndarray(noted(np.copy, (self.host, order), {}), current())
 
     def __array_ufunc__(self, ufunc, method, *args, out=None, **kwargs):
         if method != "__call__":  # only CuPy's own ufuncs have methods
@@ -196,6 +281,7 @@ class ndarray(NDArrayOperatorsMixin):
         if name in ("reshape", "view", "transpose", "swapaxes"):  # share memory: no work to do
             return lambda *args: ndarray(value(*args), self.device.id)
         if name in ("item", "tolist"):  # CuPy goes to the array's GPU by itself
+            _refuse_reading()
             return value
         if callable(value):
             return lambda *args, **kwargs: self._method(name, args, kwargs)
@@ -214,30 +300,46 @@ class ndarray(NDArrayOperatorsMixin):
         parts = place if isinstance(place, tuple) else (place,)
         if all(p is None or p is ... or isinstance(p, (int, slice)) for p in parts):
             return ndarray(np.asarray(self.host[place]), self.device.id)
-        return _close(_open(self)[_open(place)])
+        return _close(noted(_taken, (_open(self), _open(place)), {}))
 
     def __setitem__(self, place, value):
         if isinstance(value, (list, tuple)):
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
-        _open(self)[_open(place)] = _open(value)
+        noted(_put, (_open(self), _open(place), _open(value)), {})
 
     def __len__(self):
         return len(self.host)
 
     def __bool__(self):
+        _refuse_reading()
         return bool(self.host)
 
     def __float__(self):
+        _refuse_reading()
         return float(self.host)
 
     def __int__(self):
+        _refuse_reading()
         return int(self.host)
 
     def __index__(self):
+        _refuse_reading()
         return self.host.__index__()
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
+
+
+def _copied(host, dtype, order):
+    return np.array(host, dtype=dtype, order=order)
+
+
+def _taken(host, place):
+    return np.asarray(host[place])
+
+
+def _put(host, place, value):
+    host[place] = value
 
 
 class Device:
@@ -270,11 +372,12 @@ class _Stream:
 
     def begin_capture(self, mode):
         LOG.append(("begin", mode))
-        self.capturing = True
+        self.capturing, self.recording = True, _Recording()
 
     def end_capture(self):
         self.capturing = False
-        return SimpleNamespace(launch=lambda stream: LOG.append(("launch", stream.ptr)))
+        self.recording.end()
+        return self.recording
 
     def is_capturing(self):
         return self.capturing
@@ -400,8 +503,9 @@ def make(count=2, limit=2**20):
     )
 
     def array(value, dtype=None, copy=True, order="K", *, blocking=False):
-        host = _open(value) if type(value) is ndarray else value
-        return ndarray(np.array(host, dtype=dtype, order=order), current())
+        if type(value) is ndarray:
+            return ndarray(noted(_copied, (_open(value), dtype, order), {}), current())
+        return ndarray(np.array(value, dtype=dtype, order=order), current())
 
     cupy.array = cupy.asarray = array
     cupy.asnumpy = lambda a: _open(a).copy(order="K")
@@ -409,6 +513,20 @@ def make(count=2, limit=2**20):
         np.ascontiguousarray(_open(a) if type(a) is ndarray else a, dtype), current()
     )
     cupy.__getattr__ = lambda name: _of_numpy(np, name)
+
+    def asnumpy(a):
+        _refuse_reading()
+        return _open(a).copy(order="K")
+
+    cupy.asnumpy = asnumpy
+
+    def find(name):
+        value = getattr(np, name)
+        if not callable(value) or isinstance(value, type):
+            return value
+        return _Function(value)
+
+    cupy.__getattr__ = find
     return cupy
 
 

@@ -50,8 +50,6 @@ OPTIONS = [
       ("Adamax", "NAdam", "RAdam")),
     *((n, {"differentiable": True}, "differentiable=True is not supported") for n in
       ("ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")),
-    *((n, {"capturable": True}, "capturable=True is not supported") for n in
-      ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")),
     ("NAdam", {"momentum_decay": -0.1}, "Invalid momentum_decay value: -0.1"),
     ("Adagrad", {"lr_decay": -0.1}, "Invalid lr_decay value: -0.1"),
     ("Adagrad", {"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1"),

@@ -224,7 +224,6 @@ def test_infinite_gradients_stay_with_their_parameter(make):
         ("Adam", {"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
         ("Adam", {"betas": (0.9, -0.1)}, "Invalid beta parameter at index 1: -0.1"),
         ("AdamW", {"weight_decay": -1}, "Invalid weight_decay value: -1"),
-        ("AdamW", {"capturable": True}, "capturable=True is not supported"),
     ],
 )
 def test_options_without_meaning_are_refused(kind, options, message):

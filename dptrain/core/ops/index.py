@@ -9,7 +9,7 @@ import numpy as np
 
 from dptrain.core.arguments import in_our_words
 from dptrain.core.arrays import common_namespace, grid, is_array, move, namespace_of
-from dptrain.core.cuda import is_capturing
+from dptrain.core.cuda import cannot_look
 from dptrain.core.dtypes import held
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
@@ -66,7 +66,7 @@ def _is_number(part: Any) -> bool:
     """Whether an index array is one integer that may be looked at (bools and bytes are masks)."""
     if part.ndim or part.dtype.kind not in "iu" or part.dtype == np.uint8:
         return False
-    return type(part) is np.ndarray or not is_capturing()
+    return type(part) is np.ndarray or not cannot_look()
 
 
 def _parts(index: Any) -> tuple[Any, ...]:

@@ -45,20 +45,34 @@ class CrossEntropy(Op):
     """Mean or sum of -log softmax(input)[target]: (N, C) with (N,) class indices in [0, C) -> scalar.
 
     The common case in one pass; `nn.functional.cross_entropy` looks at the indices and composes the others.
+    With `ignore_index`, which is for recordings, nobody has looked: the GPU leaves out the rows of that class.
     """
 
     name = "cross_entropy"
     num_tensors = 2
 
-    def forward(self, input: Any, target: Any, mean: bool) -> Any:
+    def forward(self, input: Any, target: Any, mean: bool, ignore_index: int | None = None) -> Any:
+        self.counts = None
+        if ignore_index is not None:
+            self.counts = target != ignore_index
+            target = np.where(self.counts, target, 0)
         losses, self.kept = kernels_for(input).cross_entropy(input, target)
         self.target, self.kind = target, input.dtype
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0
+        if self.counts is not None:
+            losses = np.where(self.counts, losses, 0).astype(losses.dtype, copy=False)
+            if mean:
+                self.scale = (1 / self.counts.sum(dtype=np.float64)).astype(losses.dtype)
         total = losses.sum()
-        total = total * losses.dtype.type(self.scale) if mean else total
+        if mean:
+            total = total * (
+                self.scale if self.counts is not None else losses.dtype.type(self.scale)
+            )
         return total if losses.dtype == input.dtype else total.astype(input.dtype)
 
     def backward(self, grad: Any, input: Any) -> Any:
+        if self.counts is not None:
+            return self._backward_of_counted(grad, input)
         if isinstance(grad, Tensor):
             rows = self.xp.arange(len(self.target))
             ones = self.xp.ones(len(self.target), dtype=self.kind)
@@ -66,6 +80,17 @@ class CrossEntropy(Op):
             return (Softmax.call(input, 1) - hot) * (grad * self.scale)
         facts = (self.kept, self.target, self.scale)
         return kernels_for(input).cross_entropy_grad(grad, input, *facts)
+
+    def _backward_of_counted(self, grad: Any, input: Any) -> Any:
+        if isinstance(grad, Tensor):
+            raise RuntimeError(
+                "cross_entropy: its second derivative cannot be recorded into a CUDA graph"
+            )
+        if not isinstance(self.scale, float):
+            grad = grad.astype(self.scale.dtype) * self.scale
+        out = kernels_for(input).cross_entropy_grad(grad, input, self.kept, self.target, 1.0)
+        out *= self.counts[:, None]  # type: ignore[index]
+        return out
 
 
 class NllLoss(Op):

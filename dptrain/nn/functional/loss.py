@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.cuda import cannot_look
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss, check_classes, not_classes
@@ -273,6 +274,9 @@ def cross_entropy(
     if not dim:
         target = target.reshape(())
     plain = raw_weight is None and not label_smoothing and ndim == 2
+    if plain and reduction != "none" and cannot_look():
+        check_classes("cross_entropy", target._array, input.shape[1], ignore_index)
+        return CrossEntropy.apply(input, target, reduction == "mean", ignore_index)
     if plain and reduction != "none" and _all_count(target._array, input, ignore_index):
         return CrossEntropy.apply(input, target, reduction == "mean")  # one fused pass
     logp = LogSoftmax.apply(input, dim)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, device_of, move, namespace_of
+from dptrain.core.arrays import as_array, beside, device_of, move, namespace_of, on_gpu
 from dptrain.core.callers import level_outside
 from dptrain.core.capturing import whole
 from dptrain.core.failures import telling
@@ -125,12 +125,26 @@ def clip_grads_with_norm_(
 
 
 def _scale(grads: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
+    if on_gpu(total_norm._array):
+        _scale_there(grads, float(max_norm), total_norm._array)
+        return
     factor = float(max_norm) / (float(total_norm) + 1e-6)
     if not factor >= 1:  # also when it is no number
         with np.errstate(all="ignore"):
             for grad in grads:
                 grad._array *= grad._array.dtype.type(factor)
                 grad._bump_version()
+
+
+def _scale_there(grads: list[Tensor], max_norm: float, total_norm: Any) -> None:
+    """Likewise by the GPU that knows the norm, for which the host does not wait."""
+    with beside(total_norm):
+        factor = np.minimum(max_norm / (total_norm.astype(np.float64) + 1e-6), 1.0)  # NaN stays
+    for grad in grads:
+        array = grad._array
+        with beside(array):
+            array *= move(factor, device_of(array)).astype(array.dtype)
+        grad._bump_version()
 
 
 @telling

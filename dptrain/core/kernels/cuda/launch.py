@@ -167,6 +167,41 @@ def parameters(source: str) -> dict[str, tuple[Parameter, ...]]:
     return found
 
 
+def with_kept_numbers(source: str) -> str:
+    """A source and, for each of its kernels, a twin `<name>_kept` that reads its numbers from memory.
+
+    All but the arrays and `count` come from a table of doubles then, in the order of the parameters, so
+    that a recorded launch computes with what the table holds when it runs. Numbers take the type that the
+    kernel declares, rounded as the host rounds them.
+    """
+    twins = []
+    for match in _KERNEL.finditer(source):
+        declared = parameters(match[0])[match[1]]
+        by_value = [p for p in declared if _is_number(p)]
+        given = ", ".join(f"{p.kind} {p.name}" for p in declared if not _is_number(p))
+        lines = [f"    {p.kind} {p.name} = ({p.kind})table[{i}];\n" for i, p in enumerate(by_value)]
+        body = _body(source, match.end())
+        twins.append(
+            f'extern "C" __global__ void {match[1]}_kept({given}, const double* table) {{\n'
+            f"{''.join(lines)}{body}\n"
+        )
+    return source + "".join(twins)
+
+
+def _is_number(parameter: Parameter) -> bool:
+    return not parameter.kind.endswith("*") and parameter.name != "count"
+
+
+def _body(source: str, start: int) -> str:
+    """What stands between the brace that opens after `start` and the one that closes it, that included."""
+    first = source.index("{", start) + 1
+    depth, place = 1, first
+    while depth:
+        depth += {"{": 1, "}": -1}.get(source[place], 0)
+        place += 1
+    return source[first:place]
+
+
 def grid_of(threads: int, block: int = BLOCK) -> int:
     """Blocks for so many threads, at least one."""
     return max(1, min(-(-threads // block), _MOST_BLOCKS))

@@ -125,6 +125,11 @@ class DeviceStream:
         with beside(self._state):
             self._state[...] = self._xp.asarray(np.asarray(state, np.uint64))
 
+    def follow(self, other: DeviceStream) -> None:
+        """Go on from where another stream of this GPU stands, in the same memory; nothing is waited for."""
+        with beside(self._state):
+            self._state[...] = other._state
+
     def _empty(self, size: Any, dtype: Any) -> tuple[np.dtype[Any], Any]:
         kind = np.dtype(dtype)
         if kind.name not in FAMILY.kinds:

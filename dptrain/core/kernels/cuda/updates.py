@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dptrain.core.kernels.cuda.launch import Family
+from dptrain.core.kernels.cuda.launch import Family, with_kept_numbers
+from dptrain.core.kernels.cuda.numbers import kept_numbers
 
 # Row and column means and norms: written over arrays of any library, CuPy's reductions among them.
 from dptrain.core.kernels.reference_optim import adafactor_matrix, adafactor_vector
@@ -189,7 +190,7 @@ extern "C" __global__ void scaled_step(
 }
 """
 
-FAMILY = Family("updates", _SOURCE)
+FAMILY = Family("updates", with_kept_numbers(_SOURCE))
 
 __all__ = [
     "adadelta",
@@ -211,8 +212,14 @@ __all__ = [
 
 def _run(kernel: str, arrays: tuple[Any, ...], *numbers: Any) -> None:
     """Start an update; the arrays are flat and of one length and type."""
-    param = arrays[0]
-    FAMILY.launch(kernel, param.dtype, param.size, *arrays, param.size, *numbers)
+    param, kept = arrays[0], kept_numbers()
+    given: tuple[Any, ...] = numbers
+    if kept is not None:
+        table = kept.table(kernel, param, numbers)
+        if table is None:
+            return
+        kernel, given = f"{kernel}_kept", (table,)
+    FAMILY.launch(kernel, param.dtype, param.size, *arrays, param.size, *given)
 
 
 def sgd(
