@@ -23,6 +23,7 @@ from dptrain.core.cuda_capture import Capture
 from dptrain.core.kernels.cuda.numbers import KeptNumbers
 from dptrain.core.random import current_shard, default_generator
 from dptrain.core.tensor import Tensor
+from dptrain.core.transfers import watch
 from dptrain.core.tree import leaves
 from dptrain.optim.grad_scaler import GradScaler
 from dptrain.optim.hooks import has_step_hooks
@@ -77,11 +78,16 @@ class GpuListener:
         """Inside this block it listens to this thread."""
         recorders[get_ident()] = self
         try:
-            with self.needs.current():
+            with self.needs.current(), watch() as seen:
                 yield
         finally:
             recorders.pop(get_ident(), None)
             self._existing.clear()
+        if seen:
+            self.refuse(
+                f"values of a tensor of shape {list(seen[0].shape)} on the GPU are read on the host (.item(), .cpu(), "
+                "printing, a condition)"
+            )
 
     def refuse(self, reason: str) -> None:
         """Something was done that a replay would not do."""
@@ -118,8 +124,10 @@ class GpuListener:
     def draws(self, generator: Any, purpose: int) -> Any:
         """The stream itself, which advances on the GPU."""
         recorders.pop(get_ident(), None)
+        arrived = len(self.needs.arrived)
         try:
             stream = generator.stream(purpose)
+            del self.needs.arrived[arrived:]  # it is made after each seed
             index = generator.device.index
             if generator.device.type != "cuda":
                 self.refuse("it draws random numbers on the CPU")

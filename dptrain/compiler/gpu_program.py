@@ -47,6 +47,15 @@ class Rehearsal:
     reason: str | None
     text: Any
 
+    def difference(self, text: Any) -> str | None:
+        """Why a run with another text is not the same call, if it has one."""
+        if text == self.text:
+            return None
+        return (
+            "two calls in a row differ without a change of arguments or of what is in reach: numbers, shapes or values "
+            "that come from the host"
+        )
+
 
 @dataclass
 class _Grad:
@@ -269,11 +278,9 @@ def capture(
         for counter, count in zip(counters, counts, strict=True):
             rec.bumps.append((counter, counter[0] - count))
             counter[0] = count
-    if listener.reason is None and text != rehearsal.text:
-        listener.refuse(
-            "two calls in a row differ without a change of arguments or of what is in reach: numbers, shapes or "
-            "values that come from the host"
-        )
+    difference = rehearsal.difference(text)
+    if difference is not None:
+        listener.refuse(difference)
     if listener.reason is None:
         return GpuProgram(rec, tensors, found)
     _unpin(pinned)
@@ -457,7 +464,7 @@ class GpuProgram:
 def _has_its_plan(step: Step) -> bool:
     """Whether an optimizer would still do what was recorded, with the gradients that it will find."""
     optimizer, plan, grads = step
-    if optimizer._plan is not plan:
+    if optimizer._plan is None or optimizer._plan is not plan:
         return False
     now = [p._grad for p, _ in grads]
     for p, grad in grads:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from dptrain.core import dtypes, printing
-from dptrain.core.arrays import to_host
+from dptrain.core.arrays import on_gpu, to_host
 from dptrain.core.device import host_device
+from dptrain.core.transfers import report
 
 
 class ArrayProtocols:
@@ -58,13 +59,19 @@ class ArrayProtocols:
             )
         return to_host(self._settled())
 
+    def _looked_at(self) -> Any:
+        """The array, at whose values the host is going to look."""
+        if on_gpu(self._array):
+            report("read", self._array)
+        return self._array
+
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
         if self._array.size != 1:
             raise RuntimeError(
                 f"a Tensor with {self._array.size} elements (shape {list(self.shape)}) cannot be converted to Scalar"
             )
-        value = self._array.item()
+        value = self._looked_at().item()
         return float(value) if self.dtype.is_floating_point else value
 
     def tolist(self) -> Any:
@@ -72,6 +79,7 @@ class ArrayProtocols:
         values = (
             self._array if self.dtype is not dtypes.bfloat16 else self._array.astype(np.float32)
         )
+        self._looked_at()
         return values.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -116,7 +124,7 @@ class ArrayProtocols:
             raise RuntimeError(
                 f"Boolean value of Tensor with {'no' if self._array.size == 0 else 'more than one'} value is ambiguous"
             )
-        return bool(self._array)
+        return bool(self._looked_at())
 
     def __float__(self) -> float:
         return float(self._single())
@@ -134,7 +142,7 @@ class ArrayProtocols:
     def __index__(self) -> int:
         if self.dtype.is_floating_point or self._array.size != 1:
             raise TypeError("only integer tensors of a single element can be converted to an index")
-        return int(self._array.item())
+        return int(self._looked_at().item())
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self._array.ndim == 0 else object.__format__(self, spec)

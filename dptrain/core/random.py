@@ -66,14 +66,17 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
+        self._set_up(device)
+        self.manual_seed(67280421310721)
+
+    def _set_up(self, device: Any, seed: int = 0) -> None:
         self.device = as_device(device)
-        self._seed = 0
+        self._seed = seed
         #: NumPy's generators, or on a GPU `kernels.cuda.philox.DeviceStream`s.
         self._streams: dict[tuple[int, int], Any] = {}
         #: For each purpose where a restored stream stood: words drawn, and whether half a word is left.
         self._restored: dict[int, tuple[int, bool]] = {}
         self._on_gpus: dict[int, Generator] = {}
-        self.manual_seed(67280421310721)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start every stream anew from `seed`."""
@@ -88,7 +91,8 @@ class Generator:
         """The generator that goes with this one on a GPU; it starts from the same seed."""
         found = self._on_gpus.get(index)
         if found is None:
-            found = self._on_gpus[index] = Generator(f"cuda:{index}").manual_seed(self._seed)
+            found = self._on_gpus[index] = Generator.__new__(Generator)
+            found._set_up(f"cuda:{index}", self._seed)  # which seeds nothing anew
         return found
 
     def initial_seed(self) -> int:

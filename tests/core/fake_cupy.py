@@ -62,6 +62,8 @@ def _close(value):
 
 
 def _run(function, args, kwargs):
+    if getattr(function, "__name__", "") in ("nonzero", "flatnonzero", "argwhere", "unique"):
+        _refuse_reading()
     named = {k: _open(v) for k, v in kwargs.items()}
     with np.errstate(all="ignore"):  # a GPU warns nobody
         return _close(noted(function, [_open(a) for a in args], named))
@@ -300,6 +302,8 @@ class ndarray(NDArrayOperatorsMixin):
         parts = place if isinstance(place, tuple) else (place,)
         if all(p is None or p is ... or isinstance(p, (int, slice)) for p in parts):
             return ndarray(np.asarray(self.host[place]), self.device.id)
+        if any(isinstance(p, ndarray) and p.host.dtype == bool for p in parts):
+            _refuse_reading()  # how many are true decides the shape
         return _close(noted(_taken, (_open(self), _open(place)), {}))
 
     def __setitem__(self, place, value):
