@@ -268,9 +268,6 @@ def capture(
     try:
         text = _record(rec, partial(_call, function, args, kwargs, tensors, given), given, pool)
     except Exception as error:
-        import traceback
-
-        traceback.print_exception(error)
         listener.refuse(_why(error))
     finally:  # nothing was computed: what the host did has not happened yet
         for g in rec.grads:

@@ -5,9 +5,21 @@ over the same memory (see `fake_cupy`), and the CUDA kernels run by g++. `test_c
 on a GPU.
 """
 
-import numpy as np
 import pytest
-from captured import COMPILER, install, launches, make_driver
+from captured import (
+    COMPILER,
+    OPTIMIZERS,
+    assert_same,
+    batch,
+    held,
+    install,
+    launches,
+    make_driver,
+    network,
+    optimizer_of,
+    stepper,
+    train,
+)
 from training import F, nn
 
 import dptrain
@@ -25,89 +37,6 @@ def driver(tmp_path_factory):
 def gpu(monkeypatch, driver):
     with install(monkeypatch, driver) as library:
         yield library
-
-
-def batch(i, rows=4):
-    r = np.random.default_rng(i)
-    x = dptrain.tensor(r.standard_normal((rows, 6)), dtype=dptrain.float32)
-    return x.cuda(), dptrain.tensor(r.integers(0, 3, rows)).cuda()
-
-
-def network():
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
-    ).cuda()
-
-
-def held(model, optimizer):
-    """Everything that a training leaves behind, as bytes."""
-    found = [t.detach().cpu().numpy().tobytes() for t in model.state_dict().values()]
-    for entry in optimizer.state.values():
-        found += [
-            t.cpu().numpy().tobytes() for t in entry.values() if isinstance(t, dptrain.Tensor)
-        ]
-    return [*found, *(p.grad is None or p.grad.cpu().numpy().tobytes() for p in model.parameters())]
-
-
-def train(make, steps, compiled, batches=batch):
-    """Losses, what was left behind, the report."""
-    dptrain.manual_seed(0)
-    model, optimizer, step = make()
-    if compiled:
-        step = dptrain.compile(step, fullgraph=True)
-    losses = [step(*batches(i)) for i in range(steps)]
-    report = dptrain.compiler.explain(step) if compiled else None
-    return [loss.item() for loss in losses], held(model, optimizer), report
-
-
-def assert_same(make, steps=10, replays=None, batches=batch):
-    losses, left, _ = train(make, steps, compiled=False, batches=batches)
-    found, kept, report = train(make, steps, compiled=True, batches=batches)
-    assert found == losses
-    assert kept == left
-    assert report.replays == (steps - 3 if replays is None else replays), str(report)
-    return report
-
-
-def stepper(optimizer_of, after=lambda optimizer: None, build=network):
-    def make():
-        model = build()
-        optimizer = optimizer_of(model.parameters())
-        extra = after(optimizer)
-
-        def step(x, y):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            if extra is not None:
-                extra.step()
-            return loss
-
-        return model, optimizer, step
-
-    return make
-
-
-OPTIMIZERS = {
-    "SGD": {"lr": 0.1},
-    "momentum": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
-    "Adam": {"lr": 0.01, "amsgrad": True},
-    "AdamW": {"lr": 0.01},
-    "RMSprop": {"momentum": 0.5, "centered": True},
-    "Adagrad": {"lr_decay": 0.1},
-    "Adadelta": {},
-    "Adamax": {},
-    "ASGD": {"t0": 3},
-    "NAdam": {},
-    "RAdam": {},
-    "Rprop": {},
-}
-
-
-def optimizer_of(name):
-    kind = getattr(dptrain.optim, "SGD" if name == "momentum" else name)
-    return lambda params: kind(params, **OPTIMIZERS[name])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -281,7 +281,8 @@ class ndarray(NDArrayOperatorsMixin):
             raise AttributeError(name)
         value = getattr(self.host, name)
         if name in ("reshape", "view", "transpose", "swapaxes"):  # share memory: no work to do
-            return lambda *args: ndarray(value(*args), self.device.id)
+            kind = getattr(np.ndarray, name)
+            return lambda *args: ndarray(noted(kind, (self.host, *args), {}), self.device.id)
         if name in ("item", "tolist"):  # CuPy goes to the array's GPU by itself
             _refuse_reading()
             return value
