@@ -29,6 +29,7 @@ from dptrain.core.cuda import library
 from dptrain.core.cuda_capture import Capture
 from dptrain.core.flat import FlatStorage
 from dptrain.core.memory_order import keep_unseen
+from dptrain.core.modes import are_deterministic_algorithms_enabled
 from dptrain.core.random import current_shard, default_generator
 from dptrain.core.tensor import Tensor, wrap, wrap_computed
 from dptrain.core.tree import leaves, rebuild
@@ -104,7 +105,14 @@ def index_of(tensors: list[Tensor], found: Survey) -> int | None:
 def flags() -> tuple[Any, ...]:
     """What decides which kernels a GPU runs."""
     ours = [v for k, v in vars(cudnn_flags).items() if type(v) is bool and not k.startswith("_")]
-    return (*ours, *vars(cuda_flags.matmul).values(), cuda_flags.cudnn_sdp_enabled())
+    theirs = (cuda_flags.cudnn_sdp_enabled(), are_deterministic_algorithms_enabled())
+    products = cuda_flags.matmul
+    sums = (
+        products.allow_tf32,
+        products.allow_fp16_reduced_precision_reduction,
+        products.allow_bf16_reduced_precision_reduction,
+    )
+    return (*ours, *sums, *theirs)
 
 
 def rehearse(

@@ -3,13 +3,15 @@
 The one that is not there is the stand-in for CuPy, with the CUDA kernels run by g++.
 """
 
+from functools import partial
+
 import fake_cupy
 import numpy as np
 from cuda_on_cpu import COMPILER, CpuDriver
 from training import F, nn
 
 import dptrain
-from dptrain.core.kernels.cuda import FAMILIES, cudnn, launch
+from dptrain.core.kernels.cuda import FAMILIES, cudnn, gemm, launch
 
 
 class Driver(CpuDriver):
@@ -28,9 +30,19 @@ def make_driver(folder):
     return Driver(folder, FAMILIES)
 
 
+def _multiply(self, plan, a, b, out, *rest):
+    """A product by the stand-in for cuBLAS, noted while a stream is captured."""
+    run = partial(_MULTIPLY, self, plan)
+    fake_cupy.noted(lambda a, b, out: run(a, b, out, *rest), (a.host, b.host, out.host), {})
+
+
+_MULTIPLY = gemm.Cublas.multiply
+
+
 def install(monkeypatch, driver):
     """Context in which `cuda:0` is the stand-in."""
     monkeypatch.setattr(launch, "driver", driver)
+    monkeypatch.setattr(gemm.Cublas, "multiply", _multiply)
     monkeypatch.setattr(cudnn, "_library", [None])
     return fake_cupy.installed(monkeypatch)
 
