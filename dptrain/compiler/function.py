@@ -5,6 +5,9 @@ Owns: `Compiled`: which recording stands for a call, when to record, when to giv
 The first call of a kind runs as it is: what is made lazily (an optimizer's state, compiled kernels) gets
 made. The next two are recorded; the recordings have to agree, so that whatever differs from call to call
 without being seen by a guard (files, clocks, iterators) shows here. From then on calls are replayed.
+
+Where tensors live on a GPU, the second and third are watched only, and the fourth is recorded into a CUDA
+graph, whose replay it is.
 """
 
 from __future__ import annotations
