@@ -13,7 +13,7 @@ graph, whose replay it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from threading import Lock
@@ -22,6 +22,7 @@ from typing import Any
 from dptrain.compiler.draft import Draft
 from dptrain.compiler.gpu_program import GpuProgram, Rehearsal, capture, index_of, rehearse
 from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
+from dptrain.compiler.ranks import Ranks, Wish, why_not_recorded
 from dptrain.compiler.recorder import record
 from dptrain.compiler.state import Survey, is_plain, survey
 from dptrain.core.anomaly import anomaly_mode
@@ -29,6 +30,7 @@ from dptrain.core.autocast import autocast_facts
 from dptrain.core.callers import level_outside
 from dptrain.core.capturing import recorder
 from dptrain.core.conv_algo import get_conv_algo
+from dptrain.core.cuda import is_loaded
 from dptrain.core.dtypes import get_default_dtype
 from dptrain.core.engine import current_pass
 from dptrain.core.grad_mode import is_grad_enabled, record_observer
@@ -111,6 +113,7 @@ class Compiled:
         self._pool: Any = None
         self.report = Report()
         self._warned = False
+        self._ranks = Ranks(Survey())
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: the object is an argument."""
@@ -135,16 +138,23 @@ class Compiled:
         try:
             key, tensors, others = _kind_of(args, kwargs)
             kind = self._kinds.get(key)
-            if kind is not None:
-                for program in kind.programs:
-                    if program.holds():
-                        result = program.run(tensors)
-                        if result is BUSY:
-                            self._note("the backward pass of an earlier call is still to come")
-                            return self._function(*args, **kwargs)
-                        if result is not MISS:
-                            self.report.replays += 1
-                            return result
+            ready = _ready([] if kind is None else kind.programs, tensors)
+            program = next(ready, None)
+            if self.report.calls == 1 and is_loaded():
+                self._ranks = Ranks(survey([self._function, *self._roots, *others]))
+            wish = Wish.REPLAY if program is not None else _wish_of(kind)
+            if not self._ranks.agree(wish) and wish is not Wish.AS_IT_IS:
+                self._note("other ranks are not ready for a replay")
+                return self._function(*args, **kwargs)
+            while program is not None:
+                result = program.run(tensors)
+                if result is BUSY:
+                    self._note("the backward pass of an earlier call is still to come")
+                    return self._function(*args, **kwargs)
+                if result is not MISS:
+                    self.report.replays += 1
+                    return result
+                program = next(ready, None)
             return self._call(key, kind, tensors, others, args, kwargs)
         finally:
             self._lock.release()
@@ -195,6 +205,10 @@ class Compiled:
         except RuntimeError as error:
             kind.reason = str(error)
             return self._as_it_is(kind.reason, args, kwargs)
+        reason = why_not_recorded(found, index is not None)
+        if reason is not None:
+            kind.reason = reason
+            return self._as_it_is(reason, args, kwargs)
         if index is not None:
             return self._record_on_gpu(kind, index, tensors, found, args, kwargs)
         if _overlaps(tensors, found):
@@ -258,9 +272,12 @@ class Compiled:
         if self._pool is None:
             self._pool = graph_pool_handle()
         made = capture(self._function, args, kwargs, tensors, found, rehearsal, index, self._pool)
-        if isinstance(made, str):
+        reason = made if isinstance(made, str) else None
+        if not self._ranks.agree(Wish.AS_IT_IS if reason else Wish.REPLAY) and reason is None:
+            reason = "another rank could not record it"
+        if isinstance(made, str) or reason is not None:
             kind.failures = _PATIENCE  # what CUDA has refused once it refuses again
-            self._fail(kind, made)
+            self._fail(kind, str(reason))
             return self._function(*args, **kwargs)
         kind.programs.append(made)
         kind.failures = 0
@@ -311,6 +328,17 @@ class Compiled:
                 UserWarning,
                 stacklevel=level_outside(),
             )
+
+
+def _ready(programs: Sequence[Any], tensors: list[Tensor]) -> Iterator[Any]:
+    """The recordings that stand for a call, unless values that it decides by have changed."""
+    return (program for program in programs if program.holds() and program.takes(tensors))
+
+
+def _wish_of(kind: _Kind | None) -> Wish:
+    """What a call for which no recording stands is ready for."""
+    recorded = kind is not None and kind.agreed and kind.reason is None
+    return Wish.RECORD if recorded else Wish.AS_IT_IS
 
 
 _CHANGES = "it changes a plain value, an object or a container in its reach"

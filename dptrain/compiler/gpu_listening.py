@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.compiler.ranks import is_of_ranks
 from dptrain.compiler.state import all_tensors, is_plain
 from dptrain.core.arrays import on_gpu
 from dptrain.core.capturing import recorders
@@ -26,7 +27,7 @@ from dptrain.core.tensor import Tensor
 from dptrain.core.transfers import watch
 from dptrain.core.tree import leaves
 from dptrain.optim.grad_scaler import GradScaler
-from dptrain.optim.hooks import has_step_hooks
+from dptrain.optim.hooks import step_hooks
 from dptrain.optim.lr_scheduler import LRScheduler
 from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.recorded import can_be_recorded
@@ -169,7 +170,7 @@ class GpuListener:
             self.refuse(f"{name}.step is given a closure")
         if not can_be_recorded(owner):
             self.refuse(f"the step of {name} is more than kernels")
-        if has_step_hooks(owner):
+        if not all(map(is_of_ranks, step_hooks(owner))):
             self.refuse(f"{name} has hooks, which run at its steps")
         if not all(on_gpu(p._array) for p in params if p._has_values):
             self.refuse(f"{name} has parameters on the CPU")

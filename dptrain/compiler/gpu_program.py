@@ -21,7 +21,8 @@ from dptrain.backends import cudnn as cudnn_flags
 from dptrain.compiler.draft import Result, result_of
 from dptrain.compiler.gpu_listening import GpuListener, Step
 from dptrain.compiler.graphs import is_pending
-from dptrain.compiler.program import MISS, guard
+from dptrain.compiler.program import guard
+from dptrain.compiler.ranks import is_of_ranks
 from dptrain.compiler.state import Survey
 from dptrain.core.arrays import beside, device_of, on_gpu, span
 from dptrain.core.autocast import as_now
@@ -143,7 +144,7 @@ def rehearse(
         listener.refuse("a tensor in reach was bound to other memory in the call")
     if any(t._node is not None for t in known):
         listener.refuse("a tensor in reach was given a history")
-    if any(t._requires_grad and (t._hooks or t._post_hooks) for t in known):
+    if any(t._requires_grad and _has_hooks(t) for t in known):
         listener.refuse("a tensor in reach has hooks, which run in its backward pass")
     _check_results(listener, result, [*known, *tensors])
     return result, Rehearsal(listener.reason, _text(listener, result))
@@ -166,6 +167,12 @@ def _foreign_grads(tensors: list[Tensor]) -> list[Tensor]:
         for t in tensors
         if t._requires_grad and t._grad is not None and t._grad is not t._slot
     ]
+
+
+def _has_hooks(tensor: Tensor) -> bool:
+    """Whether anything but the averaging of gradients waits for a tensor's gradient."""
+    hooks = [*(tensor._hooks or {}).values(), *(tensor._post_hooks or {}).values()]
+    return not all(is_of_ranks(hook) for hook in hooks)
 
 
 def _pin(tensors: list[Tensor]) -> list[FlatStorage]:
@@ -397,9 +404,14 @@ class GpuProgram:
         self._bumps = [(counter, changes) for counter, changes in rec.bumps if changes]
         self._moving = [g for g in rec.grads if g.static is not None]
         self._grads = [g for g in rec.grads if g.static is not None or g.end is not g.start]
+        # Those of averaging are in the graph; more must not come.
+        hooks = [(t, n) for t in rec.known if t._requires_grad for n in ("_hooks", "_post_hooks")]
+        unwatched = [(t, n) for t, n in hooks if not getattr(t, n)]
+        found.sizes += [(held, len(held)) for t, n in hooks if (held := getattr(t, n))]
+        self._after = [model.sent_buffers() for model in found.parallel]
         self._holds = guard(
             [(t, t._array, t._requires_grad) for t in rec.known],
-            [t for t in rec.known if t._requires_grad],
+            unwatched,
             [(g.tensor, g.start) for g in rec.grads if g.static is None],
             default_generator() if self._drawn else None,
             found,
@@ -417,6 +429,14 @@ class GpuProgram:
             and all(_has_its_plan(step) for step in self._rec.listener.steps)
         )
 
+    def takes(self, tensors: list[Tensor]) -> bool:
+        """Whether it can be run with these arguments."""
+        if any(tensors[i] is not t for i, t in self._fixed):
+            return False
+        pairs = zip(tensors, self._rec.inputs, strict=True)
+        # An argument may look into what the call changes; its copy would not.
+        return not any(own is not None and self._memory.has(t._array) for t, own in pairs)
+
     def run(self, tensors: list[Tensor]) -> Any:
         """Replay.
 
@@ -424,20 +444,17 @@ class GpuProgram:
             tensors: the tensor arguments.
 
         Returns:
-            What the call returns, or `MISS`, and nothing has happened then.
+            What the call returns.
         """
         rec = self._rec
-        if any(tensors[i] is not t for i, t in self._fixed):
-            return MISS
-        for t, own in zip(tensors, rec.inputs, strict=True):
-            if own is not None and self._memory.has(t._array):
-                return MISS  # it looks into what the call may change
         with library().on(rec.index):
             self._bring(tensors)
             rec.graph.replay()
             self._leave_grads()
             for counter, changes in self._bumps:
                 counter[0] += changes
+            for remember in self._after:
+                remember()
             values = [result_of(r, tensors) for r in rec.results]
         return rebuild(values, rec.structure)
 

@@ -108,13 +108,28 @@ class Program:
         self._pass = PendingPass(draft, backs) if backs else None
         self._node: Any = None
         self.holds: Callable[[], bool] = guard(
-            draft.tensors, [t for t, _ in draft.gradients], draft.starts, draft.generator, found
+            draft.tensors,
+            [(t, name) for t, _ in draft.gradients for name in ("_hooks", "_post_hooks")],
+            draft.starts,
+            draft.generator,
+            found,
         )
 
     def _is_busy(self) -> bool:
         """Whether a backward pass needs what the last run has left in memory."""
         node = None if self._node is None else self._node()
         return node is not None and node.saved is not None
+
+    def takes(self, tensors: list[Tensor]) -> bool:
+        """Whether it can be run with these arguments."""
+        for position, same in self._draft.fixed:
+            expected = tensors[same] if isinstance(same, int) else same
+            if tensors[position] is not expected:
+                return False
+        for tensor, own in zip(tensors, self._draft.inputs, strict=True):
+            if own is not None and id(root_of(tensor._array)) in self._written:
+                return False  # it looks into what the step may change
+        return True
 
     def run(self, tensors: list[Tensor]) -> Any:
         """Replay.
@@ -127,13 +142,6 @@ class Program:
         """
         if self._pass is not None and self._is_busy():
             return BUSY
-        for position, same in self._draft.fixed:
-            expected = tensors[same] if isinstance(same, int) else same
-            if tensors[position] is not expected:
-                return MISS
-        for tensor, own in zip(tensors, self._draft.inputs, strict=True):
-            if own is not None and id(root_of(tensor._array)) in self._written:
-                return MISS  # it looks into what the step may change
         token = ignore_float_errors()
         try:
             values = self._run(tensors)
@@ -359,7 +367,7 @@ def _equal(found: Any, value: Any) -> bool:
 
 def guard(
     tensors: list[tuple[Tensor, Any, bool]],
-    unwatched: list[Tensor],
+    unwatched: list[tuple[Tensor, str]],
     starts: list[tuple[Tensor, Any]],
     generator: Any,
     found: Survey,
@@ -368,7 +376,7 @@ def guard(
 
     Args:
         tensors: (tensor, its array, its `requires_grad`).
-        unwatched: tensors that must have no hooks.
+        unwatched: (tensor, attribute): hooks that there must not be.
         starts: (tensor, its `.grad`).
         generator: the default generator; None if nothing depends on it.
         found: what else is in reach.
@@ -381,8 +389,7 @@ def guard(
         tests.append(f"{held}._array is not {name(array)}")
         tests.append(f"{held}._requires_grad is not {wanted!r}")
         tests.append(f"{held}._node is not None")
-    for tensor in unwatched:
-        tests += [f"{name(tensor)}._hooks", f"{name(tensor)}._post_hooks"]
+    tests += [f"{name(tensor)}.{hooks}" for tensor, hooks in unwatched]
     tests += [f"{name(tensor)}._grad is not {name(grad)}" for tensor, grad in starts]
     if generator is not None:
         tests.append(f"{name(default_generator)}() is not {name(generator)}")

@@ -27,6 +27,7 @@ from dptrain.core.tensor import Tensor
 from dptrain.optim.grad_scaler import GradScaler
 from dptrain.optim.lr_scheduler import LRScheduler
 from dptrain.optim.optimizer import Optimizer
+from dptrain.parallel.ddp import DistributedDataParallel
 
 _PLAIN = (
     *(bool, int, float, complex, str, bytes, type(None), np.generic, type, dtype, device),
@@ -54,6 +55,7 @@ class Survey:
         cells: (closure cell, value).
         arrays: ids of the NumPy arrays that own memory in reach.
         optimizers: those in reach.
+        parallel: what connects ranks; of a wrapped module, that module is in reach.
         reason: why nothing can be recorded, if so.
     """
 
@@ -64,6 +66,7 @@ class Survey:
     cells: list[tuple[Any, Any]] = field(default_factory=list)
     arrays: dict[int, Any] = field(default_factory=dict)
     optimizers: list[Optimizer] = field(default_factory=list)
+    parallel: list[Any] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -154,9 +157,7 @@ class _Walk:
                 self.push(getattr(value, name))
         home = type(value).__module__.partition(".")[0]
         if (type(value).__module__).startswith("dptrain.parallel"):
-            self._found.reason = (
-                f"{type(value).__name__} is in reach: its communication is not recorded"
-            )
+            self._look_at_ranks(value)
             return
         if attributes is not None and (home not in _FOREIGN or _is_module(value)):
             self._found.sizes.append((attributes, len(attributes)))
@@ -171,6 +172,14 @@ class _Walk:
                     self.push(item)
         if home not in _FOREIGN:
             self._look_at_class(type(value))
+
+    def _look_at_ranks(self, value: Any) -> None:
+        self._found.parallel.append(value)
+        if isinstance(value, DistributedDataParallel):
+            self._item(vars(value), "training", value.training)
+            self.push(value.module)
+            for container, key in value.switches():
+                self._item(container, key, container[key])
 
     def _look_at_class(self, cls: type) -> None:
         for base in cls.__mro__:

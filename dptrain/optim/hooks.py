@@ -118,10 +118,10 @@ class Hooks:
             hook(self)
 
 
-def has_step_hooks(optimizer: Any) -> bool:
-    """Whether anything is called before or after its steps."""
-    own = (getattr(optimizer, f"_step_{when}_hooks", None) for when in ("pre", "post"))
-    return bool(_all_step_pre_hooks or _all_step_post_hooks or any(own))
+def step_hooks(optimizer: Any) -> list[Callable[..., Any]]:
+    """What is called before or after its steps."""
+    own = [getattr(optimizer, f"_step_{when}_hooks", {}) for when in ("pre", "post")]
+    return [h for t in (_all_step_pre_hooks, _all_step_post_hooks, *own) for h in t.values()]
 
 
 def _placed(table: _Table, hook: Callable[..., Any], prepend: bool) -> RemovableHandle:

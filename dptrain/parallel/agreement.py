@@ -6,7 +6,7 @@ Owns: the checks, the broadcasts, `LatestBuffers`. Must not know: backends.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,15 @@ class LatestBuffers:
             buffers = [b for _, b in shared_buffers(self._module)]
             sent = _sent(buffers, self._communicator, None, self._name)
             self._kept = [([*m], [b._version for b in m], flat) for m, flat in sent]
+
+    def again(self) -> Callable[[], None]:
+        """What remembers that a recorded step has sent them anew."""
+        kept = [(members, flat) for members, _, flat in self._kept]
+
+        def remember() -> None:
+            self._kept = [(members, [b._version for b in members], flat) for members, flat in kept]
+
+        return remember
 
     def bring(self) -> None:
         """Put them into the buffers that nothing else has changed since."""

@@ -331,6 +331,34 @@ class DistributedDataParallel(Switches, EqualEnds, Module):
         assert weights is not None
         weights.tell(count)
 
+    # ---- recordings --------------------------------------------------------------------------------
+
+    def why_not_recorded(self) -> str | None:
+        """Why a CUDA graph cannot hold its steps, if it cannot."""
+        reducer = self._connected
+        if reducer is None:
+            return "a copy of a DistributedDataParallel connects at its first forward"
+        if self.communicator.backend != "nccl":
+            return (
+                f"DistributedDataParallel moves gradients through the host by backend {self.communicator.backend!r}; a CUDA "
+                "graph holds what NCCL does"
+            )
+        if self.reproducible or any(c[k] is not None for c, k in self.switches()[1:]):
+            return (
+                "how DistributedDataParallel averages is decided on the host (weighted, reproducible, a communication hook, "
+                "a ZeRO optimizer)"
+            )
+        return None
+
+    def switches(self) -> list[tuple[dict[str, Any], str]]:
+        """Where it says how gradients are averaged: first whether they are (container, key)."""
+        names = ("enabled", "hook", "owners", "divide_by", "weights")
+        return [] if self._connected is None else [(vars(self._connected), n) for n in names]
+
+    def sent_buffers(self) -> Callable[[], None]:
+        """What to call after each replay of a recorded step, for the buffers that it sends."""
+        return self._latest.again()
+
     # ---- state, without the wrapper's prefix -----------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
