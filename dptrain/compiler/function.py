@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any
 
 from dptrain.compiler.draft import Draft
-from dptrain.compiler.gpu_program import GpuProgram, Rehearsal, capture, index_of, rehearse
+from dptrain.compiler.gpu_program import GpuProgram, Place, Rehearsal, capture, index_of, rehearse
 from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
 from dptrain.compiler.ranks import Ranks, Wish, why_not_recorded
 from dptrain.compiler.recorder import record
@@ -38,7 +38,6 @@ from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor
 from dptrain.core.threads import get_num_threads
 from dptrain.core.tree import leaves
-from dptrain.cuda.graphs import graph_pool_handle
 
 
 class Unsupported(RuntimeError):
@@ -109,8 +108,8 @@ class Compiled:
         self._roots = roots
         self._kinds: dict[Any, _Kind] = {}
         self._lock = Lock()
-        #: Memory of the recordings on a GPU, which they share: one is replayed at a time.
-        self._pool: Any = None
+        #: By GPU: where recordings are made.
+        self._places: dict[int, Place] = {}
         self.report = Report()
         self._warned = False
         self._ranks = Ranks(Survey())
@@ -124,7 +123,7 @@ class Compiled:
     def reset(self) -> None:
         """Forget all recordings."""
         self._kinds.clear()
-        self._pool = None
+        self._places.clear()
         self.report = Report()
         self._warned = False
 
@@ -269,9 +268,10 @@ class Compiled:
         args: Any,
         kwargs: Any,
     ) -> Any:
-        if self._pool is None:
-            self._pool = graph_pool_handle()
-        made = capture(self._function, args, kwargs, tensors, found, rehearsal, index, self._pool)
+        place = self._places.get(index)
+        if place is None:
+            place = self._places[index] = Place(index)
+        made = capture(self._function, args, kwargs, tensors, found, rehearsal, place)
         reason = made if isinstance(made, str) else None
         if not self._ranks.agree(Wish.AS_IT_IS if reason else Wish.REPLAY) and reason is None:
             reason = "another rank could not record it"

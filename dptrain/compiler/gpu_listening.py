@@ -90,6 +90,11 @@ class GpuListener:
                 "printing, a condition)"
             )
 
+    def forget(self) -> None:
+        """Hold nothing any more but what a replay needs."""
+        self._known.clear()
+        self.text.clear()
+
     def refuse(self, reason: str) -> None:
         """Something was done that a replay would not do."""
         self.reason = self.reason or reason

@@ -34,7 +34,8 @@ from dptrain.core.modes import are_deterministic_algorithms_enabled
 from dptrain.core.random import current_shard, default_generator
 from dptrain.core.tensor import Tensor, wrap, wrap_computed
 from dptrain.core.tree import leaves, rebuild
-from dptrain.cuda.graphs import CUDAGraph, graph
+from dptrain.cuda.graphs import CUDAGraph, graph, graph_pool_handle
+from dptrain.cuda.streams import Stream
 
 
 @dataclass
@@ -87,6 +88,21 @@ class _Grad:
         array, like = now._array, self.static._array
         facts = (type(array), array.shape, array.strides, array.dtype)
         return facts == (type(like), like.shape, like.strides, like.dtype)
+
+
+class Place:
+    """Where recordings are made: memory that they share, since one is replayed at a time, and a stream.
+
+    Args:
+        index: the GPU.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        with library().on(index):
+            self.pool = graph_pool_handle()
+            # Blocks belong to the stream that they were taken on: with one for all, one can take another's.
+            self.stream = Stream()
 
 
 def index_of(tensors: list[Tensor], found: Survey) -> int | None:
@@ -257,8 +273,7 @@ def capture(
     tensors: list[Tensor],
     found: Survey,
     rehearsal: Rehearsal,
-    index: int,
-    pool: Any,
+    place: Place,
 ) -> GpuProgram | str:
     """Record a call that was rehearsed; nothing has happened yet then, but memory was taken.
 
@@ -268,7 +283,7 @@ def capture(
     known = _known(found)
     pinned = _pin(known)
     rec = _Recording(
-        index,
+        place.index,
         known,
         [None if id(t) in found.tensors else _static(t) for t in tensors],
         CUDAGraph(),
@@ -281,7 +296,7 @@ def capture(
     counts = [c[0] for c in counters]
     text = None
     try:
-        text = _record(rec, partial(_call, function, args, kwargs, tensors, given), given, pool)
+        text = _record(rec, partial(_call, function, args, kwargs, tensors, given), given, place)
     except Exception as error:
         listener.refuse(_why(error))
     finally:  # nothing was computed: what the host did has not happened yet
@@ -299,11 +314,11 @@ def capture(
     return listener.reason
 
 
-def _record(rec: _Recording, call: Callable[[], Any], given: list[Tensor], pool: Any) -> Any:
+def _record(rec: _Recording, call: Callable[[], Any], given: list[Tensor], place: Place) -> Any:
     """Record a call; what it did goes into `rec`, and its text is returned."""
     first: BaseException | None = None
     try:
-        with library().on(rec.index), as_now(), graph(rec.graph, pool=pool):
+        with library().on(rec.index), as_now(), graph(rec.graph, place.pool, place.stream):
             try:
                 for g in rec.grads:
                     g.tensor._grad = g.start if g.static is None else g.static
@@ -418,6 +433,7 @@ class GpuProgram:
         )
         self.calls = 1
         rec.known = []
+        rec.listener.forget()
 
     def holds(self) -> bool:
         """Whether everything is as it was when the call was recorded."""

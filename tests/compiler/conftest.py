@@ -1,6 +1,25 @@
-"""Shared by the tests of compiled steps: the stand-ins for CuPy and NCCL are importable by their names."""
+"""Shared by the tests of compiled steps: stand-ins that are importable by their names, and a GPU of them."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("comm", "core")]
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("comm", "core", "parallel")]
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """Runs the CUDA kernels by g++; each source is compiled once."""
+    from captured import make_driver
+
+    return make_driver(tmp_path_factory.mktemp("captured"))
+
+
+@pytest.fixture
+def gpu(monkeypatch, driver):
+    """`cuda:0` is the stand-in for CuPy."""
+    from captured import install
+
+    with install(monkeypatch, driver) as library:
+        yield library

@@ -12,9 +12,7 @@ from captured import (
     assert_same,
     batch,
     held,
-    install,
     launches,
-    make_driver,
     network,
     optimizer_of,
     stepper,
@@ -26,17 +24,6 @@ import dptrain
 from dptrain.optim import lr_scheduler
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to run the CUDA kernels with")
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    return make_driver(tmp_path_factory.mktemp("captured"))
-
-
-@pytest.fixture
-def gpu(monkeypatch, driver):
-    with install(monkeypatch, driver) as library:
-        yield library
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -11,8 +11,10 @@ from captured import OPTIMIZERS, assert_same, batch, optimizer_of, stepper, trai
 from training import F, nn
 
 import dptrain
+import dptrain.distributed as dist
 from dptrain.core.cuda import probe, trouble
 from dptrain.optim import lr_scheduler
+from dptrain.parallel import DistributedDataParallel
 
 REASON = trouble(probe())
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
@@ -180,3 +182,26 @@ def test_an_optimizer_with_capturable_in_a_graph_made_by_hand():
         return p.tolist(), int(optimizer.state[p]["step"])
 
     assert run(True) == run(False)
+
+
+def test_a_step_whose_gradients_nccl_averages():
+    dist.init_process_group("nccl", device_id=0)
+    try:
+
+        def make():
+            model = convolutional()
+            parallel = DistributedDataParallel(model, device_ids=[0])
+            optimizer = optimizer_of("AdamW")(parallel.parameters())
+
+            def step(x, y):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(parallel(x), y)
+                loss.backward()
+                optimizer.step()
+                return loss
+
+            return model, optimizer, step
+
+        assert_same(make, 9, batches=image)
+    finally:
+        dist.destroy_process_group()
