@@ -3,6 +3,7 @@
 The one that is not there is the stand-in for CuPy, with the CUDA kernels run by g++.
 """
 
+from contextlib import contextmanager
 from functools import partial
 
 import fake_cupy
@@ -11,6 +12,7 @@ from cuda_on_cpu import COMPILER, CpuDriver
 from training import F, nn
 
 import dptrain
+from dptrain.core import kernels
 from dptrain.core.kernels.cuda import FAMILIES, cudnn, gemm, launch
 
 
@@ -39,12 +41,15 @@ def _multiply(self, plan, a, b, out, *rest):
 _MULTIPLY = gemm.Cublas.multiply
 
 
+@contextmanager
 def install(monkeypatch, driver):
-    """Context in which `cuda:0` is the stand-in."""
+    """`cuda:0` is the stand-in, with the CUDA kernels themselves."""
     monkeypatch.setattr(launch, "driver", driver)
     monkeypatch.setattr(gemm.Cublas, "multiply", _multiply)
     monkeypatch.setattr(cudnn, "_library", [None])
-    return fake_cupy.installed(monkeypatch)
+    with fake_cupy.installed(monkeypatch) as library:
+        monkeypatch.setattr(kernels, "_cuda", fake_cupy.real_kernels)
+        yield library
 
 
 def launches():

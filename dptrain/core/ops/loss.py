@@ -89,7 +89,8 @@ class CrossEntropy(Op):
         if not isinstance(self.scale, float):
             grad = grad.astype(self.scale.dtype) * self.scale
         out = kernels_for(input).cross_entropy_grad(grad, input, self.kept, self.target, 1.0)
-        out *= self.counts[:, None]  # type: ignore[index]
+        counts: Any = self.counts
+        out *= counts.astype(out.dtype)[:, None]
         return out
 
 
