@@ -58,7 +58,7 @@ def installed(monkeypatch):
     for choice in (kernels._native, kernels._kernels, kernels._optim_kernels):
         choice.cache_clear()
     monkeypatch.setattr(kernels, "_native", lambda name="native": None)
-    monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
     with fake_cupy.installed(monkeypatch, 1):
         monkeypatch.setattr(kernels, "_cuda", Kernels)
+        monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
         yield

@@ -1,10 +1,9 @@
 """On a GPU: every operation on its samples, and every kernel, against the host. `pytest -m gpu`."""
 
 import numpy as np
+import op_runs
 import pytest
-from op_samples import SAMPLES
 from test_kernels import image
-from test_ops import as_list, build, flat, ours, resolve
 
 import dptrain
 from dptrain.core.arrays import namespace_on, to_host
@@ -12,18 +11,14 @@ from dptrain.core.cuda import probe, trouble
 from dptrain.core.device import as_device
 from dptrain.core.kernels import kernels_for, optim_kernels_for, reference, reference_optim
 from dptrain.core.random import numpy_stream
-from dptrain.core.transfers import watch
+from dptrain.distributions import Binomial, Gamma
 
 REASON = trouble(probe())
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
-PLACE = "cuda:0"
+PLACE = op_runs.PLACE
 
 #: Without a GPU one skipped test says so, not a thousand.
-CASES = [(name, n) for name, calls in SAMPLES.items() for n in range(len(calls))]
-CASES = [("add", 0)] if REASON else CASES
-
-#: Names whose job it is to bring values to the host.
-LEAVES = {"Tensor.cpu", "Tensor.numpy", "Tensor.item", "Tensor.tolist", "Tensor.to"}
+CASES = [("add", 0)] if REASON else op_runs.CASES
 
 
 @pytest.fixture(autouse=True)
@@ -32,43 +27,64 @@ def exact(monkeypatch):
     monkeypatch.setattr(dptrain.backends.cudnn, "allow_tf32", False)
 
 
-def run(name, n, dtype, make):
-    """Results, gradients, transfers of a sample call, and whether a tensor said where it is to run."""
-    args, kwargs = build(SAMPLES[name][n], dtype, make)
-    given = any(isinstance(a, dptrain.Tensor) for a in flat([*args, *kwargs.values()]))
-    dptrain.manual_seed(0)
-    with watch() as seen:
-        outs = as_list(resolve(name, dptrain, dptrain.nn.functional)(*args, **kwargs))
-        wanted = [o for o in outs if getattr(o, "requires_grad", False)]
-        if wanted:
-            sum((o * o).sum() for o in wanted).backward()
-    return outs, [getattr(a, "grad", None) for a in flat(args)], seen, given
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", op_runs.DTYPES)
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_values_and_gradients_are_the_hosts_and_nothing_is_copied_back(name, n, dtype):
-    def there(array, arg):
-        tensor = ours(array, arg).to(PLACE)
-        return tensor.requires_grad_() if arg.kind == "x" else tensor
+    op_runs.check_on_gpu(name, n, dtype)
 
-    expected, expected_grads, *_ = run(name, n, dtype, lambda a, s: ours(a, s, grad=True))
-    found, grads, seen, given = run(name, n, dtype, there)
-    for ours_, theirs in zip([*found, *grads], [*expected, *expected_grads], strict=True):
-        if not isinstance(theirs, dptrain.Tensor):
-            assert ours_ == theirs
-            continue
-        assert ours_.dtype is theirs.dtype
-        assert name in LEAVES or not given or ours_.device == as_device(PLACE)
-        # Integers are computed with in float32 in both runs.
-        near = 1e-9 if dtype is np.float64 and theirs.dtype is dptrain.float64 else 2e-4
-        np.testing.assert_allclose(
-            ours_.detach().cpu().to(dptrain.float64).numpy(),
-            theirs.detach().to(dptrain.float64).numpy(),
-            rtol=near,
-            atol=near,
-        )
-    assert name in LEAVES or not [t for t in seen if t.kind == "copy"]
+
+def test_what_is_singular_is_an_error():
+    zeros = dptrain.zeros(2, 3, 3, device=PLACE)
+    for matrices in (zeros, zeros[0]):
+        with pytest.raises(dptrain.linalg.LinAlgError, match="singular"):
+            dptrain.linalg.inv(matrices)
+        with pytest.raises(dptrain.linalg.LinAlgError, match="singular"):
+            dptrain.linalg.solve(matrices, dptrain.ones(3, 1, device=PLACE))
+        with pytest.raises(dptrain.linalg.LinAlgError, match="not positive-definite"):
+            dptrain.linalg.cholesky(matrices)
+
+
+@pytest.mark.parametrize("kind", ["add", "multiply", "maximum", "minimum"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.uint8])
+def test_values_that_meet_at_a_place_are_all_joined_the_same_way_each_time(kind, dtype):
+    stream = np.random.default_rng(0)
+    values, places = stream.uniform(0.9, 1.1, 5000).astype(dtype), stream.integers(0, 300, 5000)
+    xp, found = namespace_on(as_device(PLACE)), []
+    dptrain.use_deterministic_algorithms(True)
+    try:
+        for _ in range(3):
+            out = xp.ones(300, dtype)
+            getattr(xp, kind).at(out, *on_gpu(places, values))
+            found.append(to_host(out))
+    finally:
+        dptrain.use_deterministic_algorithms(False)
+    expected = np.ones(300, np.float64 if dtype != np.uint8 else dtype)
+    getattr(np, kind).at(expected, places, values)
+    near = {np.float32: 1e-5, np.float16: 2e-2}.get(dtype, 0)
+    np.testing.assert_allclose(found[0], expected, rtol=near)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_rows_are_added_in_their_order():
+    stream = np.random.default_rng(1)
+    rows, index = stream.standard_normal((700, 9)).astype(np.float32), stream.integers(0, 50, 700)
+    expected = np.zeros((50, 9), np.float32)
+    np.add.at(expected, index, rows)
+    there = on_gpu(rows, index)
+    np.testing.assert_array_equal(to_host(kernels_for(there[0]).add_rows(*there, 50)), expected)
+
+
+def test_draws_from_distributions_have_their_means():
+    rate = dptrain.full((100_000,), 30.0, device=PLACE)
+    for drawn, mean, deviation in (
+        (dptrain.poisson(rate), 30, 30**0.5),
+        (dptrain.poisson(rate / 10), 3, 3**0.5),
+        (Binomial(rate, rate / 60).sample(), 15, 7.5**0.5),
+        (Gamma(rate, rate).sample(), 1, 30**-0.5),
+    ):
+        assert str(drawn.device) == PLACE
+        assert abs(float(drawn.mean()) - mean) < 5 * deviation / 100_000**0.5
 
 
 def on_gpu(*arrays):
