@@ -579,7 +579,9 @@ def installed(monkeypatch, count=2, memory=None):
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
-    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=errstate))
+    monkeypatch.setitem(
+        sys.modules, "cupyx", SimpleNamespace(errstate=errstate, empty_pinned=np.empty)
+    )
     monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
     LOG.clear()
     library = cuda.load(make(count, memory or 2**20))

@@ -209,18 +209,6 @@ def test_erf_equals_the_definition(driver, values, dtype):
     np.testing.assert_allclose(cuda.erf(x), reference.erf(x), rtol=near, atol=0)
 
 
-@on_cpu
-@relaxed
-@given(st.integers(0, 900), st.integers(1, 5), st.integers(1, 40), dtypes)
-def test_rows_are_added_in_their_order(driver, count, width, size, dtype):
-    stream = np.random.default_rng(count)
-    rows = stream.standard_normal((count, width)).astype(dtype)
-    index = stream.integers(0, size, count)
-    expected = np.zeros((size, width), dtype)
-    np.add.at(expected, index, rows)  # one after the other
-    np.testing.assert_array_equal(cuda.add_rows(rows, index, size), expected)
-
-
 @given(st.integers(0, 10**5), st.integers(1, 5000), st.sampled_from([np.float16, np.float32]))
 def test_chunks_of_rows_and_tiles_of_columns_cover_a_matrix_once(rows, columns, dtype):
     matrix = np.broadcast_to(np.zeros((), dtype), (rows, columns))

@@ -260,11 +260,12 @@ export("logdet", methods=("logdet",), function=_logdet)(LinalgSlogdet)
 def not_definite(A: np.ndarray) -> np.ndarray:
     """The order of the first leading minor that is not positive-definite, 0 where all are."""
     flat = A.reshape(math.prod(A.shape[:-2]), *A.shape[-2:])
-    info = namespace_of(A).zeros(len(flat), np.int32)
+    xp = namespace_of(A)
+    info = xp.zeros(len(flat), np.int32)
     for i, matrix in enumerate(flat):
         for order in range(1, len(matrix) + 1):
             try:  # NaN is no pivot, though not every library says so
-                found = bool(np.isnan(np.linalg.cholesky(matrix[:order, :order])).any())
+                found = bool(np.isnan(xp.linalg.cholesky(matrix[:order, :order])).any())
             except np.linalg.LinAlgError:
                 found = True
             if found:
