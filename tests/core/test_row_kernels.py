@@ -1,5 +1,7 @@
 """The compiled kernels over rows (exponentials, softmax, losses, sums) against their NumPy definition."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ import dptrain
 from dptrain.core.kernels import reference
 
 native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
+memory = pytest.importorskip("dptrain.core.kernels.memory", reason="numba not installed")
 
 # The first example of a test compiles; timing says nothing about the code.
 relaxed = settings(max_examples=40, deadline=None)
@@ -141,3 +144,34 @@ def test_cross_entropy_of_a_row_without_a_finite_maximum_is_nan(bad):
         assert np.isnan(loss[0])
         assert np.isfinite(loss[1])
         assert np.isfinite(p[1]).all()
+
+
+def test_a_gradient_that_is_a_number_of_numpys_has_no_address_and_is_read_all_the_same():
+    with pytest.raises(TypeError, match="address of a number of NumPy's"):
+        memory.address(np.float64(1.0))  # of a copy, which another thread may have by now
+    stream = np.random.default_rng(0)
+    logits, target = stream.standard_normal((4, 3)), np.array([0, 2, 1, 1])
+    _, p = native.cross_entropy(logits, target)
+    for grad in (np.float64(0.3), np.array(0.3)):
+        got = native.cross_entropy_grad(grad, p, target, 0.5)
+        np.testing.assert_allclose(got, 0.15 * (p - np.eye(3)[target]), rtol=1e-12)
+        slope = native.activation_grad("tanh", grad, np.array(0.5))
+        np.testing.assert_allclose(slope, 0.3 * 0.75, rtol=1e-12)
+        assert native.relu_grad(grad, np.array(0.5)) == 0.3
+
+
+def test_threads_that_scale_their_losses_do_not_meet_in_memory():
+    x, target = np.random.default_rng(0).standard_normal((3, 3)), dptrain.tensor([0, 1, 2])
+
+    def gradient():
+        t = dptrain.tensor(x, requires_grad=True)
+        (dptrain.nn.functional.cross_entropy(t, target) / 2).backward()
+        return t.grad.numpy()
+
+    expected = gradient()
+
+    def many(_):
+        return all(np.array_equal(gradient(), expected) for _ in range(300))
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(many, range(3)))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def dense(array: Any) -> bool:
     """Whether the elements lie without gaps or repetition, in whichever order."""
+    if isinstance(array, np.generic):  # a number of NumPy's lies nowhere
+        return False
     if array.flags.c_contiguous:
         return bool(array.size)
     steps = zip(array.shape, array.strides, strict=True)
@@ -16,5 +20,5 @@ def dense(array: Any) -> bool:
 
 def alike(first: Any, second: Any) -> bool:
     """Whether the elements of both lie in the same order, without gaps."""
-    same_steps: bool = first.strides == second.strides
-    return same_steps and first.shape == second.shape and dense(first)
+    same: bool = first.strides == second.strides and first.shape == second.shape
+    return same and dense(first) and not isinstance(second, np.generic)

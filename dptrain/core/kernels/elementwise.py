@@ -50,7 +50,7 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     """See `reference.relu_grad`."""
-    if grad.dtype != out.dtype or grad.shape != out.shape or not dense(out):
+    if grad.dtype != out.dtype or grad.shape != out.shape or not (out.ndim and dense(out)):
         return reference.relu_grad(grad, out)
     if grad.strides != out.strides:
         # The layout of the forward pass is that of the convolutions before; they shall find it again.

@@ -23,6 +23,8 @@ _LINE = 64
 
 
 def _by_interface(array: np.ndarray) -> int:
+    if isinstance(array, np.generic):  # its address is that of a copy, which is gone by now
+        raise TypeError(f"the address of a number of NumPy's, {array!r}, was asked for")
     return int(array.__array_interface__["data"][0])
 
 
@@ -35,7 +37,7 @@ _Array = np.ndarray
 def _in_structure(array: np.ndarray) -> int:
     if type(array) is _Array:
         return _number_at(id(array) + _HEAD).value
-    return _by_interface(array)  # which what is no array does not have
+    return _by_interface(array)  # which refuses what is no array
 
 
 def _structure_is_known() -> bool:

@@ -187,5 +187,6 @@ def cross_entropy_grad(
         return reference.cross_entropy_grad(grad, logits, p, target, scale)
     out, held = np.empty_like(p), np.array([scale], p.dtype)
     classes = np.ascontiguousarray(target, dtype=np.int64)
-    _run(_cross_entropy_grad, p, classes, grad, out, held)
+    # A gradient that was scaled is a number of NumPy's: an address needs an array that stays.
+    _run(_cross_entropy_grad, p, classes, np.asarray(grad), out, held)
     return out
