@@ -167,6 +167,7 @@ class Kind:
             return value
         # Parameters, and sizes as modules keep them: the cases of nearly every call.
         if self.tensors and isinstance(value, Tensor):
+            self.exact |= {type(value)}  # one look at a class of tensors is enough
             return value
         if self.ints and type(value) is tuple and _ARE_INTS.issuperset(map(type, value)):
             return value

@@ -171,7 +171,10 @@ def elsewhere(values: Any) -> AbstractContextManager[Any] | None:
 
 def beside(array: Any) -> AbstractContextManager[Any]:
     """Inside this `with` block work on arrays that live where `array` does can run."""
-    return elsewhere((array,)) or nullcontext()
+    return elsewhere((array,)) or _HERE
+
+
+_HERE = nullcontext()
 
 
 def namespace_on(place: device) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 from dptrain.core import heap
 from dptrain.core.arrays import address, beside, device_of, is_writeable, namespace_of
 from dptrain.core.cuda import is_capturing
-from dptrain.core.onlookers import has_onlookers, held_by_others
+from dptrain.core.onlookers import has_onlookers, held_by_others, is_held
 from dptrain.core.parts import divide
 from dptrain.core.tensor import Tensor, wrap
 
@@ -185,9 +185,8 @@ class FlatStorage:
         Somebody who still holds the last gradient (`before = p.grad`) keeps it as it is.
         """
         slot = self._slots[position]
-        array = slot._array
         # The slot is held by the list and by the parameter, its array by the slot.
-        if (held_by_others(slot, 2) or held_by_others(array, 1)) and not self.pinned:
+        if is_held(slot, 2) and not self.pinned:
             self._leave_held_gradients(position)
         return self._slots[position]
 

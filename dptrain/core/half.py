@@ -43,7 +43,7 @@ def lifted_after_all(op: Any, *args: Any) -> Any:
 def lifted(values: Any) -> Any:
     """`lift` of each value of a list or tuple."""
     for value in values:
-        if getattr(value, "dtype", None) is not _FLOAT32:  # mostly all are
+        if value is not None and getattr(value, "dtype", None) is not _FLOAT32:  # mostly all are
             return [lift(v) for v in values]
     return values
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 from sys import getrefcount
 from typing import Any
 
+import numpy as np
+
 from dptrain.core.arrays import is_array
 from dptrain.core.storage import PrivateMap
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, wrap
 
 
 def _references(thing: Any) -> int:
@@ -37,6 +39,29 @@ def held_by_others(thing: Any, holders: int) -> bool:
     """Whether an object, for which the caller has one name, has more than `holders` holders beside that."""
     # One more here: this function's name for it.
     return _references(thing) > _ONE + holders
+
+
+def _holders(tensor: Tensor) -> tuple[int, int]:
+    """References to a tensor for which the caller has a name, and to its array."""
+    return getrefcount(tensor), getrefcount(tensor._array)
+
+
+def _holders_of_one() -> tuple[int, int]:
+    holder = [wrap(np.empty(0))]
+    tensor = holder[0]
+    return _holders(tensor)
+
+
+_ONE_AND_ITS_ARRAY = _holders_of_one()
+
+
+def is_held(tensor: Tensor, holders: int) -> bool:
+    """Whether a tensor, for which the caller has a name, has more than `holders` others, or its array more than it.
+
+    `held_by_others` of both; each gradient asks it at each step.
+    """
+    own, of_array = getrefcount(tensor), getrefcount(tensor._array)
+    return own >= _ONE_AND_ITS_ARRAY[0] + holders or of_array > _ONE_AND_ITS_ARRAY[1]
 
 
 def has_onlookers(tensor: Tensor) -> bool:

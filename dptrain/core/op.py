@@ -277,30 +277,24 @@ class Op(SavedValues, HookedNode):
         """
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
-        raw: list[Any] = []
-        edges: list[tuple[Any, int | None] | None] = []
+        raw: list[Any] = list(args)
+        edges: list[tuple[Any, int | None] | None] = [None] * len(args)
         recording = remote = False
-        for a in args:
+        for i, a in enumerate(args):
             if isinstance(a, Tensor):
                 if a._base is not None and a._base._node is not a._seen:
                     catch_up(a)
-                array = a._array
-                raw.append(array)
+                raw[i] = array = a._array
                 if type(array) is not np.ndarray:
                     remote = True
                 if a._requires_grad:
                     recording = True
                     # edge_of(a), without the call: this loop runs for every operation
-                    edges.append((a, None) if a._node is None else (a._node, a._index))
-                    continue
-            else:
-                if type(a) is np.ndarray and len(raw) < cls.promotes:
-                    refuse_argument(cls, args, len(raw))
-                raw.append(a)
-            edges.append(None)
-        for i in range(cls.num_tensors):
-            if i >= len(args) or not isinstance(args[i], Tensor):
+                    edges[i] = (a, None) if a._node is None else (a._node, a._index)
+            elif i < cls.num_tensors or (type(a) is np.ndarray and i < cls.promotes):
                 refuse_argument(cls, args, i)
+        if len(args) < cls.num_tensors:
+            refuse_argument(cls, args, len(args))
         if cls.is_view and args[0]._unseen is not None:
             raw[0] = args[0]._settled()
         op = cls()

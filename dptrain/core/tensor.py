@@ -336,12 +336,7 @@ class Tensor(MemoryOrder, ArrayProtocols):
         return self._version_counter()[0]
 
     def _bump_version(self) -> None:
-        counter = self._counter
-        if counter is None:
-            counter = self._version_counter()
-        counter[0] += 1
-        if recorders and (listener := recorder()) is not None:
-            listener.changed(self)
+        bump_versions((self,))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
@@ -420,6 +415,18 @@ def catch_up(view: Tensor) -> None:
         from dptrain.core.history import follow_base
 
         follow_base(view)
+
+
+def bump_versions(tensors: Iterable[Tensor]) -> None:
+    """Count a change in place of each."""
+    listener = recorder() if recorders else None
+    for tensor in tensors:
+        counter = tensor._counter
+        if counter is None:
+            counter = tensor._version_counter()
+        counter[0] += 1
+        if listener is not None:
+            listener.changed(tensor)
 
 
 def wrap(array: np.ndarray) -> Tensor:

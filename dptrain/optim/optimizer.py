@@ -27,7 +27,7 @@ from dptrain.core.flat import adopt
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import enable_grad, no_grad
 from dptrain.core.holders import STATE, Holders, surveys
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, bump_versions
 from dptrain.optim.hooks import (
     Hooks,
     register_optimizer_step_post_hook,
@@ -267,8 +267,7 @@ class Optimizer(Hooks):
                 self._update(run)
                 if run.apart is not None:
                     run.bring_back()
-            for p in run.params:
-                p._bump_version()
+            bump_versions(run.params)
 
     def _current_plan(self) -> Plan:
         groups = self.param_groups

@@ -136,8 +136,9 @@ class Run:
 
     def advance(self) -> None:
         """Count the update that is about to happen."""
-        self.scalars[STEP] += 1
-        self.step = int(self.scalars[STEP][0])  # another run may have counted: a duplicate's
+        counts = self.scalars[STEP]
+        self.step = int(counts.item(0)) + 1  # another run may have counted: a duplicate's
+        counts.fill(self.step)
 
     def scalar(self, name: str) -> float:
         """The number that all its parameters have in their state under that name."""

@@ -48,7 +48,7 @@ def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
     x = arrays[0]
     held = np.zeros(2, x.dtype)
     held[: len(parameters)] = parameters
-    args = (x.size, x.itemsize, *(address(a) for a in arrays), address(held))
+    args = (x.size, x.itemsize, *map(address, arrays), address(held))
     pool.run(code, args, pool.shares(x.size, _COST * x.nbytes))
 
 

@@ -291,7 +291,7 @@ def attention(
     memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
-        address(factor), address(lse), memory, own, *pieces, *(address(a) for a in arrays),
+        address(factor), address(lse), memory, own, *pieces, *map(address, arrays),
     )  # fmt: skip
     _run(_forward, args, q, keys)
     return out, lse
@@ -322,7 +322,7 @@ def attention_grad(
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
         address(factor), address(kept), memory, own, *pieces,
-        grad.strides[2], *(g.strides[2] for g in grads), *(address(a) for a in arrays),
+        grad.strides[2], *(g.strides[2] for g in grads), *map(address, arrays),
     )  # fmt: skip
     _run(_backward, args, q, keys)
     return grads

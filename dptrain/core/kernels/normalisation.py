@@ -351,7 +351,7 @@ def batch_norm_grad(
         forward.reshape(3, fold, c)[0] = mean  # the others are not looked at
     blocks = pool.blocks(rows, x.nbytes, 16 * wide)
     short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
-    places = (address(a) for a in (x, grad, forward, short, total))
+    places = map(address, (x, grad, forward, short, total))
     pool.run(_sums.address(real), (rows, wide, _BLOCK, *places, cut is not None), blocks)
     facts, vectors = np.empty((2, c), x.dtype), np.empty((3, wide), x.dtype)
     factor = None if weight is None else np.ascontiguousarray(weight)
@@ -362,7 +362,7 @@ def batch_norm_grad(
     )
     pool.run(_factors.address(real), args, 1)
     out = np.empty_like(x)
-    places = (address(a) for a in (x, grad, out, forward, vectors))
+    places = map(address, (x, grad, out, forward, vectors))
     shares = pool.shares(rows, x.nbytes)
     pool.run(_input_grad.address(real), (rows, wide, *places, cut is not None), shares)
     return out, facts[0], facts[1]
@@ -389,7 +389,7 @@ def layer_norm(
     mean, rstd = facts
     factor, shift = _vector(weight, 1, x), _vector(bias, 0, x)
     arrays = (x, out, mean, rstd, factor, shift, np.array([eps], x.dtype))
-    args = (rows, c, *(address(a) for a in arrays))
+    args = (rows, c, *map(address, arrays))
     pool.run(_rows.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
     return out, mean, rstd
 
@@ -406,7 +406,7 @@ def layer_norm_grad(
     out, factor = np.empty_like(x), _vector(weight, 1, x)
     blocks = pool.blocks(rows, x.nbytes, 2 * c * x.itemsize)
     sums = np.empty((blocks, 2, c), x.dtype)
-    args = (rows, c, *(address(a) for a in (x, grad, out, mean, rstd, factor, sums)))
+    args = (rows, c, *map(address, (x, grad, out, mean, rstd, factor, sums)))
     pool.run(_rows_grad.address(x.dtype.type), args, blocks)
     d_weight, d_bias = sums[0] if blocks == 1 else sums.sum(axis=0)
     return out, d_weight, d_bias

@@ -128,7 +128,7 @@ def _run(function: Any, *arrays: np.ndarray) -> None:
     x = arrays[0]
     code = function.address(x.dtype.type)
     # An exponential costs as much as moving some tens of bytes.
-    args = (*x.shape, *(address(a) for a in arrays))
+    args = (*x.shape, *map(address, arrays))
     pool.run(code, args, pool.shares(len(x), 4 * x.nbytes))
 
 
