@@ -137,17 +137,22 @@ class _BatchNorm(_NormBase):
         """
         self._check_dims(input)
         share = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                share = 1.0 / float(self.num_batches_tracked)
-        held = self.running_mean is not None and self.running_var is not None
-        own = self.training or not held
+        if self.training and self.track_running_stats:
+            batches = self.num_batches_tracked
+            if batches is not None:
+                # `add_` would bring the number to the counter's type, check the graph, and so on.
+                count = batches._array
+                count[...] = count + 1
+                batches._bump_version()
+                if self.momentum is None:
+                    share = 1.0 / float(batches)
+        mean, var = self.running_mean, self.running_var
+        own = self.training or mean is None or var is None
         follow = not self.training or self.track_running_stats
         return F.batch_norm(
             input,
-            self.running_mean if follow else None,
-            self.running_var if follow else None,
+            mean if follow else None,
+            var if follow else None,
             self.weight,
             self.bias,
             own,

@@ -30,13 +30,15 @@ def _by_interface(array: np.ndarray) -> int:
 
 #: NumPy's public C structure of an array begins with the address, behind what every Python object begins with.
 _HEAD = object.__basicsize__
-_number_at = ctypes.c_size_t.from_address
+_WORD = ctypes.sizeof(ctypes.c_size_t)
+#: All memory as one array of words: an item of it is read by one call.
+_words = (ctypes.c_size_t * (sys.maxsize // _WORD)).from_address(0)
 _Array = np.ndarray
 
 
 def _in_structure(array: np.ndarray) -> int:
     if type(array) is _Array:
-        return _number_at(id(array) + _HEAD).value
+        return _words[(id(array) + _HEAD) // _WORD]
     return _by_interface(array)  # which refuses what is no array
 
 

@@ -286,7 +286,7 @@ def batch_statistics(
     pool.run(_moments.address(x.dtype.type), args, blocks)
     facts, vectors = np.empty((3, c), x.dtype), np.empty((3, wide), x.dtype)
     affine = [None if v is None else np.ascontiguousarray(v) for v in (weight, bias)]
-    exact = np.array([eps], np.float64)
+    exact = _constant(eps, 1, np.float64)
     args = (
         *(rows, c, fold, blocks, address(total)),
         *(0 if v is None else address(v) for v in affine),
@@ -369,7 +369,7 @@ def batch_norm_grad(
 
 
 @lru_cache(256)
-def _constant(value: int, size: int, dtype: Any) -> np.ndarray:
+def _constant(value: float, size: int, dtype: Any) -> np.ndarray:
     return np.full(size, value, dtype)
 
 
@@ -388,7 +388,7 @@ def layer_norm(
     out, facts = np.empty_like(x), np.empty((2, rows), x.dtype)
     mean, rstd = facts
     factor, shift = _vector(weight, 1, x), _vector(bias, 0, x)
-    arrays = (x, out, mean, rstd, factor, shift, np.array([eps], x.dtype))
+    arrays = (x, out, mean, rstd, factor, shift, _constant(eps, 1, x.dtype))
     args = (rows, c, *map(address, arrays))
     pool.run(_rows.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
     return out, mean, rstd

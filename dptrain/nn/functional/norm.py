@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,16 @@ def _check_input(op: str, input: Any, *affine: Tensor | None) -> None:
         raise RuntimeError(
             f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
         )
-    # Mixed precision: 16-bit activations with float32 parameters, which compute in float32 anyway.
-    allowed = (input.dtype, float32 if input.dtype.itemsize == 2 else input.dtype)
+    kind = input.dtype
     for value in affine:
-        if value is not None and value.dtype not in allowed:
+        # Mixed precision: 16-bit activations with float32 parameters, which compute in float32 anyway.
+        if (
+            value is not None
+            and value._array.dtype is not kind.numpy
+            and not (value.dtype is kind or (kind.itemsize == 2 and value.dtype is float32))
+        ):
             raise RuntimeError(
-                f"{op}: expected scalar type {input.dtype} for weight and bias but found {value.dtype}"
+                f"{op}: expected scalar type {kind} for weight and bias but found {value.dtype}"
             )
 
 
@@ -49,12 +54,12 @@ def _check_channels(op: str, channels: int, **values: Tensor | None) -> None:
         raise ValueError(
             f"{op}: running_mean and running_var must either both be None or neither be None"
         )
-    if mean is not None and var is not None and mean.dtype is not var.dtype:
+    if mean is not None and var is not None and mean._array.dtype != var._array.dtype:
         raise RuntimeError(
             f"{op}: expected running_mean and running_var of one type, got {mean.dtype} and {var.dtype}"
         )
     for name, value in values.items():
-        if value is not None and value.numel() != channels:
+        if value is not None and value._array.size != channels:
             raise RuntimeError(
                 f"{op}: {name} should contain {channels} elements not {value.numel()}"
             )
@@ -65,8 +70,8 @@ def _ones_like_bias(weight: Tensor | None, bias: Tensor | None) -> Tensor | None
     return wrap(np.ones_like(bias._array)) if weight is None and bias is not None else weight
 
 
-def _over_channels(input: Tensor, axes: tuple[int, ...], eps: float) -> NormSpec:
-    shape = tuple(input.shape)
+@lru_cache(1024)
+def _over_channels(shape: tuple[int, ...], axes: tuple[int, ...], eps: float) -> NormSpec:
     return NormSpec(shape, axes, (1, shape[1], *(1,) * (len(shape) - 2)), eps)
 
 
@@ -114,27 +119,26 @@ def batch_norm(
         RuntimeError: sizes or dtypes that do not fit, or no averages outside of training.
     """
     _check_input("batch_norm", input, weight, bias)
-    if input.ndim == 1 and not input.numel():
+    shape = tuple(input.shape)
+    if shape == (0,):
         _check_channels("batch_norm", 0, running_mean=running_mean, running_var=running_var)
         return input.clone()
-    if input.ndim < 2:
+    if len(shape) < 2:
         raise RuntimeError(
             f"batch_norm: expected at least 2D input (N, C, ...), got shape {list(input.shape)}"
         )
     if eps < 0 or (training and eps == 0):
         wanted = "positive during training" if training else "non-negative"
         raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
-    channels = input.shape[1]
     _check_channels(
         "batch_norm",
-        channels,
+        shape[1],
         running_mean=running_mean,
         running_var=running_var,
         weight=weight,
         bias=bias,
     )
-    axes = (0, *range(2, input.ndim))
-    spec = _over_channels(input, axes, eps)
+    spec = _over_channels(shape, (0, *range(2, len(shape))), eps)
     weight = _ones_like_bias(weight, bias)
     if not training:
         if running_mean is None or running_var is None:
@@ -143,7 +147,7 @@ def batch_norm(
             )
         fixed = (running_mean._array, running_var._array)
         return NativeBatchNorm.apply(input, weight, bias, spec, fixed)
-    count = math.prod(input.shape[a] for a in axes)
+    count = shape[0] * math.prod(shape[2:])
     if count == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}"
@@ -191,7 +195,7 @@ def instance_norm(
         weight=weight,
         bias=bias,
     )
-    spec = _over_channels(input, tuple(range(2, input.ndim)), eps)
+    spec = _over_channels(tuple(input.shape), tuple(range(2, input.ndim)), eps)
     weight = _ones_like_bias(weight, bias)
     if not use_input_stats:
         if running_mean is None or running_var is None:
