@@ -24,7 +24,6 @@ REASON = trouble(probe())
 @pytest.fixture
 def library(monkeypatch):
     gc.collect()
-    monkeypatch.setattr(launch, "driver", lambda *args: None)  # values are of no interest here
     with fake_cupy.installed(monkeypatch, count=1, memory=600 * KIB) as found:
         yield found
 
@@ -193,6 +192,7 @@ def test_what_a_library_takes_past_the_pool_is_the_same_error(library, monkeypat
     graph._graph = SimpleNamespace(launch=refuse)
     with pytest.raises(OutOfMemoryError, match=WORDS):
         graph.replay()
+    monkeypatch.setattr(kernels, "_cuda", fake_cupy.real_kernels)
     monkeypatch.setattr(launch, "driver", refuse)
     monkeypatch.setattr(kernels, "_cuda", fake_cupy.real_kernels)
     weight = nn.Parameter(dptrain.ones(3).cuda())

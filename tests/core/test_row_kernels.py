@@ -153,7 +153,7 @@ def test_a_gradient_that_is_a_number_of_numpys_has_no_address_and_is_read_all_th
     logits, target = stream.standard_normal((4, 3)), np.array([0, 2, 1, 1])
     _, p = native.cross_entropy(logits, target)
     for grad in (np.float64(0.3), np.array(0.3)):
-        got = native.cross_entropy_grad(grad, p, target, 0.5)
+        got = native.cross_entropy_grad(grad, logits, p, target, 0.5)
         np.testing.assert_allclose(got, 0.15 * (p - np.eye(3)[target]), rtol=1e-12)
         slope = native.activation_grad("tanh", grad, np.array(0.5))
         np.testing.assert_allclose(slope, 0.3 * 0.75, rtol=1e-12)
