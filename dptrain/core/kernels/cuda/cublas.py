@@ -15,15 +15,16 @@ from typing import Any
 #: Bytes that cuBLAS asks for, from compute capability 9 on and before.
 _WORKSPACE, _WORKSPACE_BEFORE_HOPPER = 32 << 20, 8 << 20
 
+#: Under NVIDIA's names, by which `refuse_exhaustion` tells a lack of memory from other errors.
 _STATUS = {
-    1: "not initialized",
-    3: "allocation failed",
-    7: "invalid value",
-    8: "architecture mismatch",
-    11: "mapping error",
-    13: "execution failed",
-    14: "internal error",
-    15: "not supported",
+    1: "CUBLAS_STATUS_NOT_INITIALIZED",
+    3: "CUBLAS_STATUS_ALLOC_FAILED",
+    7: "CUBLAS_STATUS_INVALID_VALUE",
+    8: "CUBLAS_STATUS_ARCH_MISMATCH",
+    11: "CUBLAS_STATUS_MAPPING_ERROR",
+    13: "CUBLAS_STATUS_EXECUTION_FAILED",
+    14: "CUBLAS_STATUS_INTERNAL_ERROR",
+    15: "CUBLAS_STATUS_NOT_SUPPORTED",
 }
 
 #: handle, transa, transb, m, n, k, alpha
