@@ -114,7 +114,7 @@ def is_array(value: Any) -> bool:
 def on_gpu(value: Any) -> bool:
     """Whether `value` is an array on a GPU."""
     library = REMOTE.get(type(value))
-    return library is not None and library is not _HOST
+    return library is not None and library.device_of(value).type == "cuda"
 
 
 def is_writeable(array: Any) -> bool:
