@@ -23,7 +23,7 @@ from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
 from dptrain.core.arrays import as_array, elsewhere, is_array, on_gpu
 from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.half import lifted
-from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels import kernels_for, total
 from dptrain.core.op import Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap_computed
@@ -243,7 +243,7 @@ class Pass:
         held = self.node_grads.get(node)
         if held is None:
             self.node_grads[node] = held = [None] * len(node.outs)
-        held[index] = grad if held[index] is None else _sum(held[index], grad)
+        held[index] = grad if held[index] is None else total(held[index], grad)
 
     def _arrive_at_leaf(self, leaf: Tensor, grad: Any) -> None:
         key = id(leaf)
@@ -255,7 +255,7 @@ class Pass:
             if grad.shape != shape or grad.dtype is not kind:
                 grad = fit(grad, shape, kind)
             if held is not None:
-                grad = _sum(held, grad)
+                grad = total(held, grad)
         self.leaf_consumers[key] = missing = self.leaf_consumers[key] - 1
         if grad is None:
             return
@@ -273,11 +273,6 @@ class Pass:
             leaf._accumulate_grad(grad)
         else:
             self.captured[id(leaf)] = grad
-
-
-def _sum(first: Any, second: Any) -> Any:
-    """Of gradients of one type: raw arrays, or Tensors."""
-    return kernels_for(first).add(first, second) if on_gpu(first) else first + second
 
 
 def edge_key(edge: tuple[Any, int | None]) -> Any:

@@ -37,6 +37,15 @@ def test_of_sums_of_columns(rows, c):
     assert_same_bits(lambda: [native.column_sums(x)])
 
 
+def test_of_a_sum():
+    a, b = values(0, 5003, 77), values(1, 5003, 77)
+    assert on(2, lambda: pool.shares(a.size, a.nbytes)) > 1
+    assert_same_bits(
+        lambda: [native.add(a, b), native.add(a.T, b.T), native.add(a[:, :5], b[:, :5])]
+    )
+    np.testing.assert_array_equal(on(2, lambda: native.add(a.T, b.T)), (a + b).T)
+
+
 @pytest.mark.parametrize(("rows", "c"), [(4096, 64), (5001, 24), (700, 300)])
 def test_of_batch_norm(rows, c):
     x, grad, weight = values(0, rows, c), values(1, rows, c), values(2, c)

@@ -96,6 +96,18 @@ def optim_kernels_for(array: Any) -> Any:
     return functions_beside(array, _optim_kernels(array.dtype))
 
 
+#: Elements of a sum that is worth a second thread.
+_LARGE = 1 << 15
+
+
+def total(a: Any, b: Any) -> Any:
+    """a + b for arrays of one device, or Tensors. NumPy would add large ones on one thread."""
+    large = type(a) in HOST_TYPES and type(b) in HOST_TYPES and a.size >= _LARGE
+    if on_gpu(a) or (large and get_num_threads() > 1):
+        return kernels_for(a).add(a, b)
+    return a + b
+
+
 def pool_functions() -> tuple[Any, Any, int]:
     """How kernels whose arguments lie packed in memory are run: `pool.serial_batch()`, `pool.run_packed`, threads."""
     pool = import_module("dptrain.core.kernels.pool")

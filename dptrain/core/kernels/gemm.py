@@ -97,10 +97,10 @@ def _rows(args, share, shares, worker):
     m_all, n_all, k_all = args[5], args[6], args[7]
     a_m, a_k, b_k, b_n, c_m = args[8], args[9], args[10], args[11], args[12]
     parts_m, parts_n, batch = args[13], args[14], args[15]
-    own = args[16] + worker * args[17]
-    table, bias, bias_step = array_at(args[18], (batch, 3), np.int64), args[19], args[20]
-    a_all, b_all, c_all = args[21], args[22], args[23]
-    copies, most = args[24], args[25]
+    table, copies, most = array_at(args[17], (batch, 3), np.int64), args[18], args[19]
+    own = args[20] + worker * args[16]
+    bias, bias_step = args[21], args[22]
+    a_all, b_all, c_all = args[23], args[24], args[25]
     wide, parts = 2 * lanes, parts_m * parts_n
     step = min(_DEPTH, k_all) * wide * size  # bytes of a panel
     block, panels = own + most * step, -(-n_all // wide)
@@ -142,9 +142,10 @@ def _columns(args, share, shares, worker):
     m_all, n_all, k_all = args[5], args[6], args[7]
     a_m, a_k, b_k, b_n, c_n = args[8], args[9], args[10], args[11], args[12]
     parts, batch = args[13], args[15]
-    own = args[16] + worker * args[17]
-    table, bias, bias_step = array_at(args[18], (batch, 3), np.int64), args[19], args[20]
-    a_all, b_all, c_all = args[21], args[22], args[23]
+    table = array_at(args[17], (batch, 3), np.int64)
+    own = args[20] + worker * args[16]
+    bias, bias_step = args[21], args[22]
+    a_all, b_all, c_all = args[23], args[24], args[25]
     wide = 2 * lanes
     line, panels = wide * size, -(-n_all // wide)
     strip = own + panels * k_all * line
@@ -210,13 +211,13 @@ class _Plan(NamedTuple):
 
     shape: tuple[int, ...]  # of the result
     function: int
-    facts: tuple[int, ...]
-    own: int  # bytes of scratch per worker
-    workers: int
-    table: np.ndarray  # bytes to the matrices of each entry of the batch
+    #: The first arguments: facts of tile and operands, bytes of scratch per worker, where the table lies, whether to
+    #: copy lines of a, how many panels to keep.
+    constants: tuple[int, ...]
+    scratch: int  # bytes for all workers
     swapped: bool
-    options: tuple[int, int]  # whether to copy lines of a, and how many panels to keep
     shares: int
+    table: np.ndarray  # bytes to the matrices of each entry of the batch
     zeros: np.ndarray  # in the place of a bias
 
 
@@ -282,16 +283,16 @@ def _plan(
             own += lines_apart(_STRIP * size) * deep + lines_apart(deep * size) * _STRIP
         own = lines(own)
     jobs = entries * parts[0] * parts[1]
+    table = _table(batch, *sides, (shape, whole))
+    operands = (*tile_facts(np.dtype(real_type)), *facts, *parts, entries)
     return _Plan(
         shape,
         code.address(real_type),
-        (*tile_facts(np.dtype(real_type)), *facts, *parts, entries),
-        own,
-        min(jobs, threads),
-        _table(batch, *sides, (shape, whole)),
+        (*operands, own, address(table), int(copies), most),
+        own * min(jobs, threads),
         swapped,
-        (int(copies), most),
         min(jobs, 4 * pieces) if pieces > 1 else 1,
+        table,
         np.zeros(wide, real_type),
     )
 
@@ -303,15 +304,9 @@ def _multiply(
         out = np.empty(plan.shape, a.dtype)
     left, right = (b, a) if plan.swapped else (a, b)
     added, step = (plan.zeros, 0) if bias is None else (bias, a.itemsize)
-    pool.run(
-        plan.function,
-        (
-            *plan.facts,
-            *(scratch(plan.own * plan.workers), plan.own, address(plan.table)),
-            *(address(added), step, address(left), address(right), address(out), *plan.options),
-        ),
-        plan.shares,
-    )
+    places = address(left), address(right), address(out)
+    args = (*plan.constants, scratch(plan.scratch), address(added), step, *places)
+    pool.run(plan.function, args, plan.shares)
     return out
 
 

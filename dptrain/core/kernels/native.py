@@ -17,7 +17,7 @@ from dptrain.core import heap
 from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import relu, relu_grad
+from dptrain.core.kernels.elementwise import add, relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.lookup import add_rows, column_sums
 from dptrain.core.kernels.normalisation import (
@@ -37,7 +37,6 @@ from dptrain.core.kernels.pooling import (
 )
 from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
 from dptrain.core.kernels.reference_pointwise import (
-    add,
     convert,
     dropout,
     follow,

@@ -10,7 +10,7 @@ from dptrain.core.arrays import as_array, is_array, on_gpu
 from dptrain.core.dtypes import float64, get_default_dtype, held, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
-from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels import kernels_for, total
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.tensor import Tensor
@@ -63,7 +63,7 @@ class Add(Op):
 
     def forward(self, input: Any, other: Any, *, alpha: Any = 1) -> Any:
         if alpha == 1 and type(input) is type(other):  # rounded once in any type
-            return kernels_for(input).add(input, other) if on_gpu(input) else input + other
+            return total(input, other)
         self.alpha = alpha
         if _both_floating_on_gpu(input, other):
             return kernels_for(input).add(input, other, alpha)

@@ -172,20 +172,21 @@ class Linear(Op):
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         d_input = d_weight = d_bias = None
-        if self.needs[0]:
+        needs, plain = self.needs, is_array(grad)
+        kernels: Any = kernels_for(grad) if plain else None
+        if needs[0]:
             if type(grad) is np.ndarray and type(weight) is np.ndarray:
-                d_input = kernels_for(grad).matmul(grad, weight)  # as `call`, without its checks
+                d_input = kernels.matmul(grad, weight)  # as `call`, without its checks
             else:
                 d_input = Matmul.call(grad, weight)
         out_features, in_features = self.features
         rows = _matrix(grad, out_features)
-        if self.needs[1]:
+        if needs[1]:
             columns = _matrix(input, in_features)
             if self.target is not None and rows.dtype == self.target.dtype:
-                d_weight = kernels_for(rows).matmul(rows.T, columns, out=self.target)
+                d_weight = kernels.matmul(rows.T, columns, out=self.target)
             else:
                 d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
-        if len(self.needs) > 2 and self.needs[2]:
-            plain = is_array(rows)
-            d_bias = kernels_for(rows).column_sums(rows) if plain else rows.sum(axis=0)
+        if len(needs) > 2 and needs[2]:
+            d_bias = kernels.column_sums(rows) if plain else rows.sum(axis=0)
         return d_input, d_weight, d_bias
