@@ -13,6 +13,7 @@ from fake_cupy import over_the_stand_in
 import dptrain
 from dptrain.core import kernels
 from dptrain.core.kernels.cuda import cudnn, cudnn_attention
+from dptrain.core.ops import attention
 from dptrain.core.ops.windows import Window
 
 F = dptrain.nn.functional
@@ -378,10 +379,12 @@ def test_attention_graphs_validate_with_the_layouts_that_were_asked_for(
     grad = cudnn_attention.dense(out.sizes)
     n, _, length = shapes[0][:3]
     bias = cudnn_attention.dense((n, 1, length, shapes[1][2])) if masked else None
+    dropout = 0.1 if masked and causal else 0.0
     a = cudnn_attention.Attention(
-        q, k, v, out, grad, bias, 0.25, causal, recorded=True, kind=kind, deterministic=causal
+        q, k, v, out, grad, bias, 0.25, causal, True, dropout, kind, deterministic=causal
     )
-    more = (bias,) if masked else ()
+    number = cudnn_attention.Layout((1, 1, 1, 1), (1, 1, 1, 1))
+    more = ((bias,) if masked else ()) + ((number, number) if dropout else ())
     # Without a GPU to ask, the frontend has to be told for which one.
     told = SimpleNamespace(
         data_type=frontend.data_type,
@@ -399,6 +402,12 @@ def test_attention_graphs_validate_with_the_layouts_that_were_asked_for(
         assert found == [tuple(layout) for layout in expected]
 
 
+def kept_by(seed, shape, dropout):
+    """Some numbers of a seed: 0 for what is dropped, else what makes up for it."""
+    drawn = np.random.default_rng(seed.view(np.uint64)).random(shape)
+    return (drawn >= dropout) / (1 - dropout)
+
+
 class NumpyAttention:
     """In the place of `Cudnn`: computes what the two graphs are for, over the stand-in's arrays."""
 
@@ -414,16 +423,20 @@ class NumpyAttention:
         self.calls.append(build.__name__)
         forward = build is cudnn_attention.forward_graph
         told = {"query": a.query, "key": a.key, "value": a.value}
-        bias = {} if a.bias is None else {"bias": a.bias}
+        more = {} if a.bias is None else {"bias": a.bias}
+        more |= {"seed": None, "offset": None} if a.dropout else {}
         if forward:
-            told |= bias | {"result": a.result} | ({"stats": a.stats} if a.recorded else {})
+            told |= more | {"result": a.result} | ({"stats": a.stats} if a.recorded else {})
         else:
-            told |= {"result": a.result, "grad": a.grad, "stats": a.stats} | bias
+            told |= {"result": a.result, "grad": a.grad, "stats": a.stats} | more
             for name in ("query", "key", "value"):
                 told["d_" + name] = cudnn_attention.dense(*told[name])
         host = {n: x.host for n, x in zip(told, arrays, strict=True)}
         for name, layout in told.items():
             x = host[name]
+            if layout is None:
+                assert (x.shape, x.dtype) == ((1,), np.int64)
+                continue
             assert x.shape == layout.sizes
             for size, t, step in zip(x.shape, x.strides, layout.steps, strict=True):
                 assert size == 1 or t == step * x.itemsize
@@ -431,7 +444,7 @@ class NumpyAttention:
         q, k, v = (host[n].astype(np.float64) for n in ("query", "key", "value"))
         k, v = (np.repeat(x, repeat, axis=1) for x in (k, v))
         scores = np.einsum("nhld,nhsd->nhls", q, k) * a.scale
-        if bias:
+        if "bias" in host:
             assert np.isfinite(host["bias"].astype(np.float64)).all()
             scores = scores + host["bias"].astype(np.float64)
         if a.causal:
@@ -439,18 +452,19 @@ class NumpyAttention:
         top = scores.max(axis=-1, keepdims=True)
         stats = np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)) + top
         p = np.exp(scores - stats)
+        kept = kept_by(host["seed"], p.shape, a.dropout) if a.dropout else 1
         if forward:
-            host["result"][...] = p @ v
+            host["result"][...] = (p * kept) @ v
             if a.recorded:
                 host["stats"][...] = stats
             return True
         np.testing.assert_allclose(host["stats"], stats, rtol=1e-3)
         g = host["grad"].astype(np.float64)
-        dp = g @ v.swapaxes(2, 3)
+        dp = g @ v.swapaxes(2, 3) * kept
         # As the kernels do, from the result.
         inner = (g * host["result"].astype(np.float64)).sum(axis=-1, keepdims=True)
         ds = p * (dp - inner) * a.scale
-        dk, dv = ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ g
+        dk, dv = ds.swapaxes(2, 3) @ q, (p * kept).swapaxes(2, 3) @ g
         host["d_query"][...] = ds @ k
         for out, every in ((host["d_key"], dk), (host["d_value"], dv)):
             n, heads, *rest = out.shape
@@ -559,6 +573,40 @@ def test_masks_go_to_cudnn_as_finite_numbers(fused, name, kind):
         np.testing.assert_allclose(ours, theirs, rtol=near, atol=near)
     if "nowhere" in name:
         assert not found[0][:, :, 0].any()
+
+
+def test_dropout_is_cudnns_with_one_seed_for_forward_and_backward(fused, monkeypatch):
+    seeds = np.random.default_rng(5).random(2)
+
+    def uniform_beside(array, shape, purpose, kind):
+        assert (shape, kind) == ((1,), np.float64)
+        drawn.append(seeds[len(drawn)])
+        return fake_cupy.ndarray(np.array(drawn[-1:]), array.device.id)
+
+    drawn = []
+    monkeypatch.setattr(
+        attention, "default_generator", lambda: SimpleNamespace(uniform_beside=uniform_beside)
+    )
+    values = [np.random.default_rng(k).standard_normal((2, 3, 9, 8)) for k in range(4)]
+
+    def run(place, dtype, run_attention):
+        q, k, v = (dptrain.tensor(x).to(place, dtype).requires_grad_() for x in values[:3])
+        out = run_attention(q, k, v)
+        out.backward(dptrain.tensor(values[3]).to(place, dtype))
+        return [t.detach().cpu().float().numpy() for t in (out, q.grad, k.grad, v.grad)]
+
+    def plain(seed):
+        kept = dptrain.tensor(kept_by(np.array([seed]), (2, 3, 9, 9), 0.25)).float()
+        return lambda q, k, v: ((q @ k.mT / 8**0.5).softmax(-1) * kept) @ v
+
+    for n, seed in enumerate(seeds, 1):
+        found = run(
+            "cuda:1", dptrain.float16, lambda *x: F.scaled_dot_product_attention(*x, dropout_p=0.25)
+        )
+        assert len(drawn) == n
+        for ours, theirs in zip(found, run("cpu", dptrain.float32, plain(seed)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+    assert fused.calls == ["forward_graph", "backward_graph"] * 2
 
 
 def test_autocast_brings_attention_to_the_graphs(fused):

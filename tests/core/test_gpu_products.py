@@ -390,6 +390,35 @@ def test_masked_attention_and_its_gradients(name, kind, served, monkeypatch):
     assert None not in served._plans.values()
 
 
+def test_dropped_attention_weights(served, monkeypatch):
+    """The gradients belong to the weights that forward dropped, a quarter of them, and a seed repeats them."""
+    monkeypatch.setattr(cudnn_attention, "enabled", True)
+    length = 128
+    q, k = (there(values((2, 4, length, 64), "bfloat16", n)) for n in range(2))
+    # Of the unit vectors as values the results are the weights.
+    v = dptrain.eye(length).to(dptrain.bfloat16).expand(2, 4, length, length).contiguous().to(PLACE)
+    q.requires_grad_(), v.requires_grad_()
+    runs = []
+    for seed in (1, 1, 2):
+        dptrain.manual_seed(seed)
+        runs.append(F.scaled_dot_product_attention(q, k, v, dropout_p=0.25))
+    first, again, other = map(double, runs)
+    np.testing.assert_array_equal(first, again)
+    dropped = first == 0
+    assert abs(dropped.mean() - 0.25) < 0.01
+    assert 0.3 < (dropped != (other == 0)).mean() < 0.45
+    weights = attention(*(dptrain.tensor(double(t)) for t in (q, k, v)), False).numpy()
+    kept = np.where(dropped, 0, 1 / 0.75)
+    np.testing.assert_allclose(first, weights * kept, rtol=5e-2, atol=2e-3)
+    grad = values((2, 4, length, length), "bfloat16", 7)
+    runs[1].backward(there(grad))
+    expected = (weights * kept).swapaxes(2, 3) @ grad.astype(np.float64)
+    np.testing.assert_allclose(double(v.grad), expected, rtol=5e-2, atol=2e-2)
+    slopes = grad.astype(np.float64) * kept
+    slopes = weights * (slopes - (slopes * weights).sum(-1, keepdims=True)) / 8
+    np.testing.assert_allclose(double(q.grad), slopes @ double(k), rtol=5e-2, atol=5e-2)
+
+
 def test_attention_under_autocast_and_without_gradients(served, monkeypatch):
     monkeypatch.setattr(cudnn_attention, "enabled", True)
     q, k, v = (there(values((2, 4, 128, 64), "float32", n)) for n in range(3))

@@ -13,6 +13,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.ops.matmul import Matmul
 from dptrain.core.ops.shape import Transpose
+from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -55,25 +56,38 @@ class _UnservedError(Exception):
 
 
 class FusedAttention(Op):
-    """softmax(query key^T * scale + mask) value by cuDNN."""
+    """dropout(softmax(query key^T * scale + mask)) value by cuDNN."""
 
     name = "scaled_dot_product_attention"
     backward_name = "ScaledDotProductCudnnAttentionBackward0"
     num_tensors = 3
 
     def forward(
-        self, query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        scale: float,
+        causal: bool,
+        dropout: float,
     ) -> Any:
         self.order_asked = True  # as in PyTorch, heads lie beside each other if the query's do
         recorded = any(edge is not None for edge in self.edges)
-        self.mask = None
         if mask is not None:
             lengths = query.shape[2], key.shape[2]
-            self.mask = cudnn_attention.bias_of(mask, lengths, query.dtype)
-        found = cudnn_attention.forward(query, key, value, self.mask, scale, causal, recorded)
+            mask = cudnn_attention.bias_of(mask, lengths, query.dtype)
+
+        def draw() -> Any:
+            drawn = default_generator().uniform_beside(query, (1,), DROPOUT, np.float64)
+            return drawn.view(np.int64)
+
+        found = cudnn_attention.forward(
+            query, key, value, mask, scale, causal, recorded, dropout, draw
+        )
         if found is None:
             raise _UnservedError
-        out, self.stats, self.described = found
+        out, self.told = found
         return out
 
     def backward(self, grad: Any, query: Any, key: Any, value: Any, out: Any) -> Any:
@@ -82,21 +96,26 @@ class FusedAttention(Op):
                 "scaled_dot_product_attention by cuDNN has no second derivative; for create_graph=True turn it off: "
                 "dptrain.backends.cuda.enable_cudnn_sdp(False)"
             )
-        arrays = query, key, value, out, grad
-        return cudnn_attention.backward(self.described, arrays, self.stats, self.mask)
+        return cudnn_attention.backward(self.told, (query, key, value, out, grad))
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout: float,
 ) -> Tensor | None:
     """The attention of tensors on a GPU by one kernel; None where none serves it."""
-    if mask is not None and mask._requires_grad:
+    if (mask is not None and mask._requires_grad) or not 0 <= dropout < 1:
         return None
     given = None if mask is None else mask._array
     if not cudnn_attention.serves(query._array, key._array, value._array, given):
         return None
     try:
-        out: Tensor = FusedAttention.apply(query, key, value, mask, scale, causal)
+        out: Tensor = FusedAttention.apply(query, key, value, mask, scale, causal, dropout)
     except _UnservedError:
         return None
     return out

@@ -128,8 +128,8 @@ def scaled_dot_product_attention(
             )
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     alike = query.shape[-3:-2] == key.shape[-3:-2]
-    if query.is_cuda and not dropout_p and (alike or enable_gqa):
-        fused = fused_attention(query, key, value, attn_mask, factor, is_causal)
+    if query.is_cuda and (alike or enable_gqa):
+        fused = fused_attention(query, key, value, attn_mask, factor, is_causal, dropout_p)
         if fused is not None:
             return fused
     if enable_gqa and not alike:

@@ -1,8 +1,9 @@
 """Attention by cuDNN: its fused graphs, forward and backward, which never write the weights to memory.
 
 Owns: what a plan depends on, the two graphs, which calls they serve. They serve 16-bit types, heads of up to
-128 elements (a multiple of 8), masks that want no gradient, and no dropout. Everything else, and every GPU for
-which cuDNN has no such algorithm, is served by products and a softmax.
+128 elements (a multiple of 8), masks that want no gradient, and dropout, whose numbers are cuDNN's own, from a seed
+that is drawn. Everything else, and every GPU for which cuDNN has no such algorithm, is served by products and a
+softmax.
 
 Queries, keys and values are read as they lie in memory, such as parts of one projection with the heads beside each
 other; the result and the gradients lie in the order of what they belong to, without its gaps.
@@ -12,6 +13,7 @@ Off unless `dptrain.backends.cuda.enable_cudnn_sdp(True)`: the graphs were valid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -48,6 +50,7 @@ class Attention(NamedTuple):
         scale: factor of the products.
         causal: position i of the query sees keys 0..i.
         recorded: backward needs the softmax's facts.
+        dropout: probability of a weight to be dropped, less than 1.
         kind: NumPy's name of the element type.
         deterministic: only algorithms that give the same bits in every run.
         tf32: of no meaning here.
@@ -62,6 +65,7 @@ class Attention(NamedTuple):
     scale: float
     causal: bool
     recorded: bool
+    dropout: float
     kind: str
     deterministic: bool
     tf32: bool = True
@@ -128,47 +132,54 @@ def _type(cudnn: Any, kind: str) -> Any:
     return getattr(cudnn.data_type, KINDS[kind])
 
 
+def _options(graph: Any, cudnn: Any, a: Attention) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """What both graphs are told beside their arrays, and the tensors among it in the order of the call."""
+    told: dict[str, Any] = {"attn_scale": a.scale, "use_causal_mask": a.causal}
+    given: tuple[Any, ...] = ()
+    if a.bias is not None:
+        told["bias"] = _given(graph, cudnn, "bias", a.bias, a.kind)
+        given = (told["bias"],)
+    if a.dropout:
+        one, kind = [1, 1, 1, 1], cudnn.data_type.INT64
+        numbers = tuple(
+            graph.tensor(name=name, dim=one, stride=one, data_type=kind)
+            for name in ("seed", "offset")
+        )
+        told["dropout"] = (a.dropout, *numbers)
+        given += numbers
+    return told, given
+
+
 def forward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
-    """Query, key, value (and bias) -> result and, if it is recorded, what backward needs of the softmax."""
+    """Query, key, value (bias, seed, offset) -> result and, if it is recorded, what backward needs of the softmax."""
     graph = library.empty_graph(cudnn, handle, a.kind)
     layouts = {"query": a.query, "key": a.key, "value": a.value}
     q, k, v = (_given(graph, cudnn, name, layout, a.kind) for name, layout in layouts.items())
-    bias = None if a.bias is None else _given(graph, cudnn, "bias", a.bias, a.kind)
-    out, stats = graph.sdpa(
-        name="attention",
-        q=q,
-        k=k,
-        v=v,
-        bias=bias,
-        generate_stats=a.recorded,
-        attn_scale=a.scale,
-        use_causal_mask=a.causal,
-    )
+    options, given = _options(graph, cudnn, a)
+    out, stats = graph.sdpa(name="attention", q=q, k=k, v=v, generate_stats=a.recorded, **options)
     out = _wanted(out, cudnn, a.result, a.kind)
     facts = (_wanted(stats, cudnn, a.stats, "float32"),) if a.recorded else ()
-    return graph, (q, k, v, *(() if bias is None else (bias,)), out, *facts)
+    return graph, (q, k, v, *given, out, *facts)
 
 
 def backward_graph(cudnn: Any, handle: int | None, a: Attention) -> tuple[Any, tuple[Any, ...]]:
-    """Query, key, value, result, its gradient, the softmax's facts (and bias) -> the three gradients."""
+    """Query, key, value, result, its gradient, the softmax's facts (bias, seed, offset) -> the three gradients."""
     graph = library.empty_graph(cudnn, handle, a.kind)
     layouts = {"q": a.query, "k": a.key, "v": a.value, "o": a.result, "dO": a.grad}
     given = {name: _given(graph, cudnn, name, each, a.kind) for name, each in layouts.items()}
     given["stats"] = _given(graph, cudnn, "stats", a.stats, "float32")
-    if a.bias is not None:
-        given["bias"] = _given(graph, cudnn, "bias", a.bias, a.kind)
+    options, more = _options(graph, cudnn, a)
     grads = graph.sdpa_backward(
         name="attention backward",
         **given,
-        attn_scale=a.scale,
-        use_causal_mask=a.causal,
+        **options,
         use_deterministic_algorithm=a.deterministic,
     )
     outs = [
         _wanted(grad, cudnn, dense(*of), a.kind)
         for grad, of in zip(grads, (a.query, a.key, a.value), strict=True)
     ]
-    return graph, (*given.values(), *outs)
+    return graph, (*given.values(), *more, *outs)
 
 
 def serves(query: Any, key: Any, value: Any, mask: Any) -> bool:
@@ -201,6 +212,27 @@ class Mask(NamedTuple):
     open: Any
 
 
+class Call(NamedTuple):
+    """What forward tells backward.
+
+    Attributes:
+        described: what the plan depends on.
+        stats: the softmax's facts; None if they are not wanted.
+        mask: what there was of one.
+        numbers: those of dropout, seed and offset, or none.
+    """
+
+    described: Attention
+    stats: Any
+    mask: Mask | None
+    numbers: tuple[Any, ...]
+
+    @property
+    def more(self) -> tuple[Any, ...]:
+        """The arrays of `_options`."""
+        return (*(() if self.mask is None else (self.mask.bias,)), *self.numbers)
+
+
 def bias_of(mask: Any, lengths: tuple[int, int], kind: np.dtype[Any]) -> Mask:
     """What is added for a mask of bool (True may attend) or of numbers, for these lengths of queries and keys."""
     xp = namespace_of(mask)
@@ -222,18 +254,27 @@ def bias_of(mask: Any, lengths: tuple[int, int], kind: np.dtype[Any]) -> Mask:
 
 
 def forward(
-    query: Any, key: Any, value: Any, mask: Mask | None, scale: float, causal: bool, recorded: bool
-) -> tuple[Any, Any, Attention] | None:
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Mask | None,
+    scale: float,
+    causal: bool,
+    recorded: bool,
+    dropout: float,
+    draw: Callable[[], Any],
+) -> tuple[Any, Call] | None:
     """Attention of arrays that are served.
 
     Args:
         query, key, value: of any layout in memory.
         mask: what `bias_of` makes of one.
-        scale, causal, recorded: see `Attention`.
+        scale, causal, recorded, dropout: see `Attention`.
+        draw: returns a number of 64 random bits on the GPU.
 
     Returns:
-        Result, the softmax's facts (None if not recorded), and what `backward` is told of them. None where cuDNN
-        is not there or has no algorithm, for backward too if that is going to follow.
+        Result, and what backward is told. None where cuDNN is not there or has no algorithm, for backward too if
+        that is going to follow.
     """
     found = library.library()
     if found is None or not library.flags.enabled:
@@ -251,46 +292,44 @@ def forward(
         float(scale),
         bool(causal),
         recorded,
+        float(dropout),
         kind.name,
         bool(library.flags.deterministic),
     )
+    if not found.serves(forward_graph, a, query):
+        return None
     if recorded and not found.serves(backward_graph, a, query):
         return None
+    numbers = (draw(), xp.zeros(1, "int64")) if dropout else ()
     out = _empty(xp, result, kind)
-    stats = xp.empty(a.stats.sizes, "float32") if recorded else None
-    bias = () if mask is None else (mask.bias,)
-    facts = () if stats is None else (stats,)
-    if not found.run(forward_graph, a, (q, k, v, *bias, out, *facts)):
-        return None
+    call = Call(a, xp.empty(a.stats.sizes, "float32") if recorded else None, mask, numbers)
+    facts = (call.stats,) if recorded else ()
+    found.run(forward_graph, a, (q, k, v, *call.more, out, *facts))
     if mask is not None:
         out *= mask.open
-    return out, stats, a
+    return out, call
 
 
-def backward(
-    a: Attention, arrays: tuple[Any, ...], stats: Any, mask: Mask | None
-) -> tuple[Any, Any, Any]:
+def backward(call: Call, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """The gradients of query, key and value.
 
     Args:
-        a: what forward returned.
+        call: what forward returned.
         arrays: query, key, value, result and its gradient.
-        stats: the softmax's facts.
-        mask: that of forward.
 
     Raises:
         RuntimeError: cuDNN has no algorithm for a gradient that lies in memory as this one does.
     """
     found, xp = library.library(), namespace_of(arrays[0])
     *others, grad = arrays
-    if mask is not None:
-        grad = grad * mask.open
+    if call.mask is not None:
+        grad = grad * call.mask.open
     inputs, layouts = zip(*map(_readable, (*others, grad)), strict=True)
     q, k, v, result, of_grad = layouts
-    a = a._replace(query=q, key=k, value=v, result=result, grad=of_grad)
+    a = call.described._replace(query=q, key=k, value=v, result=result, grad=of_grad)
     grads = tuple(_empty(xp, dense(*of), arrays[0].dtype) for of in (q, k, v))
-    bias = () if mask is None else (mask.bias,)
-    if found is None or not found.run(backward_graph, a, (*inputs, stats, *bias, *grads)):
+    every = (*inputs, call.stats, *call.more, *grads)
+    if found is None or not found.run(backward_graph, a, every):
         raise RuntimeError(
             "scaled_dot_product_attention: cuDNN has no algorithm for this backward; "
             "dptrain.backends.cuda.enable_cudnn_sdp(False) turns its attention off"
