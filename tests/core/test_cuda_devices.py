@@ -245,6 +245,7 @@ def test_arrays_of_a_gpu_are_served_by_the_cuda_kernels_with_that_gpu_current(li
     (p * 2).sum().backward()
     optimizer.step()
     assert started == [
+        ("order", "turn_few", "float32", 1),
         ("images", "max_pool", "float32", 1),
         ("images", "max_pool_scatter", "float32", 1),
         ("updates", "rmsprop", "float32", 1),

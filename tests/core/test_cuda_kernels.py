@@ -328,6 +328,26 @@ def test_attention_as_products_equals_the_definition(driver, monkeypatch, kind, 
         np.testing.assert_allclose(a.astype(np.float64), b, rtol=near, atol=near)
 
 
+# ---- order -------------------------------------------------------------------------------------
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 7), (2, 33, 6, 11), (3, 64, 40), (2, 16, 3, 3, 4), (4, 1, 5), (0, 20, 4)]
+)
+def test_images_come_to_the_order_of_the_kernels(driver, shape, dtype):
+    x = image(shape, dtype)
+    for before in (
+        x,
+        x[:, ::2],
+        np.moveaxis(image((*shape[:1], *shape[2:], shape[1]), dtype), -1, 1),
+    ):
+        found = cuda.channels_last(before)
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, np.moveaxis(before, 1, -1))
+
+
 # ---- convolution without cuDNN -----------------------------------------------------------------
 
 

@@ -291,6 +291,17 @@ def test_cudnn_serves_convolutions(name, kind, benchmark, served, monkeypatch):
     assert (without, len(served._plans)) == ([], 3)
 
 
+@kinds
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 33, 65), (3, 100, 31, 7), (64, 64, 3, 3), (2, 40, 5, 6, 7)]
+)
+def test_images_come_to_the_order_of_the_kernels(shape, kind):
+    x = values(shape, kind)
+    found = kernels_for(there(x)._array).channels_last(there(x)._array)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(to_host(found), np.moveaxis(x, 1, -1))
+
+
 @few_kinds
 def test_channels_last_weights_and_images(kind, served):
     def run(x, w, b):

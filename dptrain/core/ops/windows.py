@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, namespace_of
+from dptrain.core.arrays import HOST_TYPES, namespace_of, on_gpu
 from dptrain.core.kernels import kernels_for
 from dptrain.core.kernels.reference import Geometry
 
@@ -76,7 +76,7 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     last = image.transpose(_LAST[image.ndim])
     if last.flags.c_contiguous:
         return last
-    if type(image) in HOST_TYPES:
+    if type(image) in HOST_TYPES or on_gpu(image):
         copy: np.ndarray = kernels_for(image).channels_last(image)
         return copy
     return namespace_of(image).ascontiguousarray(last)

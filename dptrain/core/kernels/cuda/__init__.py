@@ -12,6 +12,7 @@ from dptrain.core.kernels.cuda import (
     lookup,
     norms,
     numbers,
+    order,
     philox,
     pointwise,
     rows,
@@ -43,6 +44,7 @@ from dptrain.core.kernels.cuda.norms import (
     rms_norm,
     rms_norm_grad,
 )
+from dptrain.core.kernels.cuda.order import channels_last
 from dptrain.core.kernels.cuda.pointwise import (
     add,
     convert,
@@ -70,7 +72,6 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
-    channels_last,
     unscale,
 )
 
@@ -133,6 +134,7 @@ FAMILIES = (
     images.FAMILY,
     lookup.FAMILY,
     norms.FAMILY,
+    order.FAMILY,
     numbers.FAMILY,
     philox.FAMILY,
     pointwise.FAMILY,
