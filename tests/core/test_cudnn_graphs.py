@@ -12,6 +12,7 @@ from fake_cupy import over_the_stand_in
 
 import dptrain
 from dptrain.core import kernels
+from dptrain.core.arrays import address
 from dptrain.core.kernels.cuda import cudnn, cudnn_attention
 from dptrain.core.ops import attention
 from dptrain.core.ops.windows import Window
@@ -186,6 +187,20 @@ def test_what_lies_channels_last_is_not_copied_and_what_does_not_is_copied_once(
     one = dptrain.ones(4, 3, 1, 1)  # has no order
     (forward, by_input, _), (_, w_at, *_) = run(x, one, dptrain.ones(2, 4, 10, 10))
     assert (forward[1], by_input[1]) == (w_at, w_at)
+
+
+def test_what_begins_between_sixteen_bytes_is_copied(library, monkeypatch):
+    recorder = Recorder(True)
+    monkeypatch.setattr(cudnn, "_library", [recorder])
+    places = []
+    monkeypatch.setattr(recorder, "run", lambda b, c, arrays: places.extend(map(address, arrays)))
+    x = dptrain.zeros(3, 3, 3, 3, dtype=dptrain.bfloat16).to("cuda")
+    x = x.contiguous(memory_format=dptrain.channels_last)[1:]  # 54 bytes later
+    assert address(x._array) % 16
+    w = dptrain.zeros(8, 3, 1, 1, dtype=dptrain.bfloat16).to("cuda")
+    F.conv2d(x, w)
+    assert len(places) == 3
+    assert not any(place % 16 for place in places)
 
 
 def test_flags_of_backends_reach_the_plan_and_float64_does_not_go_there(library, monkeypatch):

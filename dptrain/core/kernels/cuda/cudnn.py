@@ -238,9 +238,11 @@ class Cudnn:
                 graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
             if c.deterministic:
                 graph.deselect_numeric_notes([notes.NONDETERMINISTIC])
-            if places is not None and not self._cupy.cuda.get_current_stream().is_capturing():
-                return self._fastest(graph, uids, handle, places)
             graph.check_support()
+            if places is not None and not self._cupy.cuda.get_current_stream().is_capturing():
+                best = self._fastest(graph, uids, handle, places)
+                if best is not None:
+                    return best
             graph.build_plans()
         except cudnn.cudnnGraphNotSupportedError:
             return None
@@ -363,7 +365,9 @@ def convolve(
     if found is None:
         return None
     out = namespace_of(first).empty(shape, first.dtype)
-    if not found.run(build, c, (first, second, out)):
+    # Kernels read 16 bytes at once: a part of an array may begin in between.
+    inputs = (a.copy() if address(a) % 16 else a for a in (first, second))
+    if not found.run(build, c, (*inputs, out)):
         return None
     if bias is not None:
         add_bias(out, bias)
