@@ -360,6 +360,22 @@ def test_benchmark_times_plans_once_and_keeps_the_fastest(asked, library, monkey
     assert [len(entry) for entry in log] == [4]
 
 
+@pytest.mark.parametrize("text", ["No valid engine configs for Conv", "cudaErrorUnknown"])
+def test_where_there_is_no_plan_one_warning_tells_other_reasons(asked, monkeypatch, text):
+    found, _ = asked
+
+    def check_support(graph):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(Graph, "check_support", check_support, raising=False)
+    arrays = [dptrain.zeros(1, 2, 2, 3).to("cuda")._array for _ in range(3)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert not found.run(cudnn.forward_graph, described(CASES[0]), arrays)
+    assert len(told) == ("Unknown" in text)
+
+
 # ---- attention ---------------------------------------------------------------------------------
 
 SHAPES = [

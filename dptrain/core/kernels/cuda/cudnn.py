@@ -246,8 +246,10 @@ class Cudnn:
             graph.build_plans()
         except cudnn.cudnnGraphNotSupportedError:
             return None
-        except RuntimeError as error:  # no refusal: something is amiss, which should be known
-            warnings.warn(f"cuDNN made no plan for {c}: {error}", stacklevel=2)
+        except RuntimeError as error:
+            if not any(refusal in str(error) for refusal in _REFUSALS):
+                # Something is amiss, which should be known.
+                warnings.warn(f"cuDNN made no plan for {c}: {error}", stacklevel=2)
             return None
         return Plan(graph, uids, int(graph.get_workspace_size()))
 
@@ -278,6 +280,9 @@ class Cudnn:
                 best, least = plan, taken
         return best
 
+
+#: Of errors without a type of their own: there is no algorithm, or none that was not deselected.
+_REFUSALS = ("No valid engine configs", "No execution plans support", "No valid execution plans")
 
 #: Plans of a graph that are timed, and how often each.
 _MOST_TRIED, _RUNS = 8, 3
