@@ -513,10 +513,13 @@ def make(count=2, limit=2**20):
         return ndarray(np.array(value, dtype=dtype, order=order), current())
 
     cupy.array = cupy.asarray = array
-    cupy.asnumpy = lambda a: _open(a).copy(order="K")
-    cupy.ascontiguousarray = lambda a, dtype=None: ndarray(
-        np.ascontiguousarray(_open(a) if type(a) is ndarray else a, dtype), current()
-    )
+
+    def ascontiguousarray(value, dtype=None):
+        if type(value) is ndarray:
+            return _close(noted(np.ascontiguousarray, (_open(value), dtype), {}))
+        return ndarray(np.ascontiguousarray(value, dtype), current())
+
+    cupy.ascontiguousarray = ascontiguousarray
     cupy.__getattr__ = lambda name: _of_numpy(np, name)
 
     def asnumpy(a):
@@ -524,14 +527,6 @@ def make(count=2, limit=2**20):
         return _open(a).copy(order="K")
 
     cupy.asnumpy = asnumpy
-
-    def find(name):
-        value = getattr(np, name)
-        if not callable(value) or isinstance(value, type):
-            return value
-        return _Function(value)
-
-    cupy.__getattr__ = find
     return cupy
 
 
