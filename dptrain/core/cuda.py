@@ -166,6 +166,8 @@ class CudaLibrary(Library):
         cupy: the module.
     """
 
+    gpu = True
+
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy
         self.ledger = Ledger()
