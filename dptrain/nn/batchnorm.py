@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
+from dptrain.core import arrays
 from dptrain.core.creation import empty, ones, tensor, zeros
 from dptrain.core.dtypes import int64
 from dptrain.core.tensor import Tensor
@@ -142,7 +144,8 @@ class _BatchNorm(_NormBase):
             if batches is not None:
                 # `add_` would bring the number to the counter's type, check the graph, and so on.
                 count = batches._array
-                count[...] = count + 1
+                with arrays.beside(count) if arrays.several_gpus else nullcontext():
+                    count[...] = count + 1
                 batches._bump_version()
                 if self.momentum is None:
                     share = 1.0 / float(batches)
