@@ -98,9 +98,9 @@ def test_what_lies_in_scratch_memory_takes_no_part_in_sums(monkeypatch):
         memory._scratch.held.fill(255)  # NaN in every type
         return place
 
-    def watched(sums, taps, depth, out):
+    def watched(sums, *more):
         seen.append(sums.copy())
-        weights.collected(sums, taps, depth, out)
+        weights.collected(sums, *more)
 
     monkeypatch.setattr(direct, "scratch", dirty)
     monkeypatch.setattr(direct, "collected", watched)

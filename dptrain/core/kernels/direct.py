@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,6 +260,77 @@ def conv_input_grad(
     return out
 
 
+class _Outer:
+    """The outer driver for images of one shape: what a call needs beside the addresses.
+
+    Args:
+        image: (N, H, W, channels) of the contiguous images.
+        grad: likewise of the gradient of the results.
+        geometry: of the windows.
+        groups: of channels.
+        dtype: of the elements.
+        threads: how many there are.
+    """
+
+    def __init__(
+        self,
+        image: Shape,
+        grad: Shape,
+        geometry: Geometry,
+        groups: int,
+        dtype: np.dtype[Any],
+        threads: int,
+    ) -> None:
+        kh, kw, sh, sw, ph, pw, dh, dw = geometry
+        n, h, w, c = image
+        _, out_h, out_w, o = grad
+        self.channels = tuple(zip(_groups(c, groups), _groups(o, groups), strict=True))
+        depth, columns = c // groups, o // groups
+        size, self.dtype = dtype.itemsize, dtype
+        lanes = target().lanes(size)
+        taps_j, merged = (1, kw * depth) if dw == 1 else (kw, depth)
+        line = -(-columns // lanes) * lanes
+        copies, pads, total = groups > 1 or pw > 0, line != o, w + 2 * pw
+        self._image_bytes = lines(h * total * depth * size) if copies else 0
+        own = self._image_bytes + (lines(out_h * out_w * line * size) if pads else 0)
+        rows, work = kh * kw * depth + 1, pool.as_bytes(prod(grad) * depth * kh * kw)
+        blocks = pool.blocks(n, work, rows * line * size)
+        parts = pool.across(-(-columns // (2 * lanes)), blocks, work)
+        self._sums, self._shares = (blocks, rows, line), blocks * parts
+        self._one = np.ones(1, dtype)
+        self._scratch, self._taps = own * min(threads, self._shares), (kh * kw, depth)
+        self._image = (
+            h * w * c * size, w * c * size, c * size,
+            h, w, depth * size, int(copies), pw, total,
+        )  # fmt: skip
+        self._own = own
+        self._grad = (
+            out_h * out_w * o * size, columns, address(self._one),
+            n, out_h, out_w, o * size, int(pads),
+        )  # fmt: skip
+        self._last = (rows * line * size, kh, taps_j, merged, sh, sw, dh, dw, ph, parts)
+
+    def run(self, x: np.ndarray, grad: np.ndarray, out: np.ndarray, bias: np.ndarray) -> None:
+        """Compute the gradients of the weight and of the bias, both contiguous."""
+        size, where = self.dtype.itemsize, scratch(self._scratch)
+        sums = np.empty(self._sums, self.dtype)
+        for ins, outs in self.channels:
+            pool.run(
+                outer_loop.address(),
+                (
+                    *_tile_facts(self.dtype),
+                    address(x) + ins.start * size, *self._image, where, self._own,
+                    address(grad) + outs.start * size, *self._grad, where + self._image_bytes,
+                    address(sums), *self._last,
+                ),
+                self._shares,
+            )  # fmt: skip
+            collected(sums, *self._taps, out[outs], bias[outs])
+
+
+_outer = lru_cache(maxsize=1024)(_Outer)
+
+
 def conv_weight_grad(
     x: np.ndarray,
     grad: np.ndarray,
@@ -268,39 +339,7 @@ def conv_weight_grad(
     groups: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `reference.conv_weight_grad`."""
-    kh, kw, sh, sw, ph, pw, dh, dw = geometry
-    n, h, w, c = x.shape
-    _, out_h, out_w, o = grad.shape
-    depth, columns = c // groups, o // groups
-    size, lanes = x.itemsize, target().lanes(x.itemsize)
-    taps_j, merged = (1, kw * depth) if dw == 1 else (kw, depth)
-    line = -(-columns // lanes) * lanes
-    copies, pads = groups > 1 or pw > 0, line != o
-    total = w + 2 * pw
-    image_bytes = lines(h * total * depth * size) if copies else 0
-    own = image_bytes + (lines(out_h * out_w * line * size) if pads else 0)
-    rows, work = kh * kw * depth + 1, pool.as_bytes(grad.size * depth * kh * kw)
-    blocks = pool.blocks(n, work, rows * line * size)
-    parts = pool.across(-(-columns // (2 * lanes)), blocks, work)
-    sums = np.empty((blocks, rows, line), x.dtype)
-    one = np.ones(1, x.dtype)
-    out = np.empty(w_shape, x.dtype)
-    out_bias = np.empty(o, x.dtype)
-    where = scratch(own * min(get_num_threads(), blocks * parts))
-    for ins, outs in zip(_groups(c, groups), _groups(o, groups), strict=True):
-        pool.run(
-            outer_loop.address(),
-            (
-                *_tile_facts(x.dtype),
-                address(x) + ins.start * size, h * w * c * size, w * c * size, c * size,
-                h, w, depth * size, copies, pw, total, where, own,
-                address(grad) + outs.start * size, out_h * out_w * o * size, columns, address(one),
-                n, out_h, out_w, o * size, pads, where + image_bytes,
-                address(sums), sums[0].nbytes,
-                kh, taps_j, merged, sh, sw, dh, dw, ph, parts,
-            ),
-            blocks * parts,
-        )  # fmt: skip
-        collected(sums, kh * kw, depth, out[outs])
-        out_bias[outs] = sums[:, -1, :columns].sum(axis=0)
-    return out, out_bias
+    plan = _outer(x.shape, grad.shape, geometry, groups, x.dtype, get_num_threads())
+    out, bias = np.empty(w_shape, x.dtype), np.empty(grad.shape[3], x.dtype)
+    plan.run(x, grad, out, bias)
+    return out, bias

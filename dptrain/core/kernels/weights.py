@@ -6,7 +6,8 @@ exist are zeros. Rows are (kernel row, kernel column, channel).
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,10 +46,17 @@ def _fill_panels(args, share, shares, worker):
 
 @kernel
 def _collect(args, share, shares, worker):
-    """out[o, c, tap] = sum over parts of sums[part, tap, c, o]."""
+    """out[o, c, tap] = sum over parts of sums[part, tap, c, o]; the row behind them is that of a bias."""
     o, c, taps, line, parts, step = args[0], args[1], args[2], args[3], args[4], args[5]
     sums = array_at(args[6], (parts, step), real)
     out = array_at(args[7], (o, c, taps), real)
+    if args[8]:
+        bias = array_at(args[8], (o,), real)
+        for k in range(o):
+            total = sums[0, taps * c * line + k]
+            for part in range(1, parts):
+                total += sums[part, taps * c * line + k]
+            bias[k] = total
     for tap in range(taps):
         for depth in range(c):
             place = (tap * c + depth) * line
@@ -57,6 +65,46 @@ def _collect(args, share, shares, worker):
                 for part in range(1, parts):
                     total += sums[part, place + k]
                 out[k, depth, tap] = total
+
+
+class _Panels(NamedTuple):
+    """How a weight becomes panels: everything but addresses."""
+
+    sizes: tuple[
+        int, ...
+    ]  # columns, depth, kernel rows and columns, width of a panel, bytes of an element
+    start: int  # bytes to the first element
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]  # of the result
+    steps: tuple[int, int]  # bytes from panel to panel, and from tap to tap
+
+
+@lru_cache(1024)
+def _panels(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    size: int,
+    transposed: bool,
+    flip: tuple[bool, bool],
+    taps_first: bool,
+) -> _Panels:
+    order = (1, 0, 2, 3) if transposed else (0, 1, 2, 3)
+    columns, depth, kh, kw = (shape[d] for d in order)
+    by_column, by_depth, by_i, by_j = (strides[d] for d in order)
+    start = 0
+    if flip[0]:
+        start, by_i = start + (kh - 1) * by_i, -by_i
+    if flip[1]:
+        start, by_j = start + (kw - 1) * by_j, -by_j
+    wide = 2 * target().lanes(size)
+    count, block = -(-columns // wide), depth * wide * size
+    return _Panels(
+        (columns, depth, kh, kw, wide, size),
+        start,
+        (by_column, by_depth, by_i, by_j),
+        (*((kh * kw, count) if taps_first else (count, kh * kw)), depth, wide),
+        (block, count * block) if taps_first else (kh * kw * block, block),
+    )
 
 
 def panels(
@@ -73,30 +121,25 @@ def panels(
         flip: whether to reverse the kernel's rows and columns.
         taps_first: (kh * kw, panels, C, columns) instead of (panels, kh * kw, C, columns).
     """
-    if transposed:
-        weight = weight.transpose(1, 0, 2, 3)
-    weight = weight[:, :, :: -1 if flip[0] else 1, :: -1 if flip[1] else 1]
-    columns, depth, kh, kw = weight.shape
-    size = weight.itemsize
-    wide = 2 * target().lanes(size)
-    count = -(-columns // wide)
-    shape = (kh * kw, count) if taps_first else (count, kh * kw)
-    out = np.empty((*shape, depth, wide), weight.dtype)
-    tap, panel = out.strides[:2] if taps_first else out.strides[1::-1]
-    pool.run(
-        _fill_panels.address(weight.dtype.type),
-        (
-            *(columns, depth, kh, kw, wide, size),
-            *(address(weight), *weight.strides),
-            *(address(out), panel, tap),
-        ),
-        1,
-    )
+    plan = _panels(weight.shape, weight.strides, weight.itemsize, transposed, flip, taps_first)
+    out = np.empty(plan.shape, weight.dtype)
+    places = address(weight) + plan.start, *plan.strides, address(out), *plan.steps
+    pool.run(_fill_panels.address(weight.dtype.type), (*plan.sizes, *places), 1)
     return out
 
 
-def collected(sums: np.ndarray, taps: int, depth: int, out: np.ndarray) -> None:
-    """Write sums (parts, at least taps * depth, columns) into a contiguous (O, C, kh, kw)."""
+def collected(
+    sums: np.ndarray, taps: int, depth: int, out: np.ndarray, bias: np.ndarray | None = None
+) -> None:
+    """Add up the parts of sums (parts, rows, columns).
+
+    Args:
+        sums: of taps * depth rows, and of one more if there is a bias.
+        taps, depth: as said.
+        out: contiguous (O, C, kh, kw), of the first rows.
+        bias: contiguous (O,), of the last row.
+    """
     parts, rows, line = sums.shape
-    args = (len(out), depth, taps, line, parts, rows * line, address(sums), address(out))
+    places = address(sums), address(out), 0 if bias is None else address(bias)
+    args = (len(out), depth, taps, line, parts, rows * line, *places)
     pool.run(_collect.address(out.dtype.type), args, 1)

@@ -94,8 +94,9 @@ class _Norm(Op):
         return centred * rstd, rstd
 
     def _rows(self, input: Any) -> Any:
-        count = math.prod(self.spec.inner[a] for a in self.spec.axes)
-        return namespace_of(input).ascontiguousarray(input.reshape(-1, count))
+        """The inner shape where it is a matrix whose rows are normalised, contiguous."""
+        rows = input.reshape(self.spec.inner)
+        return rows if rows.flags.c_contiguous else namespace_of(input).ascontiguousarray(rows)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         spec = self.spec

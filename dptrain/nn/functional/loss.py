@@ -28,7 +28,7 @@ def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
 
 def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
     check_tensors(op, input=input, target=target)
-    if not input.is_floating_point():
+    if not input.dtype.is_floating_point:
         raise RuntimeError(
             f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
         )
@@ -62,9 +62,9 @@ def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
                 f"{op}: For 1D input, 1D target must have size 1, but got target size: {given[0]}"
             )
         return
-    _check_batch(input, target)
     expected = (shape[0], *shape[2:])
     if given != expected:
+        _check_batch(input, target)
         raise RuntimeError(
             f"{op}: Expected target size {list(expected)}, got {list(given)} "
             f"(input of shape {list(shape)})"

@@ -228,14 +228,14 @@ def _last_dims(
     centre: bool,
 ) -> Tensor:
     _check_input(op, input, weight, bias)
-    wanted = tuple(int(s) for s in normalized_shape)
+    wanted = tuple(map(int, normalized_shape))
     if not wanted:
         raise RuntimeError(
             f"{op}: Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
             f"one element, but got normalized_shape = {list(wanted)}"
         )
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and tuple(value.shape) != wanted:
+        if value is not None and value._array.shape != wanted:
             raise RuntimeError(
                 f"{op}: Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                 f"{list(value.shape)} and normalized_shape = {list(wanted)}"
@@ -246,11 +246,14 @@ def _last_dims(
             f"{op}: Given normalized_shape={list(wanted)}, expected input with shape "
             f"[*, {', '.join(str(s) for s in wanted)}], but got input of size{list(shape)}"
         )
-    lead = len(shape) - len(wanted)
-    size = math.prod(wanted)
-    inner = (math.prod(shape[:lead]), size)
-    spec = NormSpec(inner, (1,), (1, size), eps, centre)
+    spec = _over_last(shape, len(wanted), eps, centre)
     return cls.apply(input, _ones_like_bias(weight, bias), bias, spec)
+
+
+@lru_cache(1024)
+def _over_last(shape: tuple[int, ...], dims: int, eps: float, centre: bool) -> NormSpec:
+    size = math.prod(shape[-dims:])
+    return NormSpec((math.prod(shape[:-dims]), size), (1,), (1, size), eps, centre)
 
 
 def layer_norm(
