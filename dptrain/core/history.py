@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import address, beside, is_writeable
+from dptrain.core.arrays import address, beside, is_writeable, on_gpu
 from dptrain.core.grad_mode import enable_grad, is_grad_enabled
 from dptrain.core.host_array import DeviceMismatchError, mismatch
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op, edge_of
 from dptrain.core.tensor import RetainGrad, Tensor, wrap
 
@@ -214,7 +215,11 @@ def overwrite_values(tensor: Tensor, values: Any) -> None:
         np.copyto(tensor._array, values, casting="unsafe")
         return
     with beside(tensor._array):
-        np.copyto(tensor._array, values, casting="unsafe")
+        array = tensor._array
+        if on_gpu(values) and values.dtype == array.dtype and values.shape == array.shape:
+            kernels_for(values).assign(array, values)
+        else:
+            np.copyto(array, values, casting="unsafe")
 
 
 def record_overwrite(tensor: Tensor, name: str) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, common_namespace, device_of, is_array
+from dptrain.core.arrays import HOST_TYPES, common_namespace, device_of, is_array, on_gpu
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
 from dptrain.core.host_array import DeviceMismatchError
+from dptrain.core.kernels import kernels_for
 
 if TYPE_CHECKING:
     from dptrain.core.op import Op
@@ -62,9 +63,9 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     """Bring the first `promotes` arguments to their common type, as PyTorch does."""
     n = cls.promotes
     x, y = raw[0], raw[1]
-    if n == 2 and type(x) in HOST_TYPES:
+    if n == 2 and (type(x) in HOST_TYPES or on_gpu(x)):
         # The two cases of nearly every call: equal types, and a float tensor with a number.
-        if type(y) in HOST_TYPES:
+        if type(y) in HOST_TYPES or on_gpu(y):
             if x.dtype == y.dtype:
                 return
         elif type(y) in (float, int) and x.dtype.kind == "f":
@@ -93,7 +94,8 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
         raise TypeError(f"{cls.name}(): {error}") from None
     for i, a in enumerate(operands):
         if is_array(a):
-            raw[i] = a if a.dtype == target else a.astype(target)
+            if a.dtype != target:
+                raw[i] = kernels_for(a).convert(a, target) if on_gpu(a) else a.astype(target)
         else:
             raw[i] = xp.asarray(np.asarray(a).astype(target))
 

@@ -10,7 +10,7 @@ from dptrain.core.half import _HALVES, _lower, lift
 from dptrain.core.kernels import cuda, reference, reference_activations, reference_optim
 
 #: Kernels that write into arguments, and those whose results are float32 where 16-bit values come.
-_IN_PLACE = {"normalise", "follow"}
+_IN_PLACE = {"assign", "follow", "normalise"}
 _COMPUTED = {"batch_statistics", "batch_vectors", "convert", "cross_entropy", "sum_pool"}
 _TWINS = (reference, reference_activations, reference_optim)
 

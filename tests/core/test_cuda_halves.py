@@ -197,3 +197,22 @@ def test_running_averages_follow_on_a_gpu_as_on_the_host(driver):
     for name in ("running_mean", "running_var"):
         host, there = (to_host(getattr(layer, name)._array) for layer in layers)
         np.testing.assert_allclose(there, host, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradient_of_a_weight_cast_by_autocast_is_written_where_it_belongs(driver):
+    weight = dptrain.nn.Parameter(dptrain.ones(64, device="cuda:0"))
+    optimizer = dptrain.optim.SGD([weight], lr=0.5)  # gives gradients their place
+    (weight.to(dptrain.bfloat16) * 2).sum().backward()
+    assert ("widen", "bfloat16") in [launch[:2] for launch in driver.launches]
+    np.testing.assert_array_equal(to_host(weight.grad._array), 2)
+    optimizer.step()
+    np.testing.assert_array_equal(to_host(weight._array), 0)
+
+
+def test_a_change_in_place_is_a_pass_over_images_as_they_lie(driver):
+    x = dptrain.randn(2, 8, 3, 3).to("cuda:0").to(memory_format=dptrain.channels_last)
+    expected = np.maximum(to_host(x._array), 0)
+    driver.launches.clear()
+    x.relu_()
+    assert [launch[0] for launch in driver.launches] == ["relu", "assign"]
+    np.testing.assert_array_equal(to_host(x._array), expected)

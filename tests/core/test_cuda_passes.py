@@ -164,6 +164,12 @@ def test_conversions_have_the_bits_of_the_hosts(driver, n, kind, by):
     assert back.dtype == np.float32
     assert len(driver.launches) - launches == (2 if n else 0)
     np.testing.assert_array_equal(cuda.convert(narrow, np.dtype(np.float64)), narrow.astype(float))
+    memory = np.zeros((2, n), np.float32)
+    for out in (memory[1], np.zeros((n, 2), np.float32)[:, 1]):  # the second one has gaps
+        assert cuda.convert(narrow, out.dtype, out) is out
+        np.testing.assert_array_equal(out, narrow.astype(np.float32))
+    cuda.assign(memory[0], memory[1])
+    np.testing.assert_array_equal(memory[0], memory[1])
 
 
 @relaxed

@@ -37,6 +37,7 @@ from dptrain.core.kernels.pooling import (
 )
 from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
 from dptrain.core.kernels.reference_pointwise import (
+    assign,
     convert,
     dropout,
     follow,
@@ -60,6 +61,7 @@ __all__ = [
     "add",
     "adam",
     "add_rows",
+    "assign",
     "attention",
     "attention_grad",
     "batch_norm",

@@ -17,6 +17,7 @@ from dptrain.core.kernels.erf import erf
 from dptrain.core.kernels.reference_activations import activation, activation_grad
 from dptrain.core.kernels.reference_pointwise import (
     add,
+    assign,
     convert,
     dropout,
     follow,
@@ -54,6 +55,7 @@ __all__ = [
     "adam",
     "add",
     "add_rows",
+    "assign",
     "attention",
     "attention_grad",
     "batch_norm",

@@ -23,9 +23,17 @@ def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.multiply(x, y)
 
 
-def convert(x: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
-    """A copy in another element type that lies in memory as `x` does."""
-    return x.astype(kind)
+def convert(x: np.ndarray, kind: np.dtype[Any], out: np.ndarray | None = None) -> np.ndarray:
+    """A copy in another element type that lies in memory as `x` does; in `out` if it is given."""
+    if out is None:
+        return x.astype(kind)
+    out[...] = x
+    return out
+
+
+def assign(out: np.ndarray, x: np.ndarray) -> None:
+    """Put the values of `x` into `out`, of one shape and type."""
+    out[...] = x
 
 
 def dropout(x: np.ndarray, draws: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarray]:

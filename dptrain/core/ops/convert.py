@@ -23,6 +23,7 @@ class Cast(Op):
     """The values in another element type and place; gradients come back in the old ones."""
 
     name = "to"
+    direct = 0
 
     def forward(
         self,
@@ -41,6 +42,9 @@ class Cast(Op):
             return _converted(moved, target, memory_format, copy=False)
 
     def backward(self, grad: Any) -> Any:
+        target = self.target
+        if target is not None and self.origin is None and on_gpu(grad):
+            return kernels_for(grad).convert(grad, self.source, target)
         return Cast.call(grad, self.source, preserve_format, self.origin)
 
     def release(self) -> None:

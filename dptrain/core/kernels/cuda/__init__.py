@@ -47,6 +47,7 @@ from dptrain.core.kernels.cuda.norms import (
 from dptrain.core.kernels.cuda.order import channels_last
 from dptrain.core.kernels.cuda.pointwise import (
     add,
+    assign,
     convert,
     dropout,
     keep,
@@ -82,6 +83,7 @@ __all__ = [
     "add",
     "adam",
     "add_rows",
+    "assign",
     "attention",
     "attention_grad",
     "batch_norm",

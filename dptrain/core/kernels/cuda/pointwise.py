@@ -61,6 +61,9 @@ _SOURCE = (
 extern "C" __global__ void relu(const T* x, T* out, long long count) {
     over(x, out, count, [](A a) { return a <= 0 ? A(0) : a; });  // what is no number stays
 }
+extern "C" __global__ void assign(const T* x, T* out, long long count) {
+    over(x, out, count, [](A a) { return a; });
+}
 extern "C" __global__ void relu_grad(const T* grad, const T* kept, T* out, long long count) {
     over(grad, kept, out, count, [](A g, A y) { return y <= 0 ? A(0) : g; });
 }
@@ -172,16 +175,30 @@ def multiply(x: Any, y: Any) -> Any:
     return paired(FAMILY, "multiply", x, y) if _serves(x, y) else x * y
 
 
-def convert(x: Any, kind: np.dtype[Any]) -> Any:
+def assign(out: Any, x: Any) -> None:
+    """See `reference.assign`."""
+    if _serves(x, out) and alike(x, out):
+        FAMILY.launch("assign", x.dtype, pack_threads(x.size, x.dtype), x, out, x.size)
+    else:
+        out[...] = x
+
+
+def convert(x: Any, kind: np.dtype[Any], out: Any = None) -> Any:
     """See `reference.convert`."""
     narrow, wide = (x.dtype, kind) if x.dtype.itemsize < kind.itemsize else (kind, x.dtype)
     if narrow.itemsize != 2 or not FAMILY.serves(narrow) or wide != np.float32:
-        return x.astype(kind)
-    x = whole(x)
-    out = empty_beside(x, kind)
+        return defined.convert(x, kind, out)
+    if out is None or not dense(out):
+        x = whole(x)
+        made = empty_beside(x, kind)
+    else:
+        x, made = same_order(x, out), out
     kernel = "widen" if x.dtype == narrow else "narrow"
-    FAMILY.launch(kernel, narrow, pack_threads(x.size, narrow), x, out, x.size)
-    return out
+    FAMILY.launch(kernel, narrow, pack_threads(x.size, narrow), x, made, x.size)
+    if out is not None and made is not out:
+        out[...] = made
+        return out
+    return made
 
 
 def dropout(x: Any, draws: Any, p: float) -> tuple[Any, Any]:
