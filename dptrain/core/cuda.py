@@ -286,7 +286,7 @@ class CudaLibrary(Library):
         side = self._sides.get(index)
         if side is None:
             side = self._sides[index] = self.cupy.cuda.Stream(non_blocking=True)
-        with side:
+        with side, capture.beside():
             made = function(values, *args, **kwargs)
         side.synchronize()
         capture.kept.append(made)
@@ -364,6 +364,25 @@ class _Guarded:
         return _Guarded(getattr(self._function, name), self._library, self._index)
 
 
+class HostCopyError(Exception):
+    """A copy from the host that a CUDA graph would make again from memory that others use by then.
+
+    No `RuntimeError`, after which CuPy would copy by another way.
+    """
+
+
+def _page_locked(allocate: Callable[[int], Any], nbytes: int) -> Any:
+    """Page-locked memory, through which what the host gives to a GPU passes.
+
+    Raises:
+        HostCopyError: a CUDA graph is recorded, and this copy would be part of it.
+    """
+    capture = current_capture()
+    if capture is not None and not capture.apart:
+        raise HostCopyError(f"{nbytes} bytes of the host are copied while a CUDA graph is recorded")
+    return allocate(nbytes)
+
+
 _loaded: CudaLibrary | None = None
 _loading = threading.Lock()
 
@@ -373,6 +392,8 @@ def load(cupy: Any) -> CudaLibrary:
     global _loaded
     library = CudaLibrary(cupy)
     cupy.cuda.set_allocator(counting_allocator(cupy, library.ledger))
+    pool = cupy.get_default_pinned_memory_pool()
+    cupy.cuda.set_pinned_memory_allocator(partial(_page_locked, pool.malloc))
     REMOTE[cupy.ndarray] = library
     arrays.register_cuda(probe().count > 1)
     _loaded = library

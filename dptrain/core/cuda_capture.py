@@ -26,6 +26,7 @@ class Capture:
         kept: arrays that the recorded work reads and that nobody else need hold.
         before: called in order before each replay.
         arrived: what was copied from the host, for comparison with another run.
+        apart: whether work runs at once, beside what is recorded.
     """
 
     def __init__(self, recording: bool = True) -> None:
@@ -33,6 +34,7 @@ class Capture:
         self.kept: list[Any] = []
         self.before: list[Callable[[], None]] = []
         self.arrived: list[Any] = []
+        self.apart = False
 
     def note_arrival(self, values: Any) -> None:
         """Values of the host come to the GPU."""
@@ -41,6 +43,15 @@ class Capture:
             self.arrived.append((values.shape, str(values.dtype), digest))
         else:
             self.arrived.append(repr(values))
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside this block work is no part of the recording."""
+        before, self.apart = self.apart, True
+        try:
+            yield
+        finally:
+            self.apart = before
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -252,7 +252,16 @@ def scaling():
     return step
 
 
+def reaching_past():
+    """What an operation may not do: copy from the host by CuPy itself."""
+    from dptrain.core import cuda
+    from dptrain.core.tensor import wrap
+
+    return lambda x: x * wrap(cuda.library().cupy.array([1.0, 2.0, 3.0], dtype="float32"))
+
+
 REFUSED = {
+    "a copy past us": (reaching_past, "HostCopyError: 12 bytes of the host"),
     "item": (lambda: lambda x: x * x.sum().item(), "are read on the host"),
     "a condition": (lambda: lambda x: x * 2 if x.sum() > 0 else -x, "are read on the host"),
     "shapes": (lambda: lambda x: x[x > 1].sum(), "CUDA graph cannot hold it"),

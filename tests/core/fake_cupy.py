@@ -464,6 +464,7 @@ def make(count=2, limit=2**20):
     cupy = ModuleType("cupy")
     cupy.ndarray, cupy.__version__ = ndarray, "fake"
     cupy.get_default_memory_pool = lambda: pool
+    cupy.get_default_pinned_memory_pool = lambda: SimpleNamespace(malloc=bytearray)
     runtime = SimpleNamespace(
         getDevice=current,
         getDeviceCount=lambda: count,
@@ -505,12 +506,15 @@ def make(count=2, limit=2**20):
         MemoryPool=Pool,
         using_allocator=using_allocator,
         set_allocator=lambda allocator: setattr(cupy, "allocator", allocator),
+        set_pinned_memory_allocator=lambda allocator: setattr(cupy, "page_locked", allocator),
     )
 
     def array(value, dtype=None, copy=True, order="K", *, blocking=False):
         if type(value) is ndarray:
             return ndarray(noted(_copied, (_open(value), dtype, order), {}), current())
-        return ndarray(np.array(value, dtype=dtype, order=order), current())
+        made = np.array(value, dtype=dtype, order=order)
+        cupy.page_locked(made.nbytes)  # through which it passes
+        return ndarray(made, current())
 
     cupy.array = cupy.asarray = array
 
