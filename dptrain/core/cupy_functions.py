@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dptrain.core.cuda_capture import noting_capture
 from dptrain.core.modes import are_deterministic_algorithms_enabled
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -40,7 +41,7 @@ def _running(xp: Any, ufunc: Any, x: Any, keys: Any = None) -> Any:
         joined = ufunc(x[:-step], x[step:])
         if keys is not None:
             joined = xp.where(keys[step:] == keys[:-step], joined, x[step:])
-        x = xp.concatenate([x[:step], joined.astype(x.dtype, copy=False)])
+        x = concatenate(xp, [x[:step], joined.astype(x.dtype, copy=False)])
         step *= 2
     return x
 
@@ -74,7 +75,7 @@ def at(xp: Any, ufunc: Any, array: Any, places: Any, values: Any) -> None:
     keys = targets.reshape(-1)[order]
     joined = _running(xp, ufunc, addends[order], keys)
     # What stands last for its place holds all of them; the others go to a place behind the array.
-    last = xp.concatenate([keys[1:] != keys[:-1], xp.ones(1, bool)])
+    last = concatenate(xp, [keys[1:] != keys[:-1], xp.ones(1, bool)])
     place = xp.where(last, keys, array.size)
     found = xp.zeros(array.size + 1, kind)
     found[place] = joined
@@ -136,6 +137,48 @@ def as_strided(xp: Any, x: Any, shape: Any, strides: Any, writeable: bool = True
     return xp.lib.stride_tricks.as_strided(x, shape, strides)
 
 
+def concatenate(
+    xp: Any,
+    arrays: Any,
+    axis: int | None = 0,
+    out: Any = None,
+    dtype: Any = None,
+    casting: str = "same_kind",
+) -> Any:
+    """`concatenate`; where a CUDA graph is going to hold it, part by part.
+
+    CuPy's kernel reads a table of addresses that the host has made and copies.
+    """
+    arrays = list(arrays)
+    if noting_capture() is None or out is not None:
+        return xp.concatenate(arrays, axis, out, dtype=dtype, casting=casting)
+    if axis is None:
+        arrays, axis = [a.ravel() for a in arrays], 0
+    first, axis = arrays[0], axis % arrays[0].ndim
+    kind = np.result_type(*{a.dtype for a in arrays}) if dtype is None else dtype
+    size = sum(a.shape[axis] for a in arrays)
+    joined = xp.empty((*first.shape[:axis], size, *first.shape[axis + 1 :]), kind)
+    start, before = 0, (slice(None),) * axis
+    for a in arrays:
+        stop = start + a.shape[axis]
+        joined[(*before, slice(start, stop))] = a
+        start = stop
+    return joined
+
+
+def stack(
+    xp: Any,
+    arrays: Any,
+    axis: int = 0,
+    out: Any = None,
+    dtype: Any = None,
+    casting: str = "same_kind",
+) -> Any:
+    """`stack`, likewise."""
+    parts = [xp.expand_dims(a, axis) for a in arrays]
+    return concatenate(xp, parts, axis, out, dtype, casting)
+
+
 def where(xp: Any, condition: Any, x: Any = None, y: Any = None) -> Any:
     """`where` in the type of its operands; CuPy's has none for bfloat16, and takes float32."""
     if x is None:
@@ -157,6 +200,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.solve": solve,
     "linalg.svd": svd,
     "lib.stride_tricks.as_strided": as_strided,
+    "concatenate": concatenate,
+    "stack": stack,
     "where": where,
 }
 

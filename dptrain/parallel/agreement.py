@@ -136,7 +136,8 @@ def _sent(
         by_device.setdefault(buffer.device, []).append(buffer)
     for members in by_device.values():
         with beside(members[0]._array):
-            flat = np.concatenate([b._array.ravel().view(np.uint8) for b in members])
+            xp = namespace_of(members[0]._array)
+            flat = xp.concatenate([b._array.ravel().view(np.uint8) for b in members])
             communicator.broadcast(flat, root, name=name, joinable=root is None, async_op=False)
         yield members, flat
 

@@ -149,6 +149,18 @@ def test_results_and_arguments_are_the_callers_own(gpu):
     assert dptrain.compiler.explain(double).replays == 3
 
 
+def test_arrays_are_joined_without_the_hosts_help(gpu):
+    def join(x):
+        return dptrain.cat([x, x[1:] * 2, x], 0), dptrain.stack([x, -x], -1), dptrain.cat([x, x], 1)
+
+    call = dptrain.compile(join, fullgraph=True)
+    inputs = [dptrain.full((3, 2), float(i)).cuda() for i in range(6)]
+    for x in inputs:
+        for found, expected in zip(call(x), join(x), strict=True):
+            assert found.tolist() == expected.tolist()
+    assert dptrain.compiler.explain(call).replays == 3
+
+
 def test_a_seed_and_a_state_of_the_generator_are_followed(gpu):
     x = dptrain.ones(50, device="cuda")
     plain = lambda x: F.dropout(x)  # noqa: E731

@@ -33,9 +33,10 @@ def _norm(values: np.ndarray, order: float) -> Any:
 def _stacked(norms: list[Any]) -> Any:
     """The norms as a vector where the first one lives."""
     try:
-        return np.stack(norms)
+        return namespace_of(norms[0]).stack(norms)
     except DeviceMismatchError:
-        return np.stack([move(n, device_of(norms[0])) for n in norms])
+        place = device_of(norms[0])
+        return namespace_of(norms[0]).stack([move(n, place) for n in norms])
 
 
 @telling
