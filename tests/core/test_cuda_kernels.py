@@ -19,6 +19,7 @@ from test_optim_kernels import SCALARS, array
 from dptrain.core.kernels import cuda, reference, reference_optim
 from dptrain.core.kernels.cuda import FAMILIES, images, launch, norms, updates
 from dptrain.core.kernels.cuda.launch import OPTIONS, Family, grid_of, parameters, row_block
+from dptrain.core.kernels.cuda.numbers import KeptNumbers
 from dptrain.core.kernels.cuda.philox import DeviceStream, device_state
 from dptrain.core.random import numpy_stream
 
@@ -250,6 +251,50 @@ def test_updates_have_the_bits_of_the_definition(driver, name, definition, data,
     for key in arrays:
         if arrays[key] is not None:
             np.testing.assert_array_equal(results[0][key], results[1][key], err_msg=key)
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "definition"), UPDATES, ids=[n for n, _ in UPDATES])
+def test_updates_whose_numbers_lie_in_memory_have_the_same_bits(
+    driver, name, definition, dtype, monkeypatch
+):
+    arrays, scalars = {}, {}
+    for i, p in enumerate(inspect.signature(getattr(definition, name)).parameters.values()):
+        if "np.ndarray" in p.annotation:
+            arrays[p.name] = array(p.name, i, 7, dtype)
+        else:
+            scalars[p.name] = bool(i % 2) if p.annotation == "bool" else 0.1 + i / 37
+    update, results = getattr(updates, name), []
+    for kept in (None, KeptNumbers(), KeptNumbers()):
+        copies = {k: v.copy() for k, v in arrays.items()}
+        if kept is None:
+            update(**copies, **scalars)
+        elif not results[1:]:
+            with kept.launching(recorded=False):
+                update(**copies, **scalars)
+        else:  # recorded with other numbers, which are brought up to date before the launch
+            recorded = []
+            with monkeypatch.context() as patch, kept.launching(recorded=True):
+                patch.setattr(launch, "driver", lambda *started, to=recorded: to.append(started))
+                update(**copies, **dict.fromkeys(scalars, 0))
+            with kept.refreshing():
+                update(**copies, **scalars)
+            (started,) = recorded
+            driver(*started)
+        results.append(copies)
+    for key in arrays:
+        np.testing.assert_array_equal(results[1][key], results[0][key], err_msg=key)
+        np.testing.assert_array_equal(results[2][key], results[0][key], err_msg=key)
+
+
+@on_cpu
+def test_a_recorded_step_that_consists_of_other_updates_now_is_refused(driver):
+    kept, x = KeptNumbers(), np.ones(3, np.float32)
+    with kept.launching(recorded=False):
+        updates.scaled_step(x, x.copy(), 1, 0.5)
+    with kept.refreshing(), pytest.raises(RuntimeError, match="muon_direction in the place of sca"):
+        updates.muon_direction(x, x.copy(), x.copy(), 0.9, False)
 
 
 @on_cpu
