@@ -301,3 +301,19 @@ def test_every_scheduler_and_optimizer_of_pytorch_is_there():
     assert {n for n in torch.optim.__all__ if n[0].isupper()} - ours == {"SparseAdam"}
     assert set(torch.optim.lr_scheduler.__all__) <= set(ls.__all__)
     assert all(hasattr(swa_utils, n) for n in torch.optim.swa_utils.__all__)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "name",
+    ["ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"],
+)
+def test_capturable_is_for_parameters_on_a_gpu(name):
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    for library in (torch, dptrain):
+        p = library.nn.Parameter(library.ones(3))
+        p.grad = library.ones(3)
+        optimizer = getattr(library.optim, name)([p], capturable=True)
+        with pytest.raises(AssertionError, match=r"If capturable=True, .* supported devices"):
+            optimizer.step()
+        assert p.tolist() == [1.0] * 3
