@@ -10,10 +10,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("comm", "
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory):
-    """Runs the CUDA kernels by g++; each source is compiled once."""
+    """Runs the CUDA kernels by g++; each source is compiled once for all tests (`cuda_on_cpu`)."""
     from captured import make_driver
 
-    return make_driver(tmp_path_factory.mktemp("captured"))
+    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
+    folder.mkdir(exist_ok=True)
+    return make_driver(folder)
 
 
 @pytest.fixture
