@@ -98,7 +98,9 @@ class Rules:
             RuntimeError, NotImplementedError, ValueError: as the table says, naming the argument.
         """
         for position, kinds, error in self.refused:
-            value = _given(position, names, args, kwargs)
+            value = (
+                args[position] if position < len(args) else _given(position, names, args, kwargs)
+            )
             if isinstance(value, Tensor) and value.dtype.numpy.kind in kinds:
                 raise error(
                     f"{self.name}: not implemented for {names[position]!r} of type {value.dtype}"

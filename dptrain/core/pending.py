@@ -14,7 +14,7 @@ on. Only a tensor is lent whose memory nobody else sees: no view, no NumPy array
 from __future__ import annotations
 
 from sys import getrefcount
-from typing import Any, cast
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -165,7 +165,8 @@ def postpone(result: Tensor, source: Tensor, wait: Wait) -> Pending:
     lent = source.__dict__.pop("_array"), ref(result), ref(wait.node), wait.over
     source.__dict__["_lent"] = lent
     _become(source, _Lent)
-    return cast(Pending, result)
+    pending: Any = result
+    return pending
 
 
 def replace_values(pending: Pending, result: Tensor) -> Tensor:

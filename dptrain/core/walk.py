@@ -131,11 +131,12 @@ class Pass:
                     add_origin(error, node)
                 refuse_exhaustion(error)
                 raise
+            count = len(grads)
             for position, edge in enumerate(node.edges):
                 if edge is None:
                     continue
                 source, place = edge
-                grad = grads[position] if position < len(grads) else None
+                grad = grads[position] if position < count else None
                 if type(grad) is not np.ndarray:
                     self._arrive(source, place, grad)
                 elif place is None:

@@ -49,14 +49,17 @@ def check_capture(optimizer: Optimizer) -> None:
         )
 
 
+_NOTHING = nullcontext()
+
+
 def numbers_in_memory(optimizer: Optimizer, plan: Plan) -> AbstractContextManager[None]:
     """Where graphs are going to be recorded, the kernels that these consist of run from the start.
 
     Raises:
         AssertionError: `capturable` for parameters that are not on a GPU.
     """
-    if not any(group.get("capturable") for group in optimizer.param_groups):
-        return nullcontext()
+    if True not in [group.get("capturable") for group in optimizer.param_groups]:
+        return _NOTHING
     if not all(on_gpu(run.param) for run in plan.runs):
         raise AssertionError(
             "If capturable=True, params and state_steps must be on supported devices: ['cuda']."

@@ -255,7 +255,7 @@ class Plan:
         for entry, name, view in self._views:
             if entry.get(name) is not view:
                 return False
-        return not any(p._has_values for p in self._without)
+        return not (self._without and any(p._has_values for p in self._without))
 
 
 def _items(

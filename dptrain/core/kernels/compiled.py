@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,8 +106,10 @@ class Kernel:
         self._function, self._signature, self._options = function, signature, options
         self._addresses: dict[Any, int] = {}
         self._made: list[Any] = []  # keeps the code alive
+        #: `_address`; every call of a kernel asks for it.
+        self.address: Callable[..., int] = lru_cache(64)(self._address)
 
-    def address(self, real: Any = None, variant: str = "", **names: Any) -> int:
+    def _address(self, real: Any = None, variant: str = "", **names: Any) -> int:
         """Where the compiled copy for an element type lies; compiles it if it is not there yet.
 
         Args:

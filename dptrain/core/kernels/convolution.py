@@ -6,7 +6,7 @@ Owns: the choice. The functions are those of `reference`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,12 +34,12 @@ class Problem(NamedTuple):
 
 def algorithm(problem: Problem) -> str:
     """The algorithm for a convolution and its gradients: "reference", "depthwise", "winograd" or "direct"."""
-    return _algorithm(problem, get_conv_algo())
+    return _algorithm(get_conv_algo(), *problem)
 
 
 @lru_cache(maxsize=1024)
-def _algorithm(problem: Problem, allowed: str) -> str:
-    n, c, o, out_h, out_w, geometry, groups, float32 = problem
+def _algorithm(allowed: str, *problem: Any) -> str:
+    n, c, o, out_h, out_w, geometry, groups, float32 = Problem(*problem)
     kh, kw, *steps, ph, pw, dh, dw = geometry
     if 0 in (n, c, o, out_h, out_w, kh, kw):
         return "reference"
@@ -67,7 +67,7 @@ def conv(
     """See `reference.conv`."""
     x = np.ascontiguousarray(x)
     sizes = (len(x), x.shape[3], len(weight), out_h, out_w)
-    match algorithm(Problem(*sizes, geometry, groups, x.itemsize == 4)):
+    match _algorithm(get_conv_algo(), *sizes, geometry, groups, x.itemsize == 4):
         case "depthwise":
             return depthwise.conv(x, weight, bias, out_h, out_w, geometry)
         case "winograd":
@@ -91,7 +91,7 @@ def conv_input_grad(
     if 0 in shape:
         return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
     sizes = (n, shape[3], o, out_h, out_w)
-    match algorithm(Problem(*sizes, geometry, groups, grad.itemsize == 4)):
+    match _algorithm(get_conv_algo(), *sizes, geometry, groups, grad.itemsize == 4):
         case "depthwise":
             return depthwise.conv_input_grad(grad, weight, bias, shape, geometry)
         case "winograd":
@@ -111,7 +111,8 @@ def conv_weight_grad(
     """See `reference.conv_weight_grad`."""
     x, grad = np.ascontiguousarray(x), np.ascontiguousarray(grad)
     n, out_h, out_w, o = grad.shape
-    match algorithm(Problem(n, x.shape[3], o, out_h, out_w, geometry, groups, x.itemsize == 4)):
+    sizes = (n, x.shape[3], o, out_h, out_w)
+    match _algorithm(get_conv_algo(), *sizes, geometry, groups, x.itemsize == 4):
         case "depthwise":
             return depthwise.conv_weight_grad(x, grad, w_shape, geometry)
         case "winograd":

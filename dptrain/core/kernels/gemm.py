@@ -321,6 +321,14 @@ def _as_rows(a: np.ndarray) -> np.ndarray | None:
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
+@lru_cache(4096)
+def _piece(m: int, k: int, n: int) -> int:
+    """How much of the longer side OpenBLAS does not divide; 0 where that is no question."""
+    step = _ALONE // max(1, k * min(m, n))
+    whole = min(m, n) < 2 or not 0 < step < max(m, n)  # of vectors OpenBLAS divides almost all
+    return 0 if whole else step
+
+
 def _alone(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The product of matrices by a BLAS library, in pieces that it does not divide among threads of its own.
 
@@ -328,8 +336,8 @@ def _alone(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     number may change bits.
     """
     (m, k), n = a.shape, b.shape[1]
-    step = _ALONE // max(1, k * min(m, n))
-    if min(m, n) < 2 or not 0 < step < max(m, n):  # of vectors OpenBLAS divides almost all
+    step = _piece(m, k, n)
+    if not step:
         return reference.matmul(a, b, out)
     if out is None:
         out = np.empty((m, n), a.dtype)

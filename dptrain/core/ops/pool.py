@@ -42,21 +42,32 @@ def pool_window(
     Raises:
         RuntimeError: sizes that do not fit.
     """
-    kernel = sizes_of(kernel_size, rank, op, "kernel_size")
-    step = kernel if stride is None or stride in ((), []) else sizes_of(stride, rank, op, "stride")
+    sizes: Any = kernel_size, stride, padding, dilation
+    if list in map(type, sizes):
+        sizes = (tuple(s) if isinstance(s, list) else s for s in sizes)
+    return _window(op, rank, tuple(input.shape), *sizes, ceil_mode)
+
+
+@lru_cache(maxsize=1024)  # asked by every pool
+def _window(
+    op: str,
+    rank: int,
+    shape: Sizes,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+) -> tuple[Window, Sizes]:
+    kernel = sizes_of(kernel, rank, op, "kernel_size")
+    step = kernel if stride in (None, ()) else sizes_of(stride, rank, op, "stride")
     pad, gap = sizes_of(padding, rank, op, "padding"), sizes_of(dilation, rank, op, "dilation")
-    return _fitting(op, tuple(input.shape), Window(kernel, step, pad, gap), ceil_mode)
-
-
-@lru_cache(maxsize=1024)
-def _fitting(op: str, shape: Sizes, window: Window, ceil_mode: bool) -> tuple[Window, Sizes]:
-    """The window and the sizes of the result, of a pool over an input of that shape."""
+    window = Window(kernel, step, pad, gap)
     if 0 in shape[1:]:
         raise RuntimeError(
             f"{op}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
             f"{list(shape)}"
         )
-    kernel, step, pad, gap = window
     if min(kernel) < 1 or min(step) < 1 or min(gap) < 1:
         raise RuntimeError(
             f"{op}: kernel_size, stride and dilation must be greater than zero, got {kernel}, {step}, {gap}"
