@@ -17,7 +17,7 @@ from test_kernels import image, windows
 from test_optim_kernels import SCALARS, array
 
 from dptrain.core.kernels import cuda, reference, reference_optim
-from dptrain.core.kernels.cuda import FAMILIES, images, launch, norms, updates
+from dptrain.core.kernels.cuda import FAMILIES, column_norms, images, launch, updates
 from dptrain.core.kernels.cuda.launch import OPTIONS, Family, grid_of, parameters, row_block
 from dptrain.core.kernels.cuda.numbers import KeptNumbers
 from dptrain.core.kernels.cuda.philox import DeviceStream, device_state
@@ -213,7 +213,7 @@ def test_erf_equals_the_definition(driver, values, dtype):
 @given(st.integers(0, 10**5), st.integers(1, 5000), st.sampled_from([np.float16, np.float32]))
 def test_chunks_of_rows_and_tiles_of_columns_cover_a_matrix_once(rows, columns, dtype):
     matrix = np.broadcast_to(np.zeros((), dtype), (rows, columns))
-    chunk, tiles, chunks, across, packed = norms._divided(matrix.dtype, matrix)
+    chunk, tiles, chunks, across, packed = column_norms._divided(matrix.dtype, matrix)
     assert chunk * chunks >= rows
     assert chunk * (chunks - 1) < max(rows, 1)
     width = across * (16 // matrix.itemsize if packed else 1)

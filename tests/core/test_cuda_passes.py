@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dptrain.core.kernels import cuda, reference
-from dptrain.core.kernels.cuda import activations, norms, pointwise
+from dptrain.core.kernels.cuda import activations, column_norms, pointwise
 
 pytestmark = on_cpu
 relaxed = settings(
@@ -326,7 +326,7 @@ def test_a_large_mean_leaves_the_variance_its_digits():
     x = drawn((5000, 8), np.float32, scale=1, offset=3000)
     _, var, *_ = cuda.batch_statistics(x, None, None, 1e-5)
     np.testing.assert_allclose(var, x.astype(np.float64).var(axis=0), rtol=2e-3)
-    launches = [norms._divided(x.dtype, x).chunks]
+    launches = [column_norms._divided(x.dtype, x).chunks]
     assert launches[0] > 1  # several chunks were combined
 
 

@@ -7,6 +7,7 @@ of `reference`; those of `reference_optim` are in `updates`, random numbers in `
 from dptrain.core.kernels.cuda import (
     activations,
     attend,
+    column_norms,
     columns,
     images,
     lookup,
@@ -20,6 +21,14 @@ from dptrain.core.kernels.cuda import (
 )
 from dptrain.core.kernels.cuda.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.cuda.attend import attention, attention_grad
+from dptrain.core.kernels.cuda.column_norms import (
+    batch_norm,
+    batch_norm_grad,
+    batch_statistics,
+    batch_vectors,
+    follow,
+    normalise,
+)
 from dptrain.core.kernels.cuda.columns import column_sums
 from dptrain.core.kernels.cuda.gemm import linear, matmul
 from dptrain.core.kernels.cuda.images import (
@@ -33,14 +42,8 @@ from dptrain.core.kernels.cuda.images import (
 )
 from dptrain.core.kernels.cuda.lookup import add_rows
 from dptrain.core.kernels.cuda.norms import (
-    batch_norm,
-    batch_norm_grad,
-    batch_statistics,
-    batch_vectors,
-    follow,
     layer_norm,
     layer_norm_grad,
-    normalise,
     rms_norm,
     rms_norm_grad,
 )
@@ -132,6 +135,7 @@ __all__ = [
 FAMILIES = (
     activations.FAMILY,
     attend.FAMILY,
+    column_norms.FAMILY,
     columns.FAMILY,
     images.FAMILY,
     lookup.FAMILY,
