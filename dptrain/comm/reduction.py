@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.core.kernels import add_into_both
+
 
 class ReduceOp(enum.Enum):
     """How the values of the ranks are combined.
@@ -82,6 +84,8 @@ _BINARY: dict[ReduceOp, np.ufunc] = {
 _BITWISE = frozenset({ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR})
 # Elements per pass: a block of every operand stays in the core's own cache between the passes.
 BLOCK_ELEMENTS = 64 * 1024
+#: Elements below which NumPy has done its part before a kernel is called.
+_WORTH_A_KERNEL = 4096
 
 
 def dtype_from_name(name: str) -> np.dtype[Any]:
@@ -137,6 +141,12 @@ def reduce_arrays(
     if type(sources[0]) is not np.ndarray:
         _reduce_whole(sources, targets, op)
         return
+    if len(sources) == 2 and targets is sources and op in (ReduceOp.SUM, ReduceOp.AVG):
+        # The buckets of two ranks of a host, each of which reduces a half for both.
+        compiled = add_into_both(sources[0].dtype)
+        if compiled is not None and sources[0].size >= _WORTH_A_KERNEL:
+            compiled(*sources, op is ReduceOp.AVG)
+            return
     # What the values are is the caller's business: an inf or an overflow travels, it does not warn.
     with np.errstate(all="ignore"):
         if dtype_name(sources[0].dtype) in _ACCUMULATE_FLOAT32:

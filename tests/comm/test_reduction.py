@@ -57,3 +57,18 @@ def test_integers_have_no_average():
         with pytest.raises(TypeError, match="cannot hold an average"):
             check_reducible(ReduceOp.AVG, np.dtype(dtype))
     check_reducible(ReduceOp.AVG, np.dtype(np.float16))
+
+
+@pytest.mark.parametrize("op", ["sum", "avg"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [4096, 10_001, 3 * BLOCK_ELEMENTS + 7])
+def test_two_arrays_that_both_get_the_result_get_numpys_bits(size, dtype, op):
+    stream = np.random.default_rng(size)
+    arrays = [(stream.standard_normal(size) * 1e30).astype(dtype) for _ in range(2)]
+    arrays[0][:3], arrays[1][:3] = (np.inf, np.nan, 1e-42), (-np.inf, 1, 1e-44)
+    with np.errstate(all="ignore"):
+        expected = arrays[0] + arrays[1]
+        expected = expected / dtype(2) if op == "avg" else expected
+    reduce_arrays(arrays, arrays, ReduceOp.of(op))
+    for found in arrays:
+        np.testing.assert_array_equal(found, expected)

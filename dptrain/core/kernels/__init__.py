@@ -108,6 +108,13 @@ def total(a: Any, b: Any) -> Any:
     return a + b
 
 
+@cache
+def add_into_both(dtype: Any) -> Any:
+    """`sums.add_into_both`; None where it does not serve an element type, or nothing is compiled."""
+    module = _native("sums") if dtype.name in _NATIVE_TYPES else None
+    return None if module is None else module.add_into_both
+
+
 def pool_functions() -> tuple[Any, Any, int]:
     """How kernels whose arguments lie packed in memory are run: `pool.serial_batch()`, `pool.run_packed`, threads."""
     pool = import_module("dptrain.core.kernels.pool")
