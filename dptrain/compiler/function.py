@@ -20,7 +20,8 @@ from threading import Lock
 from typing import Any
 
 from dptrain.compiler.draft import Draft
-from dptrain.compiler.gpu_program import GpuProgram, Place, Rehearsal, capture, index_of, rehearse
+from dptrain.compiler.gpu_program import GpuProgram, capture
+from dptrain.compiler.gpu_rehearsal import Place, Rehearsal, index_of, rehearse
 from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
 from dptrain.compiler.ranks import Ranks, Wish, why_not_recorded
 from dptrain.compiler.recorder import record
