@@ -136,6 +136,8 @@ class Op(SavedValues, HookedNode):
     in_float32: ClassVar[bool] = False
     #: Except on a GPU, whose kernels take 16-bit values as they are: computed in float32 and rounded once there.
     halves_on_gpu: bool = False
+    #: On a GPU one of two arguments that are promoted may stay of 16 bits beside float32, in one shape.
+    takes_mixed: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
     saved_for: ClassVar[dict[str, int]] = {}

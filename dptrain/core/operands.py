@@ -13,6 +13,7 @@ import numpy as np
 
 from dptrain.core.arrays import HOST_TYPES, common_namespace, device_of, is_array, on_gpu
 from dptrain.core.dtypes import FROM_NUMPY, result_dtype
+from dptrain.core.half import computed_in
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.kernels import kernels_for
 
@@ -92,12 +93,21 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
         target = result_dtype(operands).numpy
     except TypeError as error:
         raise TypeError(f"{cls.name}(): {error}") from None
+    if cls.takes_mixed and _mix(x, y, target):
+        return
     for i, a in enumerate(operands):
         if is_array(a):
             if a.dtype != target:
                 raw[i] = kernels_for(a).convert(a, target) if on_gpu(a) else a.astype(target)
         else:
             raw[i] = xp.asarray(np.asarray(a).astype(target))
+
+
+def _mix(x: Any, y: Any, target: np.dtype[Any]) -> bool:
+    """Whether a kernel takes both as they are: of one shape on a GPU, one of 16 bits and one that it is computed in."""
+    if not (on_gpu(x) and on_gpu(y)) or x.shape != y.shape or target not in (x.dtype, y.dtype):
+        return False
+    return computed_in(x.dtype) == computed_in(y.dtype) == target
 
 
 def refuse_argument(cls: type[Op], args: tuple[Any, ...], i: int) -> None:

@@ -216,3 +216,21 @@ def test_a_change_in_place_is_a_pass_over_images_as_they_lie(driver):
     x.relu_()
     assert [launch[0] for launch in driver.launches] == ["relu", "assign"]
     np.testing.assert_array_equal(to_host(x._array), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_residual_of_16_bits_is_added_to_float32_as_it_is(driver, kind):
+    x, y = dptrain.randn(4, 40).to("cuda:0"), dptrain.randn(4, 40).to("cuda:0").to(kind)
+    x.requires_grad_(), y.requires_grad_()
+    for out, sign in ((x + y, 1), (y + x, 1), (x - y, -1)):
+        driver.launches.clear()
+        assert out.dtype is dptrain.float32
+        wide = to_host(y.detach()._array).astype(np.float32)
+        np.testing.assert_array_equal(to_host(out._array), to_host(x._array) + sign * wide)
+        x.grad = y.grad = None
+        out.backward(dptrain.ones_like(out))
+        assert (x.grad.dtype, y.grad.dtype) == (dptrain.float32, kind)
+        np.testing.assert_array_equal(to_host(y.grad._array).astype(np.float32), sign)
+    driver.launches.clear()
+    x.detach() + y.detach()
+    assert [launch[0] for launch in driver.launches] == ["add_narrow"]

@@ -119,6 +119,23 @@ def test_sums_and_products_of_two_arrays_are_rounded_once(driver, n, kind, by, a
 
 
 @relaxed
+@given(sizes, st.sampled_from([KINDS[2], BFLOAT16]), places, st.sampled_from([1, -1, 0.3]))
+def test_a_sum_of_two_types_is_one_pass(driver, n, kind, by, alpha):
+    x, y = misaligned(drawn(n, np.float32), by), misaligned(drawn(n, kind, 1), by)
+    expected = x + y.astype(np.float32) * np.float32(alpha)
+    launches = len(driver.launches)
+    np.testing.assert_array_equal(cuda.add(x, y, alpha), expected)
+    if alpha == 1:
+        np.testing.assert_array_equal(cuda.add(y, x), expected)
+    assert len(driver.launches) - launches == (0 if not n else 1 + (alpha == 1))
+    turned = [np.lib.stride_tricks.as_strided(a, (n, 2), (a.itemsize, 0)) for a in (x, y)]
+    np.testing.assert_array_equal(cuda.add(*turned, alpha)[:, 0], expected)
+    other = y.astype(np.float32) + x * np.float32(alpha)
+    np.testing.assert_array_equal(cuda.add(y, x, alpha), other)
+    np.testing.assert_array_equal(reference.add(y, x, alpha), other)
+
+
+@relaxed
 @given(sizes, kinds, places)
 def test_relu_keeps_nan_and_its_gradient_passes_where_the_result_is_above_zero(driver, n, kind, by):
     x = misaligned(drawn(n, kind), by)

@@ -10,12 +10,13 @@ from dptrain.core.half import computed_in
 
 
 def add(x: np.ndarray, y: np.ndarray, alpha: float = 1) -> np.ndarray:
-    """x + alpha * y; 16-bit types are computed in float32 and rounded once."""
+    """x + alpha * y; 16-bit types are computed in float32 and rounded once. One may be of 16 bits beside float32."""
     if alpha == 1:  # rounded once in any type
         return np.add(x, y)
     wide = computed_in(y.dtype)
     scaled = y.astype(wide, copy=False) * wide.type(alpha)
-    return (x.astype(computed_in(x.dtype), copy=False) + scaled).astype(x.dtype, copy=False)
+    out = x.astype(computed_in(x.dtype), copy=False) + scaled
+    return out.astype(x.dtype, copy=False) if x.dtype == y.dtype else out
 
 
 def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class Add(Op):
 
     forgets = True
     promotes = 2
+    takes_mixed = True
     num_tensors = 0
     numbers_only = True
     alpha: Any = 1
@@ -91,6 +92,7 @@ class Sub(Op):
     """input - alpha * other."""
 
     promotes = 2
+    takes_mixed = True
     num_tensors = 0
     takes_bool = False
     numbers_only = True

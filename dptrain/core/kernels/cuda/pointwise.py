@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.half import computed_in
 from dptrain.core.kernels import reference_pointwise as defined
 from dptrain.core.kernels.cuda.launch import (
     PACKS,
@@ -70,6 +71,22 @@ extern "C" __global__ void relu_grad(const T* grad, const T* kept, T* out, long 
 extern "C" __global__ void add(const T* x, const T* y, T* out, long long count, A alpha) {
     if (alpha == 1) over(x, y, out, count, [](A a, A b) { return a + b; });
     else over(x, y, out, count, [=](A a, A b) { return a + alpha * b; });
+}
+// The second operand is of the narrower type; what is computed in is the type of the others.
+extern "C" __global__ void add_narrow(const A* x, const T* y, A* out, long long count, A alpha) {
+    const long long me = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    const long long packs = even(x) && even(y) && even(out) ? count / PACK : 0;
+    for (long long i = me; i < packs; i += step) {
+        Words all;
+        A b[PACK];
+        all.wide = *(const Wide*)(x + i * PACK);
+        load<PACK>(y + i * PACK, b);
+        for (int j = 0; j < PACK; j++) all.wide.at[j] += alpha * b[j];
+        for (int j = 0; j < (int)sizeof(Wide) / 16; j++)
+            put((char*)(out + i * PACK) + 16 * j, all.word + 4 * j);
+    }
+    for (long long i = packs * PACK + me; i < count; i += step) out[i] = x[i] + alpha * A(y[i]);
 }
 extern "C" __global__ void multiply(const T* x, const T* y, T* out, long long count) {
     over(x, y, out, count, [](A a, A b) { return a * b; });
@@ -166,8 +183,24 @@ def _serves(x: Any, y: Any) -> bool:
 def add(x: Any, y: Any, alpha: float = 1) -> Any:
     """See `reference.add`."""
     if not _serves(x, y):
-        return defined.add(x, y, alpha)
+        return _add_mixed(x, y, alpha)
     return paired(FAMILY, "add", x, y, alpha)
+
+
+def _add_mixed(x: Any, y: Any, alpha: float) -> Any:
+    if x.dtype == y.dtype or computed_in(x.dtype) != computed_in(y.dtype):
+        return defined.add(x, y, alpha)
+    if alpha == 1 and y.dtype == np.float32:
+        x, y = y, x
+    in_order = x.shape == y.shape and x.flags.c_contiguous and y.flags.c_contiguous
+    if x.dtype != np.float32 or not in_order:
+        kind = np.dtype(np.float32)
+        x, y = (a if a.dtype == kind else convert(a, kind) for a in (x, y))
+        return add(x, y, alpha)
+    out = empty_beside(x)
+    threads = pack_threads(x.size, y.dtype)
+    FAMILY.launch("add_narrow", y.dtype, threads, x, y, out, x.size, alpha)
+    return out
 
 
 def multiply(x: Any, y: Any) -> Any:
