@@ -23,6 +23,7 @@ from dptrain.core.dtypes import (
 )
 from dptrain.core.factory import factory, finish, numpy_type, sizes_of
 from dptrain.core.layout import contiguous_format, empty_in, preserve_format
+from dptrain.core.pinning import check_can_pin, pin_in_place
 from dptrain.core.tensor import Tensor
 from dptrain.core.typed import check_tensor
 
@@ -94,11 +95,17 @@ def from_data(data: Any, kind: dtype | None) -> np.ndarray:
 
 @guarded
 def tensor(
-    data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    data: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
 ) -> Tensor:
     """A new tensor with a copy of `data` (numbers, nested sequences, arrays, tensors).
 
-    Python floats become the default dtype, ints int64, bools bool; arrays keep their type.
+    Python floats become the default dtype, ints int64, bools bool; arrays keep their type. With `pin_memory` it is in
+    page-locked memory, for copies to a GPU.
 
     Raises:
         TypeError: complex numbers or text.
@@ -107,9 +114,12 @@ def tensor(
     """
     if device is None and isinstance(data, Tensor):
         device = data.device
-    return finish(
+    if pin_memory:
+        check_can_pin("tensor")
+    made = finish(
         from_data(data, None if dtype is None else as_dtype(dtype)), device, requires_grad
     )
+    return pin_in_place(made) if pin_memory else made
 
 
 @guarded

@@ -29,7 +29,9 @@ from dptrain.core.cuda_memory import (
     release_unused,
     tells_of_no_memory,
 )
+from dptrain.core.cuda_pinned import Courier, PinnedMemory, in_memory_order
 from dptrain.core.device import device
+from dptrain.core.layout import is_dense
 from dptrain.core.settings import settings
 
 #: CUDA's error numbers for "the driver is older than the runtime" and "there is no device".
@@ -171,6 +173,7 @@ class CudaLibrary(Library):
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy
         self.ledger = Ledger()
+        self.pinned = PinnedMemory(cupy)
         self._namespaces: dict[tuple[int, Any], CudaNamespace] = {}
         self._sides: dict[int, Any] = {}
 
@@ -247,28 +250,32 @@ class CudaLibrary(Library):
             raise RuntimeError(
                 f"values of a tensor of shape {list(array.shape)} on a GPU are read while a CUDA graph is recorded"
             )
+        source, back = in_memory_order(array)
         with self.on(array.device.id):
             if not non_blocking:
-                out: np.ndarray = self.cupy.asnumpy(array)
-                return out
-            cupyx = import_module("cupyx")
-            source = self.cupy.ascontiguousarray(array)
-            target: np.ndarray = cupyx.empty_pinned(array.shape, array.dtype)
-            source.get(out=target, blocking=False)
-            return target
+                out: np.ndarray = self.cupy.asnumpy(source)
+                return out.transpose(back)
+            return self.pinned.fetch(source).transpose(back)
 
     def receive(self, array: Any, place: device, non_blocking: bool = False) -> Any:
         """A copy on a GPU, from another one (directly where the GPUs are peers) or from the host.
 
-        CuPy stages host memory through its pool of page-locked memory, so that the copy runs in the
-        order of the current stream; with `non_blocking` the host does not wait for its end.
+        It runs in the order of the current stream; with `non_blocking` the host does not wait for its end. The GPU
+        reads page-locked memory itself; other memory CuPy stages through its pool of such memory.
         """
         index = place.index or 0
         if type(array) is self.cupy.ndarray:
             return self._receive_from_peer(array, index)
         host = to_host(array)
         with self.on(index):
-            return self.arriving(self.cupy.array, host, order="K", blocking=not non_blocking)
+            if noting_capture() is None and is_dense(host) and self.pinned.contains(host):
+                return self.pinned.send(host, non_blocking)
+            dense, back = in_memory_order(host)
+            return self.arriving(self.cupy.array, dense, blocking=not non_blocking).transpose(back)
+
+    def courier(self, index: int) -> Courier:
+        """What copies to a GPU beside the computation."""
+        return Courier(self, index)
 
     def arriving(self, function: Callable[..., Any], values: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what copies values from the host; while a CUDA graph is recorded at once, not as part of it.

@@ -13,6 +13,7 @@ from dptrain.core.arrays import move
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype
 from dptrain.core.layout import strided
+from dptrain.core.pinning import check_can_pin, pin_in_place
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -21,8 +22,8 @@ def factory(
 ) -> Callable[..., Tensor]:
     """`make` with the keyword arguments that all of PyTorch's functions that make tensors have.
 
-    These are `layout` (only `dptrain.strided`), `pin_memory` (only False: it serves copies to a GPU) and
-    `out`, a tensor that takes the values; `size=` may stand for the sizes.
+    These are `layout` (only `dptrain.strided`), `pin_memory` (page-locked memory, for copies to a GPU) and `out`,
+    a tensor that takes the values; `size=` may stand for the sizes.
 
     Args:
         make: the function.
@@ -40,7 +41,7 @@ def factory(
         if layout is not None and layout is not strided:
             raise TypeError(f"{make.__name__}: layout must be dptrain.strided, got {layout!r}")
         if pin_memory:
-            raise RuntimeError(f"{make.__name__}: pin_memory needs a GPU, and there is none")
+            check_can_pin(make.__name__)
         if gathers_sizes:
             if "size" in kwargs:
                 args = (kwargs.pop("size"), *args)
@@ -48,7 +49,7 @@ def factory(
                 raise TypeError(f"{make.__name__}() missing required argument: 'size'")
         if out is None:
             made: Tensor = checked(*args, **kwargs)
-            return made
+            return pin_in_place(made) if pin_memory else made
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"{make.__name__}(): argument 'out' must be Tensor, not {type(out).__name__}"

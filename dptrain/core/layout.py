@@ -102,7 +102,7 @@ def _looks_channels_last(array: np.ndarray, wanted: memory_format) -> bool:
     return True
 
 
-def _is_dense(array: np.ndarray) -> bool:
+def is_dense(array: np.ndarray) -> bool:
     """Whether the elements fill one block of memory, each of them once, in some order."""
     expected = array.itemsize
     for step, size in sorted(
@@ -153,7 +153,7 @@ def empty_in(
         order = list(_order(array.shape, wanted))
     elif array.flags.c_contiguous:
         order = list(range(array.ndim))
-    elif _is_dense(array):
+    elif is_dense(array):
         order = sorted(range(array.ndim), key=lambda d: (-array.strides[d], -array.shape[d]))
     else:
         order = _kept_order(array)

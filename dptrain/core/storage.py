@@ -185,20 +185,6 @@ def _share_memory(self: Tensor) -> Tensor:
     return self
 
 
-def _pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    """Page-locked memory is for copies to a GPU.
-
-    Raises:
-        RuntimeError: always, as there is none.
-    """
-    raise RuntimeError("pin_memory: cannot access an accelerator device when none is available")
-
-
-def _is_pinned(self: Tensor, device: Any = None) -> bool:
-    """False: only memory for a GPU is page-locked."""
-    return False
-
-
 def _set(
     self: Tensor,
     source: Any = None,
@@ -267,8 +253,6 @@ for _name, _method in {
     "storage_offset": _storage_offset,
     "is_shared": _tensor_is_shared,
     "share_memory_": _share_memory,
-    "pin_memory": _pin_memory,
-    "is_pinned": _is_pinned,
     "set_": _set,
     "dim_order": _dim_order,
     "layout": property(_layout),

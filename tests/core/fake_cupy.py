@@ -31,6 +31,8 @@ _state = threading.local()
 LOG = []
 #: Under `installed(memory=...)`: by id of the host array that owns it, the pool's block for it.
 BLOCKS = {}
+#: Page-locked memory: its size by its address.
+PINNED = {}
 _allocate = []
 
 
@@ -457,6 +459,20 @@ class Pool:
         self.unused.clear()
 
 
+def _alloc_pinned(nbytes):
+    LOG.append(("pinned", nbytes))
+    memory = np.empty(nbytes, np.uint8)  # known by its address until nobody has it any more
+    start = memory.__array_interface__["data"][0]
+    PINNED[start] = nbytes
+    weakref.finalize(memory, PINNED.pop, start)
+    return memory
+
+
+def _pointer_attributes(address):
+    known = any(start <= address < start + size for start, size in list(PINNED.items()))
+    return SimpleNamespace(type=1 if known else 0)
+
+
 def _memcpy(dst, src, nbytes, kind, stream):
     LOG.append(("memcpy", kind, nbytes, stream))
     ctypes.memmove(dst, src, nbytes)
@@ -480,6 +496,7 @@ def make(count=2, limit=2**20):
     )
     runtime.memcpyDeviceToHost, runtime.memcpyHostToDevice = 2, 1
     runtime.memcpyAsync = _memcpy
+    runtime.memoryTypeHost, runtime.pointerGetAttributes = 1, _pointer_attributes
     runtime.getDeviceProperties = lambda index: {
         "uuid": b"gpu%d" % index,
         "name": b"Stand-in",
@@ -502,7 +519,7 @@ def make(count=2, limit=2**20):
     cupy.cuda = SimpleNamespace(
         Stream=stream,
         Event=Event,
-        alloc_pinned_memory=lambda nbytes: LOG.append(("pinned", nbytes)) or bytearray(nbytes),
+        alloc_pinned_memory=_alloc_pinned,
         Device=Device,
         runtime=runtime,
         memory=memory,
@@ -582,9 +599,7 @@ def installed(monkeypatch, count=2, memory=None):
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
-    monkeypatch.setitem(
-        sys.modules, "cupyx", SimpleNamespace(errstate=errstate, empty_pinned=np.empty)
-    )
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=errstate))
     monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
     LOG.clear()
     library = cuda.load(make(count, memory or 2**20))

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.dtypes import held
 from dptrain.core.export import export, public
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
+from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
+from dptrain.core.pinning import copy_into_pinned
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor
 
@@ -87,14 +89,30 @@ def _overwrite(self: Tensor, name: str, values: Any) -> Tensor:
 
 
 def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Take over the values of `src`, broadcast and converted to this tensor's type."""
+    """Take over the values of `src`, broadcast and converted to this tensor's type.
+
+    With `non_blocking` the host does not wait for a copy between page-locked memory and a GPU.
+    """
     self._check_inplace("copy_")
+    if non_blocking and _copied_without_waiting(self, src):
+        return self
     try:
         copied = CopyInto.apply(self, src)
     except DeviceMismatchError:  # a copy is a move as well
-        copied = CopyInto.apply(self, src.to(self.device))
+        unwaited = non_blocking and on_gpu(self._array)  # else the host reads it next
+        copied = CopyInto.apply(self, src.to(self.device, non_blocking=unwaited))
     self._assign_result(copied.to(self._array.dtype), "copy_")
     return self
+
+
+def _copied_without_waiting(self: Tensor, src: Tensor) -> bool:
+    if is_grad_enabled() and (self.requires_grad or src.requires_grad):
+        return False
+    check_writeable(self, "copy_")
+    copied = copy_into_pinned(self, src)
+    if copied:
+        self._bump_version()
+    return copied
 
 
 def _random(self: Tensor, name: str, values: Any) -> Tensor:

@@ -18,6 +18,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.inplace import _random, check_floating_fill
 from dptrain.core.ops.rejection_draws import draw
+from dptrain.core.pinning import pin_in_place
 from dptrain.core.random import Generator, check_range, default_generator
 from dptrain.core.tensor import Tensor, wrap
 
@@ -245,7 +246,8 @@ def _normal(
             device=device,
             pin_memory=pin_memory,
         )
-        return (drawn * std + mean).requires_grad_(requires_grad)
+        made = (drawn * std + mean).requires_grad_(requires_grad)
+        return pin_in_place(made) if pin_memory else made
     arrays = [v._array if isinstance(v, Tensor) else v for v in (mean, std)]
     kind = next(a.dtype for a in arrays if is_array(a))
     if kind.kind in "biu":
