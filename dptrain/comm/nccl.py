@@ -141,7 +141,7 @@ class NcclTransport(NcclMoves):
         if not call.on_gpu or call.parts is None or call.parts.finish is None:
             super().finish(call)
             return
-        with self._library.on(self._index), self._stream:
+        with self._library.on_stream(self._index, self._stream):
             call.parts.finish()
             call.settled = self._mark(self._stream)
 
@@ -149,7 +149,7 @@ class NcclTransport(NcclMoves):
     def _running(self, call: Call, watch: Watch) -> Iterator[Any]:
         """NCCL, on its GPU and stream, after what the caller's stream was given before the call."""
         comm = self._connected(watch)
-        with self._library.on(self._index), self._stream:
+        with self._library.on_stream(self._index, self._stream):
             if call.ready is not None:
                 self._stream.wait_event(call.ready)
             try:

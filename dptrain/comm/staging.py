@@ -89,7 +89,7 @@ class _GpuWay:
             self._stream.synchronize()
 
     def run(self, action: Callable[[], None]) -> None:
-        with self._library.on(self._index), self._stream:
+        with self._library.on_stream(self._index, self._stream):
             action()
             self._stream.synchronize()
 

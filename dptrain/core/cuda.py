@@ -188,6 +188,21 @@ class CudaLibrary(Library):
         guard: AbstractContextManager[Any] = self.cupy.cuda.Device(index)
         return guard
 
+    @contextmanager
+    def on_stream(self, index: int, stream: Any) -> Iterator[None]:
+        """Make a GPU and a stream of CuPy's the current ones inside a `with` block.
+
+        After `with stream:` of CuPy's, that stream is the current one which the last such block around it has,
+        and not the one that was chosen by `use`.
+        """
+        with self.on(index):
+            before = self.cupy.cuda.get_current_stream()
+            stream.use()
+            try:
+                yield
+            finally:
+                before.use()
+
     def elsewhere(self, array: Any) -> AbstractContextManager[Any] | None:
         """The guard that work on an array needs: None where its GPU is the current one."""
         index = array.device.id

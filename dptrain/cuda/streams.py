@@ -189,10 +189,7 @@ class StreamContext:
     def __enter__(self) -> None:
         if self.stream is not None:
             found = library("stream")
-            self._stack.enter_context(found.on(self.stream._index))
-            before = found.cupy.cuda.get_current_stream()
-            self.stream._stream.use()
-            self._stack.callback(before.use)
+            self._stack.enter_context(found.on_stream(self.stream._index, self.stream._stream))
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()

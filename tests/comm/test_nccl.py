@@ -101,7 +101,7 @@ def test_cupy_has_the_streams_events_and_copies_that_are_used(real):
     from cupy import cuda
 
     for owner, used in (
-        (cuda.Stream, ("record", "wait_event", "is_capturing", "synchronize", "__enter__")),
+        (cuda.Stream, ("record", "wait_event", "is_capturing", "synchronize", "use")),
         (cuda.Stream.null, ("ptr",)),
         (cuda.Event, ("done",)),
         (cuda, ("alloc_pinned_memory", "get_current_stream", "Device")),
@@ -349,6 +349,18 @@ def test_a_host_array_here_and_a_gpus_array_there_is_a_mismatch(ranks):
         array = np.ones(3) if comm.rank else give(np.ones(3))
         with pytest.raises(CommunicatorError, match="on GPUs"):
             comm.all_reduce(array).wait()
+
+    ranks(2, check)
+
+
+def test_the_stream_that_was_chosen_stays_the_current_one(ranks):
+    def check(comm, give, library):
+        array, cupy = give(np.ones(3)), cuda.library().cupy
+        before, chosen = cupy.cuda.get_current_stream(), fake_cupy._Stream(comm.rank)
+        chosen.use()
+        comm.all_reduce(array).wait()
+        assert cupy.cuda.get_current_stream() is chosen
+        before.use()
 
     ranks(2, check)
 

@@ -372,11 +372,13 @@ class _Stream:
         _state.stream = self
 
     def __enter__(self):
-        self.before = getattr(_state, "stream", None)
         _state.stream = self
+        _state.entered = (*getattr(_state, "entered", ()), self)
 
     def __exit__(self, *error):
-        _state.stream = self.before
+        # As CuPy: what `use` chose meanwhile, or before, is forgotten.
+        _state.entered = _state.entered[:-1]
+        _state.stream = _state.entered[-1] if _state.entered else None
 
     def synchronize(self):
         LOG.append(("synchronize", self.index))
