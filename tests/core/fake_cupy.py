@@ -597,10 +597,13 @@ def installed(monkeypatch, count=2, memory=None):
     With `memory`, arrays take theirs from the pool, which holds so many bytes.
     """
     from dptrain.core import arrays, cuda, kernels
+    from dptrain.core.random import default_generator
 
     probe = cuda.Probe("fake", 13000, 13000, count)
     monkeypatch.setattr(cuda, "probe", lambda: probe)
     monkeypatch.setattr(cuda, "_loaded", None)
+    generators = default_generator()._on_gpus
+    known = dict(generators)
     monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=errstate))
     monkeypatch.setattr(kernels, "_cuda", over_the_stand_in)
     LOG.clear()
@@ -613,6 +616,8 @@ def installed(monkeypatch, count=2, memory=None):
     finally:
         _allocate.clear()
         arrays.REMOTE.pop(ndarray, None)
+        generators.clear()
+        generators.update(known)
         arrays.several_gpus = False
         _state.index, _state.stream = 0, None
 
