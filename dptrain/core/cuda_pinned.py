@@ -6,6 +6,7 @@ beside the computation. Must not know: tensors, batches.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -164,35 +165,61 @@ class Courier:
         with library.on(index):
             self._stream = library.cupy.cuda.Stream(non_blocking=True)
 
-    def send(self, arrays: Sequence[np.ndarray]) -> Parcel:
-        """Begin to copy; from memory that is not page-locked after a copy by the host into such.
-
-        The new arrays are memory of the current stream, where they will be used: freed, they are used anew in the
-        order of that stream. What it has in work now may still use them as what they were, so that the copies
-        wait for that.
-        """
-        pinned, cupy = self._library.pinned, self._library.cupy
-        with self._library.on(self._index):
-            current = cupy.cuda.get_current_stream()
-            hosts = [a if pinned.contains(a) and is_dense(a) else pinned.copy(a) for a in arrays]
-            made = [empty_on_gpu(cupy, host) for host in hosts]
-            self._stream.wait_event(current.record())
-            for host, target in zip(hosts, made, strict=True):
-                start_copy(cupy, host, target, self._stream)
-            return Parcel(self._library, self._index, made, pinned.hold(hosts, self._stream))
+    def parcel(self) -> Parcel:
+        """What the arrays of one batch are sent with."""
+        return Parcel(self._library, self._index, self._stream)
 
 
 class Parcel:
-    """Arrays on their way to a GPU."""
+    """Arrays on their way to a GPU: `add` each, `seal`, and `claim` before they are used.
 
-    def __init__(self, library: CudaLibrary, index: int, arrays: list[Any], event: Any) -> None:
-        self._library, self._index, self._arrays, self._event = library, index, arrays, event
+    The new arrays are memory of the stream that is the current one now, where they will be used: freed, they are used
+    anew in the order of that stream. What it has in work may still use them as what they were before, so that the
+    copies wait for that; and it waits for the copies in any case, also if nobody claims the arrays.
 
-    def claim(self) -> list[Any]:
-        """The arrays, for use in the current stream: from here on its work waits until they have arrived.
+    Args:
+        library: the library.
+        index: the GPU.
+        stream: whose work the copies become.
+    """
 
-        To be called even if nobody wants them: their memory, freed, must not be used anew before.
-        """
+    def __init__(self, library: CudaLibrary, index: int, stream: Any) -> None:
+        self._library, self._index, self._stream = library, index, stream
+        self._hosts: list[np.ndarray] = []
+        self._arrays: list[Any] = []
+        self._event: Any = None
+        with library.on(index):
+            self._home = library.cupy.cuda.get_current_stream()
+
+    def add(self, host: np.ndarray) -> Any:
+        """The array, on the GPU, that gets the values; page-locked memory is read where it lies."""
+        cupy, pinned = self._library.cupy, self._library.pinned
+        if not (is_dense(host) and pinned.contains(host)):
+            host = pinned.copy(host)
+        with self._library.on(self._index), self._home:
+            made = empty_on_gpu(cupy, host)
+            self._stream.wait_event(self._home.record())
+            start_copy(cupy, host, made, self._stream)
+        self._hosts.append(host)
+        self._arrays.append(made)
+        return made
+
+    def seal(self) -> None:
+        """Say that it is complete."""
         with self._library.on(self._index):
-            self._library.cupy.cuda.get_current_stream().wait_event(self._event)
-        return self._arrays
+            self._event = self._library.pinned.hold(self._hosts, self._stream)
+
+    def claim(self) -> None:
+        """Let the work of the current stream from here on wait until the arrays have arrived."""
+        with self._library.on(self._index):
+            current = self._library.cupy.cuda.get_current_stream()
+            current.wait_event(self._event)
+        if current.ptr == self._home.ptr:
+            self._arrays = []
+
+    def __del__(self) -> None:
+        if self._arrays and not sys.is_finalizing():
+            if self._event is None:  # something went wrong
+                self.seal()
+            with self._library.on(self._index):
+                self._home.wait_event(self._event)

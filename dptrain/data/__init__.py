@@ -8,6 +8,7 @@ from dptrain.data.dataset import Dataset, IterableDataset, Subset, TensorDataset
 from dptrain.data.distributed import DistributedSampler
 from dptrain.data.joined import ChainDataset, ConcatDataset, StackDataset
 from dptrain.data.loader import DataLoader
+from dptrain.data.prefetch import PrefetchLoader
 from dptrain.data.ranks import local_rank_zero_first
 from dptrain.data.sampler import (
     BatchSampler,
@@ -28,6 +29,7 @@ __all__ = [
     "Dataset",
     "DistributedSampler",
     "IterableDataset",
+    "PrefetchLoader",
     "RandomSampler",
     "Sampler",
     "SequentialSampler",

@@ -159,13 +159,20 @@ def default_convert(data: Any) -> Any:
     if isinstance(data, (np.ndarray, np.bool_, np.number)):
         array = np.asarray(data)
         return data if array.dtype.kind in "SUO" else _array_tensor(array, array.dtype)
+    if isinstance(data, tuple) and not hasattr(data, "_fields"):
+        return list(map(default_convert, data))
+    return with_fields(data, default_convert)
+
+
+def with_fields(data: Any, change: Callable[[Any], Any]) -> Any:
+    """A container like `data` with each field changed; `data` itself if it is a text or no container."""
     if isinstance(data, Mapping):
-        return _like(data, {key: default_convert(value) for key, value in data.items()})
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*map(default_convert, data))
+        return _like(data, {key: change(value) for key, value in data.items()})
+    if isinstance(data, tuple):
+        kind: Any = type(data)
+        return kind(*map(change, data)) if hasattr(data, "_fields") else kind(map(change, data))
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
-        fields = [default_convert(value) for value in data]
-        return fields if isinstance(data, tuple) else _like(data, fields)
+        return _like(data, [change(value) for value in data])
     return data
 
 

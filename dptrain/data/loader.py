@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic
 
+from dptrain.core.cuda import device_count
 from dptrain.core.random import Generator, default_generator
 from dptrain.data.collate import default_collate, default_convert
 from dptrain.data.dataset import IterableDataset, T_co
@@ -87,7 +88,10 @@ class DataLoader(Generic[T_co]):
             `shuffle`, `sampler` and `drop_last`.
         num_workers: worker processes; 0 fetches in this process, when a batch is asked for.
         collate_fn: makes a batch from a list of samples; `default_collate` by default.
-        pin_memory: has no effect without a GPU, of which a warning tells, as in PyTorch.
+        pin_memory: hand out batches in page-locked memory, from where `.to(device, non_blocking=True)` returns at
+            once; with workers, a thread pins the next batch while one is used. Objects with a method
+            `pin_memory` are asked for it. Without a GPU it has no effect, of which a warning tells, as in PyTorch.
+            `PrefetchLoader` brings batches to a GPU ahead of time.
         drop_last: leave out a last batch that is shorter.
         timeout: seconds to wait for a batch of a worker; 0 waits for ever.
         worker_init_fn: called with the worker's number in every worker that begins.
@@ -95,7 +99,7 @@ class DataLoader(Generic[T_co]):
         generator: where `shuffle=True` and the base seed of a pass draw from.
         prefetch_factor: batches that each worker is asked for ahead of time; by default 2.
         persistent_workers: keep the workers from one pass to the next.
-        pin_memory_device: has no effect.
+        pin_memory_device: deprecated, of no effect: memory is pinned for the current GPU.
         in_order: hand out the batches in the sampler's order, else as they are ready; a resume then
             repeats batches that were handed out before their turn.
 
@@ -222,7 +226,13 @@ class DataLoader(Generic[T_co]):
         return count
 
     def __iter__(self) -> Iterator[Any]:
-        if self.pin_memory:
+        if self.pin_memory and self.pin_memory_device:
+            warnings.warn(
+                "pin_memory_device is deprecated, the current accelerator will be used as the device,"
+                f"ignore pin_memory_device='{self.pin_memory_device}'.",
+                stacklevel=2,
+            )
+        if self.pin_memory and not device_count():
             warnings.warn(
                 "'pin_memory' argument is set as true but no accelerator is found, then device "
                 "pinned memory won't be used.",

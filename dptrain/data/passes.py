@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dptrain.core.capturing import watcher
 from dptrain.core.random import use_generator
 from dptrain.data.events import pass_ended
-from dptrain.data.fetch import Exhausted, Fetcher, Keys
+from dptrain.data.fetch import Exhausted, Fetcher
+from dptrain.data.inbox import Inbox, Task
+from dptrain.data.pinning import PinThread, pin, pinning_gpu
 from dptrain.data.ranks import known_ranks
 from dptrain.data.seeding import SampleGenerator
 from dptrain.data.worker import BATCH, ENDED, Begin, Recipe
@@ -24,25 +26,6 @@ if TYPE_CHECKING:
     from dptrain.data.loader import DataLoader
 
 _END = object()
-
-
-@dataclass(slots=True)
-class Task:
-    """One batch to be fetched.
-
-    Attributes:
-        taken: what the sampler gave: sample numbers, or one.
-        keys: whose random draws its are.
-        place_before: samples consumed before it.
-        worker: who fetches it.
-        answer: kind and value, once it is there.
-    """
-
-    taken: Any
-    keys: Keys
-    place_before: int
-    worker: int = 0
-    answer: tuple[str, Any] | None = None
 
 
 class Pass:
@@ -60,6 +43,7 @@ class Pass:
         self._place_after = loader._place_counter()
         self._first_batch_time_ns: int | None = None
         self._handed_out = 0
+        self._pinning_gpu = pinning_gpu() if loader.pin_memory else None
         self._start()
         self._over = False
         loader.data_time_s += time.perf_counter() - started
@@ -73,18 +57,26 @@ class Pass:
     def __next__(self) -> Any:
         if self._over:
             raise StopIteration
+        try:
+            return self.take()
+        except Exhausted:
+            self.finish()
+            raise StopIteration from None
+
+    def take(self) -> Any:
+        """The next batch.
+
+        Raises:
+            Exhausted: there was none; `finish` then ends the pass.
+        """
         started_ns = time.perf_counter_ns()
         if self._first_batch_time_ns is None:
             self._first_batch_time_ns = started_ns
-        try:
-            watch = watcher()
-            if watch is None:
-                batch = self._next_batch()
-            else:
-                batch = watch.block("enumerate(DataLoader)", self._next_batch)
-        except Exhausted:
-            self._finish()
-            raise StopIteration from None
+        watch = watcher()
+        if watch is None:
+            batch = self._next_batch()
+        else:
+            batch = watch.block("enumerate(DataLoader)", self._next_batch)
         self._handed_out += 1
         if self._fetcher.iterable:
             self._loader._check_length(self._handed_out)
@@ -111,7 +103,8 @@ class Pass:
         self._place = self._place_after(place, taken)
         return Task(taken, keys, place)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """End the pass, all of whose batches were taken."""
         self._over = True
         self._position.epoch += 1
         self._position.samples_consumed = 0
@@ -135,6 +128,8 @@ class InProcessPass(Pass):
             raise Exhausted
         with use_generator(self._generator):
             batch = self._fetch(task.taken, task.keys, self._generator)
+        if self._pinning_gpu is not None:
+            batch = pin(batch)
         # Only now: a batch that could not be fetched was not consumed.
         self._position.samples_consumed = self._place
         return batch
@@ -157,13 +152,16 @@ class WorkerPass(Pass):
         else:
             crew = _new_crew(loader, self._fetcher, begin)
         self._crew: Crew = crew
-        self._in_flight: dict[int, Task] = {}
-        self._load = [0] * len(crew)
+        self._inbox = Inbox(crew, loader.in_order)
         self._active = [True] * len(crew)
         self._turns = itertools.cycle(range(len(crew)))
         self._asked = [0] * len(crew)
         self._drained = False
         self._prefetch = loader.prefetch_factor
+        self._pin_thread: PinThread | None = None
+        if self._pinning_gpu is not None:
+            where = f"in pin memory thread for device {self._pinning_gpu}"
+            self._pin_thread = PinThread(partial(self._inbox.next_pinned, where), self._pinning_gpu)
         for _ in range(self._prefetch * len(crew)):
             self._ask()
 
@@ -173,7 +171,7 @@ class WorkerPass(Pass):
             return
         for worker in itertools.islice(self._turns, len(self._active)):
             if self._active[worker] and (
-                self._loader.in_order or self._load[worker] < self._prefetch
+                self._inbox.in_order or self._inbox.load[worker] < self._prefetch
             ):
                 break
         else:
@@ -190,17 +188,15 @@ class WorkerPass(Pass):
             # The worker's number in front, so that no two workers share a key on any shard.
             task.keys = (base_seed, epoch, place, shard * len(self._active) + worker, step)
         self._asked[worker] += 1
-        self._load[worker] += 1
-        self._in_flight[self._crew.ask(worker, task.taken, task.keys)] = task
+        self._inbox.add(task)
 
     def _next_batch(self) -> Any:
         if not self._crew.alive:
             raise RuntimeError(
                 "the workers of this pass over a DataLoader have ended; begin a new one"
             )
-        while self._in_flight:
-            number = self._wait()
-            task = self._in_flight.pop(number)
+        while self._inbox.tasks:
+            task = self._inbox.tasks.pop(self._wait())
             assert task.answer is not None
             kind, value = task.answer
             if kind == ENDED:
@@ -208,6 +204,8 @@ class WorkerPass(Pass):
                 self._ask()
                 continue
             self._ask()
+            if self._pin_thread is not None and self._inbox.tasks:
+                self._pin_thread.ask()
             if kind != BATCH:
                 value.reraise()
             self._consumed()
@@ -216,39 +214,32 @@ class WorkerPass(Pass):
 
     def _wait(self) -> int:
         """The number of the task whose answer is handed out next, once it is there."""
-        while True:
-            first = next(iter(self._in_flight))
-            if self._in_flight[first].answer is not None:
-                return first
-            workers = [self._in_flight[first].worker]
-            if not self._loader.in_order:
-                workers = sorted({task.worker for task in self._in_flight.values()})
-            heard = self._crew.hear(workers, self._loader.timeout)
-            if heard is None:
-                named = ", ".join(f"{w} (pid {self._crew.pids[w]})" for w in workers)
-                raise RuntimeError(
-                    f"DataLoader timed out after {self._loader.timeout} seconds waiting for worker {named}"
-                )
-            worker, number, *answer = heard
-            task = self._in_flight.get(number)
-            if task is None:  # of a pass that was abandoned
-                continue
-            self._load[worker] -= 1
-            task.answer = tuple(answer)
-            if not self._loader.in_order:
-                return number
+        timeout_s = self._loader.timeout
+        try:
+            if self._pin_thread is None:
+                return self._inbox.next(timeout_s)
+            number: int = self._pin_thread.result(timeout_s)
+            return number
+        except TimeoutError:
+            named = ", ".join(f"{w} (pid {self._crew.pids[w]})" for w in self._inbox.awaited())
+            raise RuntimeError(
+                f"DataLoader timed out after {timeout_s} seconds waiting for worker {named}"
+            ) from None
 
     def _consumed(self) -> None:
         """Move the position to before the first batch not handed out yet."""
-        first = next(iter(self._in_flight.values()), None)
+        first = next(iter(self._inbox.tasks.values()), None)
         self._position.samples_consumed = self._place if first is None else first.place_before
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """End the pass, all of whose batches were taken, and let go of the workers."""
         self._let_go()
-        super()._finish()
+        super().finish()
 
     def _let_go(self) -> None:
         loader = self._loader
+        if self._pin_thread is not None:
+            self._pin_thread.end()  # before anybody else hears the workers
         if loader.persistent_workers and loader._resting_crew is None and self._crew.alive:
             loader._resting_crew = self._crew
         else:

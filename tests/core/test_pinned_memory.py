@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import dptrain
-from dptrain.core.cuda_pinned import Courier
 
 LOG = fake_cupy.LOG
 
@@ -271,26 +270,43 @@ def test_gradients_pass_a_copy_into_pinned_memory(library):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_parcel_is_written_after_the_work_so_far_and_used_after_it_came(library, index):
-    courier = Courier(library, index)
+    courier = library.courier(index)
     hosts = [np.arange(3.0), dptrain.arange(6).reshape(2, 3).t().pin_memory().numpy()]
+    parcel = courier.parcel()
     LOG.clear()
-    parcel = courier.send(hosts)
-    # The current stream's work so far, the copies behind it on the side, the event behind them.
-    assert [entry for entry in LOG if entry[0] != "pinned"] == [
+    arrays = [parcel.add(host) for host in hosts]
+    parcel.seal()
+    behind = [
         ("record", index),
         ("wait", index, index),
+    ]  # behind the work of the current stream so far
+    assert [
+        ("pinned", 24),  # the array that was not page-locked
+        *behind,
         ("memcpy", 1, 24, 64),
+        *behind,
         ("memcpy", 1, 48, 64),
         ("record", index),
-    ]
-    assert LOG.count(("pinned", 24)) == 1  # the array that was not page-locked
+    ] == LOG
     LOG.clear()
-    arrays = parcel.claim()
+    parcel.claim()
+    del parcel
     assert [("wait", index, index)] == LOG
     for host, array in zip(hosts, arrays, strict=True):
         assert array.device.id == index
         np.testing.assert_array_equal(array.host, host)
         assert array.strides == host.strides
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_memory_of_a_parcel_that_nobody_claims_is_used_anew_after_it_came(library, sealed):
+    parcel = library.courier(0).parcel()
+    parcel.add(np.arange(3.0))
+    if sealed:
+        parcel.seal()
+    LOG.clear()
+    del parcel
+    assert ([] if sealed else [("record", 0)]) + [("wait", 0, 0)] == LOG
 
 
 def test_cupy_has_what_page_locked_memory_asks_of_it():

@@ -4,6 +4,7 @@ In a module of their own, so that a worker that unpickles one does not import py
 """
 
 import random
+import time
 from collections import namedtuple
 
 import numpy as np
@@ -78,3 +79,37 @@ class Failing(Drawing):
         if index % 2:
             raise self.errors[index // 2]
         return index
+
+
+class Refusing:
+    """Has a method `pin_memory` that raises."""
+
+    def pin_memory(self):
+        raise LookupError("not this one")
+
+
+class Refused(Dataset):
+    """Sample 3 cannot be pinned; the others are their numbers."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return Refusing() if i == 3 else dptrain.tensor(i)
+
+
+class Slow(Dataset):
+    """Samples that take a while from the second on."""
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        if i:
+            time.sleep(0.2)
+        return dptrain.full((2,), float(i))
+
+
+def first(batch):
+    """A collate function for batches of one sample."""
+    return batch[0]
