@@ -196,7 +196,7 @@ class Parcel:
         cupy, pinned = self._library.cupy, self._library.pinned
         if not (is_dense(host) and pinned.contains(host)):
             host = pinned.copy(host)
-        with self._library.on(self._index), self._home:
+        with self._library.on_stream(self._index, self._home):
             made = empty_on_gpu(cupy, host)
             self._stream.wait_event(self._home.record())
             start_copy(cupy, host, made, self._stream)

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from dptrain.core.arrays import is_array
+from dptrain.core.cuda import cannot_look
+from dptrain.core.device import host_device
 from dptrain.core.grad_mode import no_grad, observe_recording
 from dptrain.core.history import node_over
 from dptrain.core.op import Op
@@ -171,13 +173,16 @@ class save_on_cpu(saved_tensors_hooks):
     """Keep saved tensors in the memory of the host, and bring them back for backward.
 
     Args:
-        pin_memory: bring them back without waiting for the copy; the memory is ordinary memory.
+        pin_memory: keep those of a GPU in page-locked memory, and wait for no copy; each is behind the work of the
+            stream that is the current one, which has to be the same in forward and backward.
         device_type: accepted as in PyTorch, where it says what memory is pinned for.
     """
 
     def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
         def pack(tensor: Tensor) -> Any:
-            return tensor.device, tensor.cpu()
+            # While a CUDA graph is recorded nothing can be fetched: the copy that is waited for says so.
+            unwaited = pin_memory and tensor.is_cuda and not cannot_look()
+            return tensor.device, tensor.to(host_device(0), non_blocking=unwaited)
 
         def unpack(packed: Any) -> Tensor:
             home, kept = packed

@@ -265,6 +265,29 @@ def test_gradients_pass_a_copy_into_pinned_memory(library):
     assert there.grad.tolist() == [2.0, 2.0, 2.0]
 
 
+def test_saved_tensors_are_kept_in_page_locked_memory(library):
+    x = dptrain.arange(3.0).cuda().requires_grad_()
+    LOG.clear()
+    with dptrain.autograd.graph.save_on_cpu(pin_memory=True):
+        y = (x * x).sum()
+    y.backward()
+    assert {entry[1] for entry in LOG if entry[0] == "memcpy"} == {1, 2}
+    assert not [entry for entry in LOG if entry[0] == "synchronize"]
+    assert x.grad.tolist() == [0.0, 2.0, 4.0]
+
+
+def test_packed_sequences_are_pinned_with_all_their_parts(library):
+    rnn = dptrain.nn.utils.rnn
+    packed = rnn.pack_sequence([dptrain.ones(2), dptrain.ones(3)], enforce_sorted=False)
+    pinned = packed.pin_memory()
+    assert type(pinned) is rnn.PackedSequence
+    assert pinned.is_pinned()
+    assert not packed.is_pinned()
+    for part, whole in zip(pinned, packed, strict=True):
+        assert part.is_pinned()
+        assert dptrain.equal(part, whole)
+
+
 # ---- beside the computation -------------------------------------------------------------------------
 
 

@@ -60,8 +60,6 @@ EXCEPTIONS = {
     "nn.attention.restore_flash_attention_impl": FLASH,
     "nn.utils.convert_conv2d_weight_memory_format": LAYOUT,
     "nn.utils.convert_conv3d_weight_memory_format": LAYOUT,
-    "nn.utils.rnn.PackedSequence.is_pinned": NO_SUCH_DEVICE,
-    "nn.utils.rnn.PackedSequence.pin_memory": NO_SUCH_DEVICE,
     "nn.utils.rnn.PackedSequence_": PRIVATE,
     "nn.utils.rnn.bind": PRIVATE,
     "nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook": OLD_STATE,

@@ -56,6 +56,15 @@ class PackedSequence(_Packed):
             unsorted_indices = invert_permutation(sorted_indices)
         return super().__new__(cls, data, batch_sizes, sorted_indices, unsorted_indices)
 
+    def pin_memory(self) -> PackedSequence:
+        """With all its tensors in page-locked memory, for copies to a GPU."""
+        parts: Any = (None if part is None else part.pin_memory() for part in self)
+        return type(self)(*parts)
+
+    def is_pinned(self) -> bool:
+        """Whether the data are in page-locked memory."""
+        return bool(self.data.is_pinned())
+
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data converted as by `Tensor.to`, and the order of the sequences beside them."""
         return self._beside(self.data.to(*args, **kwargs))
