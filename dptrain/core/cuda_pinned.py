@@ -77,6 +77,24 @@ class PinnedMemory:
             stream.synchronize()
         return made
 
+    def write(self, target: Any, host: np.ndarray) -> bool:
+        """Copy page-locked memory into an array on the current GPU; nobody waits for the end.
+
+        Returns:
+            False, and nothing is done, where the two do not lie alike, or a CUDA graph is recorded.
+        """
+        alike = (host.shape, host.strides, host.dtype) == (
+            target.shape,
+            target.strides,
+            target.dtype,
+        )
+        if noting_capture() is not None or not alike or not is_dense(host):
+            return False
+        stream = self._cuda.get_current_stream()
+        start_copy(self._cupy, host, target, stream)
+        self.hold([host], stream)
+        return True
+
     def fetch(self, array: Any) -> np.ndarray:
         """A copy, in row-major order, of an array on the current GPU; nobody waits for its end."""
         target = self.empty(array.shape, array.dtype)
@@ -87,9 +105,9 @@ class PinnedMemory:
         """Copy an array on the current GPU into page-locked memory of its shape and type; nobody waits for the end.
 
         Returns:
-            False, and nothing is done, where the memory is not page-locked, has gaps, or a CUDA graph is recorded.
+            False, and nothing is done, where the memory has gaps, or a CUDA graph is recorded.
         """
-        if noting_capture() is not None or not is_dense(target) or not self.contains(target):
+        if noting_capture() is not None or not is_dense(target):
             return False
         dense, _ = in_memory_order(target)
         self._start_fetch(array.transpose(order_of(target)), dense)

@@ -73,12 +73,14 @@ def _is_pinned(self: Tensor, device: Any = None) -> bool:
         device: deprecated, of no effect.
     """
     _warn_of(device, "is_pinned")
+    return is_pinned(self._array)
+
+
+def is_pinned(array: Any) -> bool:
+    """Whether an array is in page-locked memory."""
     # Before a GPU was used nobody can have asked for such memory.
-    return (
-        type(self._array) is np.ndarray
-        and cuda.is_loaded()
-        and cuda.library().pinned.contains(self._settled())
-    )
+    host = type(array) is np.ndarray and cuda.is_loaded()
+    return host and cuda.library().pinned.contains(array)
 
 
 def _warn_of(device: Any, name: str) -> None:
@@ -106,20 +108,22 @@ def pin_in_place(made: Tensor) -> Tensor:
     return made
 
 
-def copy_into_pinned(target: Tensor, source: Tensor) -> bool:
-    """Have a GPU write a tensor's values into another one in page-locked memory; nobody waits for the end.
+def copy_without_waiting(target: Tensor, source: Tensor) -> bool:
+    """Have a GPU copy a tensor's values into another one, between its memory and page-locked memory.
 
     Returns:
         False, and nothing is done, where that cannot be.
     """
-    if type(target._array) is not np.ndarray or not on_gpu(source._array):
+    if source._array.shape != target._array.shape:
         return False
-    if source._array.shape != target._array.shape or not _is_pinned(target):
-        return False
-    values = source.detach().to(target.dtype)
-    found = cuda.library()
-    with found.on(values.get_device()):
-        return found.pinned.fill(target._array, values._array)
+    if on_gpu(target._array) and is_pinned(source._array):
+        with cuda.library().on(target.get_device()):
+            return cuda.library().pinned.write(target._array, source._array)
+    if on_gpu(source._array) and is_pinned(target._array):
+        values = source.detach().to(target.dtype)
+        with cuda.library().on(values.get_device()):
+            return cuda.library().pinned.fill(target._array, values._array)
+    return False
 
 
 Tensor.pin_memory = _pin_memory  # type: ignore[attr-defined]

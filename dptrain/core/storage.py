@@ -17,6 +17,7 @@ from dptrain.core.device import device
 from dptrain.core.dtypes import FROM_NUMPY, dtype
 from dptrain.core.layout import layout, row_major, strided
 from dptrain.core.parts import owner_of
+from dptrain.core.pinning import is_pinned
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -66,6 +67,10 @@ class UntypedStorage:
     def is_shared(self) -> bool:
         """Whether other processes that were forked from this one see changes."""
         return _is_shared(self._owner)
+
+    def is_pinned(self) -> bool:
+        """Whether they are in page-locked memory."""
+        return is_pinned(self._owner)
 
     def cpu(self) -> UntypedStorage:
         """The bytes on the CPU: themselves."""

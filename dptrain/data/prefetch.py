@@ -31,8 +31,8 @@ class PrefetchLoader:
     comes when its batch is asked for, after the batches before it.
 
     The position that counts is that of this loader: take `state_dict()` from it, not from the one inside, which is a
-    batch ahead. The pass of a `DataLoader` ends (epoch, callbacks) when the end is asked for; another iterable without
-    a length may notice its end one batch early.
+    batch ahead. The pass of a `DataLoader` ends (epoch, callbacks) when the end is asked for; another iterable that
+    ends before the length that it has, or has none, notices its end one batch early.
 
     Args:
         loader: a `DataLoader`, or any iterable of batches.
@@ -84,9 +84,9 @@ class _Prefetching:
         self._ahead: tuple[Any, Any] | None = None  # the batch, and the parcel that it comes in
         self._after: dict[str, Any] | None = None
         self._error: Exception | None = None
-        self._begun = self._ended = False
-        # Whoever is told of the end of a pass still works with the last batch then. A pass of a DataLoader can be
-        # asked for a batch without coming to its end; of others the length says when not to ask.
+        self._begun = self._exhausted = self._ended = False
+        # Whoever is told of the end of a pass must have used the last batch by then. A pass of a DataLoader can be asked
+        # for a batch without coming to its end; of others the length says when not to ask.
         self._take = batches.take if isinstance(batches, Pass) else batches.__next__
         self._left = None if isinstance(batches, Pass) else _length(owner.loader)
 
@@ -102,6 +102,9 @@ class _Prefetching:
             raise error
         if self._ahead is None:
             self._owner._position = None
+            if self._exhausted:
+                self._exhausted, self._ended = False, True
+                self._batches.finish()  # type: ignore[attr-defined]
             if self._ended:
                 raise StopIteration
             return _moved(next(self._batches), self._owner.device)
@@ -125,7 +128,7 @@ class _Prefetching:
             self._ahead = _moved(batch, self._owner.device, parcel.add), parcel
             parcel.seal()
         except Exhausted:
-            pass  # the pass comes to its end when it is asked in turn
+            self._exhausted = True
         except StopIteration:
             self._ended = True
         except Exception as error:

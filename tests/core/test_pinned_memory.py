@@ -55,6 +55,7 @@ def test_what_is_pinned_is_not_copied_and_its_views_are_pinned(library):
     for view in (x[1], x.t(), x.view(-1)[3:5], x.detach(), dptrain.from_numpy(x.numpy()[1:])):
         assert view.is_pinned()
         assert view.pin_memory() is view
+        assert view.untyped_storage().is_pinned()
     for copy in (x.clone(), x + 1, x.reshape(-1)[[1, 2]]):
         assert not copy.is_pinned()
 
@@ -141,6 +142,7 @@ def test_without_a_gpu_nothing_is_pinned(use, error):
         with pytest.raises(error, match=r"pin_memory|none is available"):
             use(module, module.zeros(3))
         assert module.zeros(3).is_pinned() is False
+        assert module.zeros(3).untyped_storage().is_pinned() is False
 
 
 def test_the_argument_device_is_deprecated(library):
@@ -252,9 +254,16 @@ def test_other_copies_to_the_host_are_waited_for(library):
 def test_a_copy_into_a_gpu_reads_pinned_memory(library):
     out, source = dptrain.zeros(3).cuda(), dptrain.arange(3.0).pin_memory()
     LOG.clear()
+    place = out.data_ptr()
     out.copy_(source, non_blocking=True)
     assert copies() == [("memcpy", 1, source.nbytes, 0)]
     assert out.tolist() == [0.0, 1.0, 2.0]
+    assert out.data_ptr() == place
+    doubles = dptrain.zeros(3, dtype=dptrain.float64).cuda()
+    assert doubles.copy_(source, non_blocking=True).tolist() == [0.0, 1.0, 2.0]
+    columns = dptrain.zeros(2, 3).cuda().t()
+    rows = dptrain.arange(6.0).reshape(3, 2).pin_memory()
+    assert columns.copy_(rows, non_blocking=True).tolist() == rows.tolist()
 
 
 def test_gradients_pass_a_copy_into_pinned_memory(library):

@@ -7,6 +7,7 @@ from collections import namedtuple
 import fake_cupy
 import numpy as np
 import pytest
+from worker_datasets import Stream
 
 import dptrain
 from dptrain.data import DataLoader, DistributedSampler, PrefetchLoader, TensorDataset
@@ -254,6 +255,17 @@ def test_who_is_told_of_the_end_of_a_pass_has_had_the_last_batch(library, wrappe
     handle.remove()
     assert ended == [3, 3]
     assert loader.last_pass_length == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streams_of_samples_end_once(library, workers):
+    loader = DataLoader(Stream(5, dealt=False), batch_size=2, num_workers=workers, pin_memory=True)
+    ahead = PrefetchLoader(loader)
+    for epoch in range(2):
+        batches = iter(ahead)
+        assert [b.tolist() for b in batches] == [[0, 1], [2, 3], [4]]
+        assert next(batches, None) is None
+        assert loader.state_dict()["epoch"] == epoch + 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,7 +15,7 @@ from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import Overwrite, check_writeable, overwrite_values, record_overwrite
 from dptrain.core.host_array import DeviceMismatchError
 from dptrain.core.op import Op
-from dptrain.core.pinning import copy_into_pinned
+from dptrain.core.pinning import copy_without_waiting
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor
 
@@ -109,7 +109,7 @@ def _copied_without_waiting(self: Tensor, src: Tensor) -> bool:
     if is_grad_enabled() and (self.requires_grad or src.requires_grad):
         return False
     check_writeable(self, "copy_")
-    copied = copy_into_pinned(self, src)
+    copied = copy_without_waiting(self, src)
     if copied:
         self._bump_version()
     return copied
