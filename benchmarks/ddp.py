@@ -61,12 +61,12 @@ def job(args):
     if args.what == "bucket" and args.worker == "dptrain":
         # Where DistributedDataParallel keeps gradients; gloo has no such memory.
         large = library.from_numpy(default_communicator().allocate(LARGE).view(np.float32))
+        large.zero_()  # sums of zeros can go on for ever
     elif args.what != "step":
-        large = library.ones(LARGE // 4)
+        large = library.zeros(LARGE // 4)
 
     def all_reduce():
         dist.all_reduce(large)
-        large.fill_(1)
 
     turn = {"step": step, "all_reduce": all_reduce, "bucket": all_reduce}[args.what]
     for _ in range(10):
