@@ -18,6 +18,7 @@ import numpy as np
 
 from dptrain.comm import Communicator, ReduceOp, discover, init, set_default
 from dptrain.comm.reduction import DTYPE_NAMES, accumulator, dtype_from_name
+from dptrain.core.kernels import prepare_sums
 
 Array = np.ndarray[Any, Any]
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -246,6 +247,7 @@ def _sweep(comm: Communicator, args: argparse.Namespace) -> int:
         ReduceOp.of(args.op),
         dtype_from_name(args.dtype),
     )
+    prepare_sums()  # as training does
     show = print if comm.rank == 0 else lambda *_args, **_options: None
     memory = "private arrays" if args.private else "memory of allocate"
     show(f"# {args.collective} over {comm.world_size} ranks ({comm.backend}), {memory}")

@@ -14,6 +14,7 @@ import numpy as np
 from dptrain.comm.communicator import Communicator, Work
 from dptrain.core.arrays import to_host
 from dptrain.core.flat import FlatStorage, aligned_empty, placed
+from dptrain.core.kernels import prepare_sums
 from dptrain.core.tensor import Tensor
 from dptrain.parallel.buckets import consecutive, plan_buckets
 from dptrain.parallel.grad_bucket import GradBucket
@@ -43,6 +44,8 @@ class Section:
         if storage.extra.size != len(storage.params):
             allocate = self._beside if self._away else communicator.allocate
             storage.use_grad_memory(allocate, extra=len(storage.params))
+        if communicator.world_size == 2 and not self._away:
+            prepare_sums()
         own = self._away or not self.whole
         self._own = np.zeros(len(storage.params) if own else 0, storage.data.dtype)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dptrain.comm.reduction import BLOCK_ELEMENTS, ReduceOp, check_reducible, reduce_arrays
+from dptrain.core.kernels import prepare_sums
 
 
 @pytest.mark.parametrize("size", [1, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1])
@@ -63,6 +64,7 @@ def test_integers_have_no_average():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [4096, 10_001, 3 * BLOCK_ELEMENTS + 7])
 def test_two_arrays_that_both_get_the_result_get_numpys_bits(size, dtype, op):
+    prepare_sums()
     stream = np.random.default_rng(size)
     arrays = [(stream.standard_normal(size) * 1e30).astype(dtype) for _ in range(2)]
     arrays[0][:3], arrays[1][:3] = (np.inf, np.nan, 1e-42), (-np.inf, 1, 1e-44)

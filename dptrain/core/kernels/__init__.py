@@ -109,10 +109,24 @@ def total(a: Any, b: Any) -> Any:
 
 
 @cache
+def prepare_sums() -> None:
+    """Make `add_into_both` ready, for whoever is going to reduce gradients.
+
+    Compiling is nothing for a communication thread: other ranks would wait for it, and who only communicates
+    needs no compiler at all.
+    """
+    module = _native("sums")
+    if module is not None:
+        module.prepare()
+        _sums.append(module.add_into_both)
+
+
+_sums: list[Any] = []
+
+
 def add_into_both(dtype: Any) -> Any:
-    """`sums.add_into_both`; None where it does not serve an element type, or nothing is compiled."""
-    module = _native("sums") if dtype.name in _NATIVE_TYPES else None
-    return None if module is None else module.add_into_both
+    """`sums.add_into_both`; None where it does not serve an element type, or is not ready."""
+    return _sums[0] if _sums and dtype.name in _NATIVE_TYPES else None
 
 
 def pool_functions() -> tuple[Any, Any, int]:

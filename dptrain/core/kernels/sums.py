@@ -27,6 +27,12 @@ def _add_into_both(args, share, shares, worker):
         b[k] = total
 
 
+def prepare() -> None:
+    """Compile, or load what was compiled."""
+    for kind in (np.float32, np.float64):
+        add_into_both(np.zeros(1, kind), np.zeros(1, kind), average=True)
+
+
 def add_into_both(a: np.ndarray, b: np.ndarray, average: bool) -> None:
     """a + b, or half of it, in the place of both.
 
