@@ -21,7 +21,7 @@ comm = comm_room.init(timeout=30.0, warn_after_s=0.3)
 
 PYTEST = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--color=no", str(TESTS)]
 JOBS = [
-    *((ranks, "not across_hosts and not gigabytes") for ranks in (1, 2, 3, 4)),
+    *((ranks, "not across_hosts and not gigabytes") for ranks in (1, 2, 3)),
     (4, "across_hosts"),
 ]
 
