@@ -77,12 +77,11 @@ def small_cifar(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("model", ["lenet", "resnet20"])
-def test_cifar10_resumes_exactly(dprun, small_cifar, tmp_path, model):
+def test_cifar10_resumes_exactly(dprun, small_cifar, tmp_path):
     def run(*options):
         return dprun(
-            2, EXAMPLES / "cifar10.py", "--data", small_cifar, "--model", model, "--epochs", 2,
-            "--batch-size", 20, "--workers", int(model == "lenet"), *options,
+            2, EXAMPLES / "cifar10.py", "--data", small_cifar, "--model", "resnet20", "--epochs", 2,
+            "--batch-size", 20, "--workers", 1, *options,
         )  # fmt: skip
 
     check_resume_is_exact(run, tmp_path)

@@ -37,7 +37,7 @@ def test_ranks_and_accumulation_do_not_show_in_the_losses(train, alone, ranks, a
     assert len(set(found["digests"])) == 1, "the ranks' parameters differ"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_two_runs_with_one_seed_are_equal_bit_by_bit(train, ranks):
     first, second = (train(ranks, "--dtype", "float32") for _ in range(2))
     assert first == second
