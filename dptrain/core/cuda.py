@@ -308,7 +308,7 @@ class CudaLibrary(Library):
         side = self._sides.get(index)
         if side is None:
             side = self._sides[index] = self.cupy.cuda.Stream(non_blocking=True)
-        with side, capture.beside():
+        with self.on_stream(index, side), capture.beside():
             made = function(values, *args, **kwargs)
         side.synchronize()
         capture.kept.append(made)

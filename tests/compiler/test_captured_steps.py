@@ -149,6 +149,17 @@ def test_results_and_arguments_are_the_callers_own(gpu):
     assert dptrain.compiler.explain(double).replays == 3
 
 
+def test_work_behind_a_constant_of_the_host_is_recorded_too(gpu):
+    @dptrain.compile(fullgraph=True)
+    def shifted(x):
+        return (x + dptrain.tensor([1.0, 2.0, 3.0], device="cuda")) * x
+
+    for i in range(6):
+        x = dptrain.full((3,), float(i), device="cuda")
+        assert shifted(x).tolist() == [i * (i + k) for k in (1.0, 2.0, 3.0)]
+    assert dptrain.compiler.explain(shifted).replays == 3
+
+
 def test_arrays_are_joined_without_the_hosts_help(gpu):
     def join(x):
         return dptrain.cat([x, x[1:] * 2, x], 0), dptrain.stack([x, -x], -1), dptrain.cat([x, x], 1)
