@@ -246,24 +246,29 @@ class NativeLayerNorm(_Norm):
         seen: Any = None,
     ) -> Any:
         # As the rows of a matrix, in one compiled pass.
-        self.by_rows = fixed is None and seen is None and input.size > 0 and spec.centre
+        self.by_rows = fixed is None and seen is None and input.size > 0 and self._served(input)
         if not self.by_rows:
             return super().forward(input, weight, bias, spec, fixed, seen)
         self.spec, self.fixed = spec, False
         self.affine = None if weight is None else weight.shape
-        rows = self._rows(input)
-        flat = (None if v is None else v.reshape(-1) for v in (weight, bias))
-        out, self.mean, self.rstd = kernels_for(input).layer_norm(rows, *flat, spec.eps)
+        given = (weight, bias) if spec.centre else (weight,)
+        flat = (None if v is None else v.reshape(-1) for v in given)
+        kernels, rows = kernels_for(input), self._rows(input)
+        run = kernels.layer_norm if spec.centre else kernels.rms_norm
+        out, *self.facts = run(rows, *flat, spec.eps)
         return out.reshape(input.shape)
+
+    def _served(self, input: Any) -> bool:
+        return True
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_rows:
             return super().backward(grad, input, weight)
-        factor = None if weight is None else weight.reshape(-1)
-        facts = (self._rows(grad), self._rows(input), factor, self.mean, self.rstd)
-        out, *more = kernels_for(grad).layer_norm_grad(*facts)
-        d_weight, d_bias = (None if self.affine is None else v.reshape(self.affine) for v in more)
-        return out.reshape(input.shape), d_weight, d_bias
+        factor, kernels = None if weight is None else weight.reshape(-1), kernels_for(grad)
+        run = kernels.layer_norm_grad if self.spec.centre else kernels.rms_norm_grad
+        out, *more = run(self._rows(grad), self._rows(input), factor, *self.facts)
+        affine = (None if self.affine is None else v.reshape(self.affine) for v in more)
+        return (out.reshape(input.shape), *affine)
 
 
 class NativeGroupNorm(_Norm):
@@ -272,35 +277,10 @@ class NativeGroupNorm(_Norm):
     name = "group_norm"
 
 
-class FusedRmsNorm(_Norm):
+class FusedRmsNorm(NativeLayerNorm):
     """Each sample over its last dimensions, by the root of the mean square alone."""
 
     name = "rms_norm"
 
-    def forward(
-        self,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        spec: NormSpec,
-        fixed: Any = None,
-        seen: Any = None,
-    ) -> Any:
-        # On a GPU, as the rows of a matrix, in one pass.
-        self.by_rows = on_gpu(input) and input.size > 0
-        if not self.by_rows:
-            return super().forward(input, weight, bias, spec, fixed, seen)
-        self.spec, self.fixed = spec, False
-        self.affine = None if weight is None else weight.shape
-        factor = None if weight is None else weight.reshape(-1)
-        out, self.rstd = kernels_for(input).rms_norm(self._rows(input), factor, spec.eps)
-        return out.reshape(input.shape)
-
-    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_rows:
-            return super().backward(grad, input, weight)
-        factor = None if weight is None else weight.reshape(-1)
-        facts = (self._rows(grad), self._rows(input), factor, self.rstd)
-        out, d_weight = kernels_for(grad).rms_norm_grad(*facts)
-        given = None if self.affine is None else d_weight.reshape(self.affine)
-        return out.reshape(input.shape), given, None
+    def _served(self, input: Any) -> bool:
+        return on_gpu(input)
