@@ -99,19 +99,41 @@ def assert_same(make, steps=10, replays=None, batches=batch):
     return report
 
 
-def stepper(optimizer_of, after=lambda optimizer: None, build=network):
+def stepper(optimizer_of, after=lambda optimizer: None, build=network, wrap=lambda model: model):
     def make():
         model = build()
+        called = wrap(model)
         optimizer = optimizer_of(model.parameters())
         extra = after(optimizer)
 
         def step(x, y):
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(called(x), y)
             loss.backward()
             optimizer.step()
             if extra is not None:
                 extra.step()
+            return loss
+
+        return model, optimizer, step
+
+    return make
+
+
+def accumulator(optimizer_of, calls, most, build=network):
+    """Gradients of so many calls are added up, and clipped to a norm of `most`."""
+
+    def make():
+        model = build()
+        optimizer = optimizer_of(model.parameters())
+
+        def step(x, y, last):
+            loss = F.cross_entropy(model(x), y) / calls
+            loss.backward()
+            if last:
+                nn.utils.clip_grad_norm_(model.parameters(), most)
+                optimizer.step()
+                optimizer.zero_grad()
             return loss
 
         return model, optimizer, step

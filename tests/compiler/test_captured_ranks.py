@@ -3,11 +3,12 @@
 Over stand-ins, with one rank; on a GPU: `test_compile_gpu.py`.
 """
 
+from functools import partial
+
 import fake_nccl
 import pytest
-from captured import COMPILER, network, train
+from captured import COMPILER, optimizer_of, stepper, train
 from thread_ranks import on_ranks
-from training import F
 
 import dptrain
 from dptrain.comm.collectives import TransportCommunicator
@@ -21,22 +22,8 @@ compiled = pytest.mark.skipif(COMPILER is None, reason="no g++ to run the CUDA k
 
 def wrapped(comm, **options):
     """A step of a model with buffers whose gradients are averaged."""
-
-    def make():
-        model = network()
-        parallel = DistributedDataParallel(model, process_group=comm, **options)
-        optimizer = dptrain.optim.AdamW(parallel.parameters(), lr=0.01)
-
-        def step(x, y):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(parallel(x), y)
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return model, optimizer, step
-
-    return make
+    wrap = partial(DistributedDataParallel, process_group=comm, **options)
+    return stepper(optimizer_of("AdamW"), wrap=wrap)
 
 
 @compiled

@@ -9,6 +9,7 @@ import pytest
 from captured import (
     COMPILER,
     OPTIMIZERS,
+    accumulator,
     assert_same,
     batch,
     held,
@@ -45,23 +46,10 @@ def test_batches_of_another_size_have_a_recording_of_their_own(gpu):
 
 
 def test_gradients_accumulate_over_calls(gpu):
-    def make():
-        model = network()
-        optimizer = dptrain.optim.AdamW(model.parameters(), lr=0.01)
-
-        def step(x, y, last):
-            loss = F.cross_entropy(model(x), y) / 3
-            loss.backward()
-            if last:
-                nn.utils.clip_grad_norm_(model.parameters(), 0.05)
-                optimizer.step()
-                optimizer.zero_grad()
-            return loss
-
-        return model, optimizer, step
-
     # Calls that find gradients and calls that find none: two recordings of one kind, one of the other.
-    assert_same(make, 21, 13, lambda i: (*batch(i), i % 3 == 2))
+    assert_same(
+        accumulator(optimizer_of("AdamW"), 3, 0.05), 21, 13, lambda i: (*batch(i), i % 3 == 2)
+    )
 
 
 @pytest.mark.parametrize("optimizing", [True, False])

@@ -4,10 +4,11 @@ What is recorded, replayed and refused is shown without one in `test_captured_st
 """
 
 import gc
+from functools import partial
 
 import numpy as np
 import pytest
-from captured import OPTIMIZERS, assert_same, batch, optimizer_of, stepper, train
+from captured import OPTIMIZERS, accumulator, assert_same, batch, optimizer_of, stepper, train
 from training import F, nn
 
 import dptrain
@@ -93,20 +94,8 @@ def test_a_transformer_that_ignores_some_targets(bits):
 
 
 def test_batches_of_another_size_and_accumulation():
-    def make():
-        model = convolutional()
-        optimizer = dptrain.optim.RMSprop(model.parameters(), momentum=0.9)
-
-        def step(x, y, last):
-            loss = F.cross_entropy(model(x), y) / 2
-            loss.backward()
-            if last:
-                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-                optimizer.step()
-                optimizer.zero_grad()
-            return loss
-
-        return model, optimizer, step
+    optimizer = lambda params: dptrain.optim.RMSprop(params, momentum=0.9)  # noqa: E731
+    make = accumulator(optimizer, 2, 0.5, convolutional)
 
     def of(i):
         return (*image(i, 8 if i % 4 < 2 else 5), i % 2 == 1)
@@ -187,21 +176,8 @@ def test_an_optimizer_with_capturable_in_a_graph_made_by_hand():
 def test_a_step_whose_gradients_nccl_averages():
     dist.init_process_group("nccl", device_id=0)
     try:
-
-        def make():
-            model = convolutional()
-            parallel = DistributedDataParallel(model, device_ids=[0])
-            optimizer = optimizer_of("AdamW")(parallel.parameters())
-
-            def step(x, y):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(parallel(x), y)
-                loss.backward()
-                optimizer.step()
-                return loss
-
-            return model, optimizer, step
-
+        wrap = partial(DistributedDataParallel, device_ids=[0])
+        make = stepper(optimizer_of("AdamW"), build=convolutional, wrap=wrap)
         assert_same(make, 9, batches=image)
     finally:
         dptrain.compiler.reset()
