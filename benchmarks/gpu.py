@@ -5,13 +5,15 @@
     python benchmarks/gpu.py --device cpu        # the same calls on the host, to try the script
 
 Each line is the median over rounds of both libraries in turn, and PyTorch's over ours (above 1: dptrain is
-faster). Without a PyTorch that sees the GPU, dptrain alone is timed. Training steps are in `gpu_steps`.
+faster). Without a PyTorch that sees the GPU, dptrain alone is timed. Single passes are in
+`gpu_passes`, training steps in `gpu_steps`.
 """
 
 import argparse
 import statistics
 import time
 
+import gpu_passes
 import gpu_steps
 import models
 import numpy as np
@@ -80,20 +82,6 @@ def dispatch(device):
     yield "matmul-relu-sum, backward", chain
 
 
-def elementwise(device):
-    """Passes over memory."""
-    size = (1 << 24,) if device != "cpu" else (1 << 18,)
-    for name in ("relu", "gelu", "softmax", "dropout", "layer_norm"):
-
-        def make(library, name=name):
-            functional = library.nn.functional
-            (x,) = on(library, device, array(size).reshape(-1, 1024))
-            arguments = {"softmax": {"dim": -1}, "layer_norm": {"normalized_shape": (1024,)}}
-            return lambda: getattr(functional, name)(x, **arguments.get(name, {}))
-
-        yield f"{name} {size[0] >> 20 or size[0]}{'M' if size[0] >> 20 else ''}", make
-
-
 def conv(device):
     """Convolutions, forward and backward."""
     n = 64 if device != "cpu" else 2
@@ -156,7 +144,7 @@ def graphs(device):
 
 SECTIONS = [
     dispatch,
-    elementwise,
+    gpu_passes.passes,
     conv,
     optimizers,
     graphs,

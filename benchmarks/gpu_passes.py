@@ -1,21 +1,4 @@
-"""Single passes on a GPU, forward and backward, beside PyTorch's: microseconds of both, and their ratio.
-
-    python benchmarks/gpu_passes.py [--device cuda] [--dtype bfloat16] [--scale 1.0]
-
-Both libraries take turns in one run; the figure is the median of the rounds. What is timed is a row of calls
-without waiting in between, so that it is the GPU that is measured where a call takes it longer than Python.
-"""
-
-import argparse
-import statistics
-import time
-
-import dptrain
-
-try:
-    import torch
-except ImportError:
-    torch = None
+"""Single passes for `gpu.py`: forward and backward, in float32 and bfloat16."""
 
 #: name: (shape, function of the library, its nn.functional and a tensor)
 CASES = {
@@ -43,63 +26,28 @@ CASES = {
 }
 
 
-def prepared(library, name, args):
-    """A call of forward and backward."""
-    shape, function = CASES[name]
-    shape = (max(2, int(shape[0] * args.scale)), *shape[1:]) if name != "embedding" else shape
-    x = library.randn(*shape, device=args.device).to(getattr(library, args.dtype))
-    if len(shape) == 4:
-        x = x.to(memory_format=library.channels_last)
-    x.requires_grad_()
-    grad = None
-
-    def call():
-        nonlocal grad
-        x.grad = None
-        out = function(library, library.nn.functional, x)
-        if grad is None:
-            grad = library.ones_like(out)
-        out.backward(grad)
-
-    return call
+#: Of the first size, to try the script on the host.
+_ON_HOST = 0.005
 
 
-def timed(library, call, args):
-    wait = library.cuda.synchronize if args.device != "cpu" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    for _ in range(args.calls):
-        call()
-    wait()
-    return (time.perf_counter() - start) / args.calls * 1e6
+def passes(device):
+    """Passes over memory, forward and backward."""
+    for kind in ("float32", "bfloat16"):
+        for name, (shape, function) in CASES.items():
+            if device == "cpu" and name != "embedding":  # whose rows are looked up by number
+                shape = (max(2, int(shape[0] * _ON_HOST)), *shape[1:])
 
+            def make(library, shape=shape, function=function, kind=kind):
+                x = library.randn(*shape, device=device).to(getattr(library, kind))
+                if len(shape) == 4:
+                    x = x.to(memory_format=library.channels_last)
+                x.requires_grad_()
+                grad = library.ones_like(function(library, library.nn.functional, x))
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the first size")
-    parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(CASES))
-    args = parser.parse_args()
-    libraries = [dptrain] if torch is None else [dptrain, torch]
-    print(
-        f"{args.device}, {args.dtype}: "
-        + ", ".join(f"{m.__name__} {m.__version__}" for m in libraries)
-    )
-    for name in args.only:
-        calls = [prepared(library, name, args) for library in libraries]
-        times = [[] for _ in libraries]
-        for turn in range(args.rounds + 1):
-            for library, call, held in zip(libraries, calls, times, strict=True):
-                took = timed(library, call, args)
-                if turn:  # the first one compiles
-                    held.append(took)
-        medians = [statistics.median(held) for held in times]
-        ratio = f"  {medians[0] / medians[1]:5.2f}" if len(medians) == 2 else ""
-        print(f"{name:22s}" + "".join(f"{m:10.0f}" for m in medians) + ratio, flush=True)
+                def call():
+                    x.grad = None
+                    function(library, library.nn.functional, x).backward(grad)
 
+                return call
 
-if __name__ == "__main__":
-    main()
+            yield f"{name}, {kind}", make

@@ -74,13 +74,14 @@ def steps(device):
 def captured(device):
     """Training steps captured: dptrain.compile beside PyTorch eager for the launch-bound, torch.compile for the others."""
 
+    if device == "cpu":
+        return  # torch.compile wants a C++ compiler there
+
     def prepare(library, step, half):
         eager = library.__name__ == "torch" and not half
         return step if eager else library.compile(step)
 
     for case in _cases(device):
-        if device == "cpu":
-            return  # torch.compile wants a C++ compiler there
         half = case[3]
         make = Training(case, device, lambda library, step, half=half: prepare(library, step, half))
         yield f"{make.label}, {'compile' if half else 'eager'}", make
