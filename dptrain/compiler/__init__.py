@@ -11,9 +11,11 @@ from functools import wraps
 from typing import Any
 from weakref import WeakSet
 
+from dptrain.compiler.automatic import Automatic
 from dptrain.compiler.function import Compiled, Report, Unsupported
 from dptrain.core.capturing import recorder
 from dptrain.nn.module import Module
+from dptrain.nn.replays import AsItIs
 
 __all__ = ["Report", "Unsupported", "compile", "disable", "explain", "is_compiling", "reset"]
 
@@ -115,9 +117,18 @@ class OptimizedModule(Module):
 
 
 def explain(function: Any) -> Report:
-    """What became of a compiled function's calls: how many were replayed, and why others were not."""
+    """What became of a function's or module's calls: how many were replayed, and why others were not.
+
+    Raises:
+        TypeError: neither what `compile` returned nor a module.
+    """
     names = function.__dict__
     held = names.get("_compiled") or names.get("_compiled_call_impl", function)
+    if isinstance(held, Module):
+        by_itself = held._replays
+        if isinstance(by_itself, AsItIs):
+            return Report(reasons={by_itself.reason: 1})
+        return by_itself.report if isinstance(by_itself, Automatic) else Report()
     if not isinstance(held, Compiled):
         raise TypeError(f"explain() expects what compile() returned, got {type(function).__name__}")
     return held.report

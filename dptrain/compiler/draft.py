@@ -67,6 +67,7 @@ class Backward:
         grad: where the gradient of that comes in.
         leaves: the tensors in reach (or the positions of the arguments) that get gradients.
         grads: where their gradients are afterwards, None for none.
+        blocks: numbers of the blocks behind those.
     """
 
     start: int
@@ -76,6 +77,7 @@ class Backward:
     grad: np.ndarray
     leaves: list[Any]
     grads: list[np.ndarray | None]
+    blocks: list[int | None]
 
 
 @dataclass
@@ -146,6 +148,21 @@ class Draft:
         for number, place in self.trace.places.items():
             names.setdefault(number, place)
         return names
+
+
+def difference(first: Draft, second: Draft) -> str | None:
+    """In what two recordings of the same call differ, if they do."""
+    a, b = first.text(), second.text()
+    if a == b:
+        return None
+    if a[0] == b[0]:
+        what = "the numbers that tensors are made from" if a[1] != b[1] else "what it returns"
+    else:
+        unequal = (i for i, (x, y) in enumerate(zip(a[0], b[0], strict=False)) if x != y)
+        place = next(unequal, min(len(a[0]), len(b[0])))
+        names = [d.trace.nodes[place].text for d in (first, second) if place < len(d.trace.nodes)]
+        what = f"operation {place} ({' and then '.join(str(n)[:200] for n in names)})"
+    return f"two calls in a row differ without a change of arguments or of what is in reach: {what}"
 
 
 def _renamed(text: Any, names: dict[int | None, Any]) -> Any:

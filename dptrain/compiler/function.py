@@ -22,23 +22,19 @@ from typing import Any
 from dptrain.compiler.draft import Draft
 from dptrain.compiler.gpu_program import GpuProgram, capture
 from dptrain.compiler.gpu_rehearsal import Place, Rehearsal, index_of, rehearse
-from dptrain.compiler.program import BUSY, MISS, NotAhead, PendingPass, Program, reach_guard
+from dptrain.compiler.guards import reach_guard
+from dptrain.compiler.judged import CHANGES, CHANGES_A_MODE, judged_record, program_of
+from dptrain.compiler.kinds import kind_of, modes, reason_now
+from dptrain.compiler.pending_pass import PendingPass
+from dptrain.compiler.program import BUSY, Program
 from dptrain.compiler.ranks import Ranks, Wish, why_not_recorded
-from dptrain.compiler.recorder import record
-from dptrain.compiler.state import Survey, is_plain, survey
-from dptrain.core.anomaly import anomaly_mode
-from dptrain.core.autocast import autocast_facts
+from dptrain.compiler.state import Survey, overlaps, survey
+from dptrain.compiler.writing import MISS
 from dptrain.core.callers import level_outside
 from dptrain.core.capturing import recorder
-from dptrain.core.conv_algo import get_conv_algo
 from dptrain.core.cuda import is_loaded
-from dptrain.core.dtypes import get_default_dtype
 from dptrain.core.engine import current_pass
-from dptrain.core.grad_mode import is_grad_enabled, record_observer
-from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor
-from dptrain.core.threads import get_num_threads
-from dptrain.core.tree import leaves
 
 
 class Unsupported(RuntimeError):
@@ -136,7 +132,7 @@ class Compiled:
             self._note("it is running already")
             return self._function(*args, **kwargs)
         try:
-            key, tensors, others = _kind_of(args, kwargs)
+            key, tensors, others = kind_of(args, kwargs)
             kind = self._kinds.get(key)
             ready = _ready([] if kind is None else kind.programs, tensors)
             program = next(ready, None)
@@ -180,7 +176,7 @@ class Compiled:
             kind = self._kinds[key] = _Kind()
         kind.calls += 1
         if kind.reason is None:
-            kind.reason = _reason_now()
+            kind.reason = reason_now()
             if kind.reason is not None:
                 reason, kind.reason = kind.reason, None
                 return self._as_it_is(reason, args, kwargs)
@@ -211,15 +207,10 @@ class Compiled:
             return self._as_it_is(reason, args, kwargs)
         if index is not None:
             return self._record_on_gpu(kind, index, tensors, found, args, kwargs)
-        if _overlaps(tensors, found):
+        if overlaps(tensors, found):
             self._note(_OVERLAP)
             return self._function(*args, **kwargs)
-        unchanged, modes = reach_guard(found), _modes()
-        result, draft = record(self._function, args, kwargs, tensors, found, _attach)
-        if draft.trace.reason is None and not unchanged():
-            draft.trace.reason = _CHANGES
-        if draft.trace.reason is None and modes != _modes():
-            draft.trace.reason = _CHANGES_A_MODE
+        result, draft = judged_record(self._function, args, kwargs, tensors, found, _attach)
         before, kind.draft = kind.draft, None
         reason = draft.trace.reason
         if reason is None and before is not None:
@@ -244,13 +235,13 @@ class Compiled:
         if before is not None and kind.agreed:
             kind.rehearsal, kind.agreed = None, False
             return self._capture(kind, index, tensors, found, before, args, kwargs)
-        unchanged, modes = reach_guard(found), _modes()
+        unchanged, modes_before = reach_guard(found), modes()
         result, rehearsal = rehearse(self._function, args, kwargs, tensors, found)
         reason = rehearsal.reason
         if reason is None and not unchanged():
-            reason = _CHANGES
-        if reason is None and modes != _modes():
-            reason = _CHANGES_A_MODE
+            reason = CHANGES
+        if reason is None and modes_before != modes():
+            reason = CHANGES_A_MODE
         kind.rehearsal = rehearsal if reason is None else None
         if reason is None and before is not None:
             reason = before.difference(rehearsal.text)
@@ -296,14 +287,10 @@ class Compiled:
 
     def _adopt(self, kind: _Kind, draft: Draft, before: Draft, found: Survey) -> str | None:
         """Make a program of a draft that agrees with the one before; else say why not."""
-        difference = _difference(before, draft)
-        if difference is not None:
+        program = program_of(draft, before, found)
+        if isinstance(program, str):
             kind.draft = draft
-            return difference
-        try:
-            program = Program(draft, found)
-        except NotAhead as error:
-            return str(error)
+            return program
         kind.programs.append(program)
         kind.failures = 0
         self.report.recordings += 1
@@ -342,82 +329,9 @@ def _wish_of(kind: _Kind | None) -> Wish:
     return Wish.RECORD if recorded else Wish.AS_IT_IS
 
 
-_CHANGES = "it changes a plain value, an object or a container in its reach"
-_CHANGES_A_MODE = "it changes a mode (gradients, autocast, threads, default dtype)"
 _OVERLAP = "an argument shares memory with a tensor in reach"
-
-
-def _overlaps(tensors: list[Tensor], found: Survey) -> bool:
-    """Whether a copy of an argument could miss what the call does to the original."""
-    memory = {id(root_of(t._array)) for t in found.tensors.values() if t._has_values}
-    return any(id(t) not in found.tensors and id(root_of(t._array)) in memory for t in tensors)
 
 
 def _attach(draft: Draft, values: list[Any], tensors: list[Tensor]) -> None:
     """The backward pass of the recorded call itself."""
     PendingPass(draft).attach(draft, values, tensors)
-
-
-def _reason_now() -> str | None:
-    """Why nothing can be recorded at present, if so."""
-    if anomaly_mode() is not None:
-        return "anomaly detection is on"
-    if record_observer() is not None:
-        return "the recording of the graph is watched (checkpoint, saved-tensor hooks)"
-    return None
-
-
-def _kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
-    """What a recording depends on that is known before it is looked up; the tensors; other objects."""
-    values, structure = leaves((args, kwargs))
-    tensors: list[Tensor] = []
-    others: list[Any] = []
-    parts: list[Any] = [*_modes()]
-    for value in values:
-        if isinstance(value, Tensor):
-            array = value._array
-            tensors.append(value)
-            parts.append(
-                (type(value), array.shape, array.strides, array.dtype, value._requires_grad)
-            )
-        elif is_plain(value):
-            parts.append((type(value), value if value.__hash__ else repr(value)))
-        else:
-            others.append(value)
-            parts.append(id(value))
-    return (tuple(parts), _frozen(structure)), tensors, others
-
-
-def _modes() -> tuple[Any, ...]:
-    """What operations depend on beside their arguments."""
-    return (
-        is_grad_enabled(),
-        get_num_threads(),
-        get_conv_algo(),
-        autocast_facts(),
-        get_default_dtype(),
-        record_observer() is None and anomaly_mode() is None,
-    )
-
-
-def _frozen(structure: Any) -> Any:
-    if type(structure) is tuple and len(structure) == 2 and isinstance(structure[1], list):
-        return structure[0], tuple(_frozen(p) for p in structure[1])
-    if type(structure) is tuple:
-        return structure[0], _frozen(structure[1])
-    return structure
-
-
-def _difference(first: Draft, second: Draft) -> str | None:
-    """In what two recordings of the same call differ, if they do."""
-    a, b = first.text(), second.text()
-    if a == b:
-        return None
-    if a[0] == b[0]:
-        what = "the numbers that tensors are made from" if a[1] != b[1] else "what it returns"
-    else:
-        unequal = (i for i, (x, y) in enumerate(zip(a[0], b[0], strict=False)) if x != y)
-        place = next(unequal, min(len(a[0]), len(b[0])))
-        names = [d.trace.nodes[place].text for d in (first, second) if place < len(d.trace.nodes)]
-        what = f"operation {place} ({' and then '.join(str(n)[:200] for n in names)})"
-    return f"two calls in a row differ without a change of arguments or of what is in reach: {what}"

@@ -26,7 +26,7 @@ from dptrain.compiler.gpu_rehearsal import (
     text_of,
     unpin,
 )
-from dptrain.compiler.program import guard
+from dptrain.compiler.guards import guard
 from dptrain.compiler.state import Survey
 from dptrain.core.arrays import beside
 from dptrain.core.autocast import as_now

@@ -5,10 +5,12 @@ Owns: those questions. Must not know: recordings.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from dptrain.core.op import edge_of
 from dptrain.core.tensor import Tensor
+from dptrain.core.tree import leaves
 
 
 def is_pending(value: Any, known: dict[int, Tensor]) -> bool:
@@ -26,6 +28,17 @@ def _nodes_behind(tensor: Tensor) -> list[Any]:
             seen[id(node)] = node
             stack += [e[0] for e in node.edges if e is not None and e[1] is not None]
     return list(seen.values())
+
+
+def bytes_behind(values: Any) -> int:
+    """How much memory the results of the nodes behind some tensors take, if all are kept."""
+    nodes = {
+        id(n): n
+        for v in leaves(values)[0]
+        if isinstance(v, Tensor) and v._node is not None
+        for n in _nodes_behind(v)
+    }
+    return sum(prod(shape) * kind.itemsize for n in nodes.values() for shape, kind in n.outs)
 
 
 def ends_of(tensor: Tensor) -> list[Tensor]:

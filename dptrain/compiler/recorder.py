@@ -115,6 +115,7 @@ class _Recorder(Listener):
             stands = tensor._requires_grad or tensor._unseen is not None
             if stands and id(tensor) not in externals and type(tensor._array) is np.ndarray:
                 self._stand_ins[id(tensor)] = self._arguments[position] = _stand_in(tensor)
+        self._gradients = found.gradients
         self._plan(externals)
         self._starts = {id(t): t._grad for t in self._known.values()}
 
@@ -123,7 +124,7 @@ class _Recorder(Listener):
         for tensor in found.tensors.values():
             if tensor._has_values and tensor._node is None:
                 externals[id(tensor)] = tensor
-                if tensor._slot is not None:
+                if tensor._slot is not None and found.gradients:
                     externals[id(tensor._slot)] = tensor._slot
                     tensor._place.storage.pinned = True
         return externals
@@ -140,7 +141,7 @@ class _Recorder(Listener):
             self._swaps.append((tensor, "_array", array, self.trace.external(array)))
             self.draft.tensors.append((tensor, array, tensor._requires_grad))
             tensor._version_counter()
-            if tensor._place is not None:
+            if tensor._place is not None and self._gradients:
                 storages[id(tensor._place.storage)] = tensor._place.storage
         for storage in storages.values():
             for name in ("data", "grad"):
@@ -215,6 +216,7 @@ class _Recorder(Listener):
         self.trace.open = False
         self._swaps.clear()
         self._existing.clear()
+        self._starts.clear()
 
     # ---- the end of the call ---------------------------------------------------------------------
 
@@ -269,9 +271,10 @@ class _Recorder(Listener):
             self.trace.outputs.update(a.block.number for a in found if a is not None)
             self.trace.held += [a.block for a in found if a is not None]
             hosts = [None if a is None else a.host for a in found]
+            numbers = [None if a is None else a.block.number for a in found]
             stop = len(self.trace.nodes)
             self.draft.backwards.append(
-                Backward(start, stop, strides, place, memory.host, leaves_behind, hosts)
+                Backward(start, stop, strides, place, memory.host, leaves_behind, hosts, numbers)
             )
         self.trace.kept.append([block.memory for block in living])
 
@@ -314,6 +317,10 @@ class _Recorder(Listener):
 
     def _note_gradient(self, tensor: Tensor, before: Tensor | None) -> None:
         after = tensor._grad
+        if not self._gradients:
+            if after is not before:
+                self.trace.refuse("it computes the gradient of a tensor in reach")
+            return
         if after is before:
             touched = before is not None and self._is_used(before)
             if touched:

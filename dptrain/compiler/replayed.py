@@ -5,11 +5,18 @@ Owns: `Replayed`. Must not know: how calls are recorded and replayed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from dptrain.compiler.draft import Draft
-from dptrain.core.op import Op, _sequence, edge_of
+from dptrain.core.op import EVERY, Op, _sequence, edge_of
 from dptrain.core.tensor import Tensor
+
+
+class Again(Protocol):
+    """A call that can be made once more, as it was."""
+
+    def gradients(self, result: int, grad: Tensor, ends: list[Tensor]) -> tuple[Any, ...]:
+        """The gradients of `ends`, with a graph, from that of a leaf of what the call returned."""
 
 
 class Replayed(Op):
@@ -17,32 +24,40 @@ class Replayed(Op):
 
     Attributes:
         program: runs the backward pass.
-        counts: the parameters behind the call, and how often they had been changed in place.
+        result: which leaf of what the call returned is differentiated.
+        ends: the tensors behind it.
+        counts: the parameters among them, and how often they had been changed in place.
+        again: the call, for second derivatives; None where there are none.
     """
 
     program: Any
+    result: int
+    ends: list[Tensor]
     counts: list[tuple[Tensor, int]]
+    again: Again | None = None
 
     name = "compiled_function"
     backward_name = "CompiledFunctionBackward"
+    direct = EVERY
 
     @staticmethod
-    def attach(draft: Draft, result: Tensor, tensors: list[Tensor], program: Any) -> Replayed:
+    def attach(draft: Draft, values: list[Any], tensors: list[Tensor], program: Any) -> Replayed:
         """Make the node of a result.
 
         Args:
             draft: the recording.
-            result: of the call.
+            values: the leaves of what the call returned.
             tensors: its tensor arguments.
             program: runs the backward pass: takes the gradient of the result.
         """
         back = draft.backwards[0]
+        result = values[back.result]
         node = Replayed()
-        ends = [tensors[e] if isinstance(e, int) else e for e in back.leaves]
-        node.edges = [edge_of(e) for e in ends]
+        node.ends = [tensors[e] if isinstance(e, int) else e for e in back.leaves]
+        node.edges = [edge_of(e) for e in node.ends]
         node.outs = ((result._array.shape, result._array.dtype),)
         node.hooks, node.saved, node.versions, node.sequence = None, (), (), _sequence()
-        node.program = program
+        node.program, node.result = program, back.result
         params = [e for e in back.leaves if isinstance(e, Tensor)]
         node.counts = [(p, p._version_counter()[0]) for p in params]
         result._node, result._index, result._requires_grad = node, 0, True
@@ -52,29 +67,42 @@ class Replayed(Op):
         """Has run."""
         raise NotImplementedError("a replayed call is not run again")
 
+    def release(self) -> None:
+        """Free what the call was given."""
+        super().release()
+        self.again, self.ends = None, []
+
     def backward(self, grad: Any) -> Any:
         """The gradients of the leaves behind the call.
 
         Raises:
-            RuntimeError: a second derivative, or a parameter that was changed in place since the call.
+            RuntimeError: a second derivative that there is not, or a parameter that was changed in place
+                since the call.
         """
-        if isinstance(grad, Tensor):
+        if isinstance(grad, Tensor) and self.again is None:
             raise RuntimeError(
                 "compile does not support double backward: run the function without compile, or compute the "
                 "gradient inside of it"
             )
         for p, count in self.counts:
             if p._version_counter()[0] != count:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"{list(p.shape)}, which is a parameter of a compiled function, is at version "
-                    f"{p._version_counter()[0]}; expected version {count} instead"
-                )
-        grads = self.program.backward(grad)
+                raise RuntimeError(changed_since(p, count, "a parameter of a compiled function"))
+        if self.again is not None and isinstance(grad, Tensor):
+            return self.again.gradients(self.result, grad, self.ends)
+        grads = self.program.backward(grad, self.target)
         return tuple(
             g.copy() if g is not None and _is_kept(edge) else g
             for g, edge in zip(grads, self.edges, strict=True)
         )
+
+
+def changed_since(tensor: Tensor, count: int, what: str) -> str:
+    """The message about a tensor that a backward pass needs as it was."""
+    return (
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"{list(tensor.shape)}, which is {what}, is at version {tensor._version_counter()[0]}; expected version "
+        f"{count} instead"
+    )
 
 
 def _is_kept(edge: Any) -> bool:

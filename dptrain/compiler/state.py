@@ -40,6 +40,8 @@ _FOREIGN = frozenset([*sys.stdlib_module_names, "numpy", "numba", "dptrain"]) - 
 _HOOKS = frozenset(
     ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
 )
+#: What a module holds that is no part of its state.
+_RECORDINGS = frozenset(["_compiled_call_impl", "_replays"])
 _MOST = 50_000
 
 
@@ -56,6 +58,7 @@ class Survey:
         arrays: ids of the NumPy arrays that own memory in reach.
         optimizers: those in reach.
         parallel: what connects ranks; of a wrapped module, that module is in reach.
+        gradients: whether the gradients of tensors are in reach.
         reason: why nothing can be recorded, if so.
     """
 
@@ -67,12 +70,18 @@ class Survey:
     arrays: dict[int, Any] = field(default_factory=dict)
     optimizers: list[Optimizer] = field(default_factory=list)
     parallel: list[Any] = field(default_factory=list)
+    gradients: bool = True
     reason: str | None = None
 
 
-def survey(roots: list[Any]) -> Survey:
-    """Everything in reach of some objects."""
-    found = Survey()
+def survey(roots: list[Any], gradients: bool = True) -> Survey:
+    """Everything in reach of some objects.
+
+    Args:
+        roots: the objects.
+        gradients: whether the `.grad` of tensors is in reach; else a call must not touch any.
+    """
+    found = Survey(gradients=gradients)
     walk = _Walk(found)
     for root in roots:
         walk.push(root)
@@ -112,7 +121,7 @@ class _Walk:
         found = self._found
         if isinstance(value, Tensor):
             found.tensors[id(value)] = value
-            if value._grad is not None:
+            if value._grad is not None and found.gradients:
                 self.push(value._grad)
         elif isinstance(value, np.ndarray):
             found.arrays[id(root_of(value))] = root_of(value)
@@ -162,6 +171,8 @@ class _Walk:
         if attributes is not None and (home not in _FOREIGN or _is_module(value)):
             self._found.sizes.append((attributes, len(attributes)))
             for key, item in list(attributes.items()):
+                if key in _RECORDINGS:
+                    continue
                 if key in _HOOKS and item:
                     self._found.reason = f"a {type(value).__name__} has hooks ({key[1:]})"
                 self._item(attributes, key, item)
@@ -230,6 +241,12 @@ class _Walk:
                 for inner in code.co_names:
                     if inner in vars(value):
                         self._item(vars(value), inner, vars(value)[inner])
+
+
+def overlaps(tensors: list[Tensor], found: Survey) -> bool:
+    """Whether a copy of an argument could miss what the call does to the original."""
+    memory = {id(root_of(t._array)) for t in found.tensors.values() if t._has_values}
+    return any(id(t) not in found.tensors and id(root_of(t._array)) in memory for t in tensors)
 
 
 def all_tensors() -> list[Tensor]:

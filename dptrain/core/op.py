@@ -54,6 +54,9 @@ from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
 
+#: In the place of one argument's position (`Op.direct`): all of them.
+EVERY = -1
+
 
 def _positional(method: Any) -> tuple[str, ...]:
     """Names of the positional parameters after `self`."""
@@ -141,7 +144,8 @@ class Op(SavedValues, HookedNode):
     differentiable: ClassVar[bool] = True
     #: Saved argument -> the position whose gradient it serves; not saved where that is not wanted.
     saved_for: ClassVar[dict[str, int]] = {}
-    #: Argument whose gradient `backward` can write into `self.target`, which the engine provides.
+    #: Argument whose gradient `backward` can write into `self.target`, which the engine provides;
+    #: `EVERY`: all of them, and the target is a list with one entry (or None) for each.
     direct: ClassVar[int | None] = None
     target: Any = None
     #: Nothing of the arguments is kept for backward: the in-place form needs no copy of the old values.

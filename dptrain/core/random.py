@@ -148,6 +148,22 @@ class Generator:
         drawn = self.stream(purpose).random(shape, dtype=dtype)
         return drawn if place == self.device else namespace_of(array).asarray(drawn)
 
+    def mark(self) -> list[tuple[tuple[int, int], Any]]:
+        """Where the streams stand, for `back_at`."""
+        return [(key, _state_of(stream)) for key, stream in self._streams.items()]
+
+    @contextmanager
+    def back_at(self, mark: list[tuple[tuple[int, int], Any]]) -> Iterator[None]:
+        """Draw once more, inside a `with` block, what was drawn after the mark."""
+        now = self.mark()
+        for key, state in mark:
+            _put_state(self._streams[key], state)
+        try:
+            yield
+        finally:
+            for key, state in now:
+                _put_state(self._streams[key], state)
+
     def get_state(self) -> Tensor:
         """Everything needed to go on from here (on the GPUs too), as a uint8 tensor."""
         return wrap(np.frombuffer(json.dumps(self._state()).encode(), dtype=np.uint8).copy())

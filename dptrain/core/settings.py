@@ -22,11 +22,13 @@ class Settings:
     Attributes:
         kernels: provider of the hot CPU kernels: "auto" (numba where it is installed), "numba", "numpy".
         host_devices: into how many virtual devices the host is split (`cpu:0`, `cpu:1`, ...).
+        replays: whether modules are recorded and replayed by themselves.
         cuda_visible_devices: CUDA_VISIBLE_DEVICES, which CUDA itself obeys; here for error messages.
     """
 
     kernels: str = "auto"
     host_devices: int = 1
+    replays: bool = True
     cuda_visible_devices: str | None = None
 
 
@@ -46,8 +48,16 @@ def settings() -> Settings:
     return Settings(
         kernels=kernels,
         host_devices=_count("DPTRAIN_HOST_DEVICES", 1, 64),
+        replays=_switch("DPTRAIN_REPLAYS", True),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
+
+
+def _switch(name: str, default: bool) -> bool:
+    text = os.environ.get(name, "").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"{name}={text!r} is neither 0 nor 1")
+    return default if not text else text == "1"
 
 
 def _count(name: str, default: int, most: int) -> int:

@@ -24,7 +24,7 @@ from dptrain.core.arrays import as_array, elsewhere, is_array, on_gpu
 from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.half import lifted
 from dptrain.core.kernels import kernels_for, total
-from dptrain.core.op import Op, edge_of
+from dptrain.core.op import EVERY, Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap_computed
 
@@ -188,7 +188,10 @@ class Pass:
 
     def _node_gradients(self, node: Op, incoming: list[Any]) -> tuple[Any, ...]:
         if node.direct is not None and not self.create_graph:
-            node.target = self._free_slot(node.edges[node.direct])
+            if node.direct is EVERY:
+                node.target = self._free_slots(node.edges)
+            else:
+                node.target = self._free_slot(node.edges[node.direct])
         saved = node.saved_tensors() if self.create_graph else node.saved_arrays()
         if node.in_float32 and not (node.halves_on_gpu and any(map(on_gpu, incoming))):
             # What it returns is brought to the types of its arguments on arrival.
@@ -217,6 +220,12 @@ class Pass:
         return (
             leaf._place.storage.free_slot(leaf._place.position)._array if alone and free else None
         )
+
+    def _free_slots(self, edges: Sequence[Any]) -> list[Any]:
+        """The gradient slots of all leaves, where they are free."""
+        free = [self._free_slot(edge) is not None for edge in edges]
+        # Asked for again: the buffer behind them moves when one of its gradients turns out to be held.
+        return [e[0]._slot._array if f else None for e, f in zip(edges, free, strict=True)]
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
         as_tensor = grad if isinstance(grad, Tensor) else wrap_computed(as_array(grad))

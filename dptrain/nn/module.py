@@ -15,7 +15,7 @@ from dptrain.core.failures import telling_constructor, telling_method, told
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.holders import PARAMETERS, Holders, surveys
 from dptrain.core.hooks import RemovableHandle, add_hook
-from dptrain.nn import global_hooks
+from dptrain.nn import global_hooks, replays
 from dptrain.nn.conversion import ModuleConversions
 from dptrain.nn.forward_hooks import HookedCall
 from dptrain.nn.global_hooks import ForwardHook
@@ -23,6 +23,7 @@ from dptrain.nn.tree import ModuleTree
 
 #: The tables of hooks on the calls of all modules.
 _EVERYWHERE = global_hooks.CALLS.values()
+_RECORDINGS = ("_compiled_call_impl", "_replays")
 
 
 class Module(ModuleConversions):
@@ -46,6 +47,8 @@ class Module(ModuleConversions):
     _backward_pre_hooks: dict[int, Callable[..., Any]]
     _is_full_backward_hook: bool | None
     _compiled_call_impl: Callable[..., Any] | None = None
+    #: Of `dptrain.nn.replays`: calls so far, recordings, or that there are to be none.
+    _replays: Any = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not self.call_super_init and (args or kwargs):
@@ -90,7 +93,11 @@ class Module(ModuleConversions):
                 or self._compiled_call_impl
                 or any(_EVERYWHERE)
             ):
-                return self.forward(*args, **kwargs)
+                return (
+                    replays.call(self, args, kwargs)
+                    if self._modules
+                    else self.forward(*args, **kwargs)
+                )
             return (self._compiled_call_impl or self._call_impl)(*args, **kwargs)
         except Exception as error:
             label, forward = type(self).__name__, type(self).forward
@@ -120,7 +127,8 @@ class Module(ModuleConversions):
         self.__dict__["_compiled_call_impl"] = compiler.compile(self._call_impl, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}
+        """What copies and files hold: no recordings."""
+        return {k: v for k, v in self.__dict__.items() if k not in _RECORDINGS}
 
     # ---- hooks -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.tensor import Tensor
 from dptrain.data.events import register_pass_end
 from dptrain.nn.module import Module
+from dptrain.nn.replays import never
 from dptrain.parallel.agreement import (
     LatestBuffers,
     average_buffers,
@@ -165,6 +166,9 @@ class DistributedDataParallel(Switches, EqualEnds, Module):
     def _connect(self) -> None:
         """Start averaging the gradients. Collective."""
         named = shared_parameters(self.module)
+        if self.communicator.local_world_size < self.communicator.world_size:
+            # A replay hands over all gradients at its end; here they travel while backward runs.
+            never(self.module, "its gradients go to other hosts while its backward pass runs")
         self._connected: Reducer | None = Reducer(
             [(n, p) for n, p in named if p.requires_grad],
             self.communicator,

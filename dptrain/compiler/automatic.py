@@ -1,0 +1,204 @@
+"""Modules whose calls are replayed without having been asked to.
+
+Owns: `Automatic`: the recordings of one module, and when to give up. Must not know: which calls are
+offered (`dptrain.nn.replays`).
+
+Nobody is to notice but by the time it takes: results, gradients, buffers and random numbers are those of
+the plain call, bit for bit; the code of the module must be seen to do nothing else (`plainness`); memory
+stays within bounds; where anything that a recording depends on has changed, the call is made as it is,
+and a module for which that happens again and again is left alone. A second derivative, which a recording
+does not have, comes from the plain call, made once more.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dptrain.compiler.draft import Draft
+from dptrain.compiler.function import Report
+from dptrain.compiler.graphs import bytes_behind
+from dptrain.compiler.judged import judged_record, program_of
+from dptrain.compiler.kinds import kind_of, reason_now
+from dptrain.compiler.pending_pass import PendingPass
+from dptrain.compiler.plainness import why_not_plain
+from dptrain.compiler.program import BUSY, Program
+from dptrain.compiler.replayed import changed_since
+from dptrain.compiler.state import overlaps, survey
+from dptrain.compiler.writing import MISS
+from dptrain.core.autocast import autocast_facts
+from dptrain.core.engine import grad as gradients_of
+from dptrain.core.random import Generator, default_generator
+from dptrain.core.tensor import Tensor
+from dptrain.core.tree import leaves
+from dptrain.nn.module import Module
+from dptrain.nn.replays import AsItIs
+
+#: Kinds of calls (shapes, types) that are told apart, and recordings that did not hold, before a module is left alone.
+_MOST_KINDS, _MOST_MISSES, _MOST_FAILURES = 8, 4, 2
+#: A recording keeps its memory between steps. Where a step needs more than this, Python is not what takes the time.
+_MOST_BYTES = 1 << 29
+
+
+@dataclass
+class _Kind:
+    """Calls with arguments of one kind."""
+
+    draft: Draft | None = None
+    program: Program | None = None
+
+
+class Automatic:
+    """The recordings of a module.
+
+    Attributes:
+        report: what became of its calls, since it was first looked at.
+    """
+
+    def __init__(self) -> None:
+        self.report = Report()
+        self._kinds: dict[Any, _Kind] = {}
+        self._misses = self._failures = 0
+        self._is_plain = False
+
+    def call(self, module: Module, args: Any, kwargs: Any) -> Any:
+        """Call the module, by a replay if there is one that holds."""
+        self.report.calls += 1
+        key, tensors, others = kind_of(args, kwargs)
+        kind = self._kinds.get(key)
+        if kind is not None and kind.program is not None:
+            if kind.program.holds():
+                return self._replay(kind.program, module, tensors, args, kwargs)
+            kind.program = None
+            self._misses += 1
+        reason = self._why_not(module, kind)
+        if reason is not None:
+            return self.give_up(module, reason).forward(*args, **kwargs)
+        if others or reason_now() is not None or autocast_facts() is not None:
+            return module.forward(*args, **kwargs)
+        if kind is None:
+            self._kinds[key] = _Kind()
+            result = module.forward(*args, **kwargs)
+            if not 0 < bytes_behind(result) <= _MOST_BYTES:
+                self.give_up(module, f"its results need no gradients, or over {_MOST_BYTES} bytes")
+            return result
+        return self._record(kind, module, tensors, args, kwargs)
+
+    def _why_not(self, module: Module, kind: _Kind | None) -> str | None:
+        """Why there are to be no further recordings, if so."""
+        if self._misses > _MOST_MISSES:
+            return "what is in its reach changes again and again"
+        if kind is None and len(self._kinds) >= _MOST_KINDS:
+            return f"there are more than {_MOST_KINDS} kinds of calls (shapes, types)"
+        if not self._is_plain:
+            reason = why_not_plain(module)
+            self._is_plain = reason is None
+            return reason
+        return None
+
+    def _replay(
+        self, program: Program, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        if program.takes(tensors):
+            again = _Again(self, module, args, kwargs, tensors, program.generator)
+            try:
+                result = program.run(tensors, again)
+            except Exception:
+                result = MISS  # the plain call names the layer in which it fails
+            if result is not MISS and result is not BUSY:
+                self.report.replays += 1
+                return result
+        return module.forward(*args, **kwargs)
+
+    def _record(
+        self, kind: _Kind, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        found = survey([module.forward], gradients=False)
+        arrays = [t._array for t in (*tensors, *found.tensors.values()) if t._has_values]
+        if any(type(a) is not np.ndarray for a in arrays):
+            found.reason = "a tensor lives on another device"
+        elif found.parallel:
+            found.reason = f"{type(found.parallel[0]).__name__} is in reach"
+        if found.reason is not None:
+            return self.give_up(module, found.reason).forward(*args, **kwargs)
+        if overlaps(tensors, found):
+            return module.forward(*args, **kwargs)
+        again = _Again(self, module, args, kwargs, tensors, default_generator())
+
+        def attach(draft: Draft, values: list[Any], tensors: list[Tensor]) -> None:
+            PendingPass(draft).attach(draft, values, tensors).again = again
+
+        result, draft = judged_record(module.forward, args, kwargs, tensors, found, attach)
+        reason = draft.trace.reason
+        if reason is None and not draft.backwards:
+            reason = "its results need no gradients"
+        before, kind.draft = kind.draft, draft if reason is None else None
+        if reason is None and before is not None:
+            made = program_of(draft, before, found)
+            if isinstance(made, str):
+                reason = made
+            else:
+                kind.program, kind.draft = made, None
+                self.report.recordings += 1
+                self.report.kernels = made.calls
+        if reason is not None:
+            self._failures += 1
+            if self._failures >= _MOST_FAILURES:
+                self.give_up(module, reason)
+        return result
+
+    def give_up(self, module: Module, reason: str) -> Module:
+        """Have the module run as it is from here on."""
+        self._kinds.clear()
+        module.__dict__["_replays"] = AsItIs(reason)
+        return module
+
+
+class _Again:
+    """A call that can be made once more, as it was.
+
+    Args:
+        owner: gives up the module, which is differentiated twice.
+        module, args, kwargs: the call.
+        tensors: the tensors among its arguments.
+        generator: from which it draws numbers, if it does.
+    """
+
+    def __init__(
+        self,
+        owner: Automatic,
+        module: Module,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        generator: Generator | None,
+    ) -> None:
+        self._owner, self._module, self._args, self._kwargs = owner, module, args, kwargs
+        self._counts = [(t, t._version_counter()[0]) for t in tensors]
+        self._drawn = None if generator is None else (generator, generator.mark())
+
+    def gradients(self, result: int, grad: Tensor, ends: list[Tensor]) -> tuple[Any, ...]:
+        """The gradients of `ends` with a graph of their own.
+
+        Args:
+            result: which of the leaves of what the call returned is differentiated.
+            grad: its gradient.
+            ends: the tensors behind it.
+
+        Raises:
+            RuntimeError: an argument was changed in place since the call.
+        """
+        for tensor, count in self._counts:
+            if tensor._version_counter()[0] != count:
+                raise RuntimeError(changed_since(tensor, count, "an argument of a module"))
+        self._owner.give_up(self._module, "it is differentiated twice")
+        buffers = [(b, b._array.copy()) for b in self._module.buffers()]
+        generator, mark = self._drawn or (None, [])
+        with nullcontext() if generator is None else generator.back_at(mark):
+            values, _ = leaves(self._module.forward(*self._args, **self._kwargs))
+        for buffer, before in buffers:  # has counted this batch already
+            buffer._array[...] = before
+        return gradients_of([values[result]], ends, [grad], create_graph=True, allow_unused=True)

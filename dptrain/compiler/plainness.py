@@ -1,0 +1,408 @@
+"""Whether running a module does nothing but compute with tensors, as far as its code shows.
+
+Owns: `why_not_plain`. Must not know: recordings.
+
+A call that is replayed leaves Python out. Somebody who asks for that (`dptrain.compile`) answers for what
+is left out; where it is to happen by itself, nobody must be able to tell: no printing, no counting, no
+keeping of what was computed. So the code of the user's modules is read, instruction by instruction,
+together with what its names stand for, and whatever is not known to be harmless makes the module one that
+runs as it is. What is allowed to read state (attributes, globals, the length of a list) is guarded by the
+recording's own survey.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+from collections.abc import Iterable
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+from dptrain.compiler.state import is_plain
+from dptrain.core.tensor import Tensor
+from dptrain.nn.module import Module
+
+_PACKAGE = "dptrain."
+#: Where the layers are whose code is known: they compute, and count batches in buffers.
+_LAYERS = ("dptrain.nn.", "dptrain.vision.")
+#: Where functions of tensors are defined; `dptrain` is the home of the exported operations.
+_FUNCTIONS = ("dptrain.nn.functional", "dptrain.core.creation", "dptrain.core.spaced")
+_HOMES = frozenset(["dptrain", "dptrain.core.random_tensors", "math", "_operator", "operator"])
+_NAMESPACES = frozenset(
+    ["dptrain", "dptrain.nn", "dptrain.linalg", "dptrain.special", "math", "operator"]
+)
+_BUILTINS = frozenset(
+    [
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "divmod",
+        "enumerate",
+        "float",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+        "max",
+        "min",
+        "pow",
+        "range",
+        "reversed",
+        "round",
+        "slice",
+        "sorted",
+        "str",
+        "sum",
+        "super",
+        "tuple",
+        "type",
+        "zip",
+        "hasattr",
+        "True",
+        "False",
+        "None",
+        "Ellipsis",
+        "NotImplemented",
+        "AssertionError",
+        "IndexError",
+        "KeyError",
+        "NotImplementedError",
+        "RuntimeError",
+        "TypeError",
+        "ValueError",
+    ]
+)
+#: Methods of tensors and containers that leave something behind.
+_KEEPS = frozenset(
+    [
+        "backward",
+        "retain_grad",
+        "requires_grad_",
+        "share_memory_",
+        "numpy",
+        "item",
+        "tolist",
+        "set_",
+        "pin_memory",
+        "grad",
+        "grad_fn",
+        "is_leaf",
+        "data_ptr",
+        "storage",
+        "untyped_storage",
+        "train",
+        "eval",
+        "apply",
+        "compile",
+        "zero_grad",
+        "update",
+        "setdefault",
+        "pop",
+        "popitem",
+        "clear",
+        "insert",
+        "remove",
+        "sort",
+        "reverse",
+    ]
+)
+_STARTS_OF_KEEPS = ("register_", "add_module", "load_", "__")
+#: What instructions may do: compute with local names, read others, call, branch. No storing elsewhere,
+#: no import, no `with`, no catching of exceptions.
+_INSTRUCTIONS = frozenset(
+    [
+        "BINARY_OP",
+        "BINARY_SLICE",
+        "BINARY_SUBSCR",
+        "BUILD_CONST_KEY_MAP",
+        "BUILD_LIST",
+        "BUILD_MAP",
+        "BUILD_SET",
+        "BUILD_SLICE",
+        "BUILD_STRING",
+        "BUILD_TUPLE",
+        "CACHE",
+        "CALL",
+        "CALL_FUNCTION_EX",
+        "CALL_INTRINSIC_1",
+        "CALL_KW",
+        "COMPARE_OP",
+        "CONTAINS_OP",
+        "CONVERT_VALUE",
+        "COPY",
+        "COPY_FREE_VARS",
+        "DICT_MERGE",
+        "DICT_UPDATE",
+        "END_FOR",
+        "EXTENDED_ARG",
+        "FORMAT_SIMPLE",
+        "FORMAT_VALUE",
+        "FORMAT_WITH_SPEC",
+        "FOR_ITER",
+        "GET_ITER",
+        "GET_LEN",
+        "IS_OP",
+        "JUMP_BACKWARD",
+        "JUMP_BACKWARD_NO_INTERRUPT",
+        "JUMP_FORWARD",
+        "JUMP_IF_FALSE_OR_POP",
+        "JUMP_IF_TRUE_OR_POP",
+        "KW_NAMES",
+        "LIST_APPEND",
+        "LIST_EXTEND",
+        "LIST_TO_TUPLE",
+        "LOAD_ASSERTION_ERROR",
+        "LOAD_ATTR",
+        "LOAD_CLASSDEREF",
+        "LOAD_CLOSURE",
+        "LOAD_COMMON_CONSTANT",
+        "LOAD_CONST",
+        "LOAD_DEREF",
+        "LOAD_FAST",
+        "LOAD_FAST_AND_CLEAR",
+        "LOAD_FAST_BORROW",
+        "LOAD_FAST_BORROW_LOAD_FAST_BORROW",
+        "LOAD_FAST_CHECK",
+        "LOAD_FAST_LOAD_FAST",
+        "LOAD_GLOBAL",
+        "LOAD_METHOD",
+        "LOAD_SMALL_INT",
+        "LOAD_SUPER_ATTR",
+        "LOAD_ZERO_SUPER_METHOD",
+        "LOAD_SUPER_METHOD",
+        "MAKE_CELL",
+        "MAKE_FUNCTION",
+        "MAP_ADD",
+        "NOP",
+        "NOT_TAKEN",
+        "POP_ITER",
+        "POP_JUMP_BACKWARD_IF_FALSE",
+        "POP_JUMP_BACKWARD_IF_NONE",
+        "POP_JUMP_BACKWARD_IF_NOT_NONE",
+        "POP_JUMP_BACKWARD_IF_TRUE",
+        "POP_JUMP_FORWARD_IF_FALSE",
+        "POP_JUMP_FORWARD_IF_NONE",
+        "POP_JUMP_FORWARD_IF_NOT_NONE",
+        "POP_JUMP_FORWARD_IF_TRUE",
+        "POP_JUMP_IF_FALSE",
+        "POP_JUMP_IF_NONE",
+        "POP_JUMP_IF_NOT_NONE",
+        "POP_JUMP_IF_TRUE",
+        "POP_TOP",
+        "PRECALL",
+        "PUSH_NULL",
+        "RAISE_VARARGS",
+        "RERAISE",
+        "RESUME",
+        "RETURN_CONST",
+        "RETURN_GENERATOR",
+        "RETURN_VALUE",
+        "SET_ADD",
+        "SET_FUNCTION_ATTRIBUTE",
+        "SET_UPDATE",
+        "STORE_FAST",
+        "STORE_FAST_LOAD_FAST",
+        "STORE_FAST_MAYBE_NULL",
+        "STORE_FAST_STORE_FAST",
+        "SWAP",
+        "TO_BOOL",
+        "UNARY_INVERT",
+        "UNARY_NEGATIVE",
+        "UNARY_NOT",
+        "UNARY_POSITIVE",
+        "UNPACK_EX",
+        "UNPACK_SEQUENCE",
+    ]
+)
+#: Inside of a generator expression, which its function runs to the end.
+_OF_GENERATORS = frozenset(["YIELD_VALUE"])
+_ATTRIBUTES = frozenset(["LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"])
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class _Found(Exception):
+    """A reason."""
+
+
+def why_not_plain(module: Module) -> str | None:
+    """What in a module or in those below it may do more than compute, if anything.
+
+    Raises:
+        nothing: what cannot be read is a reason.
+    """
+    try:
+        _Reading(module).run()
+    except _Found as found:
+        return str(found)
+    return None
+
+
+class _Reading:
+    def __init__(self, module: Module) -> None:
+        self._modules = list(module.modules())
+        self._read: set[int] = set()
+        #: What an attribute of that name may be, over all modules: no reading of types.
+        self._attributes: dict[str, list[Any]] = {}
+        self._methods: dict[str, list[Any]] = {}
+
+    def run(self) -> None:
+        """Look at every module.
+
+        Raises:
+            _Found: one of them may do more.
+        """
+        for module in self._modules:
+            for name, value in vars(module).items():
+                self._attributes.setdefault(name, []).append(value)
+            for cls in type(module).__mro__:
+                if not _is_ours(cls.__module__):
+                    for name, value in vars(cls).items():
+                        self._methods.setdefault(name, []).append(value)
+        for module in self._modules:
+            self._look_at(module)
+
+    def _look_at(self, module: Module) -> None:
+        cls, name = type(module), type(module).__name__
+        own = vars(module)
+        if any(own.get(table) for table in _HOOKS) or own.get("_compiled_call_impl"):
+            raise _Found(f"{name} has hooks or is compiled")
+        if "forward" in own or cls.__call__ is not Module.__call__:
+            raise _Found(f"{name} has a call of its own")
+        if cls.__getattr__ is not Module.__getattr__:
+            raise _Found(f"{name} has a __getattr__ of its own")
+        if _is_ours(cls.__module__):
+            if not cls.__module__.startswith(_LAYERS):
+                raise _Found(f"{name} is no layer")
+            return
+        if _is_ours(cls.forward.__module__):
+            # Its parts may have been replaced: whatever the class defines is looked at.
+            for base in cls.__mro__:
+                if not _is_ours(base.__module__) and base is not object:
+                    for key, value in vars(base).items():
+                        if key not in ("__init__", "extra_repr", "__repr__"):
+                            self._attribute(key, value)
+            return
+        self._function(cls.forward)
+
+    def _function(self, function: Any) -> None:
+        if id(function) in self._read:
+            return
+        self._read.add(id(function))
+        if not isinstance(function, FunctionType):
+            raise _Found(f"{function!r} is no function of Python")
+        for cell in function.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                continue
+            if isinstance(value, ModuleType):
+                self._namespace(value, function.__code__, function.__qualname__)
+            elif cell is not _class_cell(function):
+                self._value(f"a closure of {function.__qualname__}", value)
+        self._code(function.__code__, function.__globals__, function.__qualname__)
+
+    def _code(self, code: CodeType, names: dict[str, Any], where: str) -> None:
+        inner = code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>")
+        allowed = _INSTRUCTIONS | _OF_GENERATORS if inner else _INSTRUCTIONS
+        if code.co_flags & 0x20 and not inner:
+            raise _Found(f"{where} is a generator")
+        for step in dis.get_instructions(code):
+            if step.opname not in allowed:
+                raise _Found(
+                    f"{where} does {step.opname} in line {step.positions and step.positions.lineno}"
+                )
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                self._global(step.argval, code, names, where)
+            elif step.opname in _ATTRIBUTES:
+                self._name(step.argval, where)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self._code(constant, names, where)
+
+    def _global(self, name: str, code: CodeType, names: dict[str, Any], where: str) -> None:
+        if name not in names:
+            if name not in _BUILTINS or not hasattr(builtins, name):
+                raise _Found(f"{where} calls {name}")
+            return
+        value = names[name]
+        if isinstance(value, ModuleType):
+            self._namespace(value, code, where)
+        else:
+            self._value(f"{name} in {where}", value)
+
+    def _namespace(self, module: ModuleType, code: CodeType, where: str) -> None:
+        name = module.__name__
+        if name not in _NAMESPACES and not name.startswith(_FUNCTIONS):
+            raise _Found(f"{where} uses the module {name}")
+        for inner in _attributes_of(code):
+            value = getattr(module, inner, None)
+            if isinstance(value, ModuleType):
+                self._namespace(value, code, where)
+            elif value is not None:
+                self._value(f"{name}.{inner} in {where}", value)
+
+    def _name(self, name: str, where: str) -> None:
+        """An attribute of any object."""
+        if name in _KEEPS or name.startswith(_STARTS_OF_KEEPS):
+            raise _Found(f"{where} uses .{name}")
+        for value in self._attributes.get(name, ()):
+            self._value(f".{name} in {where}", value)
+        for value in self._methods.get(name, ()):
+            self._attribute(name, value)
+
+    def _attribute(self, name: str, value: Any) -> None:
+        """What the class of a user defines."""
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if isinstance(value, property):
+            value = value.fget
+        self._value(f".{name}", value)
+
+    def _value(self, where: str, value: Any) -> None:
+        if isinstance(value, type):  # to call it would be to run what it defines
+            if not (_is_ours(value.__module__) or value.__module__ == "builtins"):
+                raise _Found(f"{where} is the class {value.__name__}")
+            return
+        if is_plain(value) or isinstance(value, Tensor):
+            return
+        if isinstance(value, Module):
+            if not any(value is known for known in self._modules):
+                raise _Found(f"{where} is a module outside of the tree")
+        elif isinstance(value, (list, tuple)):
+            self._all(where, value)
+        elif isinstance(value, dict):
+            self._all(where, value.values())
+        elif isinstance(value, FunctionType):
+            home = value.__module__ or ""
+            if home in _HOMES or home.startswith(_FUNCTIONS):
+                return
+            if _is_ours(home):
+                raise _Found(f"{where} calls {value.__name__}")
+            self._function(value)
+        elif not (isinstance(value, BuiltinFunctionType) and value.__module__ in _HOMES):
+            raise _Found(f"{where} is a {type(value).__name__}")
+
+    def _all(self, where: str, values: Iterable[Any]) -> None:
+        for value in values:
+            self._value(where, value)
+
+
+def _attributes_of(code: CodeType) -> set[str]:
+    """The names of attributes that code asks objects for."""
+    return {step.argval for step in dis.get_instructions(code) if step.opname in _ATTRIBUTES}
+
+
+def _class_cell(function: FunctionType) -> Any:
+    """The cell through which `super()` finds the class."""
+    names = function.__code__.co_freevars
+    return (
+        function.__closure__[names.index("__class__")]
+        if function.__closure__ and "__class__" in names
+        else None
+    )
+
+
+def _is_ours(home: str) -> bool:
+    return home == "dptrain" or home.startswith(_PACKAGE)
