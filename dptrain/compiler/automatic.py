@@ -31,8 +31,9 @@ from dptrain.compiler.state import overlaps, survey
 from dptrain.compiler.writing import MISS
 from dptrain.core.autocast import autocast_facts
 from dptrain.core.engine import grad as gradients_of
+from dptrain.core.grad_mode import enable_grad
 from dptrain.core.random import Generator, default_generator
-from dptrain.core.tensor import Tensor
+from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.tree import leaves
 from dptrain.nn.module import Module
 from dptrain.nn.replays import AsItIs
@@ -74,6 +75,7 @@ class Automatic:
                 return self._replay(kind.program, module, tensors, args, kwargs)
             kind.program = None
             self._misses += 1
+            self._is_plain = False  # it may be the code that has changed
         reason = self._why_not(module, kind)
         if reason is not None:
             return self.give_up(module, reason).forward(*args, **kwargs)
@@ -180,13 +182,10 @@ class _Again:
         self._counts = [(t, t._version_counter()[0]) for t in tensors]
         self._drawn = None if generator is None else (generator, generator.mark())
 
-    def gradients(self, result: int, grad: Tensor, ends: list[Tensor]) -> tuple[Any, ...]:
-        """The gradients of `ends` with a graph of their own.
-
-        Args:
-            result: which of the leaves of what the call returned is differentiated.
-            grad: its gradient.
-            ends: the tensors behind it.
+    def gradients(
+        self, results: list[int], grads: list[Any], ends: list[Tensor]
+    ) -> tuple[Any, ...]:
+        """See `replayed.Again`.
 
         Raises:
             RuntimeError: an argument was changed in place since the call.
@@ -194,11 +193,22 @@ class _Again:
         for tensor, count in self._counts:
             if tensor._version_counter()[0] != count:
                 raise RuntimeError(changed_since(tensor, count, "an argument of a module"))
-        self._owner.give_up(self._module, "it is differentiated twice")
+        with_graph = isinstance(grads[0], Tensor)
+        habit = (
+            "differentiated twice" if with_graph else "given gradients of other results at times"
+        )
+        self._owner.give_up(self._module, f"it is {habit}")
         buffers = [(b, b._array.copy()) for b in self._module.buffers()]
         generator, mark = self._drawn or (None, [])
-        with nullcontext() if generator is None else generator.back_at(mark):
+        with nullcontext() if generator is None else generator.back_at(mark), enable_grad():
             values, _ = leaves(self._module.forward(*self._args, **self._kwargs))
         for buffer, before in buffers:  # has counted this batch already
             buffer._array[...] = before
-        return gradients_of([values[result]], ends, [grad], create_graph=True, allow_unused=True)
+        found = gradients_of(
+            [values[i] for i in results],
+            ends,
+            grads if with_graph else [wrap(g) for g in grads],
+            create_graph=with_graph,
+            allow_unused=True,
+        )
+        return found if with_graph else tuple(None if g is None else g._array for g in found)

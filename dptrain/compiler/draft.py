@@ -55,16 +55,16 @@ class Result:
 
 @dataclass
 class Backward:
-    """The backward pass of what a call returned, for a gradient that lies in memory in one way.
+    """The backward pass of what a call returned, for gradients that lie in memory in one way.
 
     Sums depend on the order of their terms, and that on the order of elements in memory.
 
     Attributes:
         start: number of its first call in the recording.
         stop: number of the call after its last.
-        strides: of the gradient that comes in.
-        result: which leaf of what was returned it starts from.
-        grad: where the gradient of that comes in.
+        strides: of the gradients that come in.
+        results: which leaves of what was returned it starts from.
+        incoming: where the gradients of those come in.
         leaves: the tensors in reach (or the positions of the arguments) that get gradients.
         grads: where their gradients are afterwards, None for none.
         blocks: numbers of the blocks behind those.
@@ -72,9 +72,9 @@ class Backward:
 
     start: int
     stop: int
-    strides: tuple[int, ...]
-    result: int
-    grad: np.ndarray
+    strides: tuple[tuple[int, ...], ...]
+    results: list[int]
+    incoming: list[np.ndarray]
     leaves: list[Any]
     grads: list[np.ndarray | None]
     blocks: list[int | None]
@@ -93,6 +93,7 @@ class Draft:
         bumps: (version counter, how many in-place changes).
         tensors: the tensors in reach, and the arrays that they have to have: (tensor, array, requires_grad).
         starts: (tensor, `.grad` before), where that matters.
+        pending: the leaves of what it returned whose graph is still to be walked.
         backwards: the backward pass that is still to come, if there is one, in several ways.
         written: the arrays that own memory from before which the call changes.
         generator: the default generator, if numbers were drawn.
@@ -107,6 +108,7 @@ class Draft:
     bumps: list[tuple[list[int], int]] = field(default_factory=list)
     tensors: list[tuple[Tensor, np.ndarray, bool]] = field(default_factory=list)
     starts: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
     backwards: list[Backward] = field(default_factory=list)
     written: list[np.ndarray] = field(default_factory=list)
     generator: Any = None
@@ -135,7 +137,7 @@ class Draft:
             repr(self.structure),
             [(id(t), g.shape if isinstance(g, np.ndarray) else id(g)) for t, g in self.gradients],
             [d for _, d in self.bumps],
-            [(b.start, b.stop, b.strides, b.result) for b in self.backwards],
+            [(b.start, b.stop, b.strides, b.results) for b in self.backwards],
         )
 
     def _names(self) -> dict[int | None, Any]:

@@ -46,24 +46,24 @@ class PendingPass:
         }
         self._draft = draft  # owns the memory
 
-    def backward(self, grad: Any, slots: list[Any] | None) -> list[Any]:
-        """Walk back from the gradient of the result.
+    def backward(self, grads: list[Any], slots: list[Any] | None) -> list[Any]:
+        """Walk back from the gradients of the results that the recording starts from.
 
         Args:
-            grad: that gradient.
+            grads: those gradients.
             slots: where the gradients of the leaves are wanted, None where that does not matter; none of
                 it does if None.
 
         Returns:
             The gradients of the leaves, in their slots or in memory of the recording.
         """
-        way = self._ways.get(grad.strides)
-        if way is None:  # copied into the order of the result
+        way = self._ways.get(tuple(grad.strides for grad in grads))
+        if way is None:  # copied into the order of the results
             way = next(iter(self._ways.values()))
-        return way.run(grad, slots)
+        return way.run(grads, slots)
 
     def attach(self, draft: Draft, values: list[Any], tensors: list[Tensor]) -> Replayed:
-        """Give the result among the leaves of what a call returned its node."""
+        """Give the results among the leaves of what a call returned their node."""
         return Replayed.attach(draft, values, tensors, self)
 
 
@@ -72,25 +72,25 @@ class _Way:
 
     def __init__(self, draft: Draft, back: Backward, nodes: list[Node]) -> None:
         self._draft, self._back, self._nodes = draft, back, nodes
-        self._into_own: Callable[[Any], None] = Writer().backward(draft, back, nodes)
+        self._into_own: Callable[[list[Any]], None] = Writer().backward(draft, back, nodes)
         self._movable = _movable(draft, back, nodes)
-        self._into_slots: Callable[[Any], None] | None = None
+        self._into_slots: Callable[[list[Any]], None] | None = None
         #: The arrays of the slots that those launches know; not held, as a gradient that is held moves.
         self._slots: list[ref[np.ndarray]] = []
         self._moves = 0
 
-    def run(self, grad: Any, slots: list[Any] | None) -> list[Any]:
+    def run(self, grads: list[Any], slots: list[Any] | None) -> list[Any]:
         """Walk back; see `PendingPass.backward`."""
         if slots is not None and self._movable:
             wanted = [slots[i] for i in self._movable]
             if all(slot is not None for slot in wanted) and self._know(wanted):
                 assert self._into_slots is not None
-                self._into_slots(grad)
+                self._into_slots(grads)
                 found: list[Any] = list(self._back.grads)
                 for i, slot in zip(self._movable, wanted, strict=True):
                     found[i] = slot
                 return found
-        self._into_own(grad)
+        self._into_own(grads)
         return self._back.grads
 
     def _know(self, wanted: list[Any]) -> bool:

@@ -381,12 +381,27 @@ class _Reading:
             if _is_ours(home):
                 raise _Found(f"{where} calls {value.__name__}")
             self._function(value)
+        elif _is_record(value):
+            self._all(where, vars(value).values())
         elif not (isinstance(value, BuiltinFunctionType) and value.__module__ in _HOMES):
             raise _Found(f"{where} is a {type(value).__name__}")
 
     def _all(self, where: str, values: Iterable[Any]) -> None:
         for value in values:
             self._value(where, value)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether an object of the user's is data alone, as configurations are: no code runs when it is read."""
+    kinds = [k for k in type(value).__mro__ if k is not object]
+    if any(k.__module__ == "types" or _is_ours(k.__module__) for k in kinds):
+        return False  # whose attributes no recording looks at
+    named = [(n, v) for k in kinds for n, v in vars(k).items()]
+    return (
+        hasattr(value, "__dict__")
+        and all(is_plain(v) and not isinstance(v, type) for n, v in named if not n.startswith("__"))
+        and not {"__getattr__", "__getattribute__", "__call__"}.intersection(n for n, _ in named)
+    )
 
 
 def _attributes_of(code: CodeType) -> set[str]:

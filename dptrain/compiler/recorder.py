@@ -238,54 +238,85 @@ class _Recorder(Listener):
                 self.trace.refuse("it computes the gradient of an argument")
                 held = stand_in._grad._array
                 real._accumulate_grad(held.host if type(held) is TracedArray else held)
-        pending = [i for i, v in enumerate(values) if is_pending(v, self._known)]
-        if pending and self.trace.reason is None:
-            if len(pending) > 1:
+        self.draft.pending = [i for i, v in enumerate(values) if is_pending(v, self._known)]
+        if self.draft.pending and self.trace.reason is None:
+            if len(self.draft.pending) > 1 and self._gradients:
                 self.trace.refuse("it returns several tensors whose graph is still to be walked")
             else:
-                self._record_backward(pending[0], values[pending[0]])
+                self._record_backward(values)
 
-    def _record_backward(self, place: int, result: Tensor) -> None:
-        """Walk back from a result, into no tensor's gradient."""
+    def _differentiated(self, values: list[Any]) -> list[int]:
+        """Which results are expected to be given gradients: the loss, if one is among them, or all."""
+        pending = self.draft.pending
+        scalars = [i for i in pending if not values[i]._array.ndim]
+        return scalars if len(scalars) == 1 else pending
+
+    def _record_backward(self, values: list[Any]) -> None:
+        """Walk back from results, into no tensor's gradient."""
         living = self.trace.alive()  # what the graph saved is needed again where it is retained
-        ends = [e for e in ends_of(result) if e._requires_grad]
+        behind = [e for i in self.draft.pending for e in ends_of(values[i]) if e._requires_grad]
+        ends = list({id(e): e for e in behind}.values())
         positions = {id(a): i for i, a in enumerate(self._arguments)}
         if any(id(e) not in self._known and id(e) not in positions for e in ends):
             self.trace.refuse("a tensor made in the call requires gradients")
             return
         leaves_behind = [e if id(e) in self._known else positions[id(e)] for e in ends]
-        array: Any = result._array
-        host: np.ndarray = array.host
-        in_rows = np.empty(host.shape, host.dtype)
-        single = np.empty((), host.dtype)
-        ways = {host.strides: host, in_rows.strides: in_rows, (0,) * host.ndim: single}
-        for strides, like in ways.items():
-            start, memory = len(self.trace.nodes), self.trace.own(like)
-            memory.host.fill(1)
-            memory.block.kind = self.trace.kinds[memory.block.number] = INPUT
-            grad = TracedArray(np.broadcast_to(memory.host, host.shape), memory.block, self.trace)
-            found = self._walk(result, grad if like is single else memory, ends)
+        chosen = self._differentiated(values)
+        results = [values[i] for i in chosen]
+        hosts: list[np.ndarray] = [r._array.host for r in results]
+        ways = {tuple(h.strides for h in hosts): hosts}
+        if len(hosts) == 1:
+            shape, kind = hosts[0].shape, hosts[0].dtype
+            in_rows = np.empty(shape, kind)
+            ways[(in_rows.strides,)] = [in_rows]
+            ways[((0,) * len(shape),)] = [np.empty((), kind)]
+        for strides, likes in ways.items():
+            start = len(self.trace.nodes)
+            memory = [self._incoming(like) for like in likes]
+            grads = [
+                TracedArray(np.broadcast_to(m.host, h.shape), m.block, self.trace)
+                if m.host.shape != h.shape
+                else m
+                for m, h in zip(memory, hosts, strict=True)
+            ]
+            found = self._walk(results, grads, ends)
             if any(a is not None and type(a) is not TracedArray for a in found):
                 self.trace.refuse("a gradient does not come from the recording")
                 return
             self.trace.outputs.update(a.block.number for a in found if a is not None)
             self.trace.held += [a.block for a in found if a is not None]
-            hosts = [None if a is None else a.host for a in found]
-            numbers = [None if a is None else a.block.number for a in found]
-            stop = len(self.trace.nodes)
             self.draft.backwards.append(
-                Backward(start, stop, strides, place, memory.host, leaves_behind, hosts, numbers)
+                Backward(
+                    start,
+                    len(self.trace.nodes),
+                    strides,
+                    chosen,
+                    [m.host for m in memory],
+                    leaves_behind,
+                    [None if a is None else a.host for a in found],
+                    [None if a is None else a.block.number for a in found],
+                )
             )
         self.trace.kept.append([block.memory for block in living])
 
-    def _walk(self, result: Tensor, grad: TracedArray, ends: list[Tensor]) -> list[Any]:
+    def _incoming(self, like: np.ndarray) -> TracedArray:
+        """Memory for a gradient that comes in."""
+        memory = self.trace.own(like)
+        memory.host.fill(1)
+        memory.block.kind = self.trace.kinds[memory.block.number] = INPUT
+        return memory
+
+    def _walk(
+        self, results: list[Tensor], grads: list[TracedArray], ends: list[Tensor]
+    ) -> list[Any]:
         """The gradients of `ends`; the graph is kept."""
         hooks = [(e, e._hooks) for e in ends]
         for end, _ in hooks:
             end._hooks = None
         try:
             run = Pass(False, True, ends)
-            run.add_root(result, grad)
+            for result, grad in zip(results, grads, strict=True):
+                run.add_root(result, grad)
             with no_grad():
                 run.run(run.order())
         finally:

@@ -15,8 +15,13 @@ from dptrain.core.tensor import Tensor
 class Again(Protocol):
     """A call that can be made once more, as it was."""
 
-    def gradients(self, result: int, grad: Tensor, ends: list[Tensor]) -> tuple[Any, ...]:
-        """The gradients of `ends`, with a graph, from that of a leaf of what the call returned."""
+    def gradients(
+        self, results: list[int], grads: list[Any], ends: list[Tensor]
+    ) -> tuple[Any, ...]:
+        """The gradients of `ends` from those of leaves of what the call returned.
+
+        With a graph, if these are Tensors; else all are arrays.
+        """
 
 
 class Replayed(Op):
@@ -24,14 +29,16 @@ class Replayed(Op):
 
     Attributes:
         program: runs the backward pass.
-        result: which leaf of what the call returned is differentiated.
-        ends: the tensors behind it.
-        counts: the parameters among them, and how often they had been changed in place.
-        again: the call, for second derivatives; None where there are none.
+        results: which leaves of what the call returned are results of this node.
+        starts: those among them that the recorded pass starts from.
+        ends: the tensors behind them.
+        counts: the parameters among those, and how often they had been changed in place.
+        again: the call, for what the recorded pass does not compute; None where it must do.
     """
 
     program: Any
-    result: int
+    results: list[int]
+    starts: list[int]
     ends: list[Tensor]
     counts: list[tuple[Tensor, int]]
     again: Again | None = None
@@ -42,25 +49,25 @@ class Replayed(Op):
 
     @staticmethod
     def attach(draft: Draft, values: list[Any], tensors: list[Tensor], program: Any) -> Replayed:
-        """Make the node of a result.
+        """Make the node of the results.
 
         Args:
             draft: the recording.
             values: the leaves of what the call returned.
             tensors: its tensor arguments.
-            program: runs the backward pass: takes the gradient of the result.
+            program: runs the backward pass.
         """
-        back = draft.backwards[0]
-        result = values[back.result]
-        node = Replayed()
+        back, node = draft.backwards[0], Replayed()
         node.ends = [tensors[e] if isinstance(e, int) else e for e in back.leaves]
         node.edges = [edge_of(e) for e in node.ends]
-        node.outs = ((result._array.shape, result._array.dtype),)
+        node.program, node.results, node.starts = program, draft.pending, back.results
+        made = [values[i] for i in draft.pending]
+        node.outs = tuple((r._array.shape, r._array.dtype) for r in made)
         node.hooks, node.saved, node.versions, node.sequence = None, (), (), _sequence()
-        node.program, node.result = program, back.result
         params = [e for e in back.leaves if isinstance(e, Tensor)]
         node.counts = [(p, p._version_counter()[0]) for p in params]
-        result._node, result._index, result._requires_grad = node, 0, True
+        for index, result in enumerate(made):
+            result._node, result._index, result._requires_grad = node, index, True
         return node
 
     def forward(self, *args: Any) -> Any:
@@ -79,7 +86,11 @@ class Replayed(Op):
             RuntimeError: a second derivative that there is not, or a parameter that was changed in place
                 since the call.
         """
-        if isinstance(grad, Tensor) and self.again is None:
+        incoming = grad if isinstance(grad, list) else [grad]
+        given = [(r, g) for r, g in zip(self.results, incoming, strict=True) if g is not None]
+        results, grads = [r for r, _ in given], [g for _, g in given]
+        with_graph = isinstance(grads[0], Tensor)
+        if with_graph and self.again is None:
             raise RuntimeError(
                 "compile does not support double backward: run the function without compile, or compute the "
                 "gradient inside of it"
@@ -87,12 +98,12 @@ class Replayed(Op):
         for p, count in self.counts:
             if p._version_counter()[0] != count:
                 raise RuntimeError(changed_since(p, count, "a parameter of a compiled function"))
-        if self.again is not None and isinstance(grad, Tensor):
-            return self.again.gradients(self.result, grad, self.ends)
-        grads = self.program.backward(grad, self.target)
+        if self.again is not None and (with_graph or results != self.starts):
+            return self.again.gradients(results, grads, self.ends)
+        found = self.program.backward(grads, self.target)
         return tuple(
             g.copy() if g is not None and _is_kept(edge) else g
-            for g, edge in zip(grads, self.edges, strict=True)
+            for g, edge in zip(found, self.edges, strict=True)
         )
 
 

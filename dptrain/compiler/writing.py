@@ -83,10 +83,11 @@ class Writer:
         """The function that runs a backward pass."""
         constants = draft.trace.constants.values()
         self._add_constants(c for c in constants if back.start <= c.born < back.stop)
-        first = "" if back.grad.ndim or not back.strides else f"[{'0, ' * len(back.strides)}]"
-        self.lines.append(f"{self.name(back.grad)}[...] = gradient{first}")
+        for i, (memory, strides) in enumerate(zip(back.incoming, back.strides, strict=True)):
+            first = "" if memory.ndim or not strides else f"[{'0, ' * len(strides)}]"
+            self.lines.append(f"{self.name(memory)}[...] = gradients[{i}]{first}")
         self._add_all(nodes)
-        return self.made("gradient")
+        return self.made("gradients")
 
     def key(self, key: Any) -> str:
         """A key of a dict or a place in a list."""

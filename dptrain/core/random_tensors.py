@@ -53,7 +53,7 @@ def randn(
     """Draws from the standard normal distribution."""
     kind = _floating("randn", dtype)
     values = (generator or default_generator()).stream().standard_normal(sizes_of(size, "randn"))
-    return finish(np.asarray(values).astype(kind), device, requires_grad)
+    return finish(as_array(values).astype(kind), device, requires_grad)
 
 
 @partial(factory, kinds={"low": "int!", "high": "int | tuple of ints!", "size": "tuple of ints!"})
