@@ -18,207 +18,12 @@ from collections.abc import Iterable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from dptrain.compiler import harmless
 from dptrain.compiler.state import is_plain
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 
 _PACKAGE = "dptrain."
-#: Where the layers are whose code is known: they compute, and count batches in buffers.
-_LAYERS = ("dptrain.nn.", "dptrain.vision.")
-#: Where functions of tensors are defined; `dptrain` is the home of the exported operations.
-_FUNCTIONS = ("dptrain.nn.functional", "dptrain.core.creation", "dptrain.core.spaced")
-_HOMES = frozenset(["dptrain", "dptrain.core.random_tensors", "math", "_operator", "operator"])
-_NAMESPACES = frozenset(
-    ["dptrain", "dptrain.nn", "dptrain.linalg", "dptrain.special", "math", "operator"]
-)
-_BUILTINS = frozenset(
-    [
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "dict",
-        "divmod",
-        "enumerate",
-        "float",
-        "int",
-        "isinstance",
-        "len",
-        "list",
-        "max",
-        "min",
-        "pow",
-        "range",
-        "reversed",
-        "round",
-        "slice",
-        "sorted",
-        "str",
-        "sum",
-        "super",
-        "tuple",
-        "type",
-        "zip",
-        "hasattr",
-        "True",
-        "False",
-        "None",
-        "Ellipsis",
-        "NotImplemented",
-        "AssertionError",
-        "IndexError",
-        "KeyError",
-        "NotImplementedError",
-        "RuntimeError",
-        "TypeError",
-        "ValueError",
-    ]
-)
-#: Methods of tensors and containers that leave something behind.
-_KEEPS = frozenset(
-    [
-        "backward",
-        "retain_grad",
-        "requires_grad_",
-        "share_memory_",
-        "numpy",
-        "item",
-        "tolist",
-        "set_",
-        "pin_memory",
-        "grad",
-        "grad_fn",
-        "is_leaf",
-        "data_ptr",
-        "storage",
-        "untyped_storage",
-        "train",
-        "eval",
-        "apply",
-        "compile",
-        "zero_grad",
-        "update",
-        "setdefault",
-        "pop",
-        "popitem",
-        "clear",
-        "insert",
-        "remove",
-        "sort",
-        "reverse",
-    ]
-)
-_STARTS_OF_KEEPS = ("register_", "add_module", "load_", "__")
-#: What instructions may do: compute with local names, read others, call, branch. No storing elsewhere,
-#: no import, no `with`, no catching of exceptions.
-_INSTRUCTIONS = frozenset(
-    [
-        "BINARY_OP",
-        "BINARY_SLICE",
-        "BINARY_SUBSCR",
-        "BUILD_CONST_KEY_MAP",
-        "BUILD_LIST",
-        "BUILD_MAP",
-        "BUILD_SET",
-        "BUILD_SLICE",
-        "BUILD_STRING",
-        "BUILD_TUPLE",
-        "CACHE",
-        "CALL",
-        "CALL_FUNCTION_EX",
-        "CALL_INTRINSIC_1",
-        "CALL_KW",
-        "COMPARE_OP",
-        "CONTAINS_OP",
-        "CONVERT_VALUE",
-        "COPY",
-        "COPY_FREE_VARS",
-        "DICT_MERGE",
-        "DICT_UPDATE",
-        "END_FOR",
-        "EXTENDED_ARG",
-        "FORMAT_SIMPLE",
-        "FORMAT_VALUE",
-        "FORMAT_WITH_SPEC",
-        "FOR_ITER",
-        "GET_ITER",
-        "GET_LEN",
-        "IS_OP",
-        "JUMP_BACKWARD",
-        "JUMP_BACKWARD_NO_INTERRUPT",
-        "JUMP_FORWARD",
-        "JUMP_IF_FALSE_OR_POP",
-        "JUMP_IF_TRUE_OR_POP",
-        "KW_NAMES",
-        "LIST_APPEND",
-        "LIST_EXTEND",
-        "LIST_TO_TUPLE",
-        "LOAD_ASSERTION_ERROR",
-        "LOAD_ATTR",
-        "LOAD_CLASSDEREF",
-        "LOAD_CLOSURE",
-        "LOAD_COMMON_CONSTANT",
-        "LOAD_CONST",
-        "LOAD_DEREF",
-        "LOAD_FAST",
-        "LOAD_FAST_AND_CLEAR",
-        "LOAD_FAST_BORROW",
-        "LOAD_FAST_BORROW_LOAD_FAST_BORROW",
-        "LOAD_FAST_CHECK",
-        "LOAD_FAST_LOAD_FAST",
-        "LOAD_GLOBAL",
-        "LOAD_METHOD",
-        "LOAD_SMALL_INT",
-        "LOAD_SUPER_ATTR",
-        "LOAD_ZERO_SUPER_METHOD",
-        "LOAD_SUPER_METHOD",
-        "MAKE_CELL",
-        "MAKE_FUNCTION",
-        "MAP_ADD",
-        "NOP",
-        "NOT_TAKEN",
-        "POP_ITER",
-        "POP_JUMP_BACKWARD_IF_FALSE",
-        "POP_JUMP_BACKWARD_IF_NONE",
-        "POP_JUMP_BACKWARD_IF_NOT_NONE",
-        "POP_JUMP_BACKWARD_IF_TRUE",
-        "POP_JUMP_FORWARD_IF_FALSE",
-        "POP_JUMP_FORWARD_IF_NONE",
-        "POP_JUMP_FORWARD_IF_NOT_NONE",
-        "POP_JUMP_FORWARD_IF_TRUE",
-        "POP_JUMP_IF_FALSE",
-        "POP_JUMP_IF_NONE",
-        "POP_JUMP_IF_NOT_NONE",
-        "POP_JUMP_IF_TRUE",
-        "POP_TOP",
-        "PRECALL",
-        "PUSH_NULL",
-        "RAISE_VARARGS",
-        "RERAISE",
-        "RESUME",
-        "RETURN_CONST",
-        "RETURN_GENERATOR",
-        "RETURN_VALUE",
-        "SET_ADD",
-        "SET_FUNCTION_ATTRIBUTE",
-        "SET_UPDATE",
-        "STORE_FAST",
-        "STORE_FAST_LOAD_FAST",
-        "STORE_FAST_MAYBE_NULL",
-        "STORE_FAST_STORE_FAST",
-        "SWAP",
-        "TO_BOOL",
-        "UNARY_INVERT",
-        "UNARY_NEGATIVE",
-        "UNARY_NOT",
-        "UNARY_POSITIVE",
-        "UNPACK_EX",
-        "UNPACK_SEQUENCE",
-    ]
-)
-#: Inside of a generator expression, which its function runs to the end.
-_OF_GENERATORS = frozenset(["YIELD_VALUE"])
-_ATTRIBUTES = frozenset(["LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"])
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -273,7 +78,7 @@ class _Reading:
         if cls.__getattr__ is not Module.__getattr__:
             raise _Found(f"{name} has a __getattr__ of its own")
         if _is_ours(cls.__module__):
-            if not cls.__module__.startswith(_LAYERS):
+            if not cls.__module__.startswith(harmless.LAYERS):
                 raise _Found(f"{name} is no layer")
             return
         if _is_ours(cls.forward.__module__):
@@ -305,7 +110,7 @@ class _Reading:
 
     def _code(self, code: CodeType, names: dict[str, Any], where: str) -> None:
         inner = code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>")
-        allowed = _INSTRUCTIONS | _OF_GENERATORS if inner else _INSTRUCTIONS
+        allowed = harmless.INSTRUCTIONS | harmless.OF_GENERATORS if inner else harmless.INSTRUCTIONS
         if code.co_flags & 0x20 and not inner:
             raise _Found(f"{where} is a generator")
         for step in dis.get_instructions(code):
@@ -315,7 +120,7 @@ class _Reading:
                 )
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 self._global(step.argval, code, names, where)
-            elif step.opname in _ATTRIBUTES:
+            elif step.opname in harmless.ATTRIBUTES:
                 self._name(step.argval, where)
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
@@ -323,7 +128,7 @@ class _Reading:
 
     def _global(self, name: str, code: CodeType, names: dict[str, Any], where: str) -> None:
         if name not in names:
-            if name not in _BUILTINS or not hasattr(builtins, name):
+            if name not in harmless.BUILTINS or not hasattr(builtins, name):
                 raise _Found(f"{where} calls {name}")
             return
         value = names[name]
@@ -334,7 +139,7 @@ class _Reading:
 
     def _namespace(self, module: ModuleType, code: CodeType, where: str) -> None:
         name = module.__name__
-        if name not in _NAMESPACES and not name.startswith(_FUNCTIONS):
+        if name not in harmless.NAMESPACES and not name.startswith(harmless.FUNCTIONS):
             raise _Found(f"{where} uses the module {name}")
         for inner in _attributes_of(code):
             value = getattr(module, inner, None)
@@ -345,7 +150,7 @@ class _Reading:
 
     def _name(self, name: str, where: str) -> None:
         """An attribute of any object."""
-        if name in _KEEPS or name.startswith(_STARTS_OF_KEEPS):
+        if name in harmless.KEEPS or name.startswith(harmless.STARTS_OF_KEEPS):
             raise _Found(f"{where} uses .{name}")
         for value in self._attributes.get(name, ()):
             self._value(f".{name} in {where}", value)
@@ -376,14 +181,14 @@ class _Reading:
             self._all(where, value.values())
         elif isinstance(value, FunctionType):
             home = value.__module__ or ""
-            if home in _HOMES or home.startswith(_FUNCTIONS):
+            if home in harmless.HOMES or home.startswith(harmless.FUNCTIONS):
                 return
             if _is_ours(home):
                 raise _Found(f"{where} calls {value.__name__}")
             self._function(value)
         elif _is_record(value):
             self._all(where, vars(value).values())
-        elif not (isinstance(value, BuiltinFunctionType) and value.__module__ in _HOMES):
+        elif not (isinstance(value, BuiltinFunctionType) and value.__module__ in harmless.HOMES):
             raise _Found(f"{where} is a {type(value).__name__}")
 
     def _all(self, where: str, values: Iterable[Any]) -> None:
@@ -406,7 +211,9 @@ def _is_record(value: Any) -> bool:
 
 def _attributes_of(code: CodeType) -> set[str]:
     """The names of attributes that code asks objects for."""
-    return {step.argval for step in dis.get_instructions(code) if step.opname in _ATTRIBUTES}
+    return {
+        step.argval for step in dis.get_instructions(code) if step.opname in harmless.ATTRIBUTES
+    }
 
 
 def _class_cell(function: FunctionType) -> Any:
