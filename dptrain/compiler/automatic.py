@@ -12,9 +12,11 @@ does not have, comes from the plain call, made once more.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from dptrain.compiler.state import overlaps, survey
 from dptrain.compiler.writing import MISS
 from dptrain.core.autocast import autocast_facts
 from dptrain.core.engine import grad as gradients_of
+from dptrain.core.flat import before_moving
 from dptrain.core.grad_mode import enable_grad
 from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
@@ -52,6 +55,19 @@ class _Kind:
     program: Program | None = None
 
 
+_all: WeakSet[Automatic] = WeakSet()
+
+
+def _let_go() -> None:
+    """Forget the recordings, whose parameters are to move; there will be others."""
+    held = [automatic for automatic in list(_all) if automatic.forget()]
+    if held:
+        gc.collect()  # recordings know themselves in circles
+
+
+before_moving.append(_let_go)
+
+
 class Automatic:
     """The recordings of a module.
 
@@ -64,6 +80,13 @@ class Automatic:
         self._kinds: dict[Any, _Kind] = {}
         self._misses = self._failures = 0
         self._is_plain = False
+        _all.add(self)
+
+    def forget(self) -> bool:
+        """Forget the recordings; whether there were any."""
+        found = any(kind.program or kind.draft for kind in self._kinds.values())
+        self._kinds.clear()
+        return found
 
     def call(self, module: Module, args: Any, kwargs: Any) -> Any:
         """Call the module, by a replay if there is one that holds."""

@@ -33,6 +33,9 @@ from dptrain.core.tensor import Tensor, wrap
 
 heap.prepare()
 
+#: Called before parameters move into a storage: who holds their memory without having been asked to lets go of it.
+before_moving: list[Callable[[], None]] = []
+
 #: Gives `nbytes` of memory as a one-dimensional uint8 array, 64-byte aligned.
 Allocator = Callable[[int], np.ndarray]
 
@@ -104,6 +107,8 @@ class FlatStorage:
         self._private = True
         self._slots: list[Tensor] = []
         self._owners: list[weakref.ref[Any]] = []
+        for let_go in before_moving:
+            let_go()
         for p, place in zip(self.params, self.places, strict=True):
             p._place = place
             self._move_in(p, place)

@@ -17,6 +17,7 @@ from training import F, batches, classes, nn, normal, state
 import dptrain
 from dptrain.compiler import explain
 from dptrain.compiler.plainness import why_not_plain
+from dptrain.core.flat import place_of
 from dptrain.nn import replays
 
 #: Calls ahead of the first replay: some before the module is looked at, one of the kind, two recordings.
@@ -319,6 +320,7 @@ def test_an_optimizer_that_comes_late():
         replays.state.enabled = enabled
         model, x = ready(sequential, shape=(5, 64))
         optimizer = dptrain.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        assert all(place_of(p).storage.lies_here(p) for p in model.parameters())
         for _ in range(10):
             optimizer.zero_grad()
             model(x).pow(2).mean().backward()
