@@ -5,6 +5,7 @@ Owns: `Listener`. Must not know: which tensors are in reach, what the call retur
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import Any
@@ -30,7 +31,6 @@ class Listener:
 
     trace: Trace
     draft: Draft
-    _existing: dict[int, Tensor]
     _known: dict[int, Tensor]
     _whole_seen: bool
 
@@ -47,7 +47,7 @@ class Listener:
         for i, value in enumerate(args):
             if not isinstance(value, Tensor) or type(raw[i]) is not np.ndarray:
                 continue
-            if id(value) in self._existing:
+            if not _is_new(value):
                 self.trace.refuse(
                     f"it reads a tensor of shape {list(value.shape)} that was made before the call and that neither "
                     "arguments, modules, closures, globals nor attributes lead to"
@@ -62,7 +62,7 @@ class Listener:
 
     def changed(self, tensor: Tensor) -> None:
         """A tensor was changed in place."""
-        if type(tensor._array) is np.ndarray and id(tensor) in self._existing:
+        if type(tensor._array) is np.ndarray and not _is_new(tensor):
             self.trace.refuse("it changes a tensor in place that is out of its reach")
 
     def draws(self, generator: Any, purpose: int) -> Any:
@@ -136,6 +136,26 @@ class Listener:
         if type(value) in (list, tuple):
             return type(value)(self._outside(v, seen) for v in value)
         return value
+
+
+class NewTensors:
+    """Inside this block `_is_new` knows what was made in it.
+
+    Objects are young until the garbage collector has passed them, which it does not do here.
+    """
+
+    def __enter__(self) -> None:
+        self._collects = gc.isenabled()
+        gc.disable()
+        gc.collect(0)
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._collects:
+            gc.enable()
+
+
+def _is_new(tensor: Tensor) -> bool:
+    return any(o is tensor for o in gc.get_objects(generation=0))
 
 
 class _Aside:

@@ -21,7 +21,7 @@ from dptrain.compiler.arrays import TracedArray
 from dptrain.compiler.draft import Backward, Draft, Result, result_of
 from dptrain.compiler.graphs import ends_of, is_pending, lead_back
 from dptrain.compiler.kernels import kernels_of
-from dptrain.compiler.listening import Listener
+from dptrain.compiler.listening import Listener, NewTensors
 from dptrain.compiler.state import Survey, all_tensors
 from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
 from dptrain.core.autocast import as_now
@@ -60,6 +60,7 @@ def record(
     args, kwargs = recorder.given(args, kwargs)
     try:
         with (
+            NewTensors(),
             recorder,
             as_now(),
         ):  # weights that autocast has cast before are not at hand in a replay
@@ -101,7 +102,6 @@ class _Recorder(Listener):
     def __init__(self, tensors: list[Tensor], found: Survey) -> None:
         self.trace = Trace(kernels_of, set(found.arrays))
         self.draft = Draft(self.trace)
-        self._existing = {id(tensor): tensor for tensor in all_tensors()}
         self._arguments = list(tensors)
         self._swaps: list[tuple[Any, str, Any, Any]] = []
         self._known: dict[int, Tensor] = {}
@@ -215,7 +215,6 @@ class _Recorder(Listener):
         """Listen to nothing any more."""
         self.trace.open = False
         self._swaps.clear()
-        self._existing.clear()
         self._starts.clear()
 
     # ---- the end of the call ---------------------------------------------------------------------
