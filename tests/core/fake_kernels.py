@@ -55,10 +55,15 @@ class Stream:
 @contextmanager
 def installed(monkeypatch):
     """One GPU whose arrays are the stand-in's, on which all operations run."""
-    for choice in (kernels._native, kernels._kernels, kernels._optim_kernels):
+    choices = (kernels._native, kernels._kernels, kernels._optim_kernels)
+    for choice in choices:
         choice.cache_clear()
-    monkeypatch.setattr(kernels, "_native", lambda name="native": None)
-    with fake_cupy.installed(monkeypatch, 1):
-        monkeypatch.setattr(kernels, "_cuda", Kernels)
-        monkeypatch.setattr(cuda.philox, "DeviceStream", Stream)
-        yield
+    try:
+        with monkeypatch.context() as patch, fake_cupy.installed(monkeypatch, 1):
+            patch.setattr(kernels, "_native", lambda name="native": None)
+            patch.setattr(kernels, "_cuda", Kernels)
+            patch.setattr(cuda.philox, "DeviceStream", Stream)
+            yield
+    finally:
+        for choice in choices:  # the tests that follow have the compiled kernels again
+            choice.cache_clear()

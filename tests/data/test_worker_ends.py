@@ -41,6 +41,12 @@ def processes():
                 found.append(int(name))
     return found
 
+def command_of(pid):
+    try:
+        return open(f"/proc/{pid}/cmdline").read()
+    except OSError:  # it has ended
+        return ""
+
 def wait_until(condition):
     end = time.monotonic() + 15
     while not condition():
@@ -149,7 +155,7 @@ next(half)
 half.me = half
 del half
 gc.collect()
-server, = [pid for pid in processes() if "serve(" in open(f"/proc/{pid}/cmdline").read()
+server, = [pid for pid in processes() if "serve(" in command_of(pid)
            and os.getpid() == int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])]
 wait_until(lambda: processes() == [server])
 assert shared_memory() == 0
