@@ -43,14 +43,20 @@ from dptrain.nn.replays import AsItIs
 
 #: Kinds of calls (shapes, types) that are told apart, and recordings that did not hold, before a module is left alone.
 _MOST_KINDS, _MOST_MISSES, _MOST_FAILURES = 8, 4, 2
-#: A recording keeps its memory between steps. Where a step needs more than this, Python is not what takes the time.
-_MOST_BYTES = 1 << 29
+#: A recording keeps its memory between steps: so much for results, and for gradients, and all recordings
+#: together. Where a step needs more, Python is not what takes the time.
+_MOST_RESULTS, _MOST_GRADIENTS, _MOST_BYTES = 256 << 20, 32 << 20, 512 << 20
 
 
 @dataclass
 class _Kind:
-    """Calls with arguments of one kind."""
+    """Calls with arguments of one kind.
 
+    Attributes:
+        nbytes: about how much memory a recording takes.
+    """
+
+    nbytes: int = 0
     draft: Draft | None = None
     program: Program | None = None
 
@@ -105,10 +111,11 @@ class Automatic:
         if others or reason_now() is not None or autocast_facts() is not None:
             return module.forward(*args, **kwargs)
         if kind is None:
-            self._kinds[key] = _Kind()
             result = module.forward(*args, **kwargs)
-            if not 0 < bytes_behind(result) <= _MOST_BYTES:
-                self.give_up(module, f"its results need no gradients, or over {_MOST_BYTES} bytes")
+            size, reason = _size_of(module, result)
+            self._kinds[key] = _Kind(size)
+            if reason is not None:
+                self.give_up(module, reason)
             return result
         return self._record(kind, module, tensors, args, kwargs)
 
@@ -180,6 +187,19 @@ class Automatic:
         self._kinds.clear()
         module.__dict__["_replays"] = AsItIs(reason)
         return module
+
+
+def _size_of(module: Module, result: Any) -> tuple[int, str | None]:
+    """About how many bytes a recording takes that had this result, and why there should be none, if so."""
+    results = bytes_behind(result)
+    gradients = sum(p._array.nbytes for p in module.parameters() if p._has_values)
+    if not results:
+        return 0, "its results need no gradients"
+    held = sum(kind.nbytes for automatic in list(_all) for kind in automatic._kinds.values())
+    total = results + 2 * gradients  # two ways to walk back
+    if results > _MOST_RESULTS or gradients > _MOST_GRADIENTS or held + total > _MOST_BYTES:
+        return 0, f"its recording would take {total >> 20} MiB, beside {held >> 20} MiB of others"
+    return total, None
 
 
 class _Again:

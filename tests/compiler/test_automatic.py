@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from training import F, batches, classes, nn, normal, state
 
 import dptrain
-from dptrain.compiler import explain
+from dptrain.compiler import automatic, explain
 from dptrain.compiler.plainness import why_not_plain
 from dptrain.core.flat import place_of
 from dptrain.nn import replays
@@ -601,6 +601,38 @@ def test_code_that_computes_only():
 def test_a_part_of_a_layer_that_was_replaced_is_read():
     assert why_not_plain(nn.TransformerEncoderLayer(4, 2, 8)) is None
     assert why_not_plain(Subclass(4, 2, 8)) is not None
+
+
+class Large(nn.Module):
+    """Many results."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.layer = nn.Linear(2, size)
+        self.parts = nn.ModuleList([nn.ReLU()])
+
+    def forward(self, x):
+        return self.parts[0](self.layer(x)).sum(1)
+
+
+def test_large_steps_and_many_recordings_run_as_they_are(monkeypatch):
+    x = dptrain.ones(4, 2)
+
+    def reason(size):
+        model = Large(size)
+        for _ in range(AHEAD + 1):
+            model(x).sum().backward()
+        return model, str(explain(model))
+
+    monkeypatch.setattr(automatic, "_MOST_RESULTS", 1 << 16)
+    assert "MiB" in reason(1 << 13)[1]
+    small, text = reason(100)
+    assert explain(small).replays == 1, text
+    monkeypatch.setattr(automatic, "_MOST_GRADIENTS", 1000)
+    assert "MiB" in reason(100)[1]
+    monkeypatch.setattr(automatic, "_MOST_GRADIENTS", 10000)
+    monkeypatch.setattr(automatic, "_MOST_BYTES", 5000)
+    assert "beside" in reason(100)[1]
 
 
 def test_the_switch(monkeypatch):
