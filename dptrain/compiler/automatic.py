@@ -16,7 +16,7 @@ import gc
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 
@@ -75,18 +75,25 @@ before_moving.append(_let_go)
 
 
 class Automatic:
-    """The recordings of a module.
+    """The recordings of a module; a copy of the module begins anew, and so does what is loaded.
+
+    Args:
+        module: which holds this.
 
     Attributes:
         report: what became of its calls, since it was first looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: Module) -> None:
+        self._module = ref(module)
         self.report = Report()
         self._kinds: dict[Any, _Kind] = {}
         self._misses = self._failures = 0
         self._is_plain = False
         _all.add(self)
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        return int, ()
 
     def forget(self) -> bool:
         """Forget the recordings; whether there were any."""
@@ -96,6 +103,9 @@ class Automatic:
 
     def call(self, module: Module, args: Any, kwargs: Any) -> Any:
         """Call the module, by a replay if there is one that holds."""
+        if self._module() is not module:  # it has taken over another one's attributes
+            module.__dict__["_replays"] = 0
+            return module.forward(*args, **kwargs)
         self.report.calls += 1
         key, tensors, others = kind_of(args, kwargs)
         kind = self._kinds.get(key)

@@ -23,7 +23,6 @@ from dptrain.nn.tree import ModuleTree
 
 #: The tables of hooks on the calls of all modules.
 _EVERYWHERE = global_hooks.CALLS.values()
-_RECORDINGS = ("_compiled_call_impl", "_replays")
 
 
 class Module(ModuleConversions):
@@ -127,8 +126,7 @@ class Module(ModuleConversions):
         self.__dict__["_compiled_call_impl"] = compiler.compile(self._call_impl, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and files hold: no recordings."""
-        return {k: v for k, v in self.__dict__.items() if k not in _RECORDINGS}
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}
 
     # ---- hooks -----------------------------------------------------------------------------------
 

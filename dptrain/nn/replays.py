@@ -67,7 +67,7 @@ def call(module: Module, args: Any, kwargs: Any) -> Any:
             if held < _PATIENCE:
                 module.__dict__["_replays"] = held + 1
                 return module.forward(*args, **kwargs)
-            held = import_module("dptrain.compiler.automatic").Automatic()
+            held = import_module("dptrain.compiler.automatic").Automatic(module)
             module.__dict__["_replays"] = held
         return held.call(module, args, kwargs)
     finally:

@@ -294,6 +294,16 @@ def test_copies_and_files_hold_no_recordings():
         model.train()
 
 
+def test_another_module_with_the_attributes_of_this_one_is_another_module():
+    model, x = ready(sequential, shape=(5, 64))
+    model.eval()
+    other = nn.Sequential.__new__(nn.Sequential)
+    other.__dict__.update(model.__dict__)
+    other._modules = {**model._modules, "5": nn.Linear(16, 1)}
+    assert model(x).shape == (5, 3)
+    assert other(x).shape == (5, 1)
+
+
 def test_a_module_that_nobody_needs_goes_with_its_recordings():
     model, _ = ready()
     gone = weakref.ref(model)
