@@ -18,20 +18,19 @@ from typing import Any
 import numpy as np
 
 from dptrain.compiler.arrays import TracedArray
-from dptrain.compiler.draft import Backward, Draft, Result, result_of
-from dptrain.compiler.graphs import ends_of, is_pending, lead_back
+from dptrain.compiler.backward import record_backward
+from dptrain.compiler.draft import Draft, Result, result_of
+from dptrain.compiler.graphs import is_pending, lead_back
 from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.listening import Listener, NewTensors
 from dptrain.compiler.state import Survey, all_tensors
 from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
 from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
-from dptrain.core.grad_mode import no_grad
 from dptrain.core.memory_order import keep_unseen
 from dptrain.core.parts import root_of
 from dptrain.core.tensor import Tensor, wrap, wrap_computed
 from dptrain.core.tree import leaves, rebuild
-from dptrain.core.walk import Pass
 
 
 def record(
@@ -242,87 +241,7 @@ class _Recorder(Listener):
             if len(self.draft.pending) > 1 and self._gradients:
                 self.trace.refuse("it returns several tensors whose graph is still to be walked")
             else:
-                self._record_backward(values)
-
-    def _differentiated(self, values: list[Any]) -> list[int]:
-        """Which results are expected to be given gradients: the loss, if one is among them, or all."""
-        pending = self.draft.pending
-        scalars = [i for i in pending if not values[i]._array.ndim]
-        return scalars if len(scalars) == 1 else pending
-
-    def _record_backward(self, values: list[Any]) -> None:
-        """Walk back from results, into no tensor's gradient."""
-        living = self.trace.alive()  # what the graph saved is needed again where it is retained
-        behind = [e for i in self.draft.pending for e in ends_of(values[i]) if e._requires_grad]
-        ends = list({id(e): e for e in behind}.values())
-        positions = {id(a): i for i, a in enumerate(self._arguments)}
-        if any(id(e) not in self._known and id(e) not in positions for e in ends):
-            self.trace.refuse("a tensor made in the call requires gradients")
-            return
-        leaves_behind = [e if id(e) in self._known else positions[id(e)] for e in ends]
-        chosen = self._differentiated(values)
-        results = [values[i] for i in chosen]
-        hosts: list[np.ndarray] = [r._array.host for r in results]
-        ways = {tuple(h.strides for h in hosts): hosts}
-        if len(hosts) == 1:
-            shape, kind = hosts[0].shape, hosts[0].dtype
-            in_rows = np.empty(shape, kind)
-            ways[(in_rows.strides,)] = [in_rows]
-            ways[((0,) * len(shape),)] = [np.empty((), kind)]
-        for strides, likes in ways.items():
-            start = len(self.trace.nodes)
-            memory = [self._incoming(like) for like in likes]
-            grads = [
-                TracedArray(np.broadcast_to(m.host, h.shape), m.block, self.trace)
-                if m.host.shape != h.shape
-                else m
-                for m, h in zip(memory, hosts, strict=True)
-            ]
-            found = self._walk(results, grads, ends)
-            if any(a is not None and type(a) is not TracedArray for a in found):
-                self.trace.refuse("a gradient does not come from the recording")
-                return
-            self.trace.outputs.update(a.block.number for a in found if a is not None)
-            self.trace.held += [a.block for a in found if a is not None]
-            self.draft.backwards.append(
-                Backward(
-                    start,
-                    len(self.trace.nodes),
-                    strides,
-                    chosen,
-                    [m.host for m in memory],
-                    leaves_behind,
-                    [None if a is None else a.host for a in found],
-                    [None if a is None else a.block.number for a in found],
-                )
-            )
-        self.trace.kept.append([block.memory for block in living])
-
-    def _incoming(self, like: np.ndarray) -> TracedArray:
-        """Memory for a gradient that comes in."""
-        memory = self.trace.own(like)
-        memory.host.fill(1)
-        memory.block.kind = self.trace.kinds[memory.block.number] = INPUT
-        return memory
-
-    def _walk(
-        self, results: list[Tensor], grads: list[TracedArray], ends: list[Tensor]
-    ) -> list[Any]:
-        """The gradients of `ends`; the graph is kept."""
-        hooks = [(e, e._hooks) for e in ends]
-        for end, _ in hooks:
-            end._hooks = None
-        try:
-            run = Pass(False, True, ends)
-            for result, grad in zip(results, grads, strict=True):
-                run.add_root(result, grad)
-            with no_grad():
-                run.run(run.order())
-        finally:
-            for end, held in hooks:
-                end._hooks = held
-        captured: Any = run.captured
-        return [captured[id(e)] for e in ends]
+                record_backward(self.draft, values, self._known, self._arguments)
 
     def _add_result(self, value: Any) -> None:
         made = Result(value=value)

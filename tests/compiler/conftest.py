@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dptrain.nn import replays
+
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("comm", "core", "parallel")]
 
 
@@ -25,3 +27,9 @@ def gpu(monkeypatch, driver):
 
     with install(monkeypatch, driver) as library:
         yield library
+
+
+@pytest.fixture(autouse=True)
+def replays_by_themselves(monkeypatch):
+    """Tests may switch them off; the next one has them again."""
+    monkeypatch.setattr(replays.state, "enabled", True)

@@ -1,56 +1,22 @@
 """Modules that are replayed by themselves: nobody can tell, but by the time it takes."""
 
 import copy
-import dataclasses
 import gc
 import pickle
 import threading
-import time
 import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replayed import AHEAD, IMAGES, Net, ready, sequential
 from training import F, batches, classes, nn, normal, state
 
 import dptrain
 from dptrain.compiler import automatic, explain
-from dptrain.compiler.plainness import why_not_plain
 from dptrain.core.flat import place_of
 from dptrain.nn import replays
-
-#: Calls ahead of the first replay: some before the module is looked at, one of the kind, two recordings.
-AHEAD = 7
-
-
-@pytest.fixture(autouse=True)
-def on(monkeypatch):
-    monkeypatch.setattr(replays.state, "enabled", True)
-
-
-class Net(nn.Module):
-    """What users write."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout(0.2)
-        self.layers = nn.ModuleList([nn.Linear(36, 36) for _ in range(2)])
-        self.head = nn.Linear(36, 3)
-        self.scale = 0.5
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
-        x = dptrain.flatten(x, 1)
-        for layer in self.layers:
-            x = x + self.scale * dptrain.tanh(layer(self.drop(x)))
-        n, width = x.shape
-        return self.head(x.view(n, width))
-
-
-IMAGES = normal(5, 1, 8, 8)
 
 
 def train(make, data, enabled, change=lambda i, model, optimizer: None, **options):
@@ -80,17 +46,6 @@ def assert_same(make, data, change=lambda i, model, optimizer: None, replayed=No
     report = explain(model)
     assert report.replays == (len(data) - AHEAD if replayed is None else replayed), report
     return model
-
-
-def sequential():
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(64, 16),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.BatchNorm1d(16),
-        nn.Linear(16, 3),
-    )
 
 
 @pytest.mark.parametrize("make", [Net, sequential])
@@ -143,17 +98,6 @@ def test_what_changes_on_the_way_is_seen(change, monkeypatch):
 def _other_forward(self, x):
     x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
     return self.head(dptrain.flatten(x, 1) * self.scale)
-
-
-def ready(make=Net, count=AHEAD, shape=(5, 1, 8, 8)):
-    """A model whose next call is replayed, and an argument for it."""
-    dptrain.manual_seed(0)
-    model = make()
-    x = dptrain.from_numpy(normal(*shape)(np.random.default_rng(0)))
-    for _ in range(count):
-        model(x).sum().backward()
-    model.zero_grad()
-    return model, x
 
 
 def test_what_the_caller_keeps_stays_as_it_is():
@@ -375,244 +319,6 @@ def test_whatever_happens_between_the_calls(actions):
     assert run(True) == run(False)
 
 
-# ---- what makes a module run as it is ---------------------------------------------------------------
-
-COUNT = [0]
-SEEN = {}
-TOTAL = 0
-
-
-def helper(x):
-    COUNT[0] += 1
-    return x
-
-
-class Base(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-        self.calls = 0
-        self.log, self.table, self.kept = [], {"x": 0}, set()
-
-
-class Prints(Base):
-    def forward(self, x):
-        print("here")
-        return self.layer(x)
-
-
-class Counts(Base):
-    def forward(self, x):
-        self.calls += 1
-        return self.layer(x)
-
-
-class CountsInAGlobal(Base):
-    def forward(self, x):
-        global TOTAL
-        TOTAL += 1
-        return self.layer(x)
-
-
-class CountsElsewhere(Base):
-    def forward(self, x):
-        return self.layer(helper(x))
-
-
-class CountsInAMethod(Base):
-    def forward(self, x):
-        return self.layer(self.note(x))
-
-    def note(self, x):
-        self.table["x"] += 1
-        return x
-
-
-class CountsInAProperty(Base):
-    @property
-    def width(self):
-        self.calls += 1
-        return 2
-
-    def forward(self, x):
-        return self.layer(x.view(-1, self.width))
-
-
-class Keeps(Base):
-    def forward(self, x):
-        self.last = x
-        return self.layer(x)
-
-
-class KeepsInAGlobal(Base):
-    def forward(self, x):
-        SEEN.update(x=x)
-        return self.layer(x)
-
-
-class KeepsInASet(Base):
-    def forward(self, x):
-        self.kept.add(x)
-        return self.layer(x)
-
-
-class ReadsAClock(Base):
-    def forward(self, x):
-        return self.layer(x) * (1 + 0 * time.time())
-
-
-class ReadsAValue(Base):
-    def forward(self, x):
-        return self.layer(x) / x.abs().max().item()
-
-
-class Imports(Base):
-    def forward(self, x):
-        import math
-
-        return self.layer(x) * math.pi
-
-
-class Hooks(Base):
-    def forward(self, x):
-        h = self.layer(x)
-        h.register_hook(lambda g: g * 2)
-        return h
-
-
-class Catches(Base):
-    def forward(self, x):
-        try:
-            return self.layer(x)
-        except RuntimeError:
-            return x
-
-
-class CallsItself(Base):
-    def __call__(self, x):
-        self.calls += 1
-        return super().__call__(x)
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-class MakesUp(Base):
-    def __getattr__(self, name):
-        if name == "magic":
-            self.calls += 1
-            return 2
-        return super().__getattr__(name)
-
-    def forward(self, x):
-        return self.magic * self.layer(x)
-
-
-class Inside(Base):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Sequential(Counts(), nn.ReLU())
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-class AClassOfTheUser:
-    def __init__(self, x):
-        COUNT[0] += 1
-
-
-class Constructs(Base):
-    def forward(self, x):
-        AClassOfTheUser(x)
-        return self.layer(x)
-
-
-class Subclass(nn.TransformerEncoderLayer):
-    """A layer of ours of which a part was replaced."""
-
-    calls = 0
-
-    def _ff_block(self, x):
-        type(self).calls += 1
-        return super()._ff_block(x)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(
-            Prints,
-            Counts,
-            CountsInAGlobal,
-            CountsElsewhere,
-            CountsInAMethod,
-            CountsInAProperty,
-            Keeps,
-        ),
-        *(
-            KeepsInAGlobal,
-            KeepsInASet,
-            ReadsAClock,
-            ReadsAValue,
-            Imports,
-            Hooks,
-            Catches,
-            CallsItself,
-        ),
-        *(MakesUp, Inside, Constructs),
-    ],
-)
-def test_code_that_does_more_than_compute(kind):
-    assert why_not_plain(kind()) is not None
-
-
-def test_code_that_does_more_than_compute_runs_every_time(capsys):
-    x = dptrain.ones(3, 2)
-    for kind in (Prints, Counts, CountsElsewhere, Inside, CallsItself, Constructs):
-        model = kind()
-        COUNT[0] = 0
-        for _ in range(AHEAD + 5):
-            model(x).sum().backward()
-        inner = model.inner[0] if kind is Inside else model
-        printed = capsys.readouterr().out.count("here")
-        assert inner.calls + COUNT[0] + printed == AHEAD + 5, kind
-        assert explain(model).replays == 0
-
-
-class Plain(Base):
-    """What stays within computing: comprehensions, messages of errors, branches on shapes and modes."""
-
-    def forward(self, x, *rest, scale=1.0):
-        if x.dim() != 2 or not all(r.shape == x.shape for r in rest):
-            raise ValueError(f"expected two dimensions, got {tuple(x.shape)}")
-        parts = [self.layer(x) * scale for _ in range(2)]
-        parts.append(dptrain.sin(x) if self.training else x)
-        total = sum(p.mean(dim=1, keepdim=True) for p in parts)
-        names = {"a": total, "b": total + 1}
-        return dptrain.cat([v for k, v in names.items() if k != "c"], dim=-1)[:, :2] @ self.square(
-            x.size(1)
-        )
-
-    def square(self, n):
-        return dptrain.eye(n) * super().extra_repr().count("x") + dptrain.ones(n, n)
-
-
-def test_code_that_computes_only():
-    assert why_not_plain(Plain()) is None
-    model, x = Plain(), dptrain.ones(3, 2)
-    for _ in range(AHEAD + 1):
-        model(x, x, scale=2.0).sum().backward()
-    assert explain(model).replays == 1
-    with pytest.raises(ValueError, match="two dimensions"):
-        model(x, dptrain.ones(1))
-
-
-def test_a_part_of_a_layer_that_was_replaced_is_read():
-    assert why_not_plain(nn.TransformerEncoderLayer(4, 2, 8)) is None
-    assert why_not_plain(Subclass(4, 2, 8)) is not None
-
-
 class Large(nn.Module):
     """Many results."""
 
@@ -649,100 +355,3 @@ def test_the_switch(monkeypatch):
     monkeypatch.setattr(replays.state, "enabled", False)
     model, _ = ready(count=AHEAD + 3)
     assert explain(model).calls == 0
-
-
-# ---- several results --------------------------------------------------------------------------------
-
-
-class LanguageModel(nn.Module):
-    """Returns logits and, given targets, the loss, as small language models are often written."""
-
-    def __init__(self):
-        super().__init__()
-        self.parts = nn.ModuleDict({"rows": nn.Embedding(7, 4), "drop": nn.Dropout(0.1)})
-        self.head = nn.Linear(4, 7, bias=False)
-        self.config = Config()
-
-    def forward(self, idx, targets=None):
-        _, length = idx.size()
-        if length > self.config.length:
-            raise ValueError(f"{length} is too long")
-        at = dptrain.arange(0, length, dtype=dptrain.long, device=idx.device)
-        logits = self.head(self.parts.drop(self.parts.rows(idx) + self.parts.rows(at)))
-        loss = None
-        if targets is not None:
-            loss = F.cross_entropy(
-                logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1
-            )
-        return logits, loss
-
-
-@dataclasses.dataclass
-class Config:
-    length: int = 5
-
-
-class Autoencoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = nn.Linear(6, 4), nn.Linear(2, 6)
-
-    def forward(self, x):
-        mean, log_variance = self.down(x).chunk(2, dim=1)
-        code = mean + dptrain.randn_like(mean) * dptrain.exp(log_variance / 2)
-        return dptrain.sigmoid(self.up(code)), mean, log_variance
-
-
-def trained(make, arguments, losses):
-    """What a model and its gradients are after a call and a backward pass for each of the losses."""
-    results = []
-    for enabled in (False, True):
-        replays.state.enabled = enabled
-        dptrain.manual_seed(0)
-        model = make()
-        optimizer = dptrain.optim.SGD(model.parameters(), lr=0.1)
-        seen = []
-        for loss in losses:
-            optimizer.zero_grad()
-            out = model(*arguments)
-            value = loss(*out)
-            value.backward()
-            seen += [
-                value.item(),
-                [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
-            ]
-            optimizer.step()
-        results.append([seen, state(model), dptrain.rand(2).tolist()])
-    assert results[1] == results[0]
-    return explain(model)
-
-
-TOKENS = dptrain.from_numpy(np.random.default_rng(0).integers(0, 7, (3, 5)))
-
-
-def test_a_loss_among_the_results():
-    report = trained(LanguageModel, (TOKENS, TOKENS), [lambda logits, loss: loss] * 12)
-    assert report.replays == 12 - AHEAD
-
-
-def test_several_results_that_the_loss_is_made_of():
-    x = dptrain.from_numpy(normal(4, 6)(np.random.default_rng(0)))
-
-    def loss(out, mean, log_variance):
-        kl = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum()
-        return F.mse_loss(out, x, reduction="sum") + kl
-
-    assert trained(Autoencoder, (x,), [loss] * 12).replays == 12 - AHEAD
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda logits, loss: logits.sum(),
-        lambda logits, loss: loss + logits.square().mean(),
-    ],
-)
-def test_other_results_are_differentiated_than_was_expected(other):
-    calls = [lambda logits, loss: loss] * (AHEAD + 2) + [other] * 2
-    report = trained(LanguageModel, (TOKENS, TOKENS), calls)
-    assert "other results" in str(report)
