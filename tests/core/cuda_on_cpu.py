@@ -21,9 +21,11 @@ COMPILER = shutil.which("g++")
 on_cpu = pytest.mark.skipif(COMPILER is None, reason="no g++ to run the CUDA kernels with")
 
 _SHIM = r"""
+#undef _FORTIFY_SOURCE  // which takes a jump to another stack for an error
 #include <cmath>
+#include <csetjmp>
+#include <cstdlib>
 #include <ucontext.h>
-#include <vector>
 using std::sqrt; using std::exp; using std::log; using std::erf; using std::fabs; using std::cos; using std::sin;
 using std::erfc; using std::tanh; using std::log1p; using std::expm1;
 #define __global__
@@ -43,9 +45,28 @@ struct half16 {
     half16(float value) : held(value) {}
     operator float() const { return held; }
 };
-static ucontext_t scheduler;
-static std::vector<ucontext_t> threads;
-static void __syncthreads() { swapcontext(&threads[threadIdx.x], &scheduler); }
+// A thread is made once and begins the next block where it ended the last. Handing over is by `_longjmp`:
+// `swapcontext` asks the kernel for the signal mask every time.
+static jmp_buf scheduler;
+static struct Thread { ucontext_t start; jmp_buf place; bool made, finished; } threads[1024];
+static void (*body)();
+static __attribute__((noinline)) void __syncthreads() {
+    if (!_setjmp(threads[threadIdx.x].place)) _longjmp(scheduler, 1);
+}
+static void live() {
+    for (;;) { body(); threads[threadIdx.x].finished = true; __syncthreads(); }
+}
+static __attribute__((noinline)) void resume(Thread& thread) {
+    if (_setjmp(scheduler)) return;
+    if (thread.made) _longjmp(thread.place, 1);
+    const size_t depth = 65536;
+    getcontext(&thread.start);
+    thread.start.uc_stack.ss_sp = malloc(depth);
+    thread.start.uc_stack.ss_size = depth;
+    makecontext(&thread.start, live, 0);
+    thread.made = true;
+    setcontext(&thread.start);
+}
 // What the threads of a warp tell each other; all threads of the block come here.
 static double told[1024];
 template <class V> static V __shfl_xor_sync(unsigned int, V value, int mask) {
@@ -63,34 +84,20 @@ static unsigned int __ballot_sync(unsigned int, bool vote) {
     __syncthreads();
     return votes;
 }
-static void (*body)();
-static std::vector<bool> finished;
-static void enter() { body(); finished[threadIdx.x] = true; }
 
 static void run_blocks(long long grid, int block, bool meets) {
     gridDim.x = grid; blockDim.x = block;
     for (long long b = 0; b < grid; b++) {
         blockIdx.x = b;
         if (!meets) { for (threadIdx.x = 0; threadIdx.x < (unsigned)block; threadIdx.x++) body(); continue; }
-        const size_t depth = 65536;
-        static std::vector<char> stacks;
-        if (stacks.size() < depth * block) stacks.resize(depth * block);
-        threads.assign(block, ucontext_t());
-        finished.assign(block, false);
-        for (int t = 0; t < block; t++) {
-            getcontext(&threads[t]);
-            threads[t].uc_stack.ss_sp = &stacks[depth * t];
-            threads[t].uc_stack.ss_size = depth;
-            threads[t].uc_link = &scheduler;
-            makecontext(&threads[t], enter, 0);
-        }
+        for (int t = 0; t < block; t++) threads[t].finished = false;
         for (bool more = true; more;) {
             more = false;
             for (int t = 0; t < block; t++) {
-                if (finished[t]) continue;
+                if (threads[t].finished) continue;
                 threadIdx.x = t;
-                swapcontext(&scheduler, &threads[t]);
-                more = more || !finished[t];
+                resume(threads[t]);
+                more = more || !threads[t].finished;
             }
         }
     }
