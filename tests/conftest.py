@@ -1,5 +1,6 @@
 """What every test can ask for: starting jobs of real ranks, in sessions of their own, with a limit."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,16 @@ def pytest_addoption(parser):
         action="store_true",
         help="a test marked `oracle` that is skipped counts as failed",
     )
+
+
+def pytest_collection_finish():
+    """The collector passes over what stands for the tests, as it would not be there in a program.
+
+    Twenty thousand tests are two million objects; whatever collects or asks what there is (recordings, graphs,
+    the report on full memory) would look at all of them each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,5 @@
 """Every operation of the registry, compiled: values and gradients are the bits of the plain call, replayed or not."""
 
-import gc
 import sys
 import warnings
 from pathlib import Path
@@ -16,14 +15,6 @@ from test_ops import build, resolve
 
 #: By the letter that names begin with, so that a failure says where to look and tests stay few.
 GROUPS = sorted({name.rpartition(".")[2][0] for name in SAMPLES})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects():
-    gc.collect()
-    gc.freeze()  # recordings look at every tensor that the collector knows
-    yield
-    gc.unfreeze()
 
 
 def tensors_in(value):
