@@ -22,14 +22,20 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
     """The collector passes over what stands for the tests, as it would not be there in a program.
 
-    Twenty thousand tests are two million objects; whatever collects or asks what there is (recordings, graphs,
+    Twenty thousand tests are a million objects; whatever collects or asks what there is (recordings, graphs,
     the report on full memory) would look at all of them each time.
     """
-    gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
