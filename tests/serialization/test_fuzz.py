@@ -71,7 +71,7 @@ def test_many_changed_files_of_both_libraries_are_loaded_or_refused(job, tmp_pat
     torch = pytest.importorskip("torch", reason="its files are the seeds")
     write_seeds(tmp_path, dptrain, everything)
     write_seeds(tmp_path, torch, everything)
-    assert run(job, tmp_path, 60_000, 2, timeout_s=800) == []
+    assert run(job, tmp_path, 30_000, 2, timeout_s=800) == []
 
 
 def test_branches_that_were_not_run_are_named(tmp_path):
