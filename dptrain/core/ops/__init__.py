@@ -54,6 +54,7 @@ from dptrain.core.ops import (
     stencil,
     take,
     transcendental,
+    unary,
     windows,
 )
 
@@ -111,5 +112,6 @@ __all__ = [
     "stencil",
     "take",
     "transcendental",
+    "unary",
     "windows",
 ]

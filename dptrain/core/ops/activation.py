@@ -11,9 +11,9 @@ from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
-from dptrain.core.ops.elementwise import Exp
 from dptrain.core.ops.norm import Normalising
 from dptrain.core.ops.shape import wrap_dim
+from dptrain.core.ops.unary import Exp
 from dptrain.core.pending import Pending, Wait, can_wait, postpone, record
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor, wrap

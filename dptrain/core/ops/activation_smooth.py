@@ -13,9 +13,10 @@ from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import activate, check_floating
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Clamp, Div, Exp, Sigmoid, Sub, Tanh
+from dptrain.core.ops.elementwise import Clamp, Div, Sub
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.ops.unary import Exp, Sigmoid, Tanh
 from dptrain.core.tensor import Tensor
 
 

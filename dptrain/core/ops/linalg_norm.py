@@ -11,10 +11,11 @@ from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Clamp, Pow, Sign
+from dptrain.core.ops.elementwise import Clamp, Pow
 from dptrain.core.ops.index import Index
 from dptrain.core.ops.reduce import _axes
 from dptrain.core.ops.shape import Reshape, Unsqueeze
+from dptrain.core.ops.unary import Sign
 
 
 def clamp_below(value: Any, bound: float) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import check_floating
-from dptrain.core.ops.elementwise import Clamp, Log, Sigmoid
+from dptrain.core.ops.elementwise import Clamp
 from dptrain.core.ops.reduce import Mean, Sum
+from dptrain.core.ops.unary import Log, Sigmoid
 
 
 class _PointwiseLoss(Op):

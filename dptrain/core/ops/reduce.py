@@ -13,8 +13,9 @@ from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq, Ne, Where
-from dptrain.core.ops.elementwise import Maximum, Minimum, Sqrt
+from dptrain.core.ops.elementwise import Maximum, Minimum
 from dptrain.core.ops.shape import Expand, Reshape, wrap_dim, wrap_dims
+from dptrain.core.ops.unary import Sqrt
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 

@@ -11,8 +11,9 @@ from dptrain.core.arrays import as_array
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
-from dptrain.core.ops.elementwise import Sign, Sub
+from dptrain.core.ops.elementwise import Sub
 from dptrain.core.ops.transcendental import Exp2
+from dptrain.core.ops.unary import Sign
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 

@@ -11,10 +11,11 @@ from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.arrange import Flip
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Exp, Log, Sub
+from dptrain.core.ops.elementwise import Sub
 from dptrain.core.ops.join import _cat
 from dptrain.core.ops.reduce import PutAlong
 from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.ops.unary import Exp, Log
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor
 

@@ -12,11 +12,11 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops import special_bessel, special_values
-from dptrain.core.ops.elementwise import Exp, _floating
+from dptrain.core.ops.unary import Exp, floating
 
 
 def _in_float64(function: Any, input: Any) -> Any:
-    x = _floating(input)
+    x = floating(input)
     wide = as_array(x).astype(np.float64, copy=False)
     return as_array(run_beside(wide, function, wide)).astype(x.dtype)
 
@@ -28,7 +28,7 @@ class Erf(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = _floating(input)
+        x = floating(input)
         return kernels_for(x).erf(x)
 
     def backward(self, grad: Any, input: Any) -> Any:

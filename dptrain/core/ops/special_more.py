@@ -13,9 +13,9 @@ from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops import special_bessel as values
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Exp, Log, Sign
 from dptrain.core.ops.special import Lgamma, _in_float64
 from dptrain.core.ops.transcendental import Log1P
+from dptrain.core.ops.unary import Exp, Log, Sign
 
 
 @export("i0", "special.i0", methods=("i0",), inplace=("i0_",))

@@ -10,7 +10,6 @@ from dptrain.core.arrays import as_array, on_gpu
 from dptrain.core.export import export
 from dptrain.core.ops.arrange import Diagonal, Flip
 from dptrain.core.ops.compare import Where
-from dptrain.core.ops.elementwise import Exp, _floating
 from dptrain.core.ops.join import _stack
 from dptrain.core.ops.order import _sort
 from dptrain.core.ops.reduce import (
@@ -27,6 +26,7 @@ from dptrain.core.ops.reduce import (
 )
 from dptrain.core.ops.scan import Cumprod, _join
 from dptrain.core.ops.shape import Narrow, Permute, Reshape, wrap_dim
+from dptrain.core.ops.unary import Exp, floating
 from dptrain.core.results import results
 from dptrain.core.tensor import Tensor, wrap
 
@@ -77,7 +77,7 @@ class Logsumexp(_Reduction):
     in_float32 = True
 
     def forward(self, input: Any, dim: Any, keepdim: bool = False) -> Any:
-        input = _floating(input)
+        input = floating(input)
         axes = self._plan(input, dim)
         if 0 in [self.shape[a] for a in axes]:
             shape = input.sum(axis=axes, keepdims=keepdim).shape

@@ -9,7 +9,8 @@ from dptrain.core.dtypes import float64
 from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
-from dptrain.core.ops.elementwise import Cos, Pow, Sigmoid, Sign, Sin, _floating
+from dptrain.core.ops.elementwise import Pow
+from dptrain.core.ops.unary import Cos, Sigmoid, Sign, Sin, floating
 from dptrain.core.tensor import Tensor
 
 
@@ -18,7 +19,7 @@ class Reciprocal(Op):
     """1 / input."""
 
     def forward(self, input: Any) -> Any:
-        input = _floating(input)
+        input = floating(input)
         return input.dtype.type(1) / input
 
     def backward(self, grad: Any, out: Any) -> Any:
@@ -32,7 +33,7 @@ class Rsqrt(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        input = _floating(input)
+        input = floating(input)
         return input.dtype.type(1) / self.xp.sqrt(input)
 
     def backward(self, grad: Any, out: Any) -> Any:
@@ -46,7 +47,7 @@ class Exp2(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.exp2(_floating(input))
+        return self.xp.exp2(floating(input))
 
     def backward(self, grad: Any, out: Any) -> Any:
         return grad * (out * math.log(2))
@@ -59,7 +60,7 @@ class Expm1(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.expm1(_floating(input))
+        return self.xp.expm1(floating(input))
 
     def backward(self, grad: Any, out: Any) -> Any:
         return grad * (out + 1)
@@ -72,7 +73,7 @@ class Log1P(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.log1p(_floating(input))
+        return self.xp.log1p(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad / (input + 1)
@@ -85,7 +86,7 @@ class Log2(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.log2(_floating(input))
+        return self.xp.log2(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad / (input * math.log(2))
@@ -98,7 +99,7 @@ class Log10(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.log10(_floating(input))
+        return self.xp.log10(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad / (input * math.log(10))
@@ -111,7 +112,7 @@ class Tan(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.tan(_floating(input))
+        return self.xp.tan(floating(input))
 
     def backward(self, grad: Any, out: Any) -> Any:
         return grad * (out * out + 1)
@@ -124,7 +125,7 @@ class Asin(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arcsin(_floating(input))
+        return self.xp.arcsin(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Rsqrt.call(1 - input * input)
@@ -137,7 +138,7 @@ class Acos(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arccos(_floating(input))
+        return self.xp.arccos(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return -grad * Rsqrt.call(1 - input * input)
@@ -150,7 +151,7 @@ class Atan(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arctan(_floating(input))
+        return self.xp.arctan(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad / (input * input + 1)
@@ -165,7 +166,7 @@ class Atan2(Op):
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        return self.xp.arctan2(_floating(input), _floating(other))
+        return self.xp.arctan2(floating(input), floating(other))
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         squares = input * input + other * other
@@ -178,7 +179,7 @@ class Sinh(Op):
     """Hyperbolic sine."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.sinh(_floating(input))
+        return self.xp.sinh(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Cosh.call(input)
@@ -189,7 +190,7 @@ class Cosh(Op):
     """Hyperbolic cosine."""
 
     def forward(self, input: Any) -> Any:
-        return self.xp.cosh(_floating(input))
+        return self.xp.cosh(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Sinh.call(input)
@@ -202,7 +203,7 @@ class Asinh(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arcsinh(_floating(input))
+        return self.xp.arcsinh(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Rsqrt.call(input * input + 1)
@@ -215,7 +216,7 @@ class Acosh(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arccosh(_floating(input))
+        return self.xp.arccosh(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad * Rsqrt.call(input * input - 1)
@@ -228,7 +229,7 @@ class Atanh(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        return self.xp.arctanh(_floating(input))
+        return self.xp.arctanh(floating(input))
 
     def backward(self, grad: Any, input: Any) -> Any:
         return grad / (1 - input * input)
@@ -241,7 +242,7 @@ class Sinc(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = _floating(input)
+        x = floating(input)
         return self.xp.asarray(self.xp.sinc(x)).astype(x.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
@@ -259,7 +260,7 @@ class Logit(Op):
     in_float32 = True
 
     def forward(self, input: Any, eps: float | None = None) -> Any:
-        x = _floating(input)
+        x = floating(input)
         self.eps = eps
         if eps is not None:
             # One bound after the other, the lower one last to decide: above 1/2 they cross.
@@ -282,7 +283,7 @@ class Deg2Rad(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = _floating(input)
+        x = floating(input)
         return x * x.dtype.type(math.pi / 180)
 
     def backward(self, grad: Any) -> Any:
@@ -296,7 +297,7 @@ class Rad2Deg(Op):
     in_float32 = True
 
     def forward(self, input: Any) -> Any:
-        x = _floating(input)
+        x = floating(input)
         return x * x.dtype.type(180 / math.pi)
 
     def backward(self, grad: Any) -> Any:
@@ -330,7 +331,7 @@ class Logaddexp(Op):
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        return self.xp.logaddexp(_floating(input), _floating(other))
+        return self.xp.logaddexp(floating(input), floating(other))
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         share = Sigmoid.call(input - other)
@@ -346,7 +347,7 @@ class Logaddexp2(Op):
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        return self.xp.logaddexp2(_floating(input), _floating(other))
+        return self.xp.logaddexp2(floating(input), floating(other))
 
     def backward(self, grad: Any, input: Any, other: Any) -> Any:
         share = Sigmoid.call((input - other) * math.log(2))
@@ -364,7 +365,7 @@ class Xlogy(Op):
 
     def forward(self, input: Any, other: Any) -> Any:
         kind = input.dtype  # both have it, or the second is a number
-        x, y = _floating(input), _floating(self.xp.asarray(other, dtype=kind))
+        x, y = floating(input), floating(self.xp.asarray(other, dtype=kind))
         product = x * self.xp.log(y)
         return self.xp.where((x == 0) & ~self.xp.isnan(y), product.dtype.type(0), product)
 
@@ -389,7 +390,7 @@ class Copysign(Op):
     promotes = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        magnitude = _floating(input)
+        magnitude = floating(input)
         return self.xp.copysign(magnitude, self.xp.asarray(other).astype(magnitude.dtype))
 
     def backward(self, grad: Any, input: Any, out: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dptrain.core.callers import level_outside
 from dptrain.core.ops.activation import LogSoftmax, Relu, Softmax
-from dptrain.core.ops.elementwise import Sigmoid, Tanh
+from dptrain.core.ops.unary import Sigmoid, Tanh
 from dptrain.core.tensor import Tensor
 
 
