@@ -21,5 +21,19 @@ def shared_parameters(module: Any) -> list[tuple[str, Tensor]]:
 
 def shared_buffers(module: Any) -> list[tuple[str, Tensor]]:
     """Names and buffers, without those that stay a rank's own."""
+    if not _has_buffers(module):  # which every training forward asks
+        return []
     own = set(getattr(module, IGNORED, ()))
     return [(name, b) for name, b in module.named_buffers() if name not in own]
+
+
+def _has_buffers(module: Any) -> bool:
+    found, seen = [module], {id(module)}
+    for each in found:  # which grows on the way
+        if each._buffers:
+            return True
+        for child in each._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return False
