@@ -73,6 +73,8 @@ def _reach_tests(writer: Writer, found: Survey) -> list[str]:
         tests.append(f"len({name(container)}) != {size}" if size else name(container))
     for container, key, value in found.same:
         tests.append(f"{name(container)}[{writer.key(key)}] is not {name(value)}")
+    for function, code in found.codes:
+        tests.append(f"{name(function)}.__code__ is not {name(code)}")
     places = [(f"{name(c)}[{writer.key(k)}]", value) for c, k, value in found.plain]
     for place, value in places + [(f"{name(c)}.cell_contents", v) for c, v in found.cells]:
         held = repr(value) if value is None or type(value) is bool else writer.value(value)

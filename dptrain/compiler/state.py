@@ -55,6 +55,7 @@ class Survey:
         same: (dict, key, object): the very object, likewise.
         sizes: (container, number of its items).
         cells: (closure cell, value).
+        codes: (function, its code), which an editor may replace in a running process.
         arrays: ids of the NumPy arrays that own memory in reach.
         optimizers: those in reach.
         parallel: what connects ranks; of a wrapped module, that module is in reach.
@@ -67,6 +68,7 @@ class Survey:
     same: list[tuple[Any, Any, Any]] = field(default_factory=list)
     sizes: list[tuple[Any, int]] = field(default_factory=list)
     cells: list[tuple[Any, Any]] = field(default_factory=list)
+    codes: list[tuple[FunctionType, CodeType]] = field(default_factory=list)
     arrays: dict[int, Any] = field(default_factory=dict)
     optimizers: list[Optimizer] = field(default_factory=list)
     parallel: list[Any] = field(default_factory=list)
@@ -212,6 +214,7 @@ class _Walk:
             wrapped = getattr(function, "__wrapped__", None)
             if not (function.__closure__ and wrapped is not None):
                 return
+        self._found.codes.append((function, function.__code__))
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
