@@ -13,8 +13,17 @@ def _words(text: str) -> frozenset[str]:
 #: Where the layers are whose code is known: they compute, and count batches in buffers.
 LAYERS = ("dptrain.nn.", "dptrain.vision.")
 #: Where functions of tensors are defined; `dptrain` is the home of the exported operations.
-FUNCTIONS = ("dptrain.nn.functional", "dptrain.core.creation", "dptrain.core.spaced")
-HOMES = _words("dptrain dptrain.core.random_tensors math operator _operator")
+FUNCTIONS = (
+    "dptrain.nn.functional",
+    "dptrain.core.creation",
+    "dptrain.core.ops.",
+    "dptrain.core.spaced",
+)
+HOMES = _words(
+    """
+    dptrain dptrain.core.export dptrain.core.random_tensors dptrain.linalg dptrain.special math operator _operator
+    """
+)
 #: Modules whose functions are looked at one by one.
 NAMESPACES = _words("dptrain dptrain.nn dptrain.linalg dptrain.special math operator")
 BUILTINS = _words(
@@ -28,9 +37,9 @@ BUILTINS = _words(
 #: differs in a replay.
 KEEPS = _words(
     """
-    apply backward clear compile data_ptr eval grad grad_fn insert is_leaf item numpy pin_memory pop popitem
-    remove requires_grad_ retain_grad reverse set_ setdefault share_memory_ sort storage tolist train
-    untyped_storage update zero_grad
+    apply apply_ backward clear compile data_ptr eval grad grad_fn insert is_leaf item map2_ map_ numpy
+    pin_memory pop popitem remove requires_grad_ retain_grad set_ setdefault share_memory_ storage tolist
+    train untyped_storage update zero_grad
     """
 )
 STARTS_OF_KEEPS = ("register_", "add_module", "load_", "__")

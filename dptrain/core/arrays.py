@@ -224,6 +224,12 @@ def as_array(value: Any) -> Any:
     return value if is_array(value) else np.asarray(value)
 
 
+def placed_beside(values: Any, array: Any) -> Any:
+    """Values from the host (an array or a number) as an array where `array` lives."""
+    on_host = type(array) is np.ndarray  # in a recording the values are no array of NumPy's
+    return as_array(values) if on_host else namespace_of(array).asarray(values)
+
+
 def to_host(array: Any, non_blocking: bool = False) -> np.ndarray:
     """The values in NumPy's memory: the array itself if it is there, else a copy.
 

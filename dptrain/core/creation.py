@@ -10,6 +10,7 @@ import numpy as np
 
 from dptrain.core.arguments import guarded
 from dptrain.core.arrays import to_host
+from dptrain.core.capturing import recorder
 from dptrain.core.dtypes import (
     FROM_NUMPY,
     as_dtype,
@@ -159,6 +160,8 @@ def empty(
 ) -> Tensor:
     """A tensor of the given sizes with whatever values the memory holds."""
     array = np.empty(sizes_of(size, "empty"), numpy_type(dtype))
+    if recorder() is not None:
+        array.fill(0)  # two recordings of one call are compared
     if memory_format is preserve_format:
         raise RuntimeError("empty: preserve_format needs a tensor to be like; use empty_like")
     if memory_format is not contiguous_format:

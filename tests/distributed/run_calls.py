@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +29,8 @@ def torch_rank(rank, port, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     Path(folder, f"{rank}.json").write_text(json.dumps(results(torch, dist, rank)))
-    dist.barrier()
+    with suppress(RuntimeError):  # a call that was refused on purpose may be told here once more
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of, on_gpu
+from dptrain.core.arrays import on_gpu, placed_beside
 from dptrain.core.dtypes import held
 from dptrain.core.export import export, public
 from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
@@ -117,7 +117,7 @@ def _copied_without_waiting(self: Tensor, src: Tensor) -> bool:
 
 def _random(self: Tensor, name: str, values: Any) -> Tensor:
     self._check_inplace(name)
-    return _overwrite(self, name, namespace_of(self._array).asarray(values))
+    return _overwrite(self, name, placed_beside(values, self._array))
 
 
 def check_floating_fill(self: Tensor, name: str) -> None:

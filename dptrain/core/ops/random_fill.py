@@ -12,6 +12,7 @@ from dptrain.core.arrays import (
     common_namespace,
     is_array,
     namespace_of,
+    placed_beside,
 )
 from dptrain.core.export import export, public
 from dptrain.core.op import Op
@@ -33,7 +34,7 @@ def _exponential(self: Tensor, lambd: float = 1.0, *, generator: Generator | Non
     if lambd <= 0:
         raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
     draws = _stream(generator).standard_exponential(self._array.shape)
-    return _random(self, "exponential_", np.asarray(draws) / lambd)
+    return _random(self, "exponential_", as_array(draws) / lambd)
 
 
 def _log_normal(
@@ -43,7 +44,7 @@ def _log_normal(
     check_floating_fill(self, "log_normal_")
     if std <= 0:
         raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
-    draws = np.asarray(_stream(generator).standard_normal(self._array.shape))
+    draws = as_array(_stream(generator).standard_normal(self._array.shape))
     return _random(self, "log_normal_", np.exp(draws * std + mean))
 
 
@@ -54,7 +55,7 @@ def _cauchy(
     check_floating_fill(self, "cauchy_")
     if sigma <= 0:
         raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
-    draws = np.asarray(_stream(generator).standard_cauchy(self._array.shape))
+    draws = as_array(_stream(generator).standard_cauchy(self._array.shape))
     return _random(self, "cauchy_", draws * sigma + median)
 
 
@@ -62,9 +63,7 @@ def _geometric(self: Tensor, p: float, *, generator: Generator | None = None) ->
     """Fill with draws from the geometric distribution: trials up to the first success."""
     if not 0 < p < 1:
         raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
-    return _random(
-        self, "geometric_", np.asarray(_stream(generator).geometric(p, self._array.shape))
-    )
+    return _random(self, "geometric_", as_array(_stream(generator).geometric(p, self._array.shape)))
 
 
 #: Largest number up to which a floating point type holds every integer, by NumPy's name of it.
@@ -94,7 +93,7 @@ def _random_integers(
         )
     check_range("random_", from_, to, kind)
     draws = _stream(generator).integers(from_, to, self._array.shape)
-    return _random(self, "random_", np.asarray(draws))
+    return _random(self, "random_", as_array(draws))
 
 
 def _probabilities(p: Any, op: str, xp: Any = np) -> Any:
@@ -110,7 +109,7 @@ def _bernoulli_in_place(
     """Fill with 1 with probability p (a number or a tensor that broadcasts), else 0."""
     xp = common_namespace([self._array, p._array] if isinstance(p, Tensor) else [self._array])
     chance = _probabilities(p, "bernoulli_", xp)
-    draws = xp.asarray(_stream(generator).random(self._array.shape))
+    draws = placed_beside(_stream(generator).random(self._array.shape), self._array)
     return _random(self, "bernoulli_", draws < chance)
 
 
@@ -133,7 +132,7 @@ def _bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None)
     if p is None:
         check_floating_fill(input, "bernoulli")
     _probabilities(input if p is None else p, "bernoulli")
-    draws = namespace_of(input._array).asarray(_stream(generator).random(input._array.shape))
+    draws = placed_beside(_stream(generator).random(input._array.shape), input._array)
     return Bernoulli.apply(input, draws, p)
 
 
