@@ -29,7 +29,7 @@ from dptrain.compiler.pending_pass import PendingPass
 from dptrain.compiler.plainness import why_not_plain
 from dptrain.compiler.program import BUSY, Program
 from dptrain.compiler.replayed import changed_since
-from dptrain.compiler.state import overlaps, survey
+from dptrain.compiler.state import Survey, overlaps, survey
 from dptrain.compiler.writing import MISS
 from dptrain.core.autocast import autocast_facts
 from dptrain.core.engine import grad as gradients_of
@@ -158,10 +158,15 @@ class Automatic:
     def _record(
         self, kind: _Kind, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
     ) -> Any:
-        found = survey([module.forward], gradients=False)
+        try:
+            found = survey([module.forward], gradients=False)
+        except Exception as error:  # of an object of the user's that was looked at
+            found = Survey(reason=f"{type(error).__name__}: {error}")
         arrays = [t._array for t in (*tensors, *found.tensors.values()) if t._has_values]
         if any(type(a) is not np.ndarray for a in arrays):
             found.reason = "a tensor lives on another device"
+        elif any(not type(t).__module__.startswith("dptrain.") for t in tensors):
+            found.reason = "an argument is of a class of the user's"
         elif found.parallel:
             found.reason = f"{type(found.parallel[0]).__name__} is in reach"
         if found.reason is not None:

@@ -42,6 +42,13 @@ KEEPS = _words(
     train untyped_storage update zero_grad
     """
 )
+#: Special methods that reading an object does not run, or that only show or copy it.
+UNUSED = _words(
+    """
+    __init__ __new__ __post_init__ __init_subclass__ __class_getitem__ __repr__ __str__ __eq__ __hash__ __lt__
+    __le__ __gt__ __ge__ __replace__ __setattr__ __delattr__ __getstate__ __setstate__ __reduce__ __deepcopy__
+    """
+)
 STARTS_OF_KEEPS = ("register_", "add_module", "load_", "__")
 #: What instructions may do: compute with local names, read others, call, branch. No storing elsewhere,
 #: no import, no `with`, no catching of exceptions. Of Python 3.11 to 3.14.

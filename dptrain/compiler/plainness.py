@@ -15,15 +15,17 @@ from __future__ import annotations
 import builtins
 import dis
 from collections.abc import Iterable
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from dptrain.compiler import harmless
-from dptrain.compiler.state import is_plain
+from dptrain.compiler.state import FOREIGN, is_plain
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 
 _PACKAGE = "dptrain."
+_GENERATORS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,15 +34,13 @@ class _Found(Exception):
 
 
 def why_not_plain(module: Module) -> str | None:
-    """What in a module or in those below it may do more than compute, if anything.
-
-    Raises:
-        nothing: what cannot be read is a reason.
-    """
+    """What in a module or in those below it may do more than compute, if anything; what cannot be read, too."""
     try:
         _Reading(module).run()
     except _Found as found:
         return str(found)
+    except Exception as error:  # of a property of the user's, say, or of a list that holds itself
+        return f"its code cannot be read: {type(error).__name__}: {error}"
     return None
 
 
@@ -81,15 +81,18 @@ class _Reading:
             if not cls.__module__.startswith(harmless.LAYERS):
                 raise _Found(f"{name} is no layer")
             return
-        if _is_ours(cls.forward.__module__):
-            # Its parts may have been replaced: whatever the class defines is looked at.
-            for base in cls.__mro__:
-                if not _is_ours(base.__module__) and base is not object:
-                    for key, value in vars(base).items():
-                        if key not in ("__init__", "extra_repr", "__repr__"):
-                            self._attribute(key, value)
-            return
-        self._function(cls.forward)
+        # Of a layer of ours parts may have been replaced; special methods run without being named.
+        every = _is_ours(cls.forward.__module__)
+        for base in cls.__mro__:
+            if _is_ours(base.__module__) or base is object:
+                continue
+            _refuse_foreign(base)
+            for key, value in vars(base).items():
+                special = key.startswith("__") and isinstance(value, FunctionType)
+                if (every or special) and key not in harmless.UNUSED and key != "extra_repr":
+                    self._attribute(key, value)
+        if not every:
+            self._function(cls.forward)
 
     def _function(self, function: Any) -> None:
         if id(function) in self._read:
@@ -97,6 +100,12 @@ class _Reading:
         self._read.add(id(function))
         if not isinstance(function, FunctionType):
             raise _Found(f"{function!r} is no function of Python")
+        _refuse_foreign(function)
+        named = function.__kwdefaults__ or {}
+        self._all(
+            f"a default of {function.__qualname__}",
+            [*(function.__defaults__ or ()), *named.values()],
+        )
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
@@ -111,8 +120,8 @@ class _Reading:
     def _code(self, code: CodeType, names: dict[str, Any], where: str) -> None:
         inner = code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>")
         allowed = harmless.INSTRUCTIONS | harmless.OF_GENERATORS if inner else harmless.INSTRUCTIONS
-        if code.co_flags & 0x20 and not inner:
-            raise _Found(f"{where} is a generator")
+        if code.co_flags & _GENERATORS and not inner:
+            raise _Found(f"{where} is a generator or a coroutine")
         for step in dis.get_instructions(code):
             if step.opname not in allowed:
                 raise _Found(
@@ -167,10 +176,10 @@ class _Reading:
 
     def _value(self, where: str, value: Any) -> None:
         if isinstance(value, type):  # to call it would be to run what it defines
-            if not (_is_ours(value.__module__) or value.__module__ == "builtins"):
+            if not value.__module__.startswith(("dptrain.core.", "dptrain.nn.", "builtins")):
                 raise _Found(f"{where} is the class {value.__name__}")
             return
-        if is_plain(value) or isinstance(value, Tensor):
+        if is_plain(value) or (isinstance(value, Tensor) and _is_ours(type(value).__module__)):
             return
         if isinstance(value, Module):
             if not any(value is known for known in self._modules):
@@ -199,14 +208,25 @@ class _Reading:
 def _is_record(value: Any) -> bool:
     """Whether an object of the user's is data alone, as configurations are: no code runs when it is read."""
     kinds = [k for k in type(value).__mro__ if k is not object]
-    if any(k.__module__ == "types" or _is_ours(k.__module__) for k in kinds):
+    if any(_is_foreign(k.__module__) or _is_ours(k.__module__) for k in kinds):
         return False  # whose attributes no recording looks at
-    named = [(n, v) for k in kinds for n, v in vars(k).items()]
-    return (
-        hasattr(value, "__dict__")
-        and all(is_plain(v) and not isinstance(v, type) for n, v in named if not n.startswith("__"))
-        and not {"__getattr__", "__getattribute__", "__call__"}.intersection(n for n, _ in named)
+    named = [(n, v) for k in kinds for n, v in vars(k).items() if n not in harmless.UNUSED]
+    return hasattr(value, "__dict__") and all(
+        not isinstance(v, FunctionType)
+        if n.startswith("__")
+        else is_plain(v) and not isinstance(v, type)
+        for n, v in named
     )
+
+
+def _refuse_foreign(value: Any) -> None:
+    """Refuse what a recording would not look into, as it bears the name of a part of Python."""
+    if _is_foreign(value.__module__ or ""):
+        raise _Found(f"{value.__qualname__} is in {value.__module__}, a name of Python's own")
+
+
+def _is_foreign(home: str) -> bool:
+    return home.partition(".")[0] in FOREIGN
 
 
 def _attributes_of(code: CodeType) -> set[str]:

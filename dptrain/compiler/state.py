@@ -36,7 +36,7 @@ _PLAIN = (
 #: Their methods run anew at each replay, whatever is inside.
 _WHOLE = (Optimizer, LRScheduler, GradScaler)
 #: Standard library and numerics: their objects and functions are no state of a step.
-_FOREIGN = frozenset([*sys.stdlib_module_names, "numpy", "numba", "dptrain"]) - {"__main__"}
+FOREIGN = frozenset([*sys.stdlib_module_names, "numpy", "numba", "dptrain"]) - {"__main__"}
 _HOOKS = frozenset(
     ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
 )
@@ -170,7 +170,7 @@ class _Walk:
         if (type(value).__module__).startswith("dptrain.parallel"):
             self._look_at_ranks(value)
             return
-        if attributes is not None and (home not in _FOREIGN or _is_module(value)):
+        if attributes is not None and (home not in FOREIGN or _is_module(value)):
             self._found.sizes.append((attributes, len(attributes)))
             for key, item in list(attributes.items()):
                 if key in _RECORDINGS:
@@ -183,7 +183,7 @@ class _Walk:
                 item = getattr(value, name)
                 if not is_plain(item):
                     self.push(item)
-        if home not in _FOREIGN:
+        if home not in FOREIGN:
             self._look_at_class(type(value))
 
     def _look_at_ranks(self, value: Any) -> None:
@@ -196,7 +196,7 @@ class _Walk:
 
     def _look_at_class(self, cls: type) -> None:
         for base in cls.__mro__:
-            if base.__module__.partition(".")[0] in _FOREIGN or id(base) in self._seen:
+            if base.__module__.partition(".")[0] in FOREIGN or id(base) in self._seen:
                 continue
             self._seen[id(base)] = base
             for name, item in vars(base).items():
@@ -208,7 +208,7 @@ class _Walk:
                     self._item(vars(base), name, item)
 
     def _look_at_function(self, function: FunctionType) -> None:
-        if (function.__module__ or "").partition(".")[0] in _FOREIGN and (
+        if (function.__module__ or "").partition(".")[0] in FOREIGN and (
             not function.__closure__ or function.__module__ not in ("functools", "contextlib")
         ):
             wrapped = getattr(function, "__wrapped__", None)
@@ -236,10 +236,10 @@ class _Walk:
             value = names[name]
             self._item(names, name, value)
             if isinstance(value, type):
-                if value.__module__.partition(".")[0] not in _FOREIGN:
+                if value.__module__.partition(".")[0] not in FOREIGN:
                     self._look_at_class(value)
             elif isinstance(value, ModuleType):
-                if value.__name__.partition(".")[0] in _FOREIGN:
+                if value.__name__.partition(".")[0] in FOREIGN:
                     continue
                 for inner in code.co_names:
                     if inner in vars(value):
@@ -278,7 +278,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _slots(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in _FOREIGN:
+        if base.__module__.partition(".")[0] in FOREIGN:
             continue
         slots = vars(base).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots

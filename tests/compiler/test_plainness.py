@@ -161,6 +161,63 @@ class Constructs(Base):
         return self.layer(x)
 
 
+class Iterates(Base):
+    def __iter__(self):
+        self.calls += 1
+        return iter([self.layer])
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class CallsADefault(Base):
+    def forward(self, x, say=print):
+        say("here")
+        return self.layer(x)
+
+
+class Truth:
+    def __init__(self):
+        self.asked = 0
+
+    def __bool__(self):
+        self.asked += 1
+        return True
+
+
+class AsksAnObject(Base):
+    def __init__(self):
+        super().__init__()
+        self.truth = Truth()
+
+    def forward(self, x):
+        return self.layer(x) if self.truth else x
+
+
+class HoldsItself(Base):
+    def __init__(self):
+        super().__init__()
+        self.table["table"] = self.table
+
+    def forward(self, x):
+        return self.layer(x) * self.table["x"]
+
+
+class Later(Base):
+    async def forward(self, x):
+        return self.layer(x)
+
+
+def of_a_module_named_as_one_of_pythons():
+    """A class whose module is `code`, which recordings take for Python's."""
+    names = {"__name__": "code.models", "Base": Base}
+    text = "class Named(Base):\n    def forward(self, x):\n        return self.layer(x)\n"
+    exec(text, names)
+    return names["Named"]()
+
+
 class Subclass(nn.TransformerEncoderLayer):
     """A layer of ours of which a part was replaced."""
 
@@ -193,7 +250,8 @@ class Subclass(nn.TransformerEncoderLayer):
             Catches,
             CallsItself,
         ),
-        *(MakesUp, Inside, Constructs),
+        *(MakesUp, Inside, Constructs, Iterates, CallsADefault, AsksAnObject, HoldsItself, Later),
+        of_a_module_named_as_one_of_pythons,
     ],
 )
 def test_code_that_does_more_than_compute(kind):
@@ -202,7 +260,16 @@ def test_code_that_does_more_than_compute(kind):
 
 def test_code_that_does_more_than_compute_runs_every_time(capsys):
     x = dptrain.ones(3, 2)
-    for kind in (Prints, Counts, CountsElsewhere, Inside, CallsItself, Constructs):
+    for kind in (
+        Prints,
+        Counts,
+        CountsElsewhere,
+        Inside,
+        CallsItself,
+        Constructs,
+        Iterates,
+        CallsADefault,
+    ):
         model = kind()
         COUNT[0] = 0
         for _ in range(AHEAD + 5):
