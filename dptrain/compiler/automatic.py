@@ -13,6 +13,7 @@ does not have, comes from the plain call, made once more.
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from dptrain.compiler.draft import Draft
 from dptrain.compiler.function import Report
 from dptrain.compiler.graphs import bytes_behind
+from dptrain.compiler.guards import reach_guard
 from dptrain.compiler.judged import judged_record, program_of
 from dptrain.compiler.kinds import kind_of, reason_now
 from dptrain.compiler.pending_pass import PendingPass
@@ -31,7 +33,7 @@ from dptrain.compiler.program import BUSY, Program
 from dptrain.compiler.replayed import changed_since
 from dptrain.compiler.state import Survey, overlaps, survey
 from dptrain.compiler.writing import MISS
-from dptrain.core.autocast import autocast_facts
+from dptrain.core.autocast import autocast, autocast_facts
 from dptrain.core.engine import grad as gradients_of
 from dptrain.core.flat import before_moving
 from dptrain.core.grad_mode import enable_grad
@@ -145,7 +147,7 @@ class Automatic:
         self, program: Program, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
     ) -> Any:
         if program.takes(tensors):
-            again = _Again(self, module, args, kwargs, tensors, program.generator)
+            again = _Again(self, module, args, kwargs, tensors, program.generator, program.holds)
             try:
                 result = program.run(tensors, again)
             except Exception:
@@ -173,7 +175,8 @@ class Automatic:
             return self.give_up(module, found.reason).forward(*args, **kwargs)
         if overlaps(tensors, found):
             return module.forward(*args, **kwargs)
-        again = _Again(self, module, args, kwargs, tensors, default_generator())
+        generator, holds = default_generator(), reach_guard(found)
+        again = _Again(self, module, args, kwargs, tensors, generator, holds)
 
         def attach(draft: Draft, values: list[Any], tensors: list[Tensor]) -> None:
             PendingPass(draft).attach(draft, values, tensors).again = again
@@ -225,6 +228,7 @@ class _Again:
         module, args, kwargs: the call.
         tensors: the tensors among its arguments.
         generator: from which it draws numbers, if it does.
+        holds: whether everything that it reads is as it was.
     """
 
     def __init__(
@@ -235,9 +239,11 @@ class _Again:
         kwargs: Any,
         tensors: list[Tensor],
         generator: Generator | None,
+        holds: Callable[[], bool],
     ) -> None:
         self._owner, self._module, self._args, self._kwargs = owner, module, args, kwargs
         self._counts = [(t, t._version_counter()[0]) for t in tensors]
+        self._holds = holds
         self._drawn = None if generator is None else (generator, generator.mark())
 
     def gradients(
@@ -246,11 +252,16 @@ class _Again:
         """See `replayed.Again`.
 
         Raises:
-            RuntimeError: an argument was changed in place since the call.
+            RuntimeError: an argument was changed in place since the call, or the module in any way.
         """
         for tensor, count in self._counts:
             if tensor._version_counter()[0] != count:
                 raise RuntimeError(changed_since(tensor, count, "an argument of a module"))
+        if not self._holds():
+            raise RuntimeError(
+                f"{type(self._module).__name__} was changed (its mode, an attribute, a part) between its call and this "
+                "backward pass, which has to make the call once more; walk back first, or set DPTRAIN_REPLAYS=0"
+            )
         with_graph = isinstance(grads[0], Tensor)
         habit = (
             "differentiated twice" if with_graph else "given gradients of other results at times"
@@ -258,7 +269,8 @@ class _Again:
         self._owner.give_up(self._module, f"it is {habit}")
         buffers = [(b, b._array.copy()) for b in self._module.buffers()]
         generator, mark = self._drawn or (None, [])
-        with nullcontext() if generator is None else generator.back_at(mark), enable_grad():
+        drawn = nullcontext() if generator is None else generator.back_at(mark)
+        with drawn, enable_grad(), autocast("cpu", enabled=False):
             values, _ = leaves(self._module.forward(*self._args, **self._kwargs))
         for buffer, before in buffers:  # has counted this batch already
             buffer._array[...] = before

@@ -197,6 +197,21 @@ def test_a_second_derivative_is_that_of_the_plain_call(make, calls):
     assert "differentiated twice" in str(explain(model))
 
 
+def test_a_second_derivative_of_a_module_that_has_changed_is_no_wrong_number():
+    model, x = ready()
+    x = x.clone().requires_grad_()
+    for _ in range(AHEAD):
+        model(x).sum().backward()
+    before = explain(model).replays
+    out = model(x)
+    assert explain(model).replays == before + 1
+    model.eval()
+    with pytest.raises(RuntimeError, match="Net was changed"):
+        dptrain.autograd.grad(out.sum(), x, create_graph=True)
+    model.train()
+    assert dptrain.autograd.grad(out.sum(), x, create_graph=True)[0].grad_fn is not None
+
+
 def test_a_parameter_that_changed_before_backward_is_an_error():
     model, x = ready()
     loss = model(x).sum()
