@@ -20,7 +20,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from dptrain.compiler import harmless
-from dptrain.compiler.state import FOREIGN, is_plain
+from dptrain.compiler.state import is_foreign, is_plain
 from dptrain.core.tensor import Tensor
 from dptrain.nn.module import Module
 
@@ -208,7 +208,7 @@ class _Reading:
 def _is_record(value: Any) -> bool:
     """Whether an object of the user's is data alone, as configurations are: no code runs when it is read."""
     kinds = [k for k in type(value).__mro__ if k is not object]
-    if any(_is_foreign(k.__module__) or _is_ours(k.__module__) for k in kinds):
+    if any(is_foreign(k.__module__) or _is_ours(k.__module__) for k in kinds):
         return False  # whose attributes no recording looks at
     named = [(n, v) for k in kinds for n, v in vars(k).items() if n not in harmless.UNUSED]
     return hasattr(value, "__dict__") and all(
@@ -221,12 +221,8 @@ def _is_record(value: Any) -> bool:
 
 def _refuse_foreign(value: Any) -> None:
     """Refuse what a recording would not look into, as it bears the name of a part of Python."""
-    if _is_foreign(value.__module__ or ""):
+    if is_foreign(value.__module__ or ""):
         raise _Found(f"{value.__qualname__} is in {value.__module__}, a name of Python's own")
-
-
-def _is_foreign(home: str) -> bool:
-    return home.partition(".")[0] in FOREIGN
 
 
 def _attributes_of(code: CodeType) -> set[str]:

@@ -11,9 +11,12 @@ for the step any more.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -35,8 +38,7 @@ _PLAIN = (
 )
 #: Their methods run anew at each replay, whatever is inside.
 _WHOLE = (Optimizer, LRScheduler, GradScaler)
-#: Standard library and numerics: their objects and functions are no state of a step.
-FOREIGN = frozenset([*sys.stdlib_module_names, "numpy", "numba", "dptrain"]) - {"__main__"}
+_STANDARD = Path(os.__file__).parent
 _HOOKS = frozenset(
     ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
 )
@@ -166,11 +168,11 @@ class _Walk:
         for name in ("func", "args", "keywords"):  # of functools.partial
             if hasattr(type(value), name) and not isinstance(attributes, type(None)):
                 self.push(getattr(value, name))
-        home = type(value).__module__.partition(".")[0]
+        foreign = is_foreign(type(value).__module__)
         if (type(value).__module__).startswith("dptrain.parallel"):
             self._look_at_ranks(value)
             return
-        if attributes is not None and (home not in FOREIGN or _is_module(value)):
+        if attributes is not None and (not foreign or _is_module(value)):
             self._found.sizes.append((attributes, len(attributes)))
             for key, item in list(attributes.items()):
                 if key in _RECORDINGS:
@@ -183,7 +185,7 @@ class _Walk:
                 item = getattr(value, name)
                 if not is_plain(item):
                     self.push(item)
-        if home not in FOREIGN:
+        if not foreign:
             self._look_at_class(type(value))
 
     def _look_at_ranks(self, value: Any) -> None:
@@ -196,7 +198,7 @@ class _Walk:
 
     def _look_at_class(self, cls: type) -> None:
         for base in cls.__mro__:
-            if base.__module__.partition(".")[0] in FOREIGN or id(base) in self._seen:
+            if is_foreign(base.__module__) or id(base) in self._seen:
                 continue
             self._seen[id(base)] = base
             for name, item in vars(base).items():
@@ -208,7 +210,7 @@ class _Walk:
                     self._item(vars(base), name, item)
 
     def _look_at_function(self, function: FunctionType) -> None:
-        if (function.__module__ or "").partition(".")[0] in FOREIGN and (
+        if is_foreign(function.__module__ or "") and (
             not function.__closure__ or function.__module__ not in ("functools", "contextlib")
         ):
             wrapped = getattr(function, "__wrapped__", None)
@@ -236,10 +238,10 @@ class _Walk:
             value = names[name]
             self._item(names, name, value)
             if isinstance(value, type):
-                if value.__module__.partition(".")[0] not in FOREIGN:
+                if not is_foreign(value.__module__):
                     self._look_at_class(value)
             elif isinstance(value, ModuleType):
-                if value.__name__.partition(".")[0] in FOREIGN:
+                if is_foreign(value.__name__):
                     continue
                 for inner in code.co_names:
                     if inner in vars(value):
@@ -250,6 +252,25 @@ def overlaps(tensors: list[Tensor], found: Survey) -> bool:
     """Whether a copy of an argument could miss what the call does to the original."""
     memory = {id(root_of(t._array)) for t in found.tensors.values() if t._has_values}
     return any(id(t) not in found.tensors and id(root_of(t._array)) in memory for t in tensors)
+
+
+@cache
+def is_foreign(home: str) -> bool:
+    """Whether a module is of the standard library, numerics or this package: what is in it is no state of a step.
+
+    A package of the user's may bear the name of a part of Python (`code`, `test`).
+    """
+    name = home.partition(".")[0]
+    if name in ("numpy", "numba", "dptrain"):
+        return True
+    if name == "__main__" or name not in sys.stdlib_module_names:
+        return False
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    places = [file] if file else list(getattr(module, "__path__", ()))
+    return all(
+        Path(p).is_relative_to(_STANDARD) and "site-packages" not in Path(p).parts for p in places
+    )
 
 
 def all_tensors() -> list[Tensor]:
@@ -278,7 +299,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _slots(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in FOREIGN:
+        if is_foreign(base.__module__):
             continue
         slots = vars(base).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots

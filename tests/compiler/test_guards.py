@@ -1,5 +1,8 @@
 """What a recording depends on: changed between calls, it must not be used; each has a test that changes it."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 from training import F, batches, classes, classifier_step, nn, normal
@@ -323,3 +326,22 @@ def test_a_generator_of_another_context():
 
     assert draw(compiled) == draw(function)
     assert np.isfinite(compiled(X).numpy()).all()
+
+
+def test_a_module_that_bears_the_name_of_one_of_pythons(tmp_path, monkeypatch):
+    name = "antigravity"  # nobody has imported Python's
+    assert name in sys.stdlib_module_names
+    assert name not in sys.modules
+    (tmp_path / f"{name}.py").write_text(
+        "FACTOR = 2.0\n\n\ndef scaled(x):\n    return x * FACTOR\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ours = importlib.import_module(name)
+    try:
+        called = dptrain.compile(ours.scaled)
+        assert [called(dptrain.ones(1)).item() for _ in range(5)] == [2] * 5
+        assert dptrain.compiler.explain(called).replays == 2
+        ours.FACTOR = 3.0
+        assert called(dptrain.ones(1)).item() == 3
+    finally:
+        del sys.modules[name]
