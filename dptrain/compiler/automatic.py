@@ -24,12 +24,11 @@ import numpy as np
 from dptrain.compiler.draft import Draft
 from dptrain.compiler.function import Report
 from dptrain.compiler.graphs import bytes_behind
-from dptrain.compiler.guards import reach_guard
-from dptrain.compiler.judged import judged_record, program_of
 from dptrain.compiler.kinds import kind_of, reason_now
 from dptrain.compiler.pending_pass import PendingPass
 from dptrain.compiler.plainness import why_not_plain
-from dptrain.compiler.program import BUSY, Program
+from dptrain.compiler.program import BUSY, Program, agreed
+from dptrain.compiler.recorder import record
 from dptrain.compiler.replayed import changed_since
 from dptrain.compiler.state import Survey, overlaps, survey
 from dptrain.compiler.writing import MISS
@@ -147,7 +146,8 @@ class Automatic:
         self, program: Program, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
     ) -> Any:
         if program.takes(tensors):
-            again = _Again(self, module, args, kwargs, tensors, program.generator, program.holds)
+            drawn = _standing(program.generator)
+            again = _Again(self, module, args, kwargs, tensors, drawn, program.holds)
             try:
                 result = program.run(tensors, again)
             except Exception:
@@ -175,25 +175,18 @@ class Automatic:
             return self.give_up(module, found.reason).forward(*args, **kwargs)
         if overlaps(tensors, found):
             return module.forward(*args, **kwargs)
-        generator, holds = default_generator(), reach_guard(found)
-        again = _Again(self, module, args, kwargs, tensors, generator, holds)
+        drawn = _standing(default_generator())
 
         def attach(draft: Draft, values: list[Any], tensors: list[Tensor]) -> None:
+            again = _Again(self, module, args, kwargs, tensors, drawn, draft.unchanged)
             PendingPass(draft).attach(draft, values, tensors).again = again
 
-        result, draft = judged_record(module.forward, args, kwargs, tensors, found, attach)
-        reason = draft.trace.reason
-        if reason is None and not draft.backwards:
-            reason = "its results need no gradients"
-        before, kind.draft = kind.draft, draft if reason is None else None
-        if reason is None and before is not None:
-            made = program_of(draft, before, found)
-            if isinstance(made, str):
-                reason = made
-            else:
-                kind.program, kind.draft = made, None
-                self.report.recordings += 1
-                self.report.kernels = made.calls
+        result, draft = record(module.forward, args, kwargs, tensors, found, attach)
+        if draft.trace.reason is None and not draft.backwards:
+            draft.trace.reason = "its results need no gradients"
+        kind.program, kind.draft, reason = agreed(kind.draft, draft, found)
+        if kind.program is not None:
+            self.report.add(kind.program)
         if reason is not None:
             self._failures += 1
             if self._failures >= _MOST_FAILURES:
@@ -220,6 +213,14 @@ def _size_of(module: Module, result: Any) -> tuple[int, str | None]:
     return total, None
 
 
+#: A generator, and where its streams stood.
+_Standing = tuple[Generator, list[Any]]
+
+
+def _standing(generator: Generator | None) -> _Standing | None:
+    return None if generator is None else (generator, generator.mark())
+
+
 class _Again:
     """A call that can be made once more, as it was.
 
@@ -227,7 +228,7 @@ class _Again:
         owner: gives up the module, which is differentiated twice.
         module, args, kwargs: the call.
         tensors: the tensors among its arguments.
-        generator: from which it draws numbers, if it does.
+        drawn: the generator from which it draws numbers, if it does, and where that stood.
         holds: whether everything that it reads is as it was.
     """
 
@@ -238,13 +239,12 @@ class _Again:
         args: Any,
         kwargs: Any,
         tensors: list[Tensor],
-        generator: Generator | None,
+        drawn: _Standing | None,
         holds: Callable[[], bool],
     ) -> None:
         self._owner, self._module, self._args, self._kwargs = owner, module, args, kwargs
         self._counts = [(t, t._version_counter()[0]) for t in tensors]
-        self._holds = holds
-        self._drawn = None if generator is None else (generator, generator.mark())
+        self._drawn, self._holds = drawn, holds
 
     def gradients(
         self, results: list[int], grads: list[Any], ends: list[Tensor]

@@ -5,6 +5,7 @@ Owns: `Draft` and its parts. Must not know: how a call is recorded, how a draft 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +98,7 @@ class Draft:
         backwards: the backward pass that is still to come, if there is one, in several ways.
         written: the arrays that own memory from before which the call changes.
         generator: the default generator, if numbers were drawn.
+        unchanged: whether plain values and objects in reach are as they were before the call.
     """
 
     trace: Trace
@@ -112,6 +114,7 @@ class Draft:
     backwards: list[Backward] = field(default_factory=list)
     written: list[np.ndarray] = field(default_factory=list)
     generator: Any = None
+    unchanged: Callable[[], bool] = lambda: True
 
     @property
     def forward_calls(self) -> int:

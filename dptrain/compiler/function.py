@@ -22,12 +22,12 @@ from typing import Any
 from dptrain.compiler.draft import Draft
 from dptrain.compiler.gpu_program import GpuProgram, capture
 from dptrain.compiler.gpu_rehearsal import Place, Rehearsal, index_of, rehearse
-from dptrain.compiler.guards import reach_guard
-from dptrain.compiler.judged import CHANGES, CHANGES_A_MODE, judged_record, program_of
-from dptrain.compiler.kinds import kind_of, modes, reason_now
+from dptrain.compiler.guards import Unchanged
+from dptrain.compiler.kinds import kind_of, reason_now
 from dptrain.compiler.pending_pass import PendingPass
-from dptrain.compiler.program import BUSY, Program
+from dptrain.compiler.program import BUSY, Program, agreed
 from dptrain.compiler.ranks import Ranks, Wish, why_not_recorded
+from dptrain.compiler.recorder import record
 from dptrain.compiler.state import Survey, overlaps, survey
 from dptrain.compiler.writing import MISS
 from dptrain.core.callers import level_outside
@@ -58,6 +58,11 @@ class Report:
     recordings: int = 0
     kernels: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, program: Program | GpuProgram) -> None:
+        """Count a recording."""
+        self.recordings += 1
+        self.kernels = program.calls
 
     def __str__(self) -> str:
         lines = [
@@ -210,13 +215,10 @@ class Compiled:
         if overlaps(tensors, found):
             self._note(_OVERLAP)
             return self._function(*args, **kwargs)
-        result, draft = judged_record(self._function, args, kwargs, tensors, found, _attach)
-        before, kind.draft = kind.draft, None
-        reason = draft.trace.reason
-        if reason is None and before is not None:
-            reason = self._adopt(kind, draft, before, found)
-        elif reason is None:
-            kind.draft = draft
+        result, draft = record(self._function, args, kwargs, tensors, found, _attach)
+        program, kind.draft, reason = agreed(kind.draft, draft, found)
+        if program is not None:
+            self._add(kind, program)
         if reason is not None:
             self._fail(kind, reason)
         return result
@@ -235,13 +237,9 @@ class Compiled:
         if before is not None and kind.agreed:
             kind.rehearsal, kind.agreed = None, False
             return self._capture(kind, index, tensors, found, before, args, kwargs)
-        unchanged, modes_before = reach_guard(found), modes()
+        unchanged = Unchanged(found)
         result, rehearsal = rehearse(self._function, args, kwargs, tensors, found)
-        reason = rehearsal.reason
-        if reason is None and not unchanged():
-            reason = CHANGES
-        if reason is None and modes_before != modes():
-            reason = CHANGES_A_MODE
+        reason = rehearsal.reason or unchanged.reason()
         kind.rehearsal = rehearsal if reason is None else None
         if reason is None and before is not None:
             reason = before.difference(rehearsal.text)
@@ -271,10 +269,7 @@ class Compiled:
             kind.failures = _PATIENCE  # what CUDA has refused once it refuses again
             self._fail(kind, str(reason))
             return self._function(*args, **kwargs)
-        kind.programs.append(made)
-        kind.failures = 0
-        self.report.recordings += 1
-        self.report.kernels = made.calls
+        self._add(kind, made)
         self.report.replays += 1
         return made.run(tensors)
 
@@ -285,17 +280,10 @@ class Compiled:
             kind.reason = reason
             self._tell(reason)
 
-    def _adopt(self, kind: _Kind, draft: Draft, before: Draft, found: Survey) -> str | None:
-        """Make a program of a draft that agrees with the one before; else say why not."""
-        program = program_of(draft, before, found)
-        if isinstance(program, str):
-            kind.draft = draft
-            return program
+    def _add(self, kind: _Kind, program: Program | GpuProgram) -> None:
         kind.programs.append(program)
         kind.failures = 0
-        self.report.recordings += 1
-        self.report.kernels = program.calls
-        return None
+        self.report.add(program)
 
     def _as_it_is(self, reason: str, args: Any, kwargs: Any) -> Any:
         self._note(reason)

@@ -1,6 +1,6 @@
 """Whether everything that a recording depends on is as it was.
 
-Owns: `guard`, `reach_guard`. Must not know: recordings.
+Owns: `guard`, `reach_guard`, `Unchanged`. Must not know: recordings.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dptrain.compiler.kinds import modes
 from dptrain.compiler.state import Survey, is_plain
 from dptrain.compiler.writing import Writer
 from dptrain.core.random import default_generator
@@ -63,6 +64,25 @@ def reach_guard(found: Survey) -> Callable[[], bool]:
     """The function that says whether plain values and objects in reach are as they were."""
     writer = Writer()
     return _check(writer, _reach_tests(writer, found))
+
+
+class Unchanged:
+    """What a call has changed in its reach since this was made, which a replay would not change.
+
+    Attributes:
+        holds: whether plain values and objects in reach are as they were.
+    """
+
+    def __init__(self, found: Survey) -> None:
+        self.holds, self._modes = reach_guard(found), modes()
+
+    def reason(self) -> str | None:
+        """Why the call cannot be replayed, if so."""
+        if not self.holds():
+            return "it changes a plain value, an object or a container in its reach"
+        if self._modes != modes():
+            return "it changes a mode (gradients, autocast, threads, default dtype)"
+        return None
 
 
 def _reach_tests(writer: Writer, found: Survey) -> list[str]:

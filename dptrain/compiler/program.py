@@ -1,6 +1,6 @@
 """A recording as something that can be run.
 
-Owns: `Program`, the order of its calls. Must not know: how the calls were recorded.
+Owns: `Program`, the order of its calls, `agreed`. Must not know: how the calls were recorded.
 
 Views, allocations, the graph and the modules leave nothing behind; neighbouring launches of kernels in one
 thread become a single call. What decides the course of the step (whether class indices lie in range, say)
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-from dptrain.compiler.draft import Draft
+from dptrain.compiler.draft import Draft, difference
 from dptrain.compiler.guards import guard
 from dptrain.compiler.pending_pass import PendingPass
 from dptrain.compiler.replayed import Again
@@ -153,3 +153,28 @@ class Program:
         node = self._pass.attach(self._draft, values, tensors)
         node.again, self._node = again, ref(node)
         return rebuild(values, self._draft.structure)
+
+
+def agreed(
+    before: Draft | None, draft: Draft, found: Survey
+) -> tuple[Program | None, Draft | None, str | None]:
+    """What a recording makes of the one before.
+
+    Args:
+        before: the recording of the call before, if it can be used.
+        draft: that of this call.
+        found: what is in its reach.
+
+    Returns:
+        A program, if both agree; the draft that the next one is to agree with; why not, if not.
+    """
+    reason = draft.trace.reason
+    if reason is not None or before is None:
+        return None, draft if reason is None else None, reason
+    unequal = difference(before, draft)
+    if unequal is not None:
+        return None, draft, unequal
+    try:
+        return Program(draft, found), None, None
+    except NotAhead as error:
+        return None, draft, str(error)

@@ -21,6 +21,7 @@ from dptrain.compiler.arrays import TracedArray
 from dptrain.compiler.backward import record_backward
 from dptrain.compiler.draft import Draft, Result, result_of
 from dptrain.compiler.graphs import is_pending, lead_back
+from dptrain.compiler.guards import Unchanged
 from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.listening import Listener, NewTensors
 from dptrain.compiler.state import Survey, all_tensors
@@ -55,7 +56,9 @@ def record(
     Returns:
         What the call returned, and its draft (with `trace.reason` where it cannot be used).
     """
+    unchanged = Unchanged(found)
     recorder = _Recorder(tensors, found)
+    recorder.draft.unchanged = unchanged.holds
     args, kwargs = recorder.given(args, kwargs)
     try:
         with (
@@ -81,6 +84,8 @@ def record(
             )
     if trace.reason is not None:
         _free_tensors()
+    else:
+        trace.reason = unchanged.reason()
     return outcome, recorder.draft
 
 
