@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -236,7 +236,8 @@ class NcclTransport(NcclMoves):
         text = f"{self._prefix()} {call.describe()} {reason}; NCCL was aborted"
         kind = CollectiveTimeoutError if "timed out" in reason else CommunicatorError
         self._error = kind(text)
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # nobody reads it any more; the GPU waits all the same
+            print(text, file=sys.stderr, flush=True)
         self._end("abort")
 
     def _end(self, how: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 import threading
 import time
 
@@ -65,6 +67,14 @@ def reduce_something(timeout):
     return call
 
 
+def watchers_done():
+    """What looked after the GPUs has given up: it has told why, and aborted."""
+    for one in threading.enumerate():
+        if one.name == "dptrain-nccl-watch":
+            one.join(20)
+            assert not one.is_alive()
+
+
 def next_error(comm):
     begin_s = time.monotonic()
     while time.monotonic() - begin_s < 10:
@@ -83,10 +93,22 @@ def test_a_gpu_that_does_not_finish_in_time_is_aborted_and_named(stuck, capfd):
     error = next_error(comms[0])
     assert isinstance(error, CollectiveTimeoutError)
     assert re.search(r"\[rank 0/2\] all_reduce\(.*name='grads'.*timed out after 0.3 s", str(error))
+    watchers_done()
     assert "NCCL was aborted" in capfd.readouterr().err
     assert "abort" in [call.name for call in fake_nccl.calls_of(fake, 0)]
     with pytest.raises(CommunicatorError, match="can no longer be used"):
         comms[0].all_reduce(np.ones(2))
+
+
+def test_it_is_aborted_where_nobody_reads_the_message(stuck, monkeypatch):
+    comms, fake = stuck
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    together(comms, reduce_something(timeout=0.1))
+    assert isinstance(next_error(comms[0]), CollectiveTimeoutError)
+    watchers_done()
+    assert "abort" in [call.name for call in fake_nccl.calls_of(fake, 0)]
 
 
 def test_an_error_that_nccl_reports_later_is_raised_by_the_next_call(stuck):
