@@ -67,12 +67,11 @@ def reduce_something(timeout):
     return call
 
 
-def watchers_done():
-    """What looked after the GPUs has given up: it has told why, and aborted."""
-    for one in threading.enumerate():
-        if one.name == "dptrain-nccl-watch":
-            one.join(20)
-            assert not one.is_alive()
+def watcher_done(comm):
+    """What looked after its GPU has given up: it has told why, and aborted."""
+    watcher = comm._transport._flights._thread
+    watcher.join(20)
+    assert not watcher.is_alive()
 
 
 def next_error(comm):
@@ -93,7 +92,7 @@ def test_a_gpu_that_does_not_finish_in_time_is_aborted_and_named(stuck, capfd):
     error = next_error(comms[0])
     assert isinstance(error, CollectiveTimeoutError)
     assert re.search(r"\[rank 0/2\] all_reduce\(.*name='grads'.*timed out after 0.3 s", str(error))
-    watchers_done()
+    watcher_done(comms[0])
     assert "NCCL was aborted" in capfd.readouterr().err
     assert "abort" in [call.name for call in fake_nccl.calls_of(fake, 0)]
     with pytest.raises(CommunicatorError, match="can no longer be used"):
@@ -107,7 +106,7 @@ def test_it_is_aborted_where_nobody_reads_the_message(stuck, monkeypatch):
     monkeypatch.setattr(sys, "stderr", closed)
     together(comms, reduce_something(timeout=0.1))
     assert isinstance(next_error(comms[0]), CollectiveTimeoutError)
-    watchers_done()
+    watcher_done(comms[0])
     assert "abort" in [call.name for call in fake_nccl.calls_of(fake, 0)]
 
 
