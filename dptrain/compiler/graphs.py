@@ -5,6 +5,7 @@ Owns: those questions. Must not know: recordings.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import Any
 
@@ -17,11 +18,12 @@ def is_pending(value: Any, known: dict[int, Tensor]) -> bool:
     """Whether a result has a graph that no backward pass has freed yet."""
     if not isinstance(value, Tensor) or value._node is None or id(value) in known:
         return False
-    return all(node.saved is not None for node in _nodes_behind(value))
+    return all(node.saved is not None for node in nodes_behind([value]))
 
 
-def _nodes_behind(tensor: Tensor) -> list[Any]:
-    stack, seen = [tensor._node], {}
+def nodes_behind(tensors: Iterable[Tensor]) -> list[Any]:
+    """The nodes of the graphs behind some tensors."""
+    stack, seen = [t._node for t in tensors if t._node is not None], {}
     while stack:
         node = stack.pop()
         if id(node) not in seen:
@@ -32,18 +34,13 @@ def _nodes_behind(tensor: Tensor) -> list[Any]:
 
 def bytes_behind(values: Any) -> int:
     """How much memory the results of the nodes behind some tensors take, if all are kept."""
-    nodes = {
-        id(n): n
-        for v in leaves(values)[0]
-        if isinstance(v, Tensor) and v._node is not None
-        for n in _nodes_behind(v)
-    }
-    return sum(prod(shape) * kind.itemsize for n in nodes.values() for shape, kind in n.outs)
+    nodes = nodes_behind(v for v in leaves(values)[0] if isinstance(v, Tensor))
+    return sum(prod(shape) * kind.itemsize for n in nodes for shape, kind in n.outs)
 
 
 def ends_of(tensor: Tensor) -> list[Tensor]:
     """The leaves behind a tensor."""
-    edges = [e for node in _nodes_behind(tensor) for e in node.edges]
+    edges = [e for node in nodes_behind([tensor]) for e in node.edges]
     return list({id(e[0]): e[0] for e in edges if e is not None and e[1] is None}.values())
 
 

@@ -20,12 +20,12 @@ import numpy as np
 from dptrain.compiler.arrays import TracedArray
 from dptrain.compiler.backward import record_backward
 from dptrain.compiler.draft import Draft, Result, result_of
-from dptrain.compiler.graphs import is_pending, lead_back
+from dptrain.compiler.graphs import is_pending, lead_back, nodes_behind
 from dptrain.compiler.guards import Unchanged
 from dptrain.compiler.kernels import kernels_of
 from dptrain.compiler.listening import Listener, NewTensors
 from dptrain.compiler.state import Survey, all_tensors
-from dptrain.compiler.trace import EXTERNAL, INPUT, Trace
+from dptrain.compiler.trace import EXTERNAL, INPUT, Trace, plain
 from dptrain.core.autocast import as_now
 from dptrain.core.capturing import recorders
 from dptrain.core.memory_order import keep_unseen
@@ -90,11 +90,18 @@ def record(
 
 
 def _free_tensors() -> None:
-    """Give tensors that outlived a recording plain arrays."""
-    for tensor in all_tensors():
+    """Give tensors that outlived a recording plain arrays, and so the graphs behind them."""
+    tensors = all_tensors()
+    for tensor in tensors:
         held: Any = tensor.__dict__.get("_array")
         if type(held) is TracedArray:
             tensor._array = held.host
+    for node in nodes_behind(tensors):
+        node.saved = plain(node.saved)
+        # Beside its saved values a node keeps what it likes: the mask of a dropout, statistics.
+        for name, fact in vars(node).items():
+            if type(fact) in (TracedArray, tuple, list):
+                setattr(node, name, plain(fact))
 
 
 _REBOUND = "a tensor in reach was bound to other memory in the call"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import to_host
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype
 from dptrain.core.tensor import Tensor, wrap
@@ -30,8 +29,9 @@ def _is_causal(mask: Tensor | None, given: bool | None, size: int) -> bool:
     """What was said; or, if nothing was, whether the mask is the causal one."""
     if given is not None or mask is None:
         return bool(given)
-    expected = _causal(size, mask._array.dtype) if mask.is_floating_point() else None
-    return expected is not None and bool(np.array_equal(to_host(mask._array), expected._array))
+    if not mask.is_floating_point() or tuple(mask.shape) != (size, size):
+        return False
+    return bool((mask == _causal(size, mask._array.dtype).to(mask.device)).all())
 
 
 def _length(value: Tensor, layers: ModuleList) -> int:

@@ -1,5 +1,7 @@
 """Layers of every family in a model that is replayed by itself: the bits of the plain training."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from replayed import AHEAD
@@ -131,3 +133,20 @@ def test_a_training_has_the_bits_of_the_plain_one(case):
     mine, report = training(*CASES[case], True)
     assert mine == plain
     assert report.replays == 4, report
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_recording_that_cannot_be_used_leaves_a_call_as_it_was(case, monkeypatch):
+    plain, _ = training(*CASES[case], False)
+    kind = import_module("dptrain.compiler.recorder")._Recorder
+    finish = kind.finish
+
+    def refuse(self, result):
+        finish(self, result)
+        self.trace.refuse("the test says so")
+
+    monkeypatch.setattr(kind, "finish", refuse)
+    mine, report = training(*CASES[case], True)
+    assert mine == plain
+    assert report.replays == 0
+    assert "the test says so" in str(report)
