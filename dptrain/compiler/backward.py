@@ -11,8 +11,9 @@ import numpy as np
 
 from dptrain.compiler.arrays import TracedArray
 from dptrain.compiler.draft import Backward, Draft
-from dptrain.compiler.graphs import ends_of
+from dptrain.compiler.graphs import ends_of, nodes_behind
 from dptrain.compiler.trace import INPUT, Trace
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
 from dptrain.core.grad_mode import no_grad
 from dptrain.core.tensor import Tensor
 from dptrain.core.walk import Pass
@@ -40,6 +41,7 @@ def record_backward(
     leaves_behind = [e if id(e) in known else positions[id(e)] for e in ends]
     chosen = _differentiated(draft, values)
     results = [values[i] for i in chosen]
+    saved = _saved(results, known, arguments)
     hosts: list[np.ndarray] = [r._array.host for r in results]
     for strides, likes in _ways(hosts).items():
         start = len(trace.nodes)
@@ -59,6 +61,7 @@ def record_backward(
                 chosen,
                 [m.host for m in memory],
                 leaves_behind,
+                saved,
                 [None if a is None else a.host for a in found],
                 [None if a is None else a.block.number for a in found],
             )
@@ -70,6 +73,15 @@ def _differentiated(draft: Draft, values: list[Any]) -> list[int]:
     """Which results are expected to be given gradients: the loss, if one is among them, or all."""
     scalars = [i for i in draft.pending if not values[i]._array.ndim]
     return scalars if len(scalars) == 1 else draft.pending
+
+
+def _saved(results: list[Tensor], known: dict[int, Tensor], arguments: list[Tensor]) -> list[Any]:
+    """The tensors from before the call (or positions of arguments) that the graph needs as they are."""
+    versions = [v for node in nodes_behind(results) for v in node.versions if v is not None]
+    counters = {id(counter) for counter, _ in versions}
+    before: list[tuple[Tensor, Any]] = [(t, t) for t in known.values()]
+    before += [(a, i) for i, a in enumerate(arguments) if id(a) not in known]
+    return [name for t, name in before if id(t._version_counter()) in counters]
 
 
 def _ways(hosts: list[np.ndarray]) -> dict[tuple[tuple[int, ...], ...], list[np.ndarray]]:
@@ -102,7 +114,7 @@ def _shown(memory: TracedArray, shape: tuple[int, ...]) -> TracedArray:
 
 def _walk(results: list[Tensor], grads: list[TracedArray], ends: list[Tensor]) -> list[Any]:
     """The gradients of `ends`; the graph is kept."""
-    hooks = [(e, e._hooks) for e in ends]
+    hooks, quiet = [(e, e._hooks) for e in ends], ignore_float_errors()
     for end, _ in hooks:
         end._hooks = None
     try:
@@ -112,6 +124,7 @@ def _walk(results: list[Tensor], grads: list[TracedArray], ends: list[Tensor]) -
         with no_grad():
             run.run(run.order())
     finally:
+        restore_float_errors(quiet)
         for end, held in hooks:
             end._hooks = held
     captured: Any = run.captured

@@ -67,6 +67,7 @@ class Backward:
         results: which leaves of what was returned it starts from.
         incoming: where the gradients of those come in.
         leaves: the tensors in reach (or the positions of the arguments) that get gradients.
+        saved: those that it needs as they are.
         grads: where their gradients are afterwards, None for none.
         blocks: numbers of the blocks behind those.
     """
@@ -77,6 +78,7 @@ class Backward:
     results: list[int]
     incoming: list[np.ndarray]
     leaves: list[Any]
+    saved: list[Any]
     grads: list[np.ndarray | None]
     blocks: list[int | None]
 
@@ -99,6 +101,7 @@ class Draft:
         written: the arrays that own memory from before which the call changes.
         generator: the default generator, if numbers were drawn.
         unchanged: whether plain values and objects in reach are as they were before the call.
+        node: leads to the node of the last call whose backward pass is over this memory.
     """
 
     trace: Trace
@@ -115,6 +118,12 @@ class Draft:
     written: list[np.ndarray] = field(default_factory=list)
     generator: Any = None
     unchanged: Callable[[], bool] = lambda: True
+    node: Callable[[], Any] = lambda: None
+
+    def is_busy(self) -> bool:
+        """Whether a backward pass needs what the last call has left in memory."""
+        node = self.node()
+        return node is not None and node.saved is not None
 
     @property
     def forward_calls(self) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import ref
 
 from dptrain.compiler.draft import Draft, difference
 from dptrain.compiler.guards import guard
@@ -101,7 +100,6 @@ class Program:
         self._run = writer.replay(draft, first, rest)
         self.lines = writer.lines
         self._pass = PendingPass(draft, backs) if backs else None
-        self._node: Any = None
         self.holds: Callable[[], bool] = guard(
             draft.tensors,
             [(t, name) for t, _ in draft.gradients for name in ("_hooks", "_post_hooks")],
@@ -109,11 +107,6 @@ class Program:
             draft.generator,
             found,
         )
-
-    def _is_busy(self) -> bool:
-        """Whether a backward pass needs what the last run has left in memory."""
-        node = None if self._node is None else self._node()
-        return node is not None and node.saved is not None
 
     def takes(self, tensors: list[Tensor]) -> bool:
         """Whether it can be run with these arguments."""
@@ -141,7 +134,7 @@ class Program:
         Returns:
             What the call returns, or `MISS` or `BUSY`, and nothing has happened then.
         """
-        if self._pass is not None and self._is_busy():
+        if self._draft.is_busy():
             return BUSY
         token = ignore_float_errors()
         try:
@@ -150,8 +143,7 @@ class Program:
             restore_float_errors(token)
         if self._pass is None or values is MISS:
             return values
-        node = self._pass.attach(self._draft, values, tensors)
-        node.again, self._node = again, ref(node)
+        self._pass.attach(self._draft, values, tensors).again = again
         return rebuild(values, self._draft.structure)
 
 

@@ -6,6 +6,7 @@ Owns: `Replayed`. Must not know: how calls are recorded and replayed.
 from __future__ import annotations
 
 from typing import Any, Protocol
+from weakref import ref
 
 from dptrain.compiler.draft import Draft
 from dptrain.core.op import EVERY, Op, _sequence, edge_of
@@ -32,7 +33,7 @@ class Replayed(Op):
         results: which leaves of what the call returned are results of this node.
         starts: those among them that the recorded pass starts from.
         ends: the tensors behind them.
-        counts: the parameters among those, and how often they had been changed in place.
+        counts: the tensors from before the call that it needs, and how often they had been changed in place.
         again: the call, for what the recorded pass does not compute; None where it must do.
     """
 
@@ -64,10 +65,11 @@ class Replayed(Op):
         made = [values[i] for i in draft.pending]
         node.outs = tuple((r._array.shape, r._array.dtype) for r in made)
         node.hooks, node.saved, node.versions, node.sequence = None, (), (), _sequence()
-        params = [e for e in back.leaves if isinstance(e, Tensor)]
-        node.counts = [(p, p._version_counter()[0]) for p in params]
+        saved = [tensors[s] if isinstance(s, int) else s for s in back.saved]
+        node.counts = [(t, t._version_counter()[0]) for t in saved]
         for index, result in enumerate(made):
             result._node, result._index, result._requires_grad = node, index, True
+        draft.node = ref(node)
         return node
 
     def forward(self, *args: Any) -> Any:
@@ -83,8 +85,8 @@ class Replayed(Op):
         """The gradients of the leaves behind the call.
 
         Raises:
-            RuntimeError: a second derivative that there is not, or a parameter that was changed in place
-                since the call.
+            RuntimeError: a second derivative that there is not, or a tensor that it needs was changed in
+                place since the call.
         """
         incoming = grad if isinstance(grad, list) else [grad]
         given = [(r, g) for r, g in zip(self.results, incoming, strict=True) if g is not None]
@@ -95,14 +97,14 @@ class Replayed(Op):
                 "compile does not support double backward: run the function without compile, or compute the "
                 "gradient inside of it"
             )
-        for p, count in self.counts:
-            if p._version_counter()[0] != count:
-                raise RuntimeError(changed_since(p, count, "a parameter of a compiled function"))
+        for tensor, count in self.counts:
+            if tensor._version_counter()[0] != count:
+                raise RuntimeError(changed_since(tensor, count, "read by a compiled function"))
         if self.again is not None and (with_graph or results != self.starts):
             return self.again.gradients(results, grads, self.ends)
         found = self.program.backward(grads, self.target)
         return tuple(
-            g.copy() if g is not None and _is_kept(edge) else g
+            g.copy(order="K") if g is not None and _is_kept(edge) else g
             for g, edge in zip(found, self.edges, strict=True)
         )
 

@@ -109,7 +109,8 @@ class Pass:
                 continue
             for index in range(len(incoming) if self.own_sums else 0):
                 self.own_sums.pop((id(node), index), None)
-            if node.hooks:
+            asked = needed is None or node in needed or self._is_captured(node, len(incoming))
+            if node.hooks and asked:
                 for index, hooks in node.hooks.items():
                     if incoming[index] is not None:
                         incoming[index] = self._run_hooks(hooks, incoming[index])
@@ -179,6 +180,10 @@ class Pass:
         """Whether nobody looks at the gradient of the node's result, or adds to it."""
         seen = self.captured is not None and (id(node), 0) in self.captured
         return not (seen or node.hooks or self.check_nan or node in self.node_grads)
+
+    def _is_captured(self, node: Op, count: int) -> bool:
+        captured: Any = self.captured
+        return any((id(node), index) in captured for index in range(count))
 
     def _capture(self, node: Op, incoming: list[Any]) -> None:
         captured: Any = self.captured

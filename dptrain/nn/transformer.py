@@ -31,7 +31,7 @@ def _is_causal(mask: Tensor | None, given: bool | None, size: int) -> bool:
         return bool(given)
     if not mask.is_floating_point() or tuple(mask.shape) != (size, size):
         return False
-    return bool((mask == _causal(size, mask._array.dtype).to(mask.device)).all())
+    return bool(mask.eq(_causal(size, mask._array.dtype).to(mask.device)).all())
 
 
 def _length(value: Tensor, layers: ModuleList) -> int:

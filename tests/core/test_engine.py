@@ -251,6 +251,20 @@ def test_backward_accumulates_only_into_the_given_inputs():
     assert y.grad is None
 
 
+def test_hooks_off_the_way_to_what_is_asked_for_do_not_run():
+    x, w = (dptrain.ones(1, requires_grad=True) for _ in range(2))
+    middle, called = 2 * x, []
+    middle.retain_grad()
+    middle.register_hook(lambda grad: called.append(grad.item()))
+    out = middle * w
+    for inputs, times in ([w], 0), ([middle], 1), ([x], 2):
+        dptrain.autograd.grad(out, inputs, retain_graph=True)
+        assert len(called) == times
+        assert (middle.grad is None) == (not times)
+    out.backward(inputs=[w])
+    assert len(called) == 2
+
+
 def test_saved_values_are_freed_as_the_walk_goes():
     x = dptrain.ones(4, requires_grad=True)
     y = x.exp()
