@@ -1,5 +1,7 @@
 """Whole programs over modules that are replayed by themselves: the bits of the plain run, step by step."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +12,7 @@ from training import F, nn
 import dptrain
 from dptrain.compiler import explain
 from dptrain.nn import replays
+from dptrain.utils.checkpoint import checkpoint
 
 
 def tensor(draws, *shape):
@@ -91,11 +94,14 @@ class Program:
             nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
         )
         self.second = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 3))
-        self.both = (self.first, self.second)
         self.optimizer = dptrain.optim.SGD(
             [p for m in self.both for p in m.parameters()], lr=0.01, momentum=0.9
         )
         self.waiting, self.kept, self.seen = [], [], []
+
+    @property
+    def both(self):
+        return self.first, self.second
 
     def step(self):
         self.forward()
@@ -171,13 +177,68 @@ class Program:
         if not self.waiting:  # else what it had depends on when the graph was made
             self.first[0].weight.requires_grad_(not self.first[0].weight.requires_grad)
 
+    def smaller_batch(self):
+        self.waiting.append(self.second(self.first(tensor(self.draws, 2, 2, 4, 4))).sum())
+
+    def part_alone(self):
+        self.waiting.append(self.first[0](tensor(self.draws, 3, 2, 4, 4)).sum())
+
+    def of_an_average(self):
+        with dptrain.no_grad():
+            for p in self.second.parameters():
+                p.mul_(0.5)
+
+    def load(self):
+        self.first.load_state_dict({k: v * 0.9 for k, v in self.first.state_dict().items()})
+
+    def through_data(self):
+        self.second[2].bias.data = self.second[2].bias.data + 1
+
+    def new_part(self):
+        self.second[2] = nn.Linear(16, 3)
+
+    def attribute(self):
+        self.second[1].p = 0.7 - self.second[1].p
+
+    def hook(self):
+        handle = self.first[2].register_forward_hook(lambda m, args, out: self.seen.append(3))
+        self.forward()
+        handle.remove()
+
+    def gradient_hook(self):
+        handle = self.second[2].weight.register_hook(lambda grad: 2 * grad)
+        self.step()
+        handle.remove()
+
+    def copied(self):
+        self.first = copy.deepcopy(self.first)
+
+    def under_autocast(self):
+        with dptrain.autocast("cpu"):
+            out = self.second(self.first(tensor(self.draws, 3, 2, 4, 4)))
+        self.waiting.append(out.float().sum())
+
+    def checkpointed(self):
+        middle = self.first(tensor(self.draws, 3, 2, 4, 4))
+        self.waiting.append(checkpoint(self.second, middle, use_reentrant=False).sum())
+
+    def changed_argument(self):
+        x = tensor(self.draws, 3, 2, 4, 4)
+        self.waiting.append(self.second(self.first(x)).sum())
+        x.zero_()
+
+    def same_argument_twice(self):
+        x = tensor(self.draws, 3, 4, 2, 2).requires_grad_()
+        self.waiting.append((self.second(x) + self.second(x)).sum())
+        self.kept = [x, *self.kept[:5]]
+
     def look(self):
         self.seen.append([k.grad if isinstance(k, dptrain.Tensor) else k for k in self.kept])
         self.seen[-1] = [None if v is None else v.tolist() for v in self.seen[-1]]
         self.seen.append(grads(*self.both))
 
 
-ACTIONS = [name for name in vars(Program) if not name.startswith("_")]
+ACTIONS = [name for name in vars(Program) if name[0] != "_" and name != "both"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -194,6 +255,7 @@ def test_whatever_a_program_does(actions, ahead):
             except RuntimeError as error:
                 run.seen.append(type(error).__mro__[-4:])
                 run.waiting.clear()
+                [m.zero_grad() for m in run.both]  # the pass may have come to some parameters
             run.seen.append([float(loss.detach()) for loss in run.waiting])
         values = [v.tolist() for m in run.both for v in m.state_dict().values()]
         return [*run.seen, values, dptrain.rand(2).tolist()]
