@@ -26,6 +26,17 @@ HOMES = _words(
 )
 #: Modules whose functions are looked at one by one.
 NAMESPACES = _words("dptrain dptrain.nn dptrain.linalg dptrain.special math operator")
+#: What NumPy has that makes values from values; a tensor handed to it is noticed by the recording.
+OF_NUMPY = _words(
+    """
+    abs all any append arange argmax argmin argsort array asarray bool bool_ ceil clip concatenate copy
+    cos cross cumsum diag dot dtype e einsum exp expand_dims eye flip float32 float64 floor full inf
+    int32 int64 isfinite isinf isnan linspace log log10 log2 logical_and logical_not logical_or matmul
+    max maximum mean min minimum mod multiply nan ndim newaxis ones outer pi power prod ravel repeat
+    reshape roll round shape sign sin size sort split sqrt square squeeze stack std sum swapaxes tan
+    tanh tile trace transpose tril triu unique var where zeros
+    """
+)
 BUILTINS = _words(
     """
     AssertionError Ellipsis False IndexError KeyError None NotImplemented NotImplementedError RuntimeError

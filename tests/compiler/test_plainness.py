@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from replayed import AHEAD
 from training import nn
@@ -87,6 +88,27 @@ class KeepsInASet(Base):
     def forward(self, x):
         self.kept.add(x)
         return self.layer(x)
+
+
+class DrawsOfNumPy(Base):
+    def forward(self, x):
+        return self.layer(x) * np.random.rand()
+
+
+class KeepsInACell(Base):
+    def __init__(self):
+        super().__init__()
+        count = 0
+
+        def counted(x):
+            nonlocal count
+            count += 1
+            return count * x
+
+        self.counted = counted
+
+    def forward(self, x):
+        return self.counted(self.layer(x))
 
 
 class ReadsAClock(Base):
@@ -243,6 +265,8 @@ class Subclass(nn.TransformerEncoderLayer):
         *(
             KeepsInAGlobal,
             KeepsInASet,
+            DrawsOfNumPy,
+            KeepsInACell,
             ReadsAClock,
             ReadsAValue,
             Imports,
@@ -286,7 +310,8 @@ class Plain(Base):
     def forward(self, x, *rest, scale=1.0):
         if x.dim() != 2 or not all(r.shape == x.shape for r in rest):
             raise ValueError(f"expected two dimensions, got {tuple(x.shape)}")
-        parts = [self.layer(x) * scale for _ in range(2)]
+        y = x / np.sqrt(x.size(1))
+        parts = [layer(y) * scale for layer in (self.layer, self.layer)]
         parts.append(dptrain.sin(x) if self.training else x)
         total = sum(p.mean(dim=1, keepdim=True) for p in parts)
         names = {"a": total, "b": total + 1}
