@@ -136,6 +136,8 @@ class Automatic:
             return "what is in its reach changes again and again"
         if kind is None and len(self._kinds) >= _MOST_KINDS:
             return f"there are more than {_MOST_KINDS} kinds of calls (shapes, types)"
+        if any(p._twice for p in module.parameters()):  # it would be given up anyway
+            return "it is differentiated twice"
         if not self._is_plain:
             reason = why_not_plain(module)
             self._is_plain = reason is None

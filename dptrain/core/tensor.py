@@ -52,6 +52,9 @@ class Tensor(MemoryOrder, ArrayProtocols):
     #: Where the values lie in a flat storage (a core.flat.Place), if they do.
     _place: Any = None
 
+    #: Whether gradients with a graph of their own (`create_graph`) have come to this leaf.
+    _twice: bool = False
+
     #: False for a lazy module's parameter before the first call; see nn/parameter.py.
     _has_values: bool = True
 

@@ -83,6 +83,8 @@ class Pass:
                 source, index = edge
                 if index is None:
                     self.leaf_consumers[id(source)] += 1
+                    if self.create_graph:
+                        source._twice = True
                 elif source not in seen:
                     seen.add(source)
                     stack.append(source)

@@ -85,6 +85,29 @@ def test_two_networks_that_play_against_each_other():
     assert mine == plain
 
 
+def test_a_loss_of_derivatives_from_the_first_step_on():
+    """Its second derivatives add up in the order of the plain graph, of which no recording knows."""
+
+    def program(draws):
+        model = nn.Sequential(
+            nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)
+        )
+        optimizer, seen = dptrain.optim.Adam(model.parameters(), 1e-3), []
+        for _ in range(AHEAD + 3):
+            x = tensor(draws, 20, 2).requires_grad_()
+            y = model(x)
+            (dx,) = dptrain.autograd.grad(y.sum(), x, create_graph=True)
+            optimizer.zero_grad()
+            (dx[:, 0] * y[:, 0] + dx[:, 1] - y[:, 0] ** 2).pow(2).mean().backward()
+            optimizer.step()
+            seen.append(grads(model))
+        assert "differentiated twice" in str(explain(model)) or not replays.state.enabled
+        return seen
+
+    plain, mine = with_and_without(program)
+    assert mine == plain
+
+
 class Program:
     """Something that a user may do with two modules, of which one feeds the other."""
 
