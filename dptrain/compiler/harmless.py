@@ -21,7 +21,14 @@ FUNCTIONS = (
 )
 HOMES = _words(
     """
-    dptrain dptrain.core.export dptrain.core.random_tensors dptrain.linalg dptrain.special math operator _operator
+    dptrain dptrain.core.export dptrain.core.facts dptrain.core.random_tensors dptrain.core.ranges
+    dptrain.core.window_functions dptrain.linalg dptrain.special math operator _operator
+    """
+)
+#: Functions of ours, defined beside others, that only tell of types and shapes.
+FACTS = _words(
+    """
+    can_cast get_default_dtype is_complex is_floating_point is_signed numel promote_types result_type
     """
 )
 #: Modules whose functions are looked at one by one.

@@ -310,7 +310,7 @@ class Plain(Base):
     def forward(self, x, *rest, scale=1.0):
         if x.dim() != 2 or not all(r.shape == x.shape for r in rest):
             raise ValueError(f"expected two dimensions, got {tuple(x.shape)}")
-        y = x / np.sqrt(x.size(1))
+        y = x / np.sqrt(x.size(1)) + 0 * x.detach() / x.numel()
         parts = [layer(y) * scale for layer in (self.layer, self.layer)]
         parts.append(dptrain.sin(x) if self.training else x)
         total = sum(p.mean(dim=1, keepdim=True) for p in parts)
