@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -27,7 +27,7 @@ from dptrain.compiler.graphs import bytes_behind
 from dptrain.compiler.kinds import kind_of, reason_now
 from dptrain.compiler.pending_pass import PendingPass
 from dptrain.compiler.plainness import why_not_plain
-from dptrain.compiler.program import BUSY, Program, agreed
+from dptrain.compiler.program import Program, agreed
 from dptrain.compiler.recorder import record
 from dptrain.compiler.replayed import changed_since
 from dptrain.compiler.state import Survey, overlaps, survey
@@ -44,6 +44,9 @@ from dptrain.nn.replays import AsItIs
 
 #: Kinds of calls (shapes, types) that are told apart, and recordings that did not hold, before a module is left alone.
 _MOST_KINDS, _MOST_MISSES, _MOST_FAILURES = 8, 4, 2
+#: Calls that wait for their backward passes at once (of a siamese network, of a judge of real and fake) need a
+#: recording each, since each has its own values in memory.
+_MOST_AT_ONCE = 4
 #: A recording keeps its memory between steps: so much for results, and for gradients, and all recordings
 #: together. Where a step needs more, Python is not what takes the time.
 _MOST_RESULTS, _MOST_GRADIENTS, _MOST_BYTES = 256 << 20, 32 << 20, 512 << 20
@@ -55,11 +58,24 @@ class _Kind:
 
     Attributes:
         nbytes: about how much memory a recording takes.
+        draft: the last recording, with which the next one is to agree.
+        programs: what can be replayed.
+        most: how many of these there may be.
     """
 
     nbytes: int = 0
     draft: Draft | None = None
-    program: Program | None = None
+    programs: list[Program] = field(default_factory=list)
+    most: int = _MOST_AT_ONCE
+
+    def free_program(self) -> Program | None:
+        """One over whose memory no backward pass is still to come."""
+        return next((program for program in self.programs if not program.is_busy()), None)
+
+    def takes_another(self) -> bool:
+        """Whether there may be one more recording."""
+        few = len(self.programs) < self.most
+        return not self.programs or (few and _held() + self.nbytes <= _MOST_BYTES)
 
 
 _all: WeakSet[Automatic] = WeakSet()
@@ -98,7 +114,7 @@ class Automatic:
 
     def forget(self) -> bool:
         """Forget the recordings; whether there were any."""
-        found = any(kind.program or kind.draft for kind in self._kinds.values())
+        found = any(kind.programs or kind.draft for kind in self._kinds.values())
         self._kinds.clear()
         return found
 
@@ -110,12 +126,16 @@ class Automatic:
         self.report.calls += 1
         key, tensors, others = kind_of(args, kwargs)
         kind = self._kinds.get(key)
-        if kind is not None and kind.program is not None:
-            if kind.program.holds():
-                return self._replay(kind.program, module, tensors, args, kwargs)
-            kind.program = None
-            self._misses += 1
-            self._is_plain = False  # it may be the code that has changed
+        if kind is not None and kind.programs:
+            program = kind.free_program()
+            if not (program or kind.programs[0]).holds():
+                kind.programs.clear()
+                self._misses += 1
+                self._is_plain = False  # it may be the code that has changed
+            elif program is not None:
+                return self._replay(program, module, tensors, args, kwargs)
+            elif not kind.takes_another():
+                return module.forward(*args, **kwargs)
         reason = self._why_not(module, kind)
         if reason is not None:
             return self.give_up(module, reason).forward(*args, **kwargs)
@@ -154,7 +174,7 @@ class Automatic:
                 result = program.run(tensors, again)
             except Exception:
                 result = MISS  # the plain call names the layer in which it fails
-            if result is not MISS and result is not BUSY:
+            if result is not MISS:
                 self.report.replays += 1
                 return result
         return module.forward(*args, **kwargs)
@@ -186,10 +206,13 @@ class Automatic:
         result, draft = record(module.forward, args, kwargs, tensors, found, attach)
         if draft.trace.reason is None and not draft.backwards:
             draft.trace.reason = "its results need no gradients"
-        kind.program, kind.draft, reason = agreed(kind.draft, draft, found)
-        if kind.program is not None:
-            self.report.add(kind.program)
-        if reason is not None:
+        program, kind.draft, reason = agreed(kind.draft, draft, found)
+        if program is not None:
+            kind.programs.append(program)
+            self.report.add(program)
+        if reason is not None and kind.programs:
+            kind.most = len(kind.programs)
+        elif reason is not None:
             self._failures += 1
             if self._failures >= _MOST_FAILURES:
                 self.give_up(module, reason)
@@ -208,11 +231,16 @@ def _size_of(module: Module, result: Any) -> tuple[int, str | None]:
     gradients = sum(p._array.nbytes for p in module.parameters() if p._has_values)
     if not results:
         return 0, "its results need no gradients"
-    held = sum(kind.nbytes for automatic in list(_all) for kind in automatic._kinds.values())
-    total = results + 2 * gradients  # two ways to walk back
+    held, total = _held(), results + 2 * gradients  # two ways to walk back
     if results > _MOST_RESULTS or gradients > _MOST_GRADIENTS or held + total > _MOST_BYTES:
         return 0, f"its recording would take {total >> 20} MiB, beside {held >> 20} MiB of others"
     return total, None
+
+
+def _held() -> int:
+    """About how many bytes all recordings take."""
+    kinds = [kind for automatic in list(_all) for kind in automatic._kinds.values()]
+    return sum(kind.nbytes * max(len(kind.programs), 1) for kind in kinds)
 
 
 #: A generator, and where its streams stood.

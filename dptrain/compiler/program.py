@@ -108,6 +108,10 @@ class Program:
             found,
         )
 
+    def is_busy(self) -> bool:
+        """Whether a backward pass needs what the last run has left in memory; a run is refused then."""
+        return self._draft.is_busy()
+
     def takes(self, tensors: list[Tensor]) -> bool:
         """Whether it can be run with these arguments."""
         for position, same in self._draft.fixed:
@@ -134,7 +138,7 @@ class Program:
         Returns:
             What the call returns, or `MISS` or `BUSY`, and nothing has happened then.
         """
-        if self._draft.is_busy():
+        if self.is_busy():
             return BUSY
         token = ignore_float_errors()
         try:
