@@ -384,7 +384,7 @@ class Op(SavedValues, HookedNode):
         results = [wrap(o) for o in outs]
         if recording:
             self.outs = tuple((o.shape, o.dtype) for o in outs)
-            self._record(args, raw, outs[0], None)
+            self._record(args, raw, outs[0], results[0])
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
             if self.is_view and np.may_share_memory(out, raw[0]):
                 _share(result, args[0], (type(self), raw[1:], kwargs, i))

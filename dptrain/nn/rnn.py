@@ -1,10 +1,4 @@
-"""Recurrent layers: plain, LSTM and GRU, over whole sequences.
-
-The projections of all inputs of a layer are one matrix product; what remains per step is the product
-with the state. The steps of single cells are in `rnn_cells.py`.
-Sources: Hochreiter & Schmidhuber, "Long short-term memory", 1997; Cho et al., "Learning phrase
-representations using RNN encoder-decoder", 2014; projections: Sak et al., 2014.
-"""
+"""Recurrent layers: plain, LSTM and GRU, over whole sequences. Single cells are in `rnn_cells.py`."""
 
 from __future__ import annotations
 
@@ -15,18 +9,16 @@ from typing import Any
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
 from dptrain.core.callers import level_outside
-from dptrain.core.creation import empty, zeros
+from dptrain.core.creation import empty
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.ops.recurrence import GATES, State
+from dptrain.core.ops.recurrence import layer as run_layer
 from dptrain.core.tensor import Tensor
 from dptrain.nn import functional as F
 from dptrain.nn import init
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import Parameter
-from dptrain.nn.rnn_cells import GATES, step
 from dptrain.nn.utils.rnn import PackedSequence
-
-State = tuple[Tensor, ...]
-
 
 #: What PyTorch computes as one operation on the CPU, autocast casts as one: the states too.
 _in_one = casting("mkldnn_rnn_layer", lambda *operands: operands)
@@ -171,18 +163,18 @@ class RNNBase(Module):
         out = self.proj_size or self.hidden_size
         return (out, self.hidden_size) if self.mode == "LSTM" else (out,)
 
-    def _initial(self, hx: State | None, n: int, like: Tensor) -> State:
+    def _checked(self, hx: State | None, n: int) -> State | None:
         count = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(count, n, width) for width in self._widths()]
         if hx is None:
-            return tuple(zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
+            return None
         for part, shape, what in zip(hx, shapes, ("hidden[0]", "hidden[1]"), strict=False):
             if tuple(part.shape) != shape:
                 name = what if len(shapes) == 2 else "hidden"
                 raise RuntimeError(f"Expected {name} size {shape}, got {list(part.shape)}")
         return hx
 
-    def _run(self, data: Tensor, sizes: list[int], hx: State) -> tuple[Tensor, State]:
+    def _run(self, data: Tensor, sizes: tuple[int, ...], hx: State | None) -> tuple[Tensor, State]:
         """All layers over packed elements: (sum of sizes, features) -> the same, and the last states."""
         directions = 2 if self.bidirectional else 1
         last: list[State] = []
@@ -190,8 +182,8 @@ class RNNBase(Module):
             outs = []
             for d in range(directions):
                 index = layer * directions + d
-                start = tuple(part[index] for part in hx)
-                out, end = self._scan(data, sizes, start, self.all_weights[index], d == 1)
+                start = None if hx is None else tuple(part[index] for part in hx)
+                out, end = run_layer(self.mode, data, self._weights(index), start, sizes, d == 1)
                 outs.append(out)
                 last.append(end)
             data = outs[0] if directions == 1 else FUNCTIONS["cat"](outs, -1)
@@ -199,49 +191,21 @@ class RNNBase(Module):
                 data = F.dropout(data, self.dropout, self.training)
         return data, tuple(FUNCTIONS["stack"](list(parts)) for parts in zip(*last, strict=True))
 
-    def _scan(
-        self,
-        data: Tensor,
-        sizes: list[int],
-        start: State,
-        weights: list[Parameter],
-        reverse: bool,
-    ) -> tuple[Tensor, State]:
-        """One layer in one direction. Sequences are sorted by falling length: those that run are first."""
-        w_ih, w_hh = weights[:2]
-        b_ih, b_hh = weights[2:4] if self.bias else (None, None)
-        w_hr = weights[-1] if self.proj_size else None
-        projected = F.linear(data, w_ih, b_ih).split(sizes)
-        outs: list[Tensor] = []
-        ended: list[State] = []
-        order = range(len(sizes) - 1, -1, -1) if reverse else range(len(sizes))
-        state = tuple(part[: sizes[order[0]]] for part in start)
-        for t in order:
-            n, held = sizes[t], int(state[0].shape[0])
-            if n < held:
-                ended.append(tuple(part[n:] for part in state))
-                state = tuple(part[:n] for part in state)
-            elif n > held:  # backwards, longer sequences are joined by shorter ones
-                state = tuple(
-                    FUNCTIONS["cat"]([part, first[held:n]])
-                    for part, first in zip(state, start, strict=True)
-                )
-            state = step(self.mode, projected[t], state, w_hh, b_hh, w_hr)
-            outs.append(state[0])
-        if ended:
-            parts = [state, *reversed(ended)]
-            state = tuple(FUNCTIONS["cat"](list(part)) for part in zip(*parts, strict=True))
-        return FUNCTIONS["cat"](outs[::-1] if reverse else outs), state
+    def _weights(self, index: int) -> Any:
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer and direction, None for what it does not have."""
+        weights = self.all_weights[index]
+        biases = weights[2:4] if self.bias else (None, None)
+        return *weights[:2], *biases, weights[-1] if self.proj_size else None
 
     def _forward(self, input: Any, hx: State | None) -> tuple[Any, State]:
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             self._check_features(input.data)
             order, back = input.sorted_indices, input.unsorted_indices
-            sizes = [int(s) for s in input.batch_sizes.tolist()]
+            sizes = tuple(int(s) for s in input.batch_sizes.tolist())
             if hx is not None and order is not None:
                 hx = tuple(part[:, order] for part in hx)
-            out, last = self._run(input.data, sizes, self._initial(hx, sizes[0], input.data))
+            out, last = self._run(input.data, sizes, self._checked(hx, sizes[0]))
             if back is not None:
                 last = tuple(part[:, back] for part in last)
             return PackedSequence(out, input.batch_sizes, order, back), last
@@ -264,10 +228,10 @@ class RNNBase(Module):
         length, n = (int(s) for s in x.shape[:2])
         if length == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        state = self._initial(hx, n, x)
+        state = self._checked(hx, n)
         if self.mode == "LSTM" and not self.proj_size:
             x, state = _in_one(x, state)
-        out, last = self._run(x.reshape(length * n, self.input_size), [n] * length, state)
+        out, last = self._run(x.reshape(length * n, self.input_size), (n,) * length, state)
         out = out.reshape(length, n, -1) if n else out.reshape(length, n, self._out_features())
         if not batched:
             return out.squeeze(1), tuple(part.squeeze(1) for part in last)

@@ -1,4 +1,4 @@
-"""One step of recurrence: the formulas, and the cells that run them."""
+"""One step of recurrence: the cells."""
 
 from __future__ import annotations
 
@@ -6,39 +6,11 @@ import math
 from typing import Any
 
 from dptrain.core.creation import empty, zeros
+from dptrain.core.ops.recurrence import cell_step
 from dptrain.core.tensor import Tensor
-from dptrain.nn import functional as F
 from dptrain.nn import init
 from dptrain.nn.module import Module
 from dptrain.nn.parameter import Parameter
-
-#: How many blocks of hidden_size rows the weights of each kind have.
-GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
-
-
-def step(
-    mode: str,
-    projected: Tensor,
-    state: tuple[Tensor, ...],
-    w_hh: Tensor,
-    b_hh: Tensor | None,
-    w_hr: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """The next state from the projected input (N, gates * hidden) and the state, (h,) or (h, c)."""
-    h = state[0]
-    hidden = F.linear(h, w_hh, b_hh)
-    if mode == "LSTM":
-        i, f, g, o = (projected + hidden).chunk(4, 1)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        out = o.sigmoid() * c.tanh()
-        return (out if w_hr is None else F.linear(out, w_hr)), c
-    if mode == "GRU":
-        r_x, z_x, n_x = projected.chunk(3, 1)
-        r_h, z_h, n_h = hidden.chunk(3, 1)
-        n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
-        return (n + (z_x + z_h).sigmoid() * (h - n),)
-    total = projected + hidden
-    return (total.tanh() if mode == "RNN_TANH" else total.relu(),)
 
 
 class RNNCellBase(Module):
@@ -110,8 +82,8 @@ class RNNCellBase(Module):
                     )
                 self._check_state(i, part, shape)
             state = tuple(part if part.ndim == 2 else part.unsqueeze(0) for part in state)
-        projected = F.linear(x, self.weight_ih, self.bias_ih)
-        found = step(mode, projected, state, self.weight_hh, self.bias_hh)
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        found = cell_step(mode, x, state, *weights)
         return found if input.ndim == 2 else tuple(part.squeeze(0) for part in found)
 
     def _check_state(self, i: int, part: Tensor, shape: tuple[int, int]) -> None:

@@ -14,14 +14,13 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
-from dptrain.core.kernels.gemm import tile_facts, tiles
+from dptrain.core.kernels.gemm import tile_facts, times_panels
 from dptrain.core.kernels.memory import address, array_at, lines, scratch, zero
-from dptrain.core.kernels.packing import pack
+from dptrain.core.kernels.packing import pack_panels
 from dptrain.core.kernels.rows import exp_less, exp_row
 from dptrain.core.kernels.softmax import dot_of
 from dptrain.core.kernels.target import target
@@ -31,31 +30,6 @@ real: Any = None  # each compiled copy has its own
 
 #: Queries whose scores are computed together: whole tiles of every kind.
 _BLOCK = 48
-
-
-@numba.njit
-def _pack_all(to, b, by_row, by_column, rows, columns, lanes, size, real):
-    """All panels of a matrix behind each other; gives the bytes of one."""
-    wide = 2 * lanes
-    step = rows * wide * size
-    for panel in range(-(-columns // wide)):
-        n = panel * wide
-        here = b + n * by_column
-        used = min(wide, columns - n)
-        pack(to + panel * step, here, by_row, by_column, rows, used, lanes, size, real)
-    return step
-
-
-@numba.njit
-def _multiply(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, start_m, c, c_m):
-    """c = start + a @ all panels; a start of rows that do not differ (`start_m` 0) is a panel wide."""
-    wide, size = 2 * kind[2], kind[1]
-    for panel in range(-(-columns // wide)):
-        n = panel * wide
-        tiles(
-            kind, a, a_m, a_k, panels + panel * step, rows, min(wide, columns - n), depth,
-            start + (n * size if start_m else 0), start_m, c + n * size, c_m,
-        )  # fmt: skip
 
 
 @kernel(fastmath=KEEP_NAN)
@@ -79,12 +53,12 @@ def _forward(args, share, shares, worker):
         place = places[job]
         q, k, v = args[27] + place[0], args[28] + place[1], args[29] + place[2]
         o = args[30] + place[3]
-        key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
-        value_step = _pack_all(value_panels, v, v_s, v_e, keys, width, lanes, size, real)
+        key_step = pack_panels(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
+        value_step = pack_panels(value_panels, v, v_s, v_e, keys, width, lanes, size, real)
         for first in range(0, length, _BLOCK):
             rows = min(_BLOCK, length - first)
             seen = min(keys, first + rows) if causal else keys
-            _multiply(
+            times_panels(
                 kind, q + first * q_l, q_l, q_e, key_panels, key_step, rows, seen, depth,
                 nothing, 0, scores, line,
             )  # fmt: skip
@@ -99,7 +73,7 @@ def _forward(args, share, shares, worker):
                 for n in range(count, seen):
                     row[n] = 0
                 lse[job, first + r] = top + real(math.log(total))
-            _multiply(
+            times_panels(
                 kind, scores, line, size, value_panels, value_step, rows, width, seen,
                 nothing, 0, o + first * o_l, o_l,
             )  # fmt: skip
@@ -129,9 +103,9 @@ def _backward(args, share, shares, worker):
         q, k, v = args[34] + place[0], args[35] + place[1], args[36] + place[2]
         o, g, dq = args[37] + place[3], args[38] + place[4], args[39] + place[5]
         dk, dv = args[40] + place[6], args[41] + place[7]
-        key_step = _pack_all(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
-        value_step = _pack_all(value_panels, v, v_e, v_s, width, keys, lanes, size, real)
-        row_step = _pack_all(row_panels, k, k_s, k_e, keys, depth, lanes, size, real)
+        key_step = pack_panels(key_panels, k, k_e, k_s, depth, keys, lanes, size, real)
+        value_step = pack_panels(value_panels, v, v_e, v_s, width, keys, lanes, size, real)
+        row_step = pack_panels(row_panels, k, k_s, k_e, keys, depth, lanes, size, real)
         for n in range(keys):
             zero(dk + n * dk_s, depth * size)
             zero(dv + n * dv_s, width * size)
@@ -139,11 +113,11 @@ def _backward(args, share, shares, worker):
             rows = min(_BLOCK, length - first)
             seen = min(keys, first + rows) if causal else keys
             here = g + first * g_l
-            _multiply(
+            times_panels(
                 kind, q + first * q_l, q_l, q_e, key_panels, key_step, rows, seen, depth,
                 nothing, 0, scores, line,
             )  # fmt: skip
-            _multiply(
+            times_panels(
                 kind, here, g_l, size, value_panels, value_step, rows, seen, width,
                 nothing, 0, slopes, line,
             )  # fmt: skip
@@ -166,15 +140,15 @@ def _backward(args, share, shares, worker):
                 for n in range(count, seen):
                     p[n] = 0
                     d[n] = 0
-            _multiply(
+            times_panels(
                 kind, slopes, line, size, row_panels, row_step, rows, depth, seen,
                 nothing, 0, dq + first * dq_l, dq_l,
             )  # fmt: skip
-            q_step = _pack_all(
+            q_step = pack_panels(
                 query_panels, q + first * q_l, q_l, q_e, rows, depth, lanes, size, real
             )
-            g_step = _pack_all(grad_panels, here, g_l, size, rows, width, lanes, size, real)
-            _multiply(
+            g_step = pack_panels(grad_panels, here, g_l, size, rows, width, lanes, size, real)
+            times_panels(
                 kind,
                 slopes,
                 size,
@@ -189,7 +163,7 @@ def _backward(args, share, shares, worker):
                 dk,
                 dk_s,
             )
-            _multiply(
+            times_panels(
                 kind, scores, size, line, grad_panels, g_step, seen, width, rows, dv, dv_s, dv, dv_s
             )
 

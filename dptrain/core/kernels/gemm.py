@@ -77,6 +77,18 @@ def tiles(kind, a, a_m, a_k, panel, rows, used, depth, start, start_m, c, c_m):
 
 
 @numba.njit
+def times_panels(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, start_m, c, c_m):
+    """c = start + a @ all panels; a start of rows that do not differ (`start_m` 0) is a panel wide."""
+    wide, size = 2 * kind[2], kind[1]
+    for panel in range(-(-columns // wide)):
+        n = panel * wide
+        tiles(
+            kind, a, a_m, a_k, panels + panel * step, rows, min(wide, columns - n), depth,
+            start + (n * size if start_m else 0), start_m, c + n * size, c_m,
+        )  # fmt: skip
+
+
+@numba.njit
 def _copied(to, a, a_m, a_k, rows, depth, size):
     """A block of a at `to`, in lines that do not fall on each other's place in the cache."""
     if a_m == size:

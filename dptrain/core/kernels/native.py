@@ -35,6 +35,7 @@ from dptrain.core.kernels.pooling import (
     sum_pool,
     sum_pool_scatter,
 )
+from dptrain.core.kernels.recurrent import recurrent, recurrent_grad
 from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
 from dptrain.core.kernels.reference_pointwise import (
     assign,
@@ -96,6 +97,8 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "recurrent",
+    "recurrent_grad",
     "relu",
     "relu_grad",
     "rms_norm",

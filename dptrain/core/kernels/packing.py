@@ -124,3 +124,16 @@ def pack(to, b, by_row, by_column, rows, columns, lanes, size, real):
             place[n] = array_at(b + k * by_row + n * by_column, (1,), real)[0]
         for n in range(columns, wide):
             place[n] = 0
+
+
+@numba.njit
+def pack_panels(to, b, by_row, by_column, rows, columns, lanes, size, real):
+    """All panels of a matrix behind each other; gives the bytes of one."""
+    wide = 2 * lanes
+    step = rows * wide * size
+    for panel in range(-(-columns // wide)):
+        n = panel * wide
+        here = b + n * by_column
+        used = min(wide, columns - n)
+        pack(to + panel * step, here, by_row, by_column, rows, used, lanes, size, real)
+    return step

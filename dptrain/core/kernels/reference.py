@@ -24,6 +24,7 @@ from dptrain.core.kernels.reference_pointwise import (
     keep,
     multiply,
 )
+from dptrain.core.kernels.reference_recurrent import recurrent, recurrent_grad
 from dptrain.core.kernels.reference_softmax import (
     attention,
     attention_grad,
@@ -89,6 +90,8 @@ __all__ = [
     "max_pool_scatter",
     "multiply",
     "normalise",
+    "recurrent",
+    "recurrent_grad",
     "relu",
     "relu_grad",
     "rms_norm",

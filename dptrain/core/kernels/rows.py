@@ -1,4 +1,4 @@
-"""Exponentials of a row of numbers and their sum, written as vector code.
+"""Passes over rows of numbers written as vector code: exponentials and their sum.
 
 The loops that a compiler makes leave up to four vectors' worth of numbers at the end of a row to one that
 takes them one by one; rows of scores and of classes are often no longer than that. Here the last vector
@@ -23,36 +23,58 @@ from dptrain.core.kernels.target import target
 _INT = ir.IntType(64)
 
 
-def _exp(emitter: Emitter, real: Any, x: Any) -> Any:
-    """exp of a vector, step by step as `exponential.exponentials` has it for a number."""
-    b, facts, vector = emitter.builder, FACTS[real], emitter.constant
-    bits = ir.VectorType(ir.IntType(8 * emitter.itemsize), emitter.lanes)
-    places = ir.Constant(bits, [facts.mantissa] * emitter.lanes)
+class Exponential:
+    """exp and expm1 of vectors, step by step as `exponential.exponentials` has them for a number.
 
-    def floor(value: Any) -> Any:
-        return emitter.apply("floor", value)
+    Args:
+        emitter: writes the code.
+        real: the NumPy scalar type.
+    """
 
-    def power_of_two(k: Any) -> Any:
-        shifted = b.bitcast(b.fadd(k, vector(facts.shift)), bits)
-        return b.bitcast(b.shl(shifted, places), emitter.vector)
+    def __init__(self, emitter: Emitter, real: Any) -> None:
+        self._emitter, self._facts, self._real = emitter, FACTS[real], real
+        self._bits = ir.VectorType(ir.IntType(8 * emitter.itemsize), emitter.lanes)
 
-    low, high = vector(facts.low), vector(facts.high)
-    y = b.select(b.fcmp_ordered(">", x, low), x, low)
-    y = b.select(b.fcmp_ordered("<", y, high), y, high)
-    k = floor(emitter.multiply_add(y, vector(1.4426950408889634), vector(0.5)))
-    r = emitter.multiply_add(k, vector(-facts.log2[0]), y)
-    r = emitter.multiply_add(k, vector(-facts.log2[1]), r)
-    first, *others = series(real)
-    p = vector(first)
-    for c in others:
-        p = emitter.multiply_add(p, r, vector(c))
-    p = b.fadd(emitter.multiply_add(b.fmul(p, r), r, r), vector(1))
-    half = floor(b.fmul(k, vector(0.5)))
-    p = b.fmul(b.fmul(p, power_of_two(half)), power_of_two(b.fsub(k, half)))
-    return b.select(b.fcmp_ordered("ord", x, x), p, x)
+    def _power_of_two(self, k: Any) -> Any:
+        b, vector = self._emitter.builder, self._emitter.constant
+        places = ir.Constant(self._bits, [self._facts.mantissa] * self._emitter.lanes)
+        shifted = b.bitcast(b.fadd(k, vector(self._facts.shift)), self._bits)
+        return b.bitcast(b.shl(shifted, places), self._emitter.vector)
+
+    def _parts(self, y: Any) -> tuple[Any, Any]:
+        """(k, exp(r) - 1) for y = k log(2) + r."""
+        emitter, log2 = self._emitter, self._facts.log2
+        vector, fused = emitter.constant, emitter.multiply_add
+        k = emitter.apply("floor", fused(y, vector(1.4426950408889634), vector(0.5)))
+        r = fused(k, vector(-log2[1]), fused(k, vector(-log2[0]), y))
+        first, *others = series(self._real)
+        p = vector(first)
+        for c in others:
+            p = fused(p, r, vector(c))
+        return k, fused(emitter.builder.fmul(p, r), r, r)
+
+    def exp(self, x: Any) -> Any:
+        """e to the power of x."""
+        emitter, b = self._emitter, self._emitter.builder
+        low, high = emitter.constant(self._facts.low), emitter.constant(self._facts.high)
+        y = b.select(b.fcmp_ordered(">", x, low), x, low)
+        y = b.select(b.fcmp_ordered("<", y, high), y, high)
+        k, more = self._parts(y)
+        p = b.fadd(more, emitter.constant(1))
+        half = emitter.apply("floor", b.fmul(k, emitter.constant(0.5)))
+        p = b.fmul(b.fmul(p, self._power_of_two(half)), self._power_of_two(b.fsub(k, half)))
+        return b.select(b.fcmp_ordered("ord", x, x), p, x)
+
+    def expm1(self, x: Any) -> Any:
+        """exp(x) - 1 for x <= 0, exact near 0; what is no number stays so."""
+        emitter, b = self._emitter, self._emitter.builder
+        least = emitter.constant(self._facts.one)
+        k, more = self._parts(b.select(b.fcmp_unordered(">", x, least), x, least))
+        power = self._power_of_two(k)
+        return emitter.multiply_add(power, more, b.fsub(power, emitter.constant(1)))
 
 
-def _over(
+def over(
     emitter: Emitter, count: Any, carried: list[Any], body: Callable[[Any, Any, list[Any]], list[Any]]
 ) -> list[Any]:  # fmt: skip
     """`body(bytes from the start, mask or None, values)` over a row; the last, masked vector may be empty."""
@@ -106,17 +128,18 @@ class _Row:
         def larger(place: Any, mask: Any, carried: list[Any]) -> list[Any]:
             return [emitter.apply("maxnum", carried[0], self._scaled(place, mask, least))]
 
-        (tops,) = _over(emitter, self._count, [least], larger)
+        (tops,) = over(emitter, self._count, [least], larger)
         return emitter.reduce("fmax", tops)
 
     def exponentials(self, to: Any, less: Any) -> Any:
         """Write exp(x[k] * scale - less) to an address; gives their sum."""
         emitter, builder = self.emitter, self.emitter.builder
         less, nothing = emitter.everywhere(less), emitter.constant(0)
+        exp = Exponential(emitter, self._real).exp
 
         def exponential(place: Any, mask: Any, carried: list[Any]) -> list[Any]:
             # In lanes that do not count exp(0): a subnormal result would take a hundred times as long.
-            value = _exp(emitter, self._real, builder.fsub(self._scaled(place, mask, less), less))
+            value = exp(builder.fsub(self._scaled(place, mask, less), less))
             there = builder.add(to, place)
             if mask is None:
                 emitter.store(value, there)
@@ -125,11 +148,11 @@ class _Row:
                 emitter.store_some(value, there, mask)
             return [builder.fadd(carried[0], value)]
 
-        (sums,) = _over(emitter, self._count, [nothing], exponential)
+        (sums,) = over(emitter, self._count, [nothing], exponential)
         return emitter.reduce("fadd", sums)
 
 
-def _types(real: Any) -> tuple[Any, Any]:
+def types_of(real: Any) -> tuple[Any, Any]:
     return (
         (types.float32, np.float32) if real.dtype == types.float32 else (types.float64, np.float64)
     )
@@ -143,7 +166,7 @@ def exp_row(typing_context: Any, to: Any, x: Any, scale: Any, count: Any, real: 
         (top, sum): the largest x[k] * scale, scale > 0, and the sum of the exponentials. Whether what is no
         number is the largest is left open; it shows in the sum.
     """
-    kind, scalar = _types(real)
+    kind, scalar = types_of(real)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         row = _Row(builder, scalar, *values[1:4])
@@ -158,7 +181,7 @@ def exp_less(
     typing_context: Any, to: Any, x: Any, scale: Any, less: Any, count: Any, real: Any
 ) -> Any:
     """to[k] = exp(x[k] * scale - less), k < count, for addresses likewise; gives the sum."""
-    kind, scalar = _types(real)
+    kind, scalar = types_of(real)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         out, x, scale, less, count, _ = values
