@@ -81,8 +81,10 @@ class _Vectors:
         return self._builder.select(self._builder.fcmp_unordered(">", a, self.zero), b, self.zero)
 
     def sigmoid(self, x: Any) -> Any:
-        """1 / (1 + exp(-x))."""
-        return self._builder.fdiv(self.one, self.add(self.one, self._exp.exp(self.negative(x))))
+        """1 / (1 + d), of x below 0 d / (1 + d), for d = exp(-|x|)."""
+        d = self._exp.decay(self.negative(self._emitter.apply("fabs", x)))
+        below = self._builder.fcmp_ordered("<", x, self.zero)
+        return self._builder.fdiv(self._builder.select(below, d, self.one), self.add(self.one, d))
 
     def negative(self, x: Any) -> Any:
         """-x."""

@@ -61,18 +61,22 @@ def tiles(kind, a, a_m, a_k, panel, rows, used, depth, start, start_m, c, c_m):
     """c = start + a @ panel for any number of rows and products, `kind` being `tile_facts`."""
     code, size, lanes, narrow, wide = kind
     most, line = narrow if used <= lanes else wide, 2 * lanes * size
-    parts = -(-rows // most)
     for k in range(0, depth, _DEPTH):
-        for part in range(parts):
-            m = part * rows // parts
+        m = 0
+        while m < rows:
+            # The first tile waits for the panel, so it is a large one, but what it leaves is no sliver.
+            here = left = rows - m
+            if left > most:
+                here = most if left - most >= most // 3 else (left + 1) // 2
             call_tile(
                 code,
                 (
-                    (part + 1) * rows // parts - m, used, start + m * start_m, start_m,
+                    here, used, start + m * start_m, start_m,
                     a + m * a_m + k * a_k, a_m, 0, 0, a_k, panel + k * line, 0, 0, line,
                     1, 1, min(_DEPTH, depth - k), c + m * c_m, c_m,
                 ),
             )  # fmt: skip
+            m += here
         start, start_m = c, c_m
 
 
@@ -241,9 +245,9 @@ def _by_columns(m: int, k: int, n: int, b_k: int, size: int, wide: int) -> bool:
 
 def _copies(a_m: int, a_k: int, n: int, size: int, wide: int) -> bool:
     """Whether lines of a are so far apart, and read so often, that a copy of them pays."""
-    if n < 8 * wide:
-        return False
-    return a_k >= 1024 if a_m == size else a_k == size and a_m % 2048 == 0
+    if a_m == size:
+        return n >= 3 * wide and n // wide * a_k >= 8192
+    return n >= 8 * wide and a_k == size and a_m % 2048 == 0
 
 
 def _table(batch: Shape, *operands: tuple[Shape, Shape]) -> np.ndarray:

@@ -30,6 +30,8 @@ backward: Any = None
 
 #: Products of a step below which a further thread would wait longer than it works, all steps together.
 _WORTH_THREADS = 400_000
+#: A gate costs about as many products.
+_GATE = 50
 #: Sequences of a share at least: the weights pass through the cache once for so many.
 _LEAST_SEQUENCES = 4
 
@@ -167,7 +169,8 @@ class _Plan(NamedTuple):
 
 @lru_cache(512)
 def _plan(
-    mode: str, sizes: tuple[int, ...], reverse: bool, hidden: int, width: int, size: int, threads: int
+    mode: str, sizes: tuple[int, ...], reverse: bool, hidden: int, width: int, products: bool,
+    size: int, threads: int,
 ) -> _Plan:  # fmt: skip
     """Sequences are sorted by falling length: those that run are first; `sizes` says how many do."""
     n, steps, cell = sizes[0], len(sizes), CELLS[mode]
@@ -182,12 +185,13 @@ def _plan(
         return lines(-(-columns // wide) * wide * rows * size)
 
     # For either pass: the gates' columns beside each other, or their rows below each other.
-    joined = (cell.blocks - cell.apart) * hidden
-    of_state = max(panels(width, joined), panels(cell.blocks * hidden, width))
-    nothing = of_state + panels(width, hidden if cell.apart else 0)
+    columns = cell.blocks * hidden if products else 0
+    joined = columns - hidden if cell.apart and products else columns
+    of_state = max(panels(width, joined), panels(columns, width))
+    nothing = of_state + panels(width, columns - joined)
     own_panels = nothing + lines(wide * size)
     projected = max(panels(hidden, width), panels(width, hidden)) if width != hidden else 0
-    work = sum(sizes) * width * hidden * cell.blocks
+    work = sum(sizes) * hidden * cell.blocks * (width if products else _GATE)
     shares = max(1, min(threads, n // _LEAST_SEQUENCES, work // _WORTH_THREADS))
     real_type = np.dtype(np.float32 if size == 4 else np.float64)
     facts = (steps, n, hidden, width, cell.blocks, int(cell.apart), address(table))
@@ -196,9 +200,14 @@ def _plan(
     return _Plan((*tile_facts(real_type), *facts), own, pieces, shares, sum(sizes), table)
 
 
-def _plan_of(mode: str, start: np.ndarray, hidden: int, sizes: tuple[int, ...], reverse: bool) -> _Plan:  # fmt: skip
-    width, size = start.shape[1], start.itemsize
-    return _plan(mode, sizes, reverse, hidden, width, size, get_num_threads())
+def _plan_of(
+    mode: str, gates: np.ndarray, state: np.ndarray, w_hh: np.ndarray | None, sizes: tuple[int, ...],
+    reverse: bool,
+) -> _Plan:  # fmt: skip
+    hidden, width = gates.shape[1] // CELLS[mode].blocks, state.shape[1]
+    return _plan(
+        mode, sizes, reverse, hidden, width, w_hh is not None, gates.itemsize, get_num_threads()
+    )
 
 
 def _place(array: np.ndarray | None) -> int:
@@ -228,7 +237,7 @@ def recurrent(
     """See `reference_recurrent.recurrent`."""
     cell = CELLS[mode]
     hidden, real_type = gates.shape[1] // cell.blocks, gates.dtype.type
-    plan = _plan_of(mode, start[0], hidden, sizes, reverse)
+    plan = _plan_of(mode, gates, start[0], w_hh, sizes, reverse)
     last = tuple(np.array(part, order="C") for part in start)
     width = last[0].shape[1]
     full = None
@@ -265,7 +274,7 @@ def recurrent_grad(
     """See `reference_recurrent.recurrent_grad`."""
     cell, gates, held = CELLS[mode], kept[0], kept[1]
     hidden, real_type = gates.shape[1] // cell.blocks, gates.dtype.type
-    plan = _plan_of(mode, start[0], hidden, sizes, reverse)
+    plan = _plan_of(mode, gates, start[0], w_hh, sizes, reverse)
     of_start = tuple(
         np.zeros(part.shape, part.dtype) if g is None else np.array(g, order="C")
         for part, g in zip(start, grad_last, strict=True)

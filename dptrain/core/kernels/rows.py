@@ -24,7 +24,7 @@ _INT = ir.IntType(64)
 
 
 class Exponential:
-    """exp and expm1 of vectors, step by step as `exponential.exponentials` has them for a number.
+    """exp and its kin for vectors, step by step as `exponential.exponentials` has them for a number.
 
     Args:
         emitter: writes the code.
@@ -65,13 +65,22 @@ class Exponential:
         p = b.fmul(b.fmul(p, self._power_of_two(half)), self._power_of_two(b.fsub(k, half)))
         return b.select(b.fcmp_ordered("ord", x, x), p, x)
 
-    def expm1(self, x: Any) -> Any:
-        """exp(x) - 1 for x <= 0, exact near 0; what is no number stays so."""
-        emitter, b = self._emitter, self._emitter.builder
-        least = emitter.constant(self._facts.one)
-        k, more = self._parts(b.select(b.fcmp_unordered(">", x, least), x, least))
+    def _at_least(self, least: float, x: Any) -> Any:
+        """x or `least`, whichever is larger; what is no number stays so."""
+        b, bound = self._emitter.builder, self._emitter.constant(least)
+        return b.select(b.fcmp_unordered(">", x, bound), x, bound)
+
+    def decay(self, x: Any) -> Any:
+        """exp(x) for x <= 0, the least normal number where it is below that."""
+        k, more = self._parts(self._at_least(float(np.log(np.finfo(self._real).tiny)), x))
         power = self._power_of_two(k)
-        return emitter.multiply_add(power, more, b.fsub(power, emitter.constant(1)))
+        return self._emitter.multiply_add(power, more, power)
+
+    def expm1(self, x: Any) -> Any:
+        """exp(x) - 1 for x <= 0, exact near 0."""
+        k, more = self._parts(self._at_least(self._facts.one, x))
+        power, one = self._power_of_two(k), self._emitter.constant(1)
+        return self._emitter.multiply_add(power, more, self._emitter.builder.fsub(power, one))
 
 
 def over(
