@@ -220,8 +220,8 @@ class Tensor(MemoryOrder, ArrayProtocols):
                 )
         self._grad = value
 
-    def _accumulate_grad(self, grad: Any) -> None:
-        """Add a final gradient (raw array, or Tensor under create_graph) to `.grad`."""
+    def _accumulate_grad(self, grad: Any, own: bool = False) -> None:
+        """Add a final gradient (raw array, `own` if nobody else has it, or Tensor under create_graph) to `.grad`."""
         held = self._grad
         if isinstance(grad, Tensor):
             # A copy: backward may have handed one tensor to several leaves.
@@ -235,7 +235,7 @@ class Tensor(MemoryOrder, ArrayProtocols):
             self._grad = self._slot
         else:
             # A copy: backward may have handed one array to several leaves.
-            self._grad = wrap(as_array(grad).copy())
+            self._grad = wrap(grad if own else as_array(grad).copy())
         if self._post_hooks:
             for hook in tuple(self._post_hooks.values()):
                 hook(self)

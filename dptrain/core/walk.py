@@ -21,6 +21,7 @@ import numpy as np
 
 from dptrain.core.anomaly import add_origin, anomaly_mode, refuse_nan
 from dptrain.core.arrays import as_array, elsewhere, is_array, on_gpu
+from dptrain.core.capturing import recorders
 from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.half import lifted
 from dptrain.core.kernels import kernels_for, total
@@ -53,6 +54,8 @@ class Pass:
         self.node_grads: dict[Op, Any] = {}
         self.leaf_grads: dict[int, Any] = {}
         self.leaf_consumers: dict[int, int] = defaultdict(int)
+        #: By id(leaf): memory for its gradient that a node was given, for it alone.
+        self.lent: dict[int, Any] = {}
         #: Nodes that do the work of the one before them too.
         self.joined: set[Op] = set()
         # By `edge_key`: sums of this pass's own making, to which parts may be added in place.
@@ -218,21 +221,29 @@ class Pass:
         return grads
 
     def _free_slot(self, edge: Any) -> Any:
-        """The gradient slot of a leaf, if the node's gradient will be all that goes there."""
+        """Memory for the gradient of a leaf, if the node's gradient will be all that goes there."""
         if edge is None or edge[1] is not None or self.captured is not None:
             return None
         leaf = edge[0]
         alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
-        free = leaf._slot is not None and leaf._grad is None and not leaf._hooks
-        return (
-            leaf._place.storage.free_slot(leaf._place.position)._array if alone and free else None
-        )
+        if not alone or leaf._grad is not None or leaf._hooks:
+            return None
+        if leaf._slot is not None:
+            return leaf._place.storage.free_slot(leaf._place.position)._array
+        array = leaf._array
+        if recorders or type(array) is not np.ndarray or not array.flags.c_contiguous:
+            return None
+        made = self.lent[id(leaf)] = np.empty_like(array)
+        return made
 
     def _free_slots(self, edges: Sequence[Any]) -> list[Any]:
-        """The gradient slots of all leaves, where they are free."""
-        free = [self._free_slot(edge) is not None for edge in edges]
+        """The memory for the gradients of all leaves, where there is."""
+        free = [self._free_slot(edge) for edge in edges]
         # Asked for again: the buffer behind them moves when one of its gradients turns out to be held.
-        return [e[0]._slot._array if f else None for e, f in zip(edges, free, strict=True)]
+        return [
+            f if f is None or e[0]._slot is None else e[0]._slot._array
+            for e, f in zip(edges, free, strict=True)
+        ]
 
     def _run_hooks(self, hooks: dict[int, Any], grad: Any) -> Any:
         as_tensor = grad if isinstance(grad, Tensor) else wrap_computed(as_array(grad))
@@ -287,7 +298,7 @@ class Pass:
         if leaf._hooks:
             grad = self._run_hooks(leaf._hooks, grad)
         if self.captured is None:
-            leaf._accumulate_grad(grad)
+            leaf._accumulate_grad(grad, self.lent.pop(id(leaf), None) is grad)
         else:
             self.captured[id(leaf)] = grad
 

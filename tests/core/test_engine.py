@@ -353,3 +353,22 @@ def test_parts_embed_once(monkeypatch):
     sum(row.sum() * i for i, row in enumerate((x * 1).unbind(0))).backward()
     assert len(embedded) == 1
     np.testing.assert_array_equal(x.grad.numpy()[:, 0], np.arange(50))
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_each_walk_gives_a_leaf_memory_of_its_own(kind):
+    weight = dptrain.rand(4, 4, requires_grad=True)
+    index = dptrain.tensor([1, 2, 1])
+    functional = dptrain.nn.functional
+    if kind == "linear":
+        loss = functional.linear(dptrain.eye(4), weight).sum()
+    else:
+        loss = functional.embedding(index, weight).sum()
+    loss.backward(retain_graph=True)
+    first, values = weight.grad, weight.grad.clone()
+    weight.grad = None
+    loss.backward(retain_graph=True)
+    weight.grad.zero_()
+    assert first.tolist() == values.tolist()
+    loss.backward()
+    assert weight.grad.tolist() == values.tolist()

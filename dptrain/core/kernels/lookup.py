@@ -75,13 +75,15 @@ def column_sums(rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
+def add_rows(
+    rows: np.ndarray, index: np.ndarray, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """See `reference.add_rows`."""
-    if rows.ndim != 2 or not rows.size:
-        return reference.add_rows(rows, index, size)
+    if rows.ndim != 2 or not rows.size or not (out is None or out.flags.c_contiguous):
+        return reference.add_rows(rows, index, size, out)
     rows, index = np.ascontiguousarray(rows), np.ascontiguousarray(index, dtype=np.int64)
     count, c = rows.shape
-    out = np.empty((size, c), rows.dtype)
+    out = np.empty((size, c), rows.dtype) if out is None else out
     args = (count, c, size, address(rows), address(index), address(out))
     shares = min(pool.shares(c, rows.nbytes + out.nbytes), max(1, c // _COLUMNS))
     pool.run(_add_rows.address(rows.dtype.type), args, shares)

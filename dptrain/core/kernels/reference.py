@@ -136,9 +136,14 @@ def column_sums(rows: np.ndarray) -> np.ndarray:
 
 
 @one_call
-def add_rows(rows: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
-    """Zeros (size, D) to which row i is added at index[i]; equal indices sum in order."""
-    out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
+def add_rows(
+    rows: np.ndarray, index: np.ndarray, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Zeros (size, D), perhaps in `out`, to which row i is added at index[i]; equal indices sum in order."""
+    if out is None:
+        out = namespace_of(rows).zeros((size, *rows.shape[1:]), rows.dtype)
+    else:
+        out[...] = 0
     if len(index):
         order = np.argsort(index, kind="stable")
         found, starts = np.unique(index[order], return_index=True)

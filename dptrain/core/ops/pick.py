@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 
@@ -53,13 +53,14 @@ class Embedding(Op):
     """Rows of a table by index: (num, D) with (...) -> (..., D). `padding_idx` gets no gradient."""
 
     name = "embedding"
+    direct = 0
 
     def forward(self, weight: Any, indices: Any, padding_idx: int) -> Any:
         self.indices, self.padding_idx, self.num = indices, padding_idx, len(weight)
         return weight[indices]
 
     def backward(self, grad: Any) -> Any:
-        return EmbeddingDense.call(grad, self.indices, self.padding_idx, self.num)
+        return EmbeddingDense.call(grad, self.indices, self.padding_idx, self.num, self.target)
 
 
 class EmbeddingDense(Op):
@@ -67,10 +68,15 @@ class EmbeddingDense(Op):
 
     in_float32 = halves_on_gpu = True
 
-    def forward(self, grad: Any, indices: Any, padding_idx: int, num: int) -> Any:
+    def forward(
+        self, grad: Any, indices: Any, padding_idx: int, num: int, into: Any = None
+    ) -> Any:
         self.indices, self.padding_idx = indices, padding_idx
         rows = grad.reshape(indices.size, grad.shape[-1])
-        out = kernels_for(rows).add_rows(rows, indices.ravel(), num)
+        if into is None or on_gpu(rows) or into.dtype != rows.dtype:
+            out = kernels_for(rows).add_rows(rows, indices.ravel(), num)
+        else:
+            out = kernels_for(rows).add_rows(rows, indices.ravel(), num, out=into)
         if padding_idx >= 0:
             out[padding_idx] = 0
         return out
