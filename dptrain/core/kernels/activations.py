@@ -55,7 +55,9 @@ def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
 def activation(name: str, x: np.ndarray, *parameters: float) -> np.ndarray:
     """See `reference_activations.activation`."""
     if not dense(x):
-        return reference_activations.activation(name, x, *parameters)
+        if not x.size or isinstance(x, np.generic):
+            return reference_activations.activation(name, x, *parameters)
+        x = np.array(x, order="K")  # a part of something, such as one of several gates beside each other
     out, real = np.empty_like(x), x.dtype.type
     _run(_map.address(real, name, curve=curves.curve(name, real)), parameters, x, out)
     return out

@@ -68,9 +68,7 @@ class EmbeddingDense(Op):
 
     in_float32 = halves_on_gpu = True
 
-    def forward(
-        self, grad: Any, indices: Any, padding_idx: int, num: int, into: Any = None
-    ) -> Any:
+    def forward(self, grad: Any, indices: Any, padding_idx: int, num: int, into: Any = None) -> Any:
         self.indices, self.padding_idx = indices, padding_idx
         rows = grad.reshape(indices.size, grad.shape[-1])
         if into is None or on_gpu(rows) or into.dtype != rows.dtype:
