@@ -54,6 +54,8 @@ class Pass:
         self.node_grads: dict[Op, Any] = {}
         self.leaf_grads: dict[int, Any] = {}
         self.leaf_consumers: dict[int, int] = defaultdict(int)
+        #: By id(leaf): the sum that this pass has made of its gradients so far.
+        self.leaf_sums: dict[int, Any] = {}
         #: By id(leaf): memory for its gradient that a node was given, for it alone.
         self.lent: dict[int, Any] = {}
         #: Nodes that do the work of the one before them too.
@@ -283,7 +285,7 @@ class Pass:
             if grad.shape != shape or grad.dtype is not kind:
                 grad = fit(grad, shape, kind)
             if held is not None:
-                grad = total(held, grad)
+                grad = self._leaf_sum(key, held, grad)
         self.leaf_consumers[key] = missing = self.leaf_consumers[key] - 1
         if grad is None:
             return
@@ -291,6 +293,16 @@ class Pass:
             self.leaf_grads[key] = grad
         else:
             self._announce(leaf, grad)
+
+    def _leaf_sum(self, key: int, held: Any, grad: Any) -> Any:
+        """The sum of a leaf's gradients, in place from the third on: a weight of a loop gets one from each step."""
+        if self.leaf_sums.get(key) is held:
+            held += grad
+            return held
+        made = total(held, grad)
+        if not self.create_graph:
+            self.leaf_sums[key] = made
+        return made
 
     def _announce(self, leaf: Tensor, grad: Any) -> None:
         if self.captured is not None and id(leaf) not in self.captured:
