@@ -46,6 +46,8 @@ _WORTH_THREADS = 400_000
 _FEW = 1 << 20
 #: Products below which, and sides under which, the call of a BLAS library is the shorter way.
 _LEAST, _LEAST_SIDE = 1 << 15, 8
+#: A single product per result takes NumPy, which asks no library then, as long as so many.
+_LONE = 16
 #: Products up to which OpenBLAS stays on the calling thread: each thread gets 2^18 at least.
 _ALONE = (1 << 19) - 1
 
@@ -268,7 +270,7 @@ def _plan(
     (m, k), n = a_shape[-2:], b_shape[-1]
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
     entries = math.prod(batch)
-    if m * k * n < _LEAST or min(m, n) < _LEAST_SIDE or not entries:
+    if m * n * (k if k > 1 else _LONE) < _LEAST or min(m, n) < _LEAST_SIDE or not entries:
         return None
     shape, real_type = (*batch, m, n), np.float32 if size == 4 else np.float64
     wide = 2 * target().lanes(size)
