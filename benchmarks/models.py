@@ -1,5 +1,7 @@
 """The models of the step benchmark, written once for both libraries: their names are the same."""
 
+from functools import partial
+
 import numpy as np
 
 #: model: (shape of one sample, number of classes)
@@ -9,6 +11,9 @@ SAMPLES = {
     "conv3": ((3, 32, 32), 10),
     "resnet20": ((3, 32, 32), 10),
     "gpt": ((64,), 256),
+    "lstm": ((35,), 2000),
+    "gru": ((35,), 2000),
+    "cells": ((20,), 64),
     # For GPUs.
     "resnet18": ((3, 32, 32), 10),
     "resnet50": ((3, 224, 224), 1000),
@@ -219,12 +224,55 @@ def _gpt2(library):
     return net
 
 
+def _recurrent(library, kind, width=200, vocabulary=2000):
+    """A language model of two recurrent layers."""
+    nn = library.nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Embedding(vocabulary, width)
+            self.layers = getattr(nn, kind)(width, width, 2, batch_first=True)
+            self.head = nn.Linear(width, vocabulary)
+
+        def forward(self, x):
+            out, _ = self.layers(self.tokens(x))
+            return self.head(out).reshape(-1, vocabulary)
+
+    return Model()
+
+
+def _cells(library, width=64, vocabulary=64):
+    """A cell of an LSTM in a loop over characters."""
+    nn = library.nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Embedding(vocabulary, width)
+            self.cell = nn.LSTMCell(width, width)
+            self.head = nn.Linear(width, vocabulary)
+
+        def forward(self, x):
+            values, outs = self.tokens(x), []
+            state = (values.new_zeros(len(x), width), values.new_zeros(len(x), width))
+            for t in range(x.shape[1]):
+                state = self.cell(values[:, t], state)
+                outs.append(state[0])
+            return self.head(library.stack(outs, 1)).reshape(-1, vocabulary)
+
+    return Model()
+
+
 _MAKERS = {
     "mlp": _mlp,
     "lenet": _lenet,
     "conv3": _conv3,
     "resnet20": _resnet20,
     "gpt": _gpt,
+    "lstm": partial(_recurrent, kind="LSTM"),
+    "gru": partial(_recurrent, kind="GRU"),
+    "cells": _cells,
     "resnet18": _resnet18,
     "resnet50": _resnet50,
     "gpt2": _gpt2,

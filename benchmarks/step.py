@@ -98,6 +98,9 @@ CASES = [
     ("conv3", 64, "sgd"),
     ("resnet20", 64, "sgd"),
     ("gpt", 8, "adamw"),
+    ("lstm", 20, "sgd"),
+    ("gru", 20, "sgd"),
+    ("cells", 16, "adam"),
 ]
 
 

@@ -57,7 +57,9 @@ def activation(name: str, x: np.ndarray, *parameters: float) -> np.ndarray:
     if not dense(x):
         if not x.size or isinstance(x, np.generic):
             return reference_activations.activation(name, x, *parameters)
-        x = np.array(x, order="K")  # a part of something, such as one of several gates beside each other
+        x = np.array(
+            x, order="K"
+        )  # a part of something, such as one of several gates beside each other
     out, real = np.empty_like(x), x.dtype.type
     _run(_map.address(real, name, curve=curves.curve(name, real)), parameters, x, out)
     return out
