@@ -188,3 +188,66 @@ def test_activations_and_gradients_are_pytorchs(call, dtype):
     eps = np.finfo(dtype).eps
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=64 * eps, atol=64 * eps)
+
+
+def images(dtype):
+    """One image in several orders, and what is infinite or no number in it."""
+    x = np.random.default_rng(3).normal(0, 4, (5, 12, 9, 11)).astype(dtype)
+    x[0, 0, 0, :4] = np.nan, np.inf, -np.inf, 6
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return {"first": x, "last": last, "holes": np.repeat(x, 2, axis=3)[..., ::2]}
+
+
+@pytest.mark.parametrize("order", ["first", "last", "holes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_clipped_and_what_passes_is_the_definition(dtype, order):
+    x = images(dtype)[order]
+    got, expected = native.clip(x, -1.5, 6), reference.clip(x, -1.5, 6)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+    # An infinite gradient does not reach what was cut off.
+    for grad in (np.where(expected[1], 2, np.inf).astype(dtype), images(dtype)["first"]):
+        got = native.pass_where(grad, expected[1], 0.5)
+        np.testing.assert_array_equal(got, reference.pass_where(grad, expected[1], 0.5))
+        assert got.dtype == dtype
+        assert not got[~expected[1]].any()
+
+
+@pytest.mark.parametrize("order", ["first", "last", "holes"])
+@pytest.mark.parametrize("weights", [1, 12])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prelu_and_its_gradients_are_the_definition(dtype, weights, order):
+    x = images(dtype)[order]
+    weight = np.linspace(-0.5, 0.5, weights).astype(dtype).reshape(1, -1, 1, 1)
+    np.testing.assert_array_equal(native.prelu(x, weight), reference.prelu(x, weight))
+    x[~np.isfinite(x)] = 1
+    grad = np.random.default_rng(4).normal(size=x.shape).astype(dtype)
+    got = native.prelu_grad(grad, x, weight)
+    exact = reference.prelu_grad(*(v.astype(np.longdouble) for v in (grad, x, weight)))
+    size = np.abs(grad * x).sum(axis=(0, 2, 3), keepdims=True)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(got[0], exact[0], rtol=eps)
+    assert got[1].shape == weight.shape
+    assert got[1].dtype == dtype
+    assert (np.abs(got[1] - exact[1]) <= 8 * eps * size.sum()).all()
+
+
+def test_what_a_recorded_call_compiles_is_no_part_of_the_recording(monkeypatch):
+    from dptrain.core.kernels import activations
+
+    given = []
+    compile_kernel = activations._map_grad._compile
+
+    def compile_and_note(variant, names):
+        given.append(names["slope"])
+        return compile_kernel(variant, names)
+
+    activations._slope_code.cache_clear()
+    monkeypatch.setattr(activations._map_grad, "_compile", compile_and_note)
+    monkeypatch.setattr(activations._map_grad, "_addresses", {})
+    activations._map_grad.address.cache_clear()
+    x = dptrain.ones(64, requires_grad=True)
+    dptrain.compile(lambda x: dptrain.nn.functional.mish(x).sum())(x).backward()
+    assert given
+    assert all(hasattr(slope, "py_func") for slope in given)  # numba's own, nothing around it

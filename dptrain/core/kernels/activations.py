@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.kernels import curves, pool, reference, reference_activations
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
-from dptrain.core.kernels.dense import alike, dense
+from dptrain.core.kernels.dense import dense, lying_as
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
@@ -44,6 +45,17 @@ def _map_grad(args, share, shares, worker):
         to[k] = grad[k] * slope(kept[k], p, q)
 
 
+# Made by functions that keep what they make, so that a recording of drivers does not look into the compiling.
+@cache
+def _curve_code(name: str, real: Any) -> int:
+    return _map.address(real, name, curve=curves.curve(name, real))
+
+
+@cache
+def _slope_code(name: str, real: Any) -> int:
+    return _map_grad.address(real, name, slope=curves.slope(name, real))
+
+
 def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
     x = arrays[0]
     held = np.zeros(2, x.dtype)
@@ -52,16 +64,18 @@ def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
     pool.run(code, args, pool.shares(x.size, _COST * x.nbytes))
 
 
+def _without_gaps(x: np.ndarray) -> np.ndarray:
+    """A dense copy of a part of something, such as one of several gates beside each other."""
+    return x if dense(x) else np.array(x, order="K")
+
+
 def activation(name: str, x: np.ndarray, *parameters: float) -> np.ndarray:
     """See `reference_activations.activation`."""
-    if not dense(x):
-        if not x.size or isinstance(x, np.generic):
-            return reference_activations.activation(name, x, *parameters)
-        x = np.array(
-            x, order="K"
-        )  # a part of something, such as one of several gates beside each other
-    out, real = np.empty_like(x), x.dtype.type
-    _run(_map.address(real, name, curve=curves.curve(name, real)), parameters, x, out)
+    if not x.size or isinstance(x, np.generic):
+        return reference_activations.activation(name, x, *parameters)
+    x = _without_gaps(x)
+    out = np.empty_like(x)
+    _run(_curve_code(name, x.dtype.type), parameters, x, out)
     return out
 
 
@@ -69,11 +83,12 @@ def activation_grad(
     name: str, grad: np.ndarray, kept: np.ndarray, *parameters: float
 ) -> np.ndarray:
     """See `reference_activations.activation_grad`."""
-    if grad.dtype != kept.dtype or not alike(grad, kept):
+    unlike = grad.dtype != kept.dtype or grad.shape != kept.shape
+    if unlike or not kept.size or isinstance(kept, np.generic):
         return reference_activations.activation_grad(name, grad, kept, *parameters)
-    out, real = np.empty_like(grad), grad.dtype.type
-    code = _map_grad.address(real, name, slope=curves.slope(name, real))
-    _run(code, parameters, grad, kept, out)
+    kept = _without_gaps(kept)
+    out = np.empty_like(kept)
+    _run(_slope_code(name, grad.dtype.type), parameters, lying_as(kept, grad), kept, out)
     return out
 
 
@@ -84,6 +99,6 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def gelu_grad(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     """See `reference.gelu_grad`."""
-    if grad.dtype != x.dtype or not alike(grad, x):
+    if grad.dtype != x.dtype or grad.shape != x.shape or not dense(x):
         return reference.gelu_grad(grad, x)
     return activation_grad("gelu", grad, x)

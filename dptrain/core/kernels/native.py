@@ -17,7 +17,7 @@ from dptrain.core import heap
 from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
 from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import add, relu, relu_grad
+from dptrain.core.kernels.elementwise import add, clip, pass_where, relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.lookup import add_rows, column_sums
 from dptrain.core.kernels.normalisation import (
@@ -36,6 +36,7 @@ from dptrain.core.kernels.pooling import (
     sum_pool_scatter,
 )
 from dptrain.core.kernels.recurrent import recurrent, recurrent_grad
+from dptrain.core.kernels.prelu import prelu, prelu_grad
 from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
 from dptrain.core.kernels.reference_pointwise import (
     assign,
@@ -59,8 +60,8 @@ from dptrain.core.kernels.updates import adam, sgd
 __all__ = [
     "activation",
     "activation_grad",
-    "add",
     "adam",
+    "add",
     "add_rows",
     "assign",
     "attention",
@@ -70,6 +71,7 @@ __all__ = [
     "batch_statistics",
     "batch_vectors",
     "channels_last",
+    "clip",
     "col2im",
     "column_sums",
     "conv",
@@ -88,8 +90,6 @@ __all__ = [
     "keep",
     "layer_norm",
     "layer_norm_grad",
-    "multiply",
-    "normalise",
     "linear",
     "log_softmax",
     "log_softmax_grad",
@@ -97,17 +97,22 @@ __all__ = [
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",
+    "multiply",
+    "normalise",
+    "pass_where",
+    "prelu",
+    "prelu_grad",
     "recurrent",
     "recurrent_grad",
     "relu",
     "relu_grad",
     "rms_norm",
     "rms_norm_grad",
-    "sum_pool",
-    "sum_pool_scatter",
     "sgd",
     "softmax",
     "softmax_grad",
+    "sum_pool",
+    "sum_pool_scatter",
     "unscale",
 ]
 

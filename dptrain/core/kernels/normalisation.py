@@ -16,12 +16,12 @@ import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import FAST, kernel, whole_registers
+from dptrain.core.kernels.dense import fold as fold_of
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
 
 _BLOCK = 32
-_WIDE = 256  # columns of a folded row
 
 
 @kernel(fastmath=FAST)
@@ -265,20 +265,12 @@ def _rows_grad(args, share, shares, worker):
             to[k] = s * (g[k] * weight[k] - total - (line[k] - m) * s * products)
 
 
-def _fold(rows: int, columns: int) -> int:
-    """How many rows to see as one."""
-    fold = 1
-    while fold * columns * 2 <= _WIDE and rows % (fold * 2) == 0:
-        fold *= 2
-    return fold
-
-
 def batch_statistics(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.batch_statistics`; the vectors are tiled over the folded columns."""
     rows, c = x.shape
-    fold = _fold(rows, c)
+    fold = fold_of(rows, c)
     r, wide = rows // fold, fold * c
     blocks = pool.blocks(r, x.nbytes, 16 * wide)
     short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
@@ -305,7 +297,7 @@ def batch_vectors(
 ) -> np.ndarray:
     """See `reference.batch_vectors`; tiled over the folded columns."""
     vectors = reference.batch_vectors(x, mean, rstd, weight, bias)
-    return np.ascontiguousarray(np.tile(vectors, (1, _fold(*x.shape))))
+    return np.ascontiguousarray(np.tile(vectors, (1, fold_of(*x.shape))))
 
 
 def normalise(
@@ -343,7 +335,7 @@ def batch_norm_grad(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.batch_norm_grad`."""
     (total_rows, c), real = x.shape, x.dtype.type
-    fold = _fold(total_rows, c)
+    fold = fold_of(total_rows, c)
     rows, wide = total_rows // fold, fold * c
     forward = cut
     if forward is None:

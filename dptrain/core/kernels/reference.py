@@ -14,7 +14,14 @@ import numpy as np
 from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.capturing import one_call
 from dptrain.core.kernels.erf import erf
-from dptrain.core.kernels.reference_activations import activation, activation_grad
+from dptrain.core.kernels.reference_activations import (
+    activation,
+    activation_grad,
+    clip,
+    pass_where,
+    prelu,
+    prelu_grad,
+)
 from dptrain.core.kernels.reference_pointwise import (
     add,
     assign,
@@ -52,7 +59,6 @@ from dptrain.core.kernels.reference_windows import (
 __all__ = [
     "activation",
     "activation_grad",
-    "Geometry",
     "adam",
     "add",
     "add_rows",
@@ -64,6 +70,7 @@ __all__ = [
     "batch_statistics",
     "batch_vectors",
     "channels_last",
+    "clip",
     "col2im",
     "column_sums",
     "conv",
@@ -77,6 +84,7 @@ __all__ = [
     "follow",
     "gelu",
     "gelu_grad",
+    "Geometry",
     "im2col",
     "keep",
     "layer_norm",
@@ -90,6 +98,9 @@ __all__ = [
     "max_pool_scatter",
     "multiply",
     "normalise",
+    "pass_where",
+    "prelu",
+    "prelu_grad",
     "recurrent",
     "recurrent_grad",
     "relu",

@@ -106,3 +106,29 @@ def activation_grad(name: str, grad: Any, kept: Any, *parameters: float) -> Any:
             case _:
                 raise ValueError(f"no activation is called {name!r}")
         return (grad * slope).astype(grad.dtype, copy=False)
+
+
+def clip(x: Any, low: float, high: float) -> tuple[Any, Any]:
+    """min(max(x, low), high), and where x lies between the two as a boolean; what is no number stays."""
+    low, high = x.dtype.type(low), x.dtype.type(high)
+    inside = (x > low) & (x < high)
+    return namespace_of(x).clip(x, low, high).astype(x.dtype, copy=False), inside
+
+
+def pass_where(grad: Any, passes: Any, scale: float = 1) -> Any:
+    """`grad` * scale where `passes` (boolean), 0 elsewhere, whatever the gradient is there."""
+    scaled = grad if scale == 1 else grad * grad.dtype.type(scale)
+    return namespace_of(grad).where(passes, scaled, grad.dtype.type(0))
+
+
+def prelu(x: Any, weight: Any) -> Any:
+    """x where positive, else weight * x; the weight broadcasts."""
+    return namespace_of(x).where(x > 0, x, weight * x)
+
+
+def prelu_grad(grad: Any, x: Any, weight: Any) -> tuple[Any, Any]:
+    """The gradients of `prelu`'s input and weight, the latter of the weight's shape, which has as many dimensions."""
+    xp, positive = namespace_of(x), x > 0
+    over = tuple(d for d, n in enumerate(weight.shape) if n == 1)
+    d_weight = xp.where(positive, x.dtype.type(0), grad * x).sum(axis=over, keepdims=True)
+    return xp.where(positive, grad, grad * weight), d_weight.reshape(weight.shape)

@@ -48,13 +48,17 @@ def _name(op: Op | type[Op]) -> str:
     return op.name.rsplit(".", 1)[-1]
 
 
-class _Sloped(Op):
-    """The gradient is multiplied by constants found in `forward`."""
+class _Passing(Op):
+    """The gradient passes, times a constant, where `forward` found so."""
 
-    slope: Any
+    forgets = True
+    passes: Any
+    factor: ClassVar[float] = 1
 
     def backward(self, grad: Any) -> Any:
-        return Where.call(self.slope == 0, 0, grad * self.slope)
+        if not isinstance(grad, Tensor):
+            return kernels_for(grad).pass_where(grad, self.passes, self.factor)
+        return Where.call(self.passes, grad * self.factor, 0)
 
 
 def _hardtanh(
@@ -69,15 +73,14 @@ def _hardtanh(
 
 
 @export("nn.functional.hardtanh", function=_hardtanh)
-class Hardtanh(_Sloped):
+class Hardtanh(_Passing):
     """Limit to an interval; the gradient passes inside, not at its ends."""
 
     def forward(self, input: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
         if input.dtype == np.bool_:
             raise RuntimeError("hardtanh: bool inputs are not supported")
-        self.slope = (input > min_val) & (input < max_val)
-        low, high = input.dtype.type(min_val), input.dtype.type(max_val)
-        return self.xp.clip(input, low, high).astype(input.dtype, copy=False)
+        out, self.passes = kernels_for(input).clip(input, min_val, max_val)
+        return out
 
 
 def _relu6(input: Any, inplace: bool = False) -> Any:
@@ -132,8 +135,10 @@ def _rrelu(
 
 
 @export("nn.functional.rrelu", function=_rrelu)
-class RreluWithNoise(_Sloped):
+class RreluWithNoise(Op):
     """Leaky ReLU with random slopes, from the dropout stream."""
+
+    forgets = True
 
     def forward(self, input: Any, lower: float, upper: float) -> Any:
         check_floating(_name(self), input)
@@ -141,6 +146,9 @@ class RreluWithNoise(_Sloped):
         slopes = lower + (upper - lower) * draws
         self.slope = self.xp.where(input <= 0, slopes, 1).astype(input.dtype)
         return input * self.slope
+
+    def backward(self, grad: Any) -> Any:
+        return Where.call(self.slope == 0, 0, grad * self.slope)
 
 
 def _prelu(input: Any, weight: Any) -> Any:
@@ -183,9 +191,11 @@ class PreluKernel(Op):
 
     def forward(self, input: Any, weight: Any) -> Any:
         check_floating("prelu", input)
-        return self.xp.where(input > 0, input, weight * input)
+        return kernels_for(input).prelu(input, weight)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        if not any(isinstance(v, Tensor) for v in (grad, input, weight)):
+            return kernels_for(input).prelu_grad(grad, input, weight)
         positive = input > 0
         return (
             Where.call(positive, grad, grad * weight),
@@ -199,28 +209,28 @@ def _threshold(input: Any, threshold: float, value: float, inplace: bool = False
 
 
 @export("nn.functional.threshold", "threshold", function=_threshold)
-class Threshold(_Sloped):
+class Threshold(_Passing):
     """input where above the threshold, else a constant."""
 
     def forward(self, input: Any, threshold: float, value: float) -> Any:
         cut = input <= threshold  # NaN stays NaN
-        self.slope = ~cut
+        self.passes = ~cut
         return self.xp.where(cut, input.dtype.type(value), input)
 
 
 @export("nn.functional.hardshrink", "hardshrink", methods=("hardshrink",))
-class Hardshrink(_Sloped):
+class Hardshrink(_Passing):
     """`input` outside [-lambd, lambd], 0 inside."""
 
     def forward(self, input: Any, lambd: float = 0.5) -> Any:
         check_floating("hardshrink", input)
         inside = (input >= -lambd) & (input <= lambd)
-        self.slope = ~inside
+        self.passes = ~inside
         return self.xp.where(inside, input.dtype.type(0), input)
 
 
 @export("nn.functional.softshrink")
-class Softshrink(_Sloped):
+class Softshrink(_Passing):
     """`input` moved towards 0 by lambd, 0 inside [-lambd, lambd]."""
 
     def forward(self, input: Any, lambd: float = 0.5) -> Any:
@@ -231,7 +241,7 @@ class Softshrink(_Sloped):
             )
         step = input.dtype.type(lambd)
         inside = (input >= -step) & (input <= step)
-        self.slope = ~inside
+        self.passes = ~inside
         return self.xp.where(inside, input.dtype.type(0), input - self.xp.copysign(step, input))
 
 
@@ -241,13 +251,15 @@ def _hardsigmoid(input: Any, inplace: bool = False) -> Any:
 
 
 @export("nn.functional.hardsigmoid", function=_hardsigmoid)
-class Hardsigmoid(_Sloped):
+class Hardsigmoid(_Passing):
     """0 up to -3, 1 from 3 on, straight between."""
+
+    factor = 1 / 6
 
     def forward(self, input: Any) -> Any:
         check_floating("hardsigmoid", input)
         kind = input.dtype.type
-        self.slope = self.xp.where((input > -3) & (input < 3), kind(1 / 6), kind(0))
+        self.passes = (input > -3) & (input < 3)
         out = self.xp.clip(input + kind(3), kind(0), kind(6)) / kind(6)
         return out.astype(input.dtype, copy=False)
 

@@ -76,15 +76,18 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
+    clip,
+    pass_where,
+    prelu,
+    prelu_grad,
     unscale,
 )
 
 __all__ = [
     "activation",
     "activation_grad",
-    "FAMILIES",
-    "add",
     "adam",
+    "add",
     "add_rows",
     "assign",
     "attention",
@@ -94,6 +97,7 @@ __all__ = [
     "batch_statistics",
     "batch_vectors",
     "channels_last",
+    "clip",
     "col2im",
     "column_sums",
     "conv",
@@ -104,6 +108,7 @@ __all__ = [
     "cross_entropy_grad",
     "dropout",
     "erf",
+    "FAMILIES",
     "follow",
     "gelu",
     "gelu_grad",
@@ -120,6 +125,9 @@ __all__ = [
     "max_pool_scatter",
     "multiply",
     "normalise",
+    "pass_where",
+    "prelu",
+    "prelu_grad",
     "relu",
     "relu_grad",
     "rms_norm",
