@@ -330,3 +330,34 @@ def test_gelu_is_right_everywhere_and_keeps_what_is_no_number():
             np.testing.assert_array_equal(
                 provider.gelu(edges), np.array([np.nan, np.inf, 0, 1e30, 0, 0], "f")
             )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((3, 64, 24), 4), ((2, 35, 6), 6), ((4, 1, 10), 2), ((5, 16, 3), 1), ((1, 48, 260), 13)],
+)
+def test_group_norm_twins_agree(shape, groups, dtype, affine, threads):
+    rng = np.random.default_rng(5)
+    x, grad = (rng.normal(100, 2, shape).astype(dtype) for _ in range(2))
+    weight, bias = (rng.normal(size=shape[2]).astype(dtype) if affine else None for _ in range(2))
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.group_norm(x, groups, weight, bias, 1e-5)
+        grads = native.group_norm_grad(grad, x, weight, got[1], got[3])
+    finally:
+        dptrain.set_num_threads(before)
+    wide = [None if v is None else v.astype(np.float64) for v in (x, weight, bias, grad)]
+    exact = reference.group_norm(wide[0], groups, *wide[1:3], 1e-5)
+    # The mean is rounded to the type of the image, by its size over the deviations.
+    slack = 200 * np.finfo(dtype).eps * max(1, (np.abs(exact[1]) * exact[3]).max())
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, expected, rtol=slack, atol=slack)
+    exact_grads = reference.group_norm_grad(wide[3], wide[0], wide[1], exact[1], exact[3])
+    for value, expected in zip(grads, exact_grads, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, expected, rtol=slack, atol=slack * np.abs(expected).max())

@@ -19,6 +19,7 @@ from dptrain.core.kernels.attention import attention, attention_grad
 from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
 from dptrain.core.kernels.elementwise import add, clip, pass_where, relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
+from dptrain.core.kernels.group_norm import group_norm, group_norm_grad
 from dptrain.core.kernels.lookup import add_rows, column_sums
 from dptrain.core.kernels.normalisation import (
     batch_norm,
@@ -86,6 +87,8 @@ __all__ = [
     "follow",
     "gelu",
     "gelu_grad",
+    "group_norm",
+    "group_norm_grad",
     "im2col",
     "keep",
     "layer_norm",

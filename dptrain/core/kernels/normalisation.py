@@ -11,60 +11,26 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels.column_passes import (
+    BLOCK,
+    apply,
+    input_gradient,
+    moments,
+    sums_of_gradients,
+)
 from dptrain.core.kernels.compiled import FAST, kernel, whole_registers
 from dptrain.core.kernels.dense import fold as fold_of
 from dptrain.core.kernels.memory import address, array_at
 
 real: Any = None  # each compiled copy has its own
 
-_BLOCK = 32
-
-
-@kernel(fastmath=FAST)
-def _moments(args, share, shares, worker):
-    rows, c, block = args[0], args[1], args[2]
-    x = array_at(args[3], (rows, c), real)
-    short = array_at(args[4], (shares, 2, c), real)[share]
-    total = array_at(args[5], (shares, 2, c), np.float64)[share]
-    mean, squares = total[0], total[1]
-    part, part_squares = short[0], short[1]
-    for k in range(c):
-        mean[k] = 0
-        squares[k] = 0
-    first = share * rows // shares
-    seen = 0
-    for start in range(first, (share + 1) * rows // shares, block):
-        stop = min(start + block, (share + 1) * rows // shares)
-        count = stop - start
-        for k in range(c):
-            part[k] = 0
-            part_squares[k] = 0
-        for r in range(start, stop):
-            line = x[r]
-            for k in range(c):
-                part[k] += line[k]
-        for k in range(c):
-            part[k] /= real(count)
-        for r in range(start, stop):
-            line = x[r]
-            for k in range(c):
-                d = line[k] - part[k]
-                part_squares[k] += d * d
-        weight = count / (seen + count)
-        for k in range(c):
-            d = part[k] - mean[k]
-            mean[k] += d * weight
-            squares[k] += part_squares[k] + d * d * (seen * weight)
-        seen += count
-
 
 @kernel
 def _statistics(args, share, shares, worker):
-    """The moments of all shares and folds merged; mean, variance and 1/std, and what `_apply` needs."""
+    """The moments of all shares and folds merged; mean, variance and 1/std, and what `apply` needs."""
     rows, c, fold, parts = args[0], args[1], args[2], args[3]
     total = array_at(args[4], (parts, 2, fold, c), np.float64)
     weight, bias = args[5], args[6]
@@ -99,77 +65,9 @@ def _statistics(args, share, shares, worker):
             vectors[2, f, k] = shift
 
 
-@numba.njit
-def _normal(x, mean, scale, shift):
-    """Not inlined by numba but by LLVM, so that the rounding is the same in kernels that may fuse products."""
-    return (x - mean) * scale + shift
-
-
-@kernel
-def _apply(args, share, shares, worker):
-    """out = (x - mean) * scale + shift, column by column; then `more` is added, or max(out, 0) taken."""
-    rows, c = args[0], args[1]
-    x, out = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
-    vectors = array_at(args[4], (3, c), real)
-    cut, more = args[5], array_at(args[6], (rows, c), real)
-    mean, scale, shift = vectors[0], vectors[1], vectors[2]
-    for r in range(share * rows // shares, (share + 1) * rows // shares):
-        line, to = x[r], out[r]
-        if cut:
-            for k in range(c):
-                y = _normal(line[k], mean[k], scale[k], shift[k])
-                to[k] = real(0) if y <= 0 else y  # what is no number stays
-        elif args[6]:
-            other = more[r]
-            for k in range(c):
-                to[k] = _normal(line[k], mean[k], scale[k], shift[k]) + other[k]
-        else:
-            for k in range(c):
-                to[k] = _normal(line[k], mean[k], scale[k], shift[k])
-
-
-@kernel(fastmath=FAST)
-def _sums(args, share, shares, worker):
-    """Sums of the gradient, and of the gradient times the centred input.
-
-    With `cut` the gradient is that of max(out, 0), which passes where `_apply` gave more than 0.
-    """
-    rows, c, block = args[0], args[1], args[2]
-    x, grad = array_at(args[3], (rows, c), real), array_at(args[4], (rows, c), real)
-    vectors = array_at(args[5], (3, c), real)
-    mean, scale, shift = vectors[0], vectors[1], vectors[2]
-    short = array_at(args[6], (shares, 2, c), real)[share]
-    total = array_at(args[7], (shares, 2, c), np.float64)[share]
-    cut = args[8]
-    sums, products = total[0], total[1]
-    part, part_products = short[0], short[1]
-    for k in range(c):
-        sums[k] = 0
-        products[k] = 0
-    for start in range(share * rows // shares, (share + 1) * rows // shares, block):
-        for k in range(c):
-            part[k] = 0
-            part_products[k] = 0
-        for r in range(start, min(start + block, (share + 1) * rows // shares)):
-            line, g = x[r], grad[r]
-            if cut:
-                for k in range(c):
-                    y = _normal(line[k], mean[k], scale[k], shift[k])
-                    d = real(0) if y <= 0 else g[k]
-                    part[k] += d
-                    part_products[k] += d * (line[k] - mean[k])
-            else:
-                for k in range(c):
-                    part[k] += g[k]
-                    part_products[k] += g[k] * (line[k] - mean[k])
-        for k in range(c):
-            sums[k] += part[k]
-            products[k] += part_products[k]
-
-
 @kernel
 def _factors(args, share, shares, worker):
-    """The gradients of weight and bias, and what `_input_grad` needs."""
+    """The gradients of weight and bias, and what `input_gradient` needs."""
     rows, c, fold, parts = args[0], args[1], args[2], args[3]
     total = array_at(args[4], (parts, 2, fold, c), np.float64)
     weight, rstd = args[5], array_at(args[6], (c,), real)
@@ -189,28 +87,6 @@ def _factors(args, share, shares, worker):
             vectors[0, f, k] = scale
             vectors[1, f, k] = -scale * inverse * (products * inverse) / rows
             vectors[2, f, k] = -scale * sums / rows
-
-
-@kernel
-def _input_grad(args, share, shares, worker):
-    """out = grad * a + (x - mean) * b + d, column by column; `cut` as in `_sums`."""
-    rows, c = args[0], args[1]
-    x, grad = array_at(args[2], (rows, c), real), array_at(args[3], (rows, c), real)
-    out = array_at(args[4], (rows, c), real)
-    forward, vectors = array_at(args[5], (3, c), real), array_at(args[6], (3, c), real)
-    mean, scale, shift = forward[0], forward[1], forward[2]
-    a, b, d = vectors[0], vectors[1], vectors[2]
-    cut = args[7]
-    for r in range(share * rows // shares, (share + 1) * rows // shares):
-        line, g, to = x[r], grad[r], out[r]
-        if cut:
-            for k in range(c):
-                y = _normal(line[k], mean[k], scale[k], shift[k])
-                passed = real(0) if y <= 0 else g[k]
-                to[k] = passed * a[k] + (line[k] - mean[k]) * b[k] + d[k]
-        else:
-            for k in range(c):
-                to[k] = g[k] * a[k] + (line[k] - mean[k]) * b[k] + d[k]
 
 
 @kernel(fastmath=FAST)
@@ -274,8 +150,8 @@ def batch_statistics(
     r, wide = rows // fold, fold * c
     blocks = pool.blocks(r, x.nbytes, 16 * wide)
     short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
-    args = (r, wide, _BLOCK, address(x), address(short), address(total))
-    pool.run(_moments.address(x.dtype.type), args, blocks)
+    args = (r, wide, BLOCK, address(x), address(short), address(total))
+    pool.run(moments.address(x.dtype.type), args, blocks)
     facts, vectors = np.empty((3, c), x.dtype), np.empty((3, wide), x.dtype)
     affine = [None if v is None else np.ascontiguousarray(v) for v in (weight, bias)]
     exact = _constant(eps, 1, np.float64)
@@ -311,8 +187,8 @@ def normalise(
     wide = vectors.shape[1]
     rows = x.size // wide
     added = 0 if more is None else address(more)
-    args = (rows, wide, address(x), address(out), address(vectors), cut, added)
-    pool.run(_apply.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
+    args = (rows, wide, address(x), address(out), address(vectors), cut, added, 0)
+    pool.run(apply.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
 
 
 def batch_norm(
@@ -344,7 +220,9 @@ def batch_norm_grad(
     blocks = pool.blocks(rows, x.nbytes, 16 * wide)
     short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
     places = map(address, (x, grad, forward, short, total))
-    pool.run(_sums.address(real), (rows, wide, _BLOCK, *places, cut is not None), blocks)
+    pool.run(
+        sums_of_gradients.address(real), (rows, wide, BLOCK, *places, cut is not None, 0), blocks
+    )
     facts, vectors = np.empty((2, c), x.dtype), np.empty((3, wide), x.dtype)
     factor = None if weight is None else np.ascontiguousarray(weight)
     args = (
@@ -356,7 +234,7 @@ def batch_norm_grad(
     out = np.empty_like(x)
     places = map(address, (x, grad, out, forward, vectors))
     shares = pool.shares(rows, x.nbytes)
-    pool.run(_input_grad.address(real), (rows, wide, *places, cut is not None), shares)
+    pool.run(input_gradient.address(real), (rows, wide, *places, cut is not None, 0), shares)
     return out, facts[0], facts[1]
 
 

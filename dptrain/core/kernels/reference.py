@@ -85,6 +85,8 @@ __all__ = [
     "gelu",
     "gelu_grad",
     "Geometry",
+    "group_norm",
+    "group_norm_grad",
     "im2col",
     "keep",
     "layer_norm",
@@ -328,6 +330,55 @@ def batch_norm_grad(
     sums, products = grad.sum(axis=0), (grad * normal).sum(axis=0)
     out = grad - sums / rows - normal * (products / rows)
     return out * (rstd if weight is None else rstd * weight), products, sums
+
+
+def group_norm(
+    x: np.ndarray, groups: int, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of the channels of each image normalised over the group's channels and all places.
+
+    Source: Wu & He, "Group normalization", 2018.
+
+    Args:
+        x: (N, places, C).
+        groups: of channels, which divide C.
+        weight, bias: (C,) factor and summand.
+        eps: added to the variance.
+
+    Returns:
+        The result, and (N, groups) each: mean, variance, 1 / sqrt(variance + eps).
+    """
+    n, places, c = x.shape
+    split = x.reshape(n, places, groups, c // groups)
+    mean = split.mean(axis=(1, 3), keepdims=True)
+    centred = split - mean
+    var = (centred * centred).mean(axis=(1, 3), keepdims=True)
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    out = (centred * rstd).reshape(x.shape)
+    if weight is not None:
+        out *= weight
+    if bias is not None:
+        out += bias
+    return out, mean[:, 0, :, 0], var[:, 0, :, 0], rstd[:, 0, :, 0]
+
+
+def group_norm_grad(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of `group_norm`'s input, weight and bias; `grad` and `x` are contiguous."""
+    n, places, c = x.shape
+    groups = mean.shape[1]
+    scale = rstd[:, None, :, None]
+    normal = (x.reshape(n, places, groups, c // groups) - mean[:, None, :, None]) * scale
+    d = (grad if weight is None else grad * weight).reshape(normal.shape)
+    products = (d * normal).mean(axis=(1, 3), keepdims=True)
+    out = (d - d.mean(axis=(1, 3), keepdims=True) - normal * products) * scale
+    d_weight = (grad * normal.reshape(x.shape)).sum(axis=(0, 1))
+    return out.reshape(x.shape), d_weight, grad.sum(axis=(0, 1))
 
 
 def relu(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of, on_gpu
+from dptrain.core.arrays import HOST_TYPES, namespace_of, on_gpu
 from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -98,6 +98,28 @@ class _Norm(Op):
         rows = input.reshape(self.spec.inner)
         return rows if rows.flags.c_contiguous else namespace_of(input).ascontiguousarray(rows)
 
+    def _by_images(
+        self, input: Any, weight: Any, bias: Any, spec: NormSpec, groups: int, seen: Any = None
+    ) -> Any:
+        """The forward pass over groups of the channels of each image, in compiled passes."""
+        self.spec, self.fixed = spec, False
+        self.affine = None if weight is None else weight.shape
+        images, shape = _as_images(input)
+        out, *facts = kernels_for(images).group_norm(images, groups, weight, bias, spec.eps)
+        kept = tuple(1 if axis in spec.axes else n for axis, n in enumerate(spec.inner))
+        self.mean, var, self.rstd = (v.reshape(kept) for v in facts)
+        if seen is not None:
+            seen += [self.mean, var]
+        return channels_first(out.reshape(shape))
+
+    def _images_grad(self, grad: Any, input: Any, weight: Any) -> Any:
+        images, shape = _as_images(input)
+        grads, _ = _as_images(grad)
+        facts = (v.reshape(len(images), -1) for v in (self.mean, self.rstd))
+        out, *sums = kernels_for(grads).group_norm_grad(grads, images, weight, *facts)
+        d_weight, d_bias = (None if self.affine is None else v.reshape(self.affine) for v in sums)
+        return channels_first(out.reshape(shape)), d_weight, d_bias
+
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
         spec = self.spec
         g = grad.reshape(spec.inner)
@@ -120,7 +142,7 @@ class _Norm(Op):
 
 
 class NativeBatchNorm(_Norm):
-    """Each channel over the batch and all positions.
+    """Each channel over the batch and all positions, or (instance norm) over the positions of each sample.
 
     Given a list, `postponed`, it may add something to it and give a result without values (see
     `Normalising`).
@@ -144,9 +166,11 @@ class NativeBatchNorm(_Norm):
         seen: Any = None,
         postponed: Any = None,
     ) -> Any:
-        # As the columns of a matrix, in one compiled pass; of one sample each: instance norm.
         columns = 0 in spec.axes and input.size > 0
         self.by_columns = fixed is None and columns
+        self.by_images = fixed is None and 0 not in spec.axes and _served(input)
+        if self.by_images:
+            return self._by_images(input, weight, bias, spec, input.shape[1], seen)
         if columns and fixed is not None:
             return self._by_fixed(input, weight, bias, spec, fixed)
         if not self.by_columns:
@@ -185,7 +209,10 @@ class NativeBatchNorm(_Norm):
         return False
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_columns:
+        raw = not isinstance(grad, Tensor) and not isinstance(input, Tensor)
+        if raw and self.by_images:
+            return self._images_grad(grad, input, weight)
+        if not raw or not self.by_columns:
             return super().backward(grad, input, weight)
         rows, shape = _as_columns(input)
         grads, _ = _as_columns(grad)
@@ -229,6 +256,17 @@ def _as_columns(image: Any) -> tuple[Any, Shape]:
     """(N, C, *sizes) -> (N * sizes, C) and the shape (N, *sizes, C)."""
     last = channels_last(image)
     return last.reshape(-1, last.shape[-1]), last.shape
+
+
+def _as_images(image: Any) -> tuple[Any, Shape]:
+    """(N, C, *sizes) -> (N, sizes, C) and the shape (N, *sizes, C)."""
+    last = channels_last(image)
+    return last.reshape(len(last), -1, last.shape[-1]), last.shape
+
+
+def _served(input: Any) -> bool:
+    """Whether images are normalised by compiled passes, group by group."""
+    return type(input) in HOST_TYPES and input.size > 0 and input.ndim < 6
 
 
 class NativeLayerNorm(_Norm):
@@ -275,6 +313,25 @@ class NativeGroupNorm(_Norm):
     """Each sample over groups of channels and all positions."""
 
     name = "group_norm"
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        spec: NormSpec,
+        fixed: Any = None,
+        seen: Any = None,
+    ) -> Any:
+        self.by_images = fixed is None and seen is None and _served(input)
+        if self.by_images:
+            return self._by_images(input, weight, bias, spec, spec.inner[1])
+        return super().forward(input, weight, bias, spec, fixed, seen)
+
+    def backward(self, grad: Any, input: Any, weight: Any) -> Any:
+        if isinstance(grad, Tensor) or isinstance(input, Tensor) or not self.by_images:
+            return super().backward(grad, input, weight)
+        return self._images_grad(grad, input, weight)
 
 
 class FusedRmsNorm(NativeLayerNorm):

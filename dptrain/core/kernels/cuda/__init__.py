@@ -77,6 +77,8 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
     clip,
+    group_norm,
+    group_norm_grad,
     pass_where,
     prelu,
     prelu_grad,
@@ -112,6 +114,8 @@ __all__ = [
     "follow",
     "gelu",
     "gelu_grad",
+    "group_norm",
+    "group_norm_grad",
     "im2col",
     "keep",
     "layer_norm",
