@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.conv_algo import get_conv_algo
-from dptrain.core.kernels import depthwise, direct, reference, winograd
+from dptrain.core.kernels import depthwise, direct, lowered, reference, winograd
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.transform import TILE
 
@@ -33,7 +33,11 @@ class Problem(NamedTuple):
 
 
 def algorithm(problem: Problem) -> str:
-    """The algorithm for a convolution and its gradients: "reference", "depthwise", "winograd" or "direct"."""
+    """The algorithm for a convolution and its gradients.
+
+    "reference", "depthwise", "lowered", "winograd" or "direct"; "lowered" convolutions have weights whose gradient
+    `direct` may compute (`lowered.serves`).
+    """
     return _algorithm(get_conv_algo(), *problem)
 
 
@@ -45,6 +49,8 @@ def _algorithm(allowed: str, *problem: Any) -> str:
         return "reference"
     if groups == c == o and groups > 1:
         return "depthwise"
+    if groups == 1 and lowered.serves(n * out_h * out_w, c, o, geometry):
+        return "lowered"
     square = kh == kw and kh in winograd.SIZES and max(ph, pw) < kh
     dense = groups == 1 and (*steps, dh, dw) == (1, 1, 1, 1)
     tiles = n * -(-out_h // TILE) * -(-out_w // TILE)
@@ -70,6 +76,8 @@ def conv(
     match _algorithm(get_conv_algo(), *sizes, geometry, groups, x.itemsize == 4):
         case "depthwise":
             return depthwise.conv(x, weight, bias, out_h, out_w, geometry)
+        case "lowered":
+            return lowered.conv(x, weight, bias, out_h, out_w, geometry)
         case "winograd":
             return winograd.conv(x, weight, bias, out_h, out_w, geometry[4:6])
         case "direct":
@@ -94,6 +102,8 @@ def conv_input_grad(
     match _algorithm(get_conv_algo(), *sizes, geometry, groups, grad.itemsize == 4):
         case "depthwise":
             return depthwise.conv_input_grad(grad, weight, bias, shape, geometry)
+        case "lowered":
+            return lowered.conv_input_grad(grad, weight, bias, shape, geometry)
         case "winograd":
             return winograd.conv_input_grad(grad, weight, bias, shape, geometry[4:6])
         case "direct":
@@ -115,6 +125,10 @@ def conv_weight_grad(
     match _algorithm(get_conv_algo(), *sizes, geometry, groups, x.itemsize == 4):
         case "depthwise":
             return depthwise.conv_weight_grad(x, grad, w_shape, geometry)
+        case "lowered":
+            if lowered.serves(n * out_h * out_w, x.shape[3], o, geometry, weight_grad=True):
+                return lowered.conv_weight_grad(x, grad, w_shape, geometry)
+            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
         case "winograd":
             return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6])
         case "direct":

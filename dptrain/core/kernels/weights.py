@@ -44,27 +44,35 @@ def _fill_panels(args, share, shares, worker):
                         to[k] = 0
 
 
+#: Columns and channels that are reordered at a time: what is read and what is written stay in the first cache.
+_COLUMNS, _CHANNELS = 16, 16
+
+
 @kernel
 def _collect(args, share, shares, worker):
     """out[o, c, tap] = sum over parts of sums[part, tap, c, o]; the row behind them is that of a bias."""
     o, c, taps, line, parts, step = args[0], args[1], args[2], args[3], args[4], args[5]
     sums = array_at(args[6], (parts, step), real)
     out = array_at(args[7], (o, c, taps), real)
-    if args[8]:
+    if args[8] and share == 0:
         bias = array_at(args[8], (o,), real)
         for k in range(o):
             total = sums[0, taps * c * line + k]
             for part in range(1, parts):
                 total += sums[part, taps * c * line + k]
             bias[k] = total
-    for tap in range(taps):
-        for depth in range(c):
-            place = (tap * c + depth) * line
-            for k in range(o):
-                total = sums[0, place + k]
-                for part in range(1, parts):
-                    total += sums[part, place + k]
-                out[k, depth, tap] = total
+    blocks = -(-o // _COLUMNS)
+    for block in range(share * blocks // shares, (share + 1) * blocks // shares):
+        first, last = block * _COLUMNS, min(o, (block + 1) * _COLUMNS)
+        for start in range(0, c, _CHANNELS):
+            for tap in range(taps):
+                for depth in range(start, min(c, start + _CHANNELS)):
+                    place = (tap * c + depth) * line
+                    for k in range(first, last):
+                        total = sums[0, place + k]
+                        for part in range(1, parts):
+                            total += sums[part, place + k]
+                        out[k, depth, tap] = total
 
 
 class _Panels(NamedTuple):
@@ -142,4 +150,5 @@ def collected(
     parts, rows, line = sums.shape
     places = address(sums), address(out), 0 if bias is None else address(bias)
     args = (len(out), depth, taps, line, parts, rows * line, *places)
-    pool.run(_collect.address(out.dtype.type), args, 1)
+    shares = pool.shares(-(-len(out) // _COLUMNS), parts * out.nbytes + out.nbytes)
+    pool.run(_collect.address(out.dtype.type), args, shares)
