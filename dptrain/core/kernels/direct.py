@@ -260,6 +260,10 @@ def conv_input_grad(
     return out
 
 
+#: Places of images whose products are summed before they are added to those of others, and bytes of their copies.
+_PLACES, _BATCH_BYTES = 128, 1 << 18
+
+
 class _Outer:
     """The outer driver for images of one shape: what a call needs beside the addresses.
 
@@ -291,24 +295,29 @@ class _Outer:
         taps_j, merged = (1, kw * depth) if dw == 1 else (kw, depth)
         line = -(-columns // lanes) * lanes
         copies, pads, total = groups > 1 or pw > 0, line != o, w + 2 * pw
-        self._image_bytes = lines(h * total * depth * size) if copies else 0
-        own = self._image_bytes + (lines(out_h * out_w * line * size) if pads else 0)
+        image_bytes = lines(h * total * depth * size) if copies else 0
+        grad_bytes = lines(out_h * out_w * line * size) if pads else 0
         rows, work = kh * kw * depth + 1, pool.as_bytes(prod(grad) * depth * kh * kw)
         blocks = pool.blocks(n, work, rows * line * size)
         parts = pool.across(-(-columns // (2 * lanes)), blocks, work)
         self._sums, self._shares = (blocks, rows, line), blocks * parts
+        # The sums pass through memory once per batch of images.
+        room = _BATCH_BYTES // max(1, image_bytes + grad_bytes)
+        batch = max(1, min(_PLACES // (out_h * out_w), room, n // blocks))
+        own = batch * (image_bytes + grad_bytes)
         self._one = np.ones(1, dtype)
         self._scratch, self._taps = own * min(threads, self._shares), (kh * kw, depth)
         self._image = (
             h * w * c * size, w * c * size, c * size,
             h, w, depth * size, int(copies), pw, total,
         )  # fmt: skip
-        self._own = own
+        self._own, self._before = own, batch * image_bytes
         self._grad = (
             out_h * out_w * o * size, columns, address(self._one),
             n, out_h, out_w, o * size, int(pads),
         )  # fmt: skip
         self._last = (rows * line * size, kh, taps_j, merged, sh, sw, dh, dw, ph, parts)
+        self._last += (batch, image_bytes, grad_bytes)
 
     def run(self, x: np.ndarray, grad: np.ndarray, out: np.ndarray, bias: np.ndarray) -> None:
         """Compute the gradients of the weight and of the bias, both contiguous."""
@@ -320,7 +329,7 @@ class _Outer:
                 (
                     *_tile_facts(self.dtype),
                     address(x) + ins.start * size, *self._image, where, self._own,
-                    address(grad) + outs.start * size, *self._grad, where + self._image_bytes,
+                    address(grad) + outs.start * size, *self._grad, where + self._before,
                     address(sums), *self._last,
                 ),
                 self._shares,

@@ -94,6 +94,7 @@ def outer_loop(args, share, shares, worker):
     grad_pixel, pads, grad_scratch = args[24], args[25], args[26]
     taps_i, taps_j, merged = args[29], args[30], args[31]
     y_step, x_step, i_step, j_step, above = args[32], args[33], args[34], args[35], args[36]
+    batch, image_bytes, grad_bytes = args[38], args[39], args[40]
     # A share sums some of the images, in some of the panels of columns.
     parts, group = args[37], share // args[37]
     sums, groups = args[27] + group * args[28], shares // parts
@@ -103,24 +104,32 @@ def outer_loop(args, share, shares, worker):
     left_end = first_panel * 2 * lanes * itemsize
     for m in range(taps_i * taps_j * merged + 1):
         zero(sums + m * line + left_end, min(line, last_panel * 2 * lanes * itemsize) - left_end)
+    grad_scratch += worker * args[16]
     if pads:
         # Nobody uses what is summed beside the columns, but numbers that happen to lie there may be
         # subnormal, with which products take fifty times as long.
-        zero(grad_scratch + worker * args[16], out_h * out_w * line)
-    for n in range(group * images // groups, (group + 1) * images // groups):
-        source, in_row, in_pixel = image + n * image_step, row, pixel
+        zero(grad_scratch, batch * grad_bytes)
+    end = (group + 1) * images // groups
+    for n in range(group * images // groups, end, batch):
+        count = min(batch, end - n)
+        source, in_step, in_row, in_pixel = image + n * image_step, image_step, row, pixel
         if copies:
-            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
-            source, in_row, in_pixel = own_scratch, total * depth, depth
-        grad, grad_in = grads + n * grads_step, grad_pixel
+            for b in range(count):
+                _bordered_copy(
+                    own_scratch + b * image_bytes, source + b * image_step,
+                    height, width, row, pixel, depth, left, total,
+                )  # fmt: skip
+            source, in_step, in_row, in_pixel = own_scratch, image_bytes, total * depth, depth
+        grad, grad_step, grad_in = grads + n * grads_step, grads_step, grad_pixel
         if pads:  # whole vectors are read
-            grad, grad_in = grad_scratch + worker * args[16], line
-            for place in range(out_h * out_w):
-                move(
-                    grad + place * line,
-                    grads + n * grads_step + place * grad_pixel,
-                    columns * itemsize,
-                )
+            for b in range(count):
+                for place in range(out_h * out_w):
+                    move(
+                        grad_scratch + b * grad_bytes + place * line,
+                        grad + b * grads_step + place * grad_pixel,
+                        columns * itemsize,
+                    )
+            grad, grad_step, grad_in = grad_scratch, grad_bytes, line
         for i in range(taps_i):
             low = max(0, -((i * i_step - above) // y_step))
             high = min(out_h, -((i * i_step - above - height) // y_step))
@@ -143,9 +152,10 @@ def outer_loop(args, share, shares, worker):
                                 (cut + 1) * merged // cuts - m, used,
                                 here, line,
                                 first + m * itemsize, itemsize,
-                                0, y_step * in_row, x_step * in_pixel,
-                                grad + low * out_w * grad_in + right, 0, out_w * grad_in, grad_in,
-                                1, high - low, out_w,
+                                in_step, y_step * in_row, x_step * in_pixel,
+                                grad + low * out_w * grad_in + right,
+                                grad_step, out_w * grad_in, grad_in,
+                                count, high - low, out_w,
                                 here, line,
                             ),
                         )  # fmt: skip
@@ -156,7 +166,7 @@ def outer_loop(args, share, shares, worker):
                 tile_code,
                 (
                     1, used, here, 0, one, 0, 0, 0, 0,
-                    grad + block * 2 * lanes * itemsize, 0, 0, grad_in,
-                    1, 1, out_h * out_w, here, 0,
+                    grad + block * 2 * lanes * itemsize, grad_step, 0, grad_in,
+                    count, 1, out_h * out_w, here, 0,
                 ),
             )  # fmt: skip

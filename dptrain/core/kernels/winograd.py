@@ -225,18 +225,27 @@ def _weight(args, share, shares, worker):
 _BUDGET = 1 << 19
 
 
-def _blocks(n: int, tiles_y: int, tiles_x: int, bytes_per_tile: int) -> tuple[int, int]:
-    """How many images, or how many rows of tiles of one, to transform at a time."""
-    tiles = max(16, _BUDGET // bytes_per_tile)
+def _blocks(
+    n: int, tiles_y: int, tiles_x: int, bytes_per_tile: int, c: int, o: int, most: int
+) -> tuple[int, int]:
+    """How many images, or how many rows of tiles of one, to transform at a time.
+
+    The filters (or the sums of their gradients) pass once per block. Where they are too many for the cache, a block
+    has so many tiles that their own way through memory, twice c + o numbers for each place of a tile, is as long as
+    that of the filters, c * o numbers for each place.
+    """
+    tiles = max(16, _BUDGET // bytes_per_tile, min(c * o // (2 * (c + o)), most))
     if tiles_y * tiles_x <= tiles:
         return min(n, tiles // (tiles_y * tiles_x)), tiles_y
     return 1, max(1, tiles // tiles_x)
 
 
 class _Plan:
-    """Sizes that both drivers share."""
+    """Sizes that both drivers share; threads, if their number may change them."""
 
-    def __init__(self, n: int, out_h: int, out_w: int, c: int, o: int, taps: int) -> None:
+    def __init__(
+        self, n: int, out_h: int, out_w: int, c: int, o: int, taps: int, threads: int
+    ) -> None:
         self.size = TILE + taps - 1
         kind = target()
         self.width, self.lanes = kind.width, kind.lanes(4)
@@ -244,7 +253,9 @@ class _Plan:
         self.line = -(-o // self.lanes) * self.width
         tiles_y, tiles_x = -(-out_h // TILE), -(-out_w // TILE)
         area = self.size * self.size
-        self.group, self.band = _blocks(n, tiles_y, tiles_x, area * (self.depth + self.line))
+        most = -(-n * tiles_y * tiles_x // threads)
+        per_tile = area * (self.depth + self.line)
+        self.group, self.band = _blocks(n, tiles_y, tiles_x, per_tile, c, o, most)
         tiles = self.group * self.band * tiles_x
         self.units = -(-n // self.group) * -(-tiles_y // self.band)
         self.work = pool.as_bytes(n * tiles_y * tiles_x * area * c * o)
@@ -275,7 +286,8 @@ def _correlate(
     """`o` results at stride 1, for filters as panels with the taps first."""
     n, h, w, c = x.shape
     r = int(len(taps) ** 0.5)
-    plan = _plan(n, out_h, out_w, c, o, r)
+    # How a result is summed does not depend on its block.
+    plan = _plan(n, out_h, out_w, c, o, r, get_num_threads())
     filters = everywhere("filter", r, taps.reshape(r * r, -1))
     start = plan.zeros
     if bias is not None:
@@ -332,7 +344,7 @@ def conv_weight_grad(
     n, h, w, c = x.shape
     _, out_h, out_w, o = grad.shape
     r = w_shape[2]
-    plan = _plan(n, out_h, out_w, c, o, r)
+    plan = _plan(n, out_h, out_w, c, o, r, 1)
     area, line = plan.size * plan.size, plan.line // 4
     blocks = pool.blocks(plan.units, plan.work, (area * c + 1) * plan.line)
     parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
