@@ -57,6 +57,7 @@ from dptrain.core.kernels.softmax import (
     softmax_grad,
 )
 from dptrain.core.kernels.updates import adam, sgd
+from dptrain.core.kernels.weighing import weighted_sums
 
 __all__ = [
     "activation",
@@ -117,6 +118,7 @@ __all__ = [
     "sum_pool",
     "sum_pool_scatter",
     "unscale",
+    "weighted_sums",
 ]
 
 heap.prepare()

@@ -54,6 +54,7 @@ from dptrain.core.kernels.reference_windows import (
     max_pool_scatter,
     sum_pool,
     sum_pool_scatter,
+    weighted_sums,
 )
 
 __all__ = [
@@ -115,6 +116,7 @@ __all__ = [
     "sum_pool",
     "sum_pool_scatter",
     "unscale",
+    "weighted_sums",
 ]
 
 

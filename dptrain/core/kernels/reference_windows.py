@@ -198,3 +198,29 @@ def max_pool_gather(x: np.ndarray, where: np.ndarray, geometry: Geometry) -> np.
     for tap, rows, cols in _taps(out_h, out_w, geometry):
         np.copyto(out, p[:, rows, cols], where=where == tap)
     return out
+
+
+def weighted_sums(
+    x: np.ndarray, starts: np.ndarray, cols: np.ndarray, weights: np.ndarray | None
+) -> np.ndarray:
+    """Sums of a few entries of the middle dimension, one after the other: out[:, r] = sum of x[:, cols[t]] * weights[t].
+
+    Args:
+        x: (outer, entries, inner).
+        starts: int64; t runs from starts[r] to starts[r + 1].
+        cols: int64, entries.
+        weights: float64, brought to the type of x; None: 1.
+
+    Returns:
+        (outer, len(starts) - 1, inner).
+    """
+    counts = np.diff(starts)
+    out = np.zeros((len(x), len(counts), x.shape[2]), x.dtype)
+    for depth in range(counts.max(initial=0)):
+        rows = np.flatnonzero(counts > depth)
+        taps = starts[rows] + depth
+        part = x[:, cols[taps]]
+        if weights is not None:
+            part = part * weights[taps].astype(x.dtype)[:, None]
+        out[:, rows] += part
+    return out

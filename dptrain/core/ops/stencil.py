@@ -8,12 +8,15 @@ Only entries of a result's own window are touched: an infinity elsewhere does no
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array, namespace_of
+from dptrain.core.arrays import HOST_TYPES, is_array, namespace_of
+from dptrain.core.kernels import kernels_for
+from dptrain.core.layout import order_of
 from dptrain.core.op import Op
 
 
@@ -40,24 +43,24 @@ class Taps:
         return other
 
     @cached_property
+    def _by_result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Where the entries of each result begin, the entries, and their weights."""
+        order = np.argsort(self.rows, kind="stable")
+        starts = np.searchsorted(self.rows[order], np.arange(self.shape[0] + 1))
+        cols = np.ascontiguousarray(self.cols[order], np.int64)
+        weights = None if self.weights is None else np.asarray(self.weights[order], np.float64)
+        return starts.astype(np.int64), cols, weights
+
+    @cached_property
     def layers(self) -> list[tuple[Any, Any, Any]]:
         """(results, entries, weights) with each result at most once."""
-        order = np.argsort(self.rows, kind="stable")
-        rows, cols = self.rows[order], self.cols[order]
-        first = np.searchsorted(rows, rows)
-        depth = np.arange(len(rows)) - first
-        weights = None if self.weights is None else self.weights[order]
-        found = []
-        for d in range(int(depth.max()) + 1 if len(rows) else 0):
-            chosen = depth == d
-            every = int(chosen.sum()) == self.shape[0]
-            found.append(
-                (
-                    slice(None) if every else rows[chosen],
-                    cols[chosen],
-                    None if weights is None else weights[chosen],
-                )
-            )
+        starts, cols, weights = self._by_result
+        counts, found = np.diff(starts), []
+        for depth in range(int(counts.max(initial=0))):
+            rows = np.flatnonzero(counts > depth)
+            taps = starts[rows] + depth
+            every = slice(None) if len(rows) == self.shape[0] else rows
+            found.append((every, cols[taps], None if weights is None else weights[taps]))
         return found
 
     def _layers_in(self, xp: Any) -> list[tuple[Any, Any, Any]]:
@@ -70,7 +73,9 @@ class Taps:
         return held
 
     def run(self, x: np.ndarray, dim: int) -> np.ndarray:
-        """The results along `dim`."""
+        """The results along `dim`; on the host they lie in memory as `x` does."""
+        if type(x) in HOST_TYPES:
+            return self._run_on_host(x, dim)
         xp = namespace_of(x)
         out = xp.zeros((*x.shape[:dim], self.shape[0], *x.shape[dim + 1 :]), x.dtype)
         lead = (slice(None),) * dim
@@ -81,6 +86,18 @@ class Taps:
                 part = part * weights.astype(x.dtype).reshape(-1, *tail)
             out[(*lead, rows)] += part
         return out
+
+
+    def _run_on_host(self, x: np.ndarray, dim: int) -> np.ndarray:
+        order = order_of(x)
+        at = order.index(dim)
+        lying = x.transpose(order)
+        outer, inner = math.prod(lying.shape[:at]), math.prod(lying.shape[at + 1 :])
+        matrices = lying.reshape(outer, x.shape[dim], inner)
+        out = kernels_for(x).weighted_sums(matrices, *self._by_result)
+        shape = (*lying.shape[:at], self.shape[0], *lying.shape[at + 1 :])
+        back = tuple(order.index(d) for d in range(x.ndim))
+        return out.reshape(shape).transpose(back)
 
 
 def windows(starts: Any, ends: Any, weights: Any, entries: int) -> Taps:
