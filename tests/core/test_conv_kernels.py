@@ -13,7 +13,15 @@ from dptrain.core.conv_algo import pinned
 from dptrain.core.kernels import reference
 
 native = pytest.importorskip("dptrain.core.kernels.native", reason="numba not installed")
-from dptrain.core.kernels import direct, memory, micro, weights, winograd  # noqa: E402
+from dptrain.core.kernels import (  # noqa: E402
+    direct,
+    lowered,
+    memory,
+    micro,
+    narrow,
+    weights,
+    winograd,
+)
 from dptrain.core.kernels.convolution import Problem, algorithm  # noqa: E402
 from dptrain.core.kernels.cook_toom import transforms  # noqa: E402
 from dptrain.core.kernels.target import Target, target, target_of  # noqa: E402
@@ -87,6 +95,94 @@ def test_direct_convolution_is_the_definition_to_rounding(case, dtype, threads):
         # Products of standard normal numbers: the sum of their sizes grows with their number.
         bound = np.finfo(dtype).eps * (products + 4) * np.sqrt(products + 4) * 4
         np.testing.assert_allclose(result, expected, rtol=0, atol=max(bound, 1e-12 * products))
+
+
+class Ungrouped:
+    """The functions of a module for convolutions of one group, as those of a provider."""
+
+    def __init__(self, module):
+        self.conv = lambda *args: module.conv(*args[:-1])
+        self.conv_input_grad = lambda *args: module.conv_input_grad(*args[:-1])
+        self.conv_weight_grad = lambda *args: module.conv_weight_grad(*args[:-1])
+
+
+@st.composite
+def of_one_group(draw, reversible):
+    """`cases` for `Ungrouped`; if reversible, of stride 1 and no more padding than the filter reaches."""
+    n, c, o = draw(st.integers(1, 6)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    gaps = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    spans = [d * (k - 1) for d, k in zip(gaps, kernel, strict=True)]
+    steps, pads = (1, 1), tuple(draw(st.integers(0, span)) for span in spans)
+    if not reversible:
+        steps = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        pads = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    sizes = [span + 1 + draw(st.integers(0, 7)) for span in spans]
+    out = [
+        (size + 2 * p - span - 1) // s + 1
+        for size, p, span, s in zip(sizes, pads, spans, steps, strict=True)
+    ]
+    return (n, *sizes, c), (o, c, *kernel), (*kernel, *steps, *pads, *gaps), tuple(out), 1
+
+
+def assert_is_the_definition(module, dtype, case, threads):
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = three(Ungrouped(module), dtype, case)
+    finally:
+        dptrain.set_num_threads(before)
+    exact = three(reference, np.float64, case)
+    for result, expected, products in zip(got, exact, bounds(case), strict=True):
+        assert result.dtype == dtype
+        assert result.flags.c_contiguous
+        bound = np.finfo(dtype).eps * (products + 4) * np.sqrt(products + 4) * 4
+        np.testing.assert_allclose(result, expected, rtol=0, atol=max(bound, 1e-12 * products))
+
+
+@relaxed
+@given(of_one_group(False), st.sampled_from([np.float32, np.float64]), st.sampled_from([1, 2]))
+def test_lowered_convolution_is_the_definition_to_rounding(case, dtype, threads):
+    assert_is_the_definition(lowered, dtype, case, threads)
+
+
+@relaxed
+@given(of_one_group(True), st.sampled_from([np.float32, np.float64]), st.sampled_from([1, 2]))
+def test_convolution_of_few_channels_is_the_definition_to_rounding(case, dtype, threads):
+    assert_is_the_definition(narrow, dtype, case, threads)
+
+
+@relaxed
+@given(of_one_group(False), st.sampled_from([np.float32, np.float64]))
+def test_the_gradient_of_images_of_few_channels_is_right_at_any_stride(case, dtype):
+    x_shape, w_shape, geometry, out, _ = case
+    w, grad = values(1, *w_shape).astype(dtype), values(3, x_shape[0], *out, w_shape[0])
+    got = narrow.conv_input_grad(grad.astype(dtype), w, None, x_shape, geometry)
+    wide = w.astype(np.float64)
+    expected = reference.conv_input_grad(
+        grad.astype(dtype).astype(np.float64), wide, None, x_shape, geometry, 1
+    )
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_in_batches_and_blocks_of_many_channels_give_the_definition(threads):
+    """Small images with many channels: several are worked on at a time, and blocks do not end evenly."""
+    x_shape, w_shape = (37, 4, 5, 96), (160, 96, 3, 3)
+    plain = (3, 3, 1, 1, 1, 1, 1, 1)
+    before, steps = dptrain.get_num_threads(), (3, 3, 2, 2, 1, 1, 1, 1)
+    dptrain.set_num_threads(threads)
+    try:
+        case = x_shape, w_shape, plain, (4, 5), 1
+        pairs = zip(three_by_winograd(case), three(reference, np.float64, case), strict=True)
+        for got, expected in pairs:
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+        case = x_shape, w_shape, steps, (2, 3), 1
+        pairs = zip(three(direct, np.float32, case), three(reference, np.float64, case), strict=True)
+        for got, expected in pairs:
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    finally:
+        dptrain.set_num_threads(before)
 
 
 def test_what_lies_in_scratch_memory_takes_no_part_in_sums(monkeypatch):
@@ -280,6 +376,10 @@ def test_the_choice_is_a_pure_function_and_can_be_pinned():
     ):
         assert algorithm(plain._replace(**change)) == "direct"
     assert algorithm(plain._replace(groups=16)) == "depthwise"
+    point = {"geometry": (1, 1, 2, 2, 0, 0, 1, 1)}
+    for change in (point, {"images": 1, "channels": 256, "results": 512}):
+        assert algorithm(plain._replace(**change)) == "lowered"
+    assert algorithm(plain._replace(groups=2, **point)) == "direct"
     assert algorithm(plain._replace(images=0)) == "reference"
     dptrain.backends.conv_algo = "direct"
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.conv_algo import get_conv_algo
-from dptrain.core.kernels import depthwise, direct, lowered, reference, winograd
+from dptrain.core.kernels import depthwise, direct, lowered, narrow, reference, winograd
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.transform import TILE
 
@@ -80,6 +80,8 @@ def conv(
             return lowered.conv(x, weight, bias, out_h, out_w, geometry)
         case "winograd":
             return winograd.conv(x, weight, bias, out_h, out_w, geometry[4:6])
+        case "direct" if groups == 1 and narrow.few_results(x.shape[3], len(weight), geometry):
+            return narrow.conv(x, weight, bias, out_h, out_w, geometry)
         case "direct":
             return direct.conv(x, weight, bias, out_h, out_w, geometry, groups)
     return reference.conv(x, weight, bias, out_h, out_w, geometry, groups)
@@ -106,6 +108,8 @@ def conv_input_grad(
             return lowered.conv_input_grad(grad, weight, bias, shape, geometry)
         case "winograd":
             return winograd.conv_input_grad(grad, weight, bias, shape, geometry[4:6])
+        case "direct" if groups == 1 and narrow.few_channels(shape[3], o, geometry):
+            return narrow.conv_input_grad(grad, weight, bias, shape, geometry)
         case "direct":
             return direct.conv_input_grad(grad, weight, bias, shape, geometry, groups)
     return reference.conv_input_grad(grad, weight, bias, shape, geometry, groups)
@@ -131,6 +135,8 @@ def conv_weight_grad(
             return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
         case "winograd":
             return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6])
+        case "direct" if groups == 1 and narrow.few_results(x.shape[3], o, geometry):
+            return narrow.conv_weight_grad(x, grad, w_shape, geometry)
         case "direct":
             return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
     return reference.conv_weight_grad(x, grad, w_shape, geometry, groups)
