@@ -178,7 +178,9 @@ def test_images_in_batches_and_blocks_of_many_channels_give_the_definition(threa
         for got, expected in pairs:
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
         case = x_shape, w_shape, steps, (2, 3), 1
-        pairs = zip(three(direct, np.float32, case), three(reference, np.float64, case), strict=True)
+        pairs = zip(
+            three(direct, np.float32, case), three(reference, np.float64, case), strict=True
+        )
         for got, expected in pairs:
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     finally:

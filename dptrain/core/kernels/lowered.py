@@ -135,7 +135,9 @@ def _image_of(
         seen += rows.reshape(seen.shape)
     else:
         args = (*shape, out_h, out_w, *geometry, address(out), address(rows))
-        pool.run(_add_windows.address(rows.dtype.type), args, pool.shares(shape[0], 2 * rows.nbytes))
+        pool.run(
+            _add_windows.address(rows.dtype.type), args, pool.shares(shape[0], 2 * rows.nbytes)
+        )
     return out
 
 

@@ -149,7 +149,9 @@ def conv_weight_grad(
         images, grads = x[first : first + step], grad[first : first + step]
         rows = np.empty((images.size // c, kh * kw * o), x.dtype)
         args = (*grads.shape, h, w, *_reversed(geometry), address(grads), address(rows))
-        pool.run(_copy_runs.address(x.dtype.type), args, pool.shares(len(images) * h, 2 * rows.nbytes))
+        pool.run(
+            _copy_runs.address(x.dtype.type), args, pool.shares(len(images) * h, 2 * rows.nbytes)
+        )
         part = gemm.matmul(images.reshape(-1, c).T, rows)
         total = part if total is None else total + part
     out = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(3, 0, 1, 2)

@@ -87,7 +87,6 @@ class Taps:
             out[(*lead, rows)] += part
         return out
 
-
     def _run_on_host(self, x: np.ndarray, dim: int) -> np.ndarray:
         order = order_of(x)
         at = order.index(dim)
