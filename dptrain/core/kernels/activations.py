@@ -74,8 +74,9 @@ def activation(name: str, x: np.ndarray, *parameters: float) -> np.ndarray:
     if not x.size or isinstance(x, np.generic):
         return reference_activations.activation(name, x, *parameters)
     x = _without_gaps(x)
+    real: Any = x.dtype.type
     out = np.empty_like(x)
-    _run(_curve_code(name, x.dtype.type), parameters, x, out)
+    _run(_curve_code(name, real), parameters, x, out)
     return out
 
 
@@ -87,8 +88,9 @@ def activation_grad(
     if unlike or not kept.size or isinstance(kept, np.generic):
         return reference_activations.activation_grad(name, grad, kept, *parameters)
     kept = _without_gaps(kept)
+    real: Any = grad.dtype.type
     out = np.empty_like(kept)
-    _run(_slope_code(name, grad.dtype.type), parameters, lying_as(kept, grad), kept, out)
+    _run(_slope_code(name, real), parameters, lying_as(kept, grad), kept, out)
     return out
 
 

@@ -121,22 +121,28 @@ def conv_weight_grad(
     w_shape: tuple[int, int, int, int],
     geometry: Geometry,
     groups: int,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `reference.conv_weight_grad`."""
+    if out is None:
+        out = np.empty(w_shape, x.dtype)
     x, grad = np.ascontiguousarray(x), np.ascontiguousarray(grad)
     n, out_h, out_w, o = grad.shape
     sizes = (n, x.shape[3], o, out_h, out_w)
     match _algorithm(get_conv_algo(), *sizes, geometry, groups, x.itemsize == 4):
         case "depthwise":
-            return depthwise.conv_weight_grad(x, grad, w_shape, geometry)
+            found = depthwise.conv_weight_grad(x, grad, w_shape, geometry)
         case "lowered":
             if lowered.serves(n * out_h * out_w, x.shape[3], o, geometry, weight_grad=True):
-                return lowered.conv_weight_grad(x, grad, w_shape, geometry)
-            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
+                return lowered.conv_weight_grad(x, grad, w_shape, geometry, out)
+            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups, out)
         case "winograd":
-            return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6])
+            return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6], out)
         case "direct" if groups == 1 and narrow.few_results(x.shape[3], o, geometry):
-            return narrow.conv_weight_grad(x, grad, w_shape, geometry)
+            found = narrow.conv_weight_grad(x, grad, w_shape, geometry)
         case "direct":
-            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups)
-    return reference.conv_weight_grad(x, grad, w_shape, geometry, groups)
+            return direct.conv_weight_grad(x, grad, w_shape, geometry, groups, out)
+        case _:
+            return reference.conv_weight_grad(x, grad, w_shape, geometry, groups, out)
+    out[...] = found[0]  # of few elements
+    return out, found[1]

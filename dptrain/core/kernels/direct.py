@@ -316,8 +316,10 @@ class _Outer:
             out_h * out_w * o * size, columns, address(self._one),
             n, out_h, out_w, o * size, int(pads),
         )  # fmt: skip
-        self._last = (rows * line * size, kh, taps_j, merged, sh, sw, dh, dw, ph, parts)
-        self._last += (batch, image_bytes, grad_bytes)
+        self._last = (
+            rows * line * size, kh, taps_j, merged, sh, sw, dh, dw, ph, parts,
+            batch, image_bytes, grad_bytes,
+        )  # fmt: skip
 
     def run(self, x: np.ndarray, grad: np.ndarray, out: np.ndarray, bias: np.ndarray) -> None:
         """Compute the gradients of the weight and of the bias, both contiguous."""
@@ -346,9 +348,11 @@ def conv_weight_grad(
     w_shape: tuple[int, int, int, int],
     geometry: Geometry,
     groups: int,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `reference.conv_weight_grad`."""
     plan = _outer(x.shape, grad.shape, geometry, groups, x.dtype, get_num_threads())
-    out, bias = np.empty(w_shape, x.dtype), np.empty(grad.shape[3], x.dtype)
+    out = np.empty(w_shape, x.dtype) if out is None else out
+    bias = np.empty(grad.shape[3], x.dtype)
     plan.run(x, grad, out, bias)
     return out, bias

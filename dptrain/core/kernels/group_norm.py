@@ -103,12 +103,12 @@ def group_norm(
     x: np.ndarray, groups: int, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.group_norm`."""
-    n, places, c = x.shape
-    fold, real = fold_of(places, c), x.dtype.type
-    lines, wide = places // fold, fold * c
+    n, pixels, c = x.shape
+    fold, real = fold_of(pixels, c), x.dtype.type
+    lines, wide = pixels // fold, fold * c
     short, total = np.empty((n, 2, wide), x.dtype), np.empty((n, 2, wide))
-    args = (n * lines, wide, BLOCK, address(x), address(short), address(total))
-    pool.run(moments.address(real), args, n)
+    places = map(address, (x, short, total))
+    pool.run(moments.address(real), (n * lines, wide, BLOCK, *places), n)
     facts, vectors = np.empty((3, n, groups), x.dtype), np.empty((n, 3, wide), x.dtype)
     exact, affine = np.full(1, eps), [_contiguous(v) for v in (weight, bias)]
     args = (
@@ -117,17 +117,9 @@ def group_norm(
     )
     pool.run(_statistics.address(real), args, 1)
     out = np.empty_like(x)
-    args = (
-        n * lines,
-        wide,
-        address(x),
-        address(out),
-        address(vectors),
-        0,
-        0,
-        3 * wide * x.itemsize,
-    )
-    pool.run(apply.address(real), args, n)
+    places = map(address, (x, out, vectors))
+    step = 3 * wide * x.itemsize
+    pool.run(apply.address(real), (n * lines, wide, *places, 0, 0, step), n)
     return out, facts[0], facts[1], facts[2]
 
 
@@ -139,15 +131,15 @@ def group_norm_grad(
     rstd: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `reference.group_norm_grad`."""
-    n, places, c = x.shape
-    groups, fold, real = mean.shape[1], fold_of(places, c), x.dtype.type
-    lines, wide = places // fold, fold * c
+    n, pixels, c = x.shape
+    groups, fold, real = mean.shape[1], fold_of(pixels, c), x.dtype.type
+    lines, wide = pixels // fold, fold * c
     step = 3 * wide * x.itemsize
     means = np.empty((n, 3, fold, groups, c // groups), x.dtype)
     means[:, 0] = mean[:, None, :, None]  # the others are not looked at
     short, total = np.empty((n, 2, wide), x.dtype), np.empty((n, 2, fold, c))
-    addresses = map(address, (x, grad, means, short, total))
-    pool.run(sums_of_gradients.address(real), (n * lines, wide, BLOCK, *addresses, 0, step), n)
+    places = map(address, (x, grad, means, short, total))
+    pool.run(sums_of_gradients.address(real), (n * lines, wide, BLOCK, *places, 0, step), n)
     vectors, factor = np.empty((n, 3, wide), x.dtype), _contiguous(weight)
     args = (
         *(n, lines, fold, groups, c // groups, address(total), _place(factor)),
@@ -155,7 +147,7 @@ def group_norm_grad(
     )
     pool.run(_factors.address(real), args, 1)
     out = np.empty_like(x)
-    addresses = map(address, (x, grad, out, means, vectors))
-    pool.run(input_gradient.address(real), (n * lines, wide, *addresses, 0, step), n)
+    places = map(address, (x, grad, out, means, vectors))
+    pool.run(input_gradient.address(real), (n * lines, wide, *places, 0, step), n)
     sums = total[:, :, 0].sum(axis=0).astype(x.dtype)
     return out, sums[1], sums[0]

@@ -165,10 +165,15 @@ def conv_input_grad(
 
 
 def conv_weight_grad(
-    x: np.ndarray, grad: np.ndarray, w_shape: Shape, geometry: Geometry
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: Shape,
+    geometry: Geometry,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`reference.conv_weight_grad`, likewise."""
     _, out_h, out_w, o = grad.shape
     grads = grad.reshape(-1, o)
-    out = gemm.matmul(grads.T, _windows(x, out_h, out_w, geometry))
-    return out.reshape(w_shape), column_sums(grads)
+    out = np.empty(w_shape, x.dtype) if out is None else out
+    gemm.matmul(grads.T, _windows(x, out_h, out_w, geometry), out=out.reshape(o, -1))
+    return out, column_sums(grads)

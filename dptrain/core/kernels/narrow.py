@@ -144,7 +144,7 @@ def conv_weight_grad(
     n, h, w, c = x.shape
     o, _, kh, kw = w_shape
     step = max(1, _PRODUCTS // (h * w * o * kh * kw * x.itemsize))
-    total = None
+    total = np.zeros((c, kh * kw * o), x.dtype)
     for first in range(0, n, step):
         images, grads = x[first : first + step], grad[first : first + step]
         rows = np.empty((images.size // c, kh * kw * o), x.dtype)
@@ -152,7 +152,6 @@ def conv_weight_grad(
         pool.run(
             _copy_runs.address(x.dtype.type), args, pool.shares(len(images) * h, 2 * rows.nbytes)
         )
-        part = gemm.matmul(images.reshape(-1, c).T, rows)
-        total = part if total is None else total + part
+        total += gemm.matmul(images.reshape(-1, c).T, rows)
     out = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(3, 0, 1, 2)
     return np.ascontiguousarray(out), column_sums(grad.reshape(-1, o))

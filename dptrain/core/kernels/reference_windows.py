@@ -121,14 +121,18 @@ def conv_weight_grad(
     w_shape: tuple[int, int, int, int],
     geometry: Geometry,
     groups: int,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of `conv`'s weight and bias."""
+    """The gradients of `conv`'s weight and bias, the former in `out` (contiguous) if it is given."""
     o, c, kh, kw = w_shape
     _, out_h, out_w, _ = grad.shape
     columns = grouping.by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
-    out = np.matmul(columns.transpose(0, 2, 1), grouping.channel_rows(grad, groups))
-    taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
-    return taps.reshape(w_shape), grad.sum(axis=(0, 1, 2))
+    found = np.matmul(columns.transpose(0, 2, 1), grouping.channel_rows(grad, groups))
+    taps = found.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
+    if out is None:
+        out = np.empty(w_shape, x.dtype)
+    out[...] = taps.reshape(w_shape)
+    return out, grad.sum(axis=(0, 1, 2))
 
 
 def max_pool(

@@ -338,7 +338,11 @@ def conv_input_grad(
 
 
 def conv_weight_grad(
-    x: np.ndarray, grad: np.ndarray, w_shape: tuple[int, int, int, int], pads: tuple[int, int]
+    x: np.ndarray,
+    grad: np.ndarray,
+    w_shape: tuple[int, int, int, int],
+    pads: tuple[int, int],
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`reference.conv_weight_grad`, likewise."""
     n, h, w, c = x.shape
@@ -364,6 +368,6 @@ def conv_weight_grad(
     )  # fmt: skip
     total = sums[0] if blocks == 1 else sums.sum(axis=0)
     taps = everywhere("filter_grad", r, total[:-1].reshape(area, c * line))
-    out = np.empty(w_shape, np.float32)
+    out = np.empty(w_shape, np.float32) if out is None else out
     collected(taps.reshape(1, r * r * c, line), r * r, c, out)
     return out, total[-1, :o].copy()

@@ -80,6 +80,7 @@ def _fitting(sizes: Sizes, kernel: Sizes, options: tuple[Any, ...]) -> tuple[Win
 class Convolution(_Convolution):
     """(N, C, *sizes) with (O, C/groups, *kernel) -> (N, O, *outs)."""
 
+    direct = 1
     saved_for: ClassVar[dict[str, int]] = {"input": 1, "weight": 0}
     #: Input and weight in the order of the kernels, if they came in another and backward reads them again.
     image: Any = None
@@ -145,7 +146,8 @@ class Convolution(_Convolution):
                 d_bias = _sum_of_places(grad)
         elif self.needs[1]:
             # One pass gives both.
-            d_weight, d_bias = weight_gradient(image, grad, self.w_shape, self.window, self.groups)
+            given = image, grad, self.w_shape, self.window, self.groups
+            d_weight, d_bias = weight_gradient(*given, self.target)
         elif self.needs[2]:
             d_bias = _sum_of_places(grad)
         return d_input, d_weight, d_bias

@@ -86,15 +86,17 @@ def input_gradient(
 
 
 def weight_gradient(
-    x: Any, grad: Any, w_shape: Sizes, window: Window, groups: int
+    x: Any, grad: Any, w_shape: Sizes, window: Window, groups: int, target: Any = None
 ) -> tuple[Any, Any]:
-    """The gradients of `convolve`'s weight and bias."""
+    """The gradients of `convolve`'s weight and bias; `target` may take the former, and is returned then."""
     outs = tuple(grad.shape[2:])
     if len(outs) < 3:
         shape = tuple(w_shape) if len(w_shape) == 4 else (*w_shape[:2], 1, w_shape[2])
-        out, sums = kernels_for(x).conv_weight_grad(
-            _flat(x), _flat(grad), shape, window.geometry(), groups
-        )
+        given = _flat(x), _flat(grad), shape, window.geometry(), groups
+        if target is not None and target.dtype == x.dtype and target.flags.c_contiguous:
+            kernels = kernels_for(x)
+            return target, kernels.conv_weight_grad(*given, target.reshape(shape))[1]
+        out, sums = kernels_for(x).conv_weight_grad(*given)
         return out.reshape(tuple(w_shape)), sums
     o, c, *_ = w_shape
     cols = _columns(x, outs, window, groups)
