@@ -187,6 +187,33 @@ def test_images_in_batches_and_blocks_of_many_channels_give_the_definition(threa
         dptrain.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_depthwise_bands_of_large_images_give_the_definition(threads):
+    """Rows that fill a band by themselves, channels behind whole vectors, more taps than a tile has sums."""
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        for kernel, steps, pads, gaps in (
+            ((3, 9), (1, 1), (1, 4), (1, 1)),
+            ((3, 3), (2, 2), (1, 1), (1, 1)),
+            ((2, 3), (1, 1), (3, 0), (2, 1)),
+        ):
+            geometry = (*kernel, *steps, *pads, *gaps)
+            out = tuple(
+                (size + 2 * p - d * (k - 1) - 1) // s + 1
+                for size, k, s, p, d in zip((7, 41), kernel, steps, pads, gaps, strict=True)
+            )
+            case = (2, 7, 41, 517), (517, 1, *kernel), geometry, out, 517
+            assert algorithm(Problem(2, 517, 517, *out, geometry, 517, True)) == "depthwise"
+            pairs = zip(
+                three(native, np.float32, case), three(reference, np.float64, case), strict=True
+            )
+            for got, expected in pairs:
+                np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    finally:
+        dptrain.set_num_threads(before)
+
+
 def test_what_lies_in_scratch_memory_takes_no_part_in_sums(monkeypatch):
     """Nobody reads the padding of vectors, but subnormal numbers in it cost fifty times the time."""
     seen = []

@@ -361,3 +361,30 @@ def test_group_norm_twins_agree(shape, groups, dtype, affine, threads):
     for value, expected in zip(grads, exact_grads, strict=True):
         assert value.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=slack, atol=slack * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 7, 5), (1, 40, 300), (200, 9, 1)])
+def test_weighted_sums_of_twins_are_the_same_bits(shape, dtype, weighted, threads):
+    """Results of none, one, two and more entries; an infinite entry reaches only the results that have it."""
+    rng = np.random.default_rng(6)
+    counts = np.array([1, 2, 0, 3, 2, 5, 1, 0])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    cols = rng.integers(1, shape[1], counts.sum())
+    cols[-1] = 0
+    weights = rng.normal(size=len(cols)) if weighted else None
+    x = rng.normal(size=shape).astype(dtype)
+    x[:, 0] = np.inf
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        got = native.weighted_sums(x, starts, cols, weights)
+    finally:
+        dptrain.set_num_threads(before)
+    np.testing.assert_array_equal(got, reference.weighted_sums(x, starts, cols, weights))
+    assert got.dtype == dtype
+    assert np.isfinite(got[:, :6]).all()
+    assert not got[:, [2, 7]].any()
+    assert np.isinf(got[:, 6]).all()

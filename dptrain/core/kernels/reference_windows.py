@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from dptrain.core.arrays import namespace_of
 from dptrain.core.kernels import grouping
 
 Geometry = tuple[int, int, int, int, int, int, int, int]
@@ -218,13 +219,13 @@ def weighted_sums(
     Returns:
         (outer, len(starts) - 1, inner).
     """
-    counts = np.diff(starts)
-    out = np.zeros((len(x), len(counts), x.shape[2]), x.dtype)
+    counts, xp = np.diff(starts), namespace_of(x)
+    out = xp.zeros((len(x), len(counts), x.shape[2]), x.dtype)
     for depth in range(counts.max(initial=0)):
         rows = np.flatnonzero(counts > depth)
         taps = starts[rows] + depth
-        part = x[:, cols[taps]]
+        part = x[:, xp.asarray(cols[taps])]
         if weights is not None:
-            part = part * weights[taps].astype(x.dtype)[:, None]
-        out[:, rows] += part
+            part = part * xp.asarray(weights[taps], x.dtype)[:, None]
+        out[:, xp.asarray(rows)] += part
     return out

@@ -83,6 +83,7 @@ from dptrain.core.kernels.reference import (
     prelu,
     prelu_grad,
     unscale,
+    weighted_sums,
 )
 
 __all__ = [
@@ -142,6 +143,7 @@ __all__ = [
     "sum_pool",
     "sum_pool_scatter",
     "unscale",
+    "weighted_sums",
 ]
 
 FAMILIES = (

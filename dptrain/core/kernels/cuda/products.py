@@ -42,12 +42,14 @@ def conv_input_grad(
 
 
 def conv_weight_grad(
-    x: Any, grad: Any, w_shape: Any, geometry: Any, groups: int
+    x: Any, grad: Any, w_shape: Any, geometry: Any, groups: int, out: Any = None
 ) -> tuple[Any, Any]:
-    """The gradients of `conv`'s weight and bias."""
+    """The gradients of `conv`'s weight and bias, the former in `out` if it is given."""
     o, c, kh, kw = w_shape
     _, out_h, out_w, _ = grad.shape
     columns = by_group(im2col(x, out_h, out_w, geometry), groups, kh * kw)
-    out = matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
-    taps = out.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1)
-    return taps.reshape(w_shape), column_sums(grad.reshape(-1, o))
+    found = matmul(columns.transpose(0, 2, 1), channel_rows(grad, groups))
+    taps = found.reshape(groups, kh * kw, c, o // groups).transpose(0, 3, 2, 1).reshape(w_shape)
+    if out is not None:
+        out[...] = taps
+    return taps if out is None else out, column_sums(grad.reshape(-1, o))
