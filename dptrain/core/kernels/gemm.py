@@ -40,6 +40,8 @@ _DEPTH = 256
 _STRIP = 48
 #: Bytes of packed panels, which stay in the second cache.
 _PANELS = 1 << 19
+#: Elements of b from which fewer rows than fill two vectors pay, too: to pack it would take longer than to multiply.
+_LARGE = 1 << 18
 #: Products below which a further thread would wait longer than it works.
 _WORTH_THREADS = 400_000
 #: Bytes of a that `_columns` packs at most.
@@ -241,7 +243,8 @@ class _Plan(NamedTuple):
 
 def _by_columns(m: int, k: int, n: int, b_k: int, size: int, wide: int) -> bool:
     """Which driver: whether to turn the few rows of a rather than the many columns of b."""
-    few = wide <= m <= 128 and m * k * size <= _FEW
+    least = wide if k * n < _LARGE else wide // 4
+    few = least <= m <= 128 and m * k * size <= _FEW
     return b_k == size and few and (m < n or n < wide)
 
 
