@@ -336,3 +336,15 @@ def test_attention_lies_in_memory_as_pytorch_lays_it(beside):
     assert ours[0][0] == theirs[0][0]
     for (_, value), (_, their_value) in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(value, their_value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 13, 16, 31])
+def test_few_rows_with_a_large_matrix_give_the_bits_of_many(rows):
+    """Which driver runs changes no bit, and a row does not depend on the others."""
+    rng = np.random.default_rng(rows)
+    x, weight = (rng.normal(size=s).astype(np.float32) for s in ((40, 700), (400, 700)))
+    bias = rng.normal(size=400).astype(np.float32)
+    got, many = gemm.linear(x[:rows], weight, bias), gemm.linear(x, weight, bias)
+    np.testing.assert_array_equal(got, many[:rows])
+    exact = x[:rows].astype(np.float64) @ weight.T.astype(np.float64) + bias
+    np.testing.assert_allclose(got, exact, rtol=0, atol=1e-3)

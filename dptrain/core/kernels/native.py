@@ -36,8 +36,8 @@ from dptrain.core.kernels.pooling import (
     sum_pool,
     sum_pool_scatter,
 )
-from dptrain.core.kernels.recurrent import recurrent, recurrent_grad
 from dptrain.core.kernels.prelu import prelu, prelu_grad
+from dptrain.core.kernels.recurrent import recurrent, recurrent_grad
 from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
 from dptrain.core.kernels.reference_pointwise import (
     assign,
