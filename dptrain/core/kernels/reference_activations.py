@@ -132,3 +132,13 @@ def prelu_grad(grad: Any, x: Any, weight: Any) -> tuple[Any, Any]:
     over = tuple(d for d, n in enumerate(weight.shape) if n == 1)
     d_weight = xp.where(positive, x.dtype.type(0), grad * x).sum(axis=over, keepdims=True)
     return xp.where(positive, grad, grad * weight), d_weight.reshape(weight.shape)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0); NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
+def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`grad` where the result of the ReLU is not (below or equal to) 0; there, 0 whatever it is."""
+    return np.where(out <= 0, grad.dtype.type(0), grad)
