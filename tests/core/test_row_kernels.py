@@ -91,6 +91,10 @@ def test_sums_of_rows_by_index_twins_agree(count, c, size, dtype, threads):
         reference.add_rows(rows, index, size), got, rtol=0, atol=count * 1e-6
     )
     assert got.dtype == dtype
+    for provider, expected in ((native, got), (reference, reference.add_rows(rows, index, size))):
+        place = np.full((size, c), np.nan, dtype)
+        assert provider.add_rows(rows, index, size, out=place) is place
+        np.testing.assert_array_equal(place, expected)
 
 
 @relaxed
