@@ -82,6 +82,8 @@ from dptrain.core.kernels.reference import (
     pass_where,
     prelu,
     prelu_grad,
+    recurrent,
+    recurrent_grad,
     unscale,
     weighted_sums,
 )
@@ -133,6 +135,8 @@ __all__ = [
     "pass_where",
     "prelu",
     "prelu_grad",
+    "recurrent",
+    "recurrent_grad",
     "relu",
     "relu_grad",
     "rms_norm",

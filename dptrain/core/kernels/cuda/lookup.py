@@ -90,14 +90,17 @@ extern "C" __global__ void add_rows(
 FAMILY = Family("lookup", _SOURCE)
 
 
-def add_rows(rows: Any, index: Any, size: int) -> Any:
+def add_rows(rows: Any, index: Any, size: int, out: Any = None) -> Any:
     """See `reference.add_rows`; 16-bit rows are summed in float32."""
     xp, columns = namespace_of(rows), int(np.prod(rows.shape[1:], dtype=np.int64))
-    out = xp.zeros((size, *rows.shape[1:]), rows.dtype)
+    if out is None:
+        out = xp.zeros((size, *rows.shape[1:]), rows.dtype)
+    else:
+        out.fill(0)
     if not rows.size:
         return out
     if not FAMILY.serves(rows.dtype):
-        return reference.add_rows(rows, index, size)
+        return reference.add_rows(rows, index, size, out)
     rows, index = in_rows(rows), in_rows(index.astype(np.int64, copy=False))
     count, seats = len(index), xp.zeros(2 * size, np.int32)
     FAMILY.launch("find_seats", rows.dtype, count, index, seats, count, size)
