@@ -179,3 +179,61 @@ def test_threads_that_scale_their_losses_do_not_meet_in_memory():
 
     with ThreadPoolExecutor(3) as threads:
         assert all(threads.map(many, range(3)))
+
+
+@relaxed
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.data(),
+    dtypes,
+    st.sampled_from([1, 2, 4]),
+)
+def test_adding_at_an_index_twins_agree_to_the_bit(shape, data, dtype, threads):
+    stream = np.random.default_rng(sum(shape))
+    shape = (*shape[:-1], shape[-1] * data.draw(st.sampled_from([1, 40, 2000]), "widening"))
+    start = data.draw(st.integers(0, len(shape) - 1), "whole dimensions in front")
+    stop = data.draw(st.integers(start + 1, len(shape)), "end of those with places")
+    places = [stream.integers(-n, n, (3, 1) if d % 2 else 4) for d, n in enumerate(shape)]
+    index = (slice(None),) * start + tuple(places[start:stop])
+    picked = np.zeros(shape, bool)[index]
+    values = stream.standard_normal(picked.shape[picked.ndim // 2 :]).astype(dtype)
+    got = stream.standard_normal(shape).astype(dtype)
+    expected = got.copy()
+    reference.add_at(expected, index, values)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        native.add_at(got, index, values)
+    finally:
+        dptrain.set_num_threads(before)
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(2000, 7), (2000, 128), (3, 30000), (400, 9, 40), (2, 50000, 1)])
+def test_large_sums_by_index_do_not_depend_on_threads(shape, threads):
+    stream = np.random.default_rng(3)
+    dim = max(0, len(shape) - 2)
+    index = (slice(None),) * dim + (stream.integers(-shape[dim], shape[dim], 8000),)
+    values = stream.standard_normal((*shape[:dim], 8000, *shape[dim + 1 :])).astype("f")
+    got, expected = np.zeros(shape, "f"), np.zeros(shape, "f")
+    reference.add_at(expected, index, values)
+    before = dptrain.get_num_threads()
+    dptrain.set_num_threads(threads)
+    try:
+        native.add_at(got, index, values)
+    finally:
+        dptrain.set_num_threads(before)
+    assert np.array_equal(got, expected)
+
+
+def test_an_index_of_masks_steps_or_arrays_apart_is_added_at_too():
+    stream = np.random.default_rng(0)
+    mask = stream.random((4, 5)) > 0.5
+    apart = (np.array([0, 1, 1]), slice(None), np.array([2, 0, 0]))
+    for index in ((mask,), apart, (np.array([1, 1]), slice(0, 2)), (np.array([3]), None)):
+        got, expected = np.zeros((4, 5, 3)), np.zeros((4, 5, 3))
+        values = stream.standard_normal(got[index].shape)
+        reference.add_at(expected, index, values)
+        native.add_at(got, index, values)
+        assert np.array_equal(got, expected)

@@ -20,7 +20,7 @@ from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_
 from dptrain.core.kernels.elementwise import add, clip, pass_where, relu, relu_grad
 from dptrain.core.kernels.gemm import linear, matmul
 from dptrain.core.kernels.group_norm import group_norm, group_norm_grad
-from dptrain.core.kernels.lookup import add_rows, column_sums
+from dptrain.core.kernels.lookup import add_at, add_rows, column_sums
 from dptrain.core.kernels.normalisation import (
     batch_norm,
     batch_norm_grad,
@@ -64,6 +64,7 @@ __all__ = [
     "activation_grad",
     "adam",
     "add",
+    "add_at",
     "add_rows",
     "assign",
     "attention",

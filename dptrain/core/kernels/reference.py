@@ -78,6 +78,7 @@ __all__ = [
     "activation_grad",
     "adam",
     "add",
+    "add_at",
     "add_rows",
     "assign",
     "attention",
@@ -164,6 +165,11 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 def column_sums(rows: np.ndarray) -> np.ndarray:
     """The sum of all rows: (R, D) -> (D,)."""
     return rows.sum(axis=0)
+
+
+def add_at(out: np.ndarray, index: tuple[Any, ...], values: np.ndarray) -> None:
+    """out[index] += values at an advanced index; what comes to one place is added in order."""
+    namespace_of(out).add.at(out, index, values)
 
 
 @one_call

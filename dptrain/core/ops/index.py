@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.arguments import in_our_words
-from dptrain.core.arrays import common_namespace, grid, is_array, move, namespace_of
+from dptrain.core.arrays import HOST_TYPES, common_namespace, grid, is_array, move, namespace_of
 from dptrain.core.cuda import cannot_look
 from dptrain.core.dtypes import held
 from dptrain.core.export import export
 from dptrain.core.grad_mode import is_grad_enabled
 from dptrain.core.history import check_writeable
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
@@ -127,6 +128,17 @@ class GetItem(Op):
         return Embed.call(grad, self.shape, self.index, self.strides)
 
 
+_WHOLE = slice(None)
+
+
+def _along_one(index: tuple[Any, ...], ndim: int) -> bool:
+    """Whether an index is an array of places along one dimension."""
+    places = index[-1]
+    if len(index) > ndim or not is_array(places) or places.dtype.kind != "i":
+        return False
+    return all(isinstance(part, slice) and part == _WHOLE for part in index[:-1])
+
+
 class Index(Op):
     """input[index] with integer or boolean arrays: a copy."""
 
@@ -134,6 +146,9 @@ class Index(Op):
 
     def forward(self, input: Any, index: Any) -> Any:
         self.index, self.shape = index, input.shape
+        if type(input) in HOST_TYPES and _along_one(index, input.ndim):
+            # NumPy copies whole lines here, and in row-major order.
+            return self.xp.take(input, index[-1], axis=len(index) - 1)
         return input[index]
 
     def backward(self, grad: Any) -> Any:
@@ -146,7 +161,7 @@ class Scatter(Op):
     def forward(self, input: Any, shape: tuple[int, ...], index: Any) -> Any:
         self.index = index
         out = self.xp.zeros(shape, dtype=input.dtype)
-        self.xp.add.at(out, index, input)
+        kernels_for(out).add_at(out, index, input)
         return out
 
     def backward(self, grad: Any) -> Any:
@@ -277,15 +292,26 @@ def places_along(
     return tuple(places)
 
 
+def in_one_dimension(places: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    """The index of `places_along` into a contiguous tensor of `shape` as one into its elements in a row."""
+    flat, step = places[-1], 1
+    for place, size in zip(places[-2::-1], shape[:0:-1], strict=True):
+        step *= size
+        flat = flat + place * step
+    return flat
+
+
 @export("gather", methods=("gather",))
 class Gather(Op):
     """out[i][j] = input[index[i][j]][j] (dim 0): one element per element of `index`."""
 
     def forward(self, input: Any, dim: int, index: Any) -> Any:
-        self.places, self.shape = places_along("gather", input.shape, dim, index), input.shape
-        return input.reshape(input.shape or (1,))[self.places]
+        places = places_along("gather", input.shape, dim, index)
+        self.shape, self.size = input.shape, input.size
+        self.places = (in_one_dimension(places, input.shape),)
+        if input.flags.c_contiguous:
+            return Index.call(input.reshape(-1), self.places)
+        return input[places]  # of an expanded tensor a copy could be much larger than the result
 
     def backward(self, grad: Any) -> Any:
-        if not self.shape:
-            return Reshape.call(Scatter.call(grad, (1,), self.places), ())
-        return Scatter.call(grad, self.shape, self.places)
+        return Reshape.call(Scatter.call(grad, (self.size,), self.places), self.shape)

@@ -174,7 +174,7 @@ def _pdist(input: Any, p: float = 2.0) -> Any:
         raise RuntimeError(f"pdist only supports 2D tensors, got: {input.ndim}D")
     xp = namespace_of(input._array)
     first, second = map(xp.asarray, np.triu_indices(input.shape[0], 1))
-    return VectorNorm.apply(Index.apply(input, first) - Index.apply(input, second), p, -1)
+    return VectorNorm.apply(Index.apply(input, (first,)) - Index.apply(input, (second,)), p, -1)
 
 
 export("nn.functional.pdist", "pdist", function=_pdist)(VectorNorm)

@@ -12,6 +12,7 @@ import numpy as np
 from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
+from dptrain.core.ops.index import Index
 
 
 def _flat(index: np.ndarray, size: int) -> np.ndarray:
@@ -42,7 +43,7 @@ class Place(Op):
     def forward(self, input: Any, index: Any, size: int) -> Any:
         self.index = index
         out = self.xp.zeros(len(index) * size, input.dtype)
-        self.xp.add.at(out, _flat(index, size), self.xp.ascontiguousarray(input).ravel())
+        kernels_for(out).add_at(out, (_flat(index, size),), self.xp.ascontiguousarray(input).ravel())
         return out.reshape(len(index), size)
 
     def backward(self, grad: Any) -> Any:
@@ -57,7 +58,7 @@ class Embedding(Op):
 
     def forward(self, weight: Any, indices: Any, padding_idx: int) -> Any:
         self.indices, self.padding_idx, self.num = indices, padding_idx, len(weight)
-        return weight[indices]
+        return Index.call(weight, (indices,))
 
     def backward(self, grad: Any) -> Any:
         return EmbeddingDense.call(grad, self.indices, self.padding_idx, self.num, self.target)

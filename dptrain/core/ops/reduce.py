@@ -11,6 +11,7 @@ from dptrain.core.argument_kinds import is_int
 from dptrain.core.arrays import grid
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Eq, Ne, Where
 from dptrain.core.ops.elementwise import Maximum, Minimum
@@ -281,7 +282,7 @@ class PutAlong(Op):
         out = self.xp.zeros(shape, dtype=input.dtype)
         places = grid(index.shape, self.xp)
         places[dim] = index
-        self.xp.add.at(out, tuple(places), input)
+        kernels_for(out).add_at(out, tuple(places), input)
         return out
 
     def backward(self, grad: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dptrain.core.arrays import address, allow_writing, is_array, is_writeable, namespace_of
 from dptrain.core.export import export, public
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.join import _split
 from dptrain.core.ops.shape import (
@@ -158,7 +159,7 @@ class StridedAdd(Op):
         for axis, (n, s) in enumerate(zip(size, stride, strict=True)):
             steps = self.xp.arange(n) * s
             places = places + steps.reshape((-1,) + (1,) * (len(size) - 1 - axis))
-        self.xp.add.at(out.reshape(-1), places, input)
+        kernels_for(out).add_at(out.reshape(-1), (places,), input)
         return out
 
     def backward(self, grad: Any) -> Any:

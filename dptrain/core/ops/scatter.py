@@ -14,9 +14,10 @@ import numpy as np
 from dptrain.core.arrays import is_array, namespace_of
 from dptrain.core.dtypes import held
 from dptrain.core.export import export
+from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
-from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index, places_along
+from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index, in_one_dimension, places_along
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
 
@@ -140,16 +141,18 @@ class ScatterAdd(Op):
     num_tensors = 3
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
-        self.places = places_along("scatter_add", input.shape, dim, index, src)
+        places = places_along("scatter_add", input.shape, dim, index, src)
+        self.places = (in_one_dimension(places, input.shape),)
         self.index, self.shape = index, src.shape
         out = input.copy()
-        self.xp.add.at(out, self.places, _part(src, index))
+        kernels_for(out).add_at(out.reshape(-1), self.places, _part(src, index))
         return out
 
     def backward(self, grad: Any) -> Any:
         d_src = None
         if self.needs[1]:
-            d_src = _embed_part(Index.call(grad, self.places), self.index, self.shape)
+            picked = Index.call(Reshape.call(grad, (-1,)), self.places)
+            d_src = _embed_part(picked, self.index, self.shape)
         return grad, d_src
 
 
@@ -176,7 +179,7 @@ class IndexSelect(Op):
 
     def forward(self, input: Any, dim: int, index: Any) -> Any:
         self.places, self.shape = _lines(input, dim, index, "index_select"), input.shape
-        return input[self.places].copy()
+        return Index.call(input, self.places) if self.places else input.copy()
 
     def backward(self, grad: Any) -> Any:
         return Scatter.call(grad, self.shape, self.places) if self.shape else grad
@@ -223,7 +226,7 @@ class IndexAdd(Op):
         out = input.copy()
         # The factor as PyTorch converts it: -1 is 255 for uint8.
         factor = self.xp.asarray(alpha).astype(input.dtype)
-        self.xp.add.at(out, self.places, source if alpha == 1 else source * factor)
+        kernels_for(out).add_at(out, self.places, source if alpha == 1 else source * factor)
         return out
 
     def backward(self, grad: Any) -> Any:

@@ -76,6 +76,7 @@ from dptrain.core.kernels.cuda.updates import adam, sgd
 
 # Written over arrays of any library.
 from dptrain.core.kernels.reference import (
+    add_at,
     clip,
     group_norm,
     group_norm_grad,
@@ -93,6 +94,7 @@ __all__ = [
     "activation_grad",
     "adam",
     "add",
+    "add_at",
     "add_rows",
     "assign",
     "attention",
