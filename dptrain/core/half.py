@@ -16,22 +16,22 @@ import numpy as np
 from dptrain.core.arrays import on_gpu
 from dptrain.core.dtypes import as_dtype
 
-_HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
+HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def lift(value: Any) -> Any:
     """A 16-bit floating point array or Tensor as float32; anything else as it is."""
     kind = getattr(value, "dtype", None)
-    if kind in _HALVES:
+    if kind in HALVES:
         return value.astype(_FLOAT32)
     array = getattr(value, "_array", None)
-    return value.to(_FLOAT32) if array is not None and array.dtype in _HALVES else value
+    return value.to(_FLOAT32) if array is not None and array.dtype in HALVES else value
 
 
 def computed_in(kind: np.dtype[Any]) -> np.dtype[Any]:
     """What numbers of a type are computed in: float32 for those of 16 bits."""
-    return _FLOAT32 if kind in _HALVES else kind
+    return _FLOAT32 if kind in HALVES else kind
 
 
 def lifted_after_all(op: Any, *args: Any) -> Any:
@@ -62,15 +62,17 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not by_name:  # the case of nearly every call, before any search
+        given = None
+        if by_name:
+            given = args[place] if place < len(args) else kwargs.get("dtype")
+        if given is None:  # the case of nearly every call, before any search
             kind = getattr(args[0], "dtype", None)
             if kind is _FLOAT32 or kind is _FLOAT64:
                 return forward(self, *args, **kwargs)
-        given = args[place] if place < len(args) else kwargs.get("dtype")
         if given is None and self.halves_on_gpu and any(map(on_gpu, args)):
             return forward(self, *args, **kwargs)
         kind = _first_floating(args) if given is None else as_dtype(given).numpy
-        if kind not in _HALVES:
+        if kind not in HALVES:
             return forward(self, *args, **kwargs)
         if self.alike:  # what is lifted looks alike
             refuse_mixed(self.name, args[: self.alike])

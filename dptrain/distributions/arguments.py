@@ -6,7 +6,7 @@ Owns: `broadcast_all`, `number_or_tensor_shape`, logits and probabilities of eac
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ def broadcast_all(*values: Any) -> tuple[Tensor, ...]:
     kind = get_default_dtype() if like is None else like.dtype
     place = None if like is None else like.device
     tensors = [v if isinstance(v, Tensor) else tensor(v, dtype=kind, device=place) for v in values]
+    if len({t._array.shape for t in tensors}) == 1:
+        return tuple(tensors)
     return tuple(FUNCTIONS["broadcast_tensors"](*tensors))
 
 
@@ -53,19 +55,22 @@ def shape_of(first: Tensor, *numbers: Any) -> Size:
     return Size() if are_numbers(*numbers) else first.size()
 
 
+_finfo = cache(finfo)
+
+
 def eps_of(values: Tensor) -> float:
     """The distance from 1 to the next number of the type."""
-    return float(finfo(values.dtype).eps)
+    return float(_finfo(values.dtype).eps)
 
 
 def tiny_of(values: Tensor) -> float:
     """The smallest normal number of the type."""
-    return float(finfo(values.dtype).tiny)
+    return float(_finfo(values.dtype).tiny)
 
 
 def lowest_of(values: Tensor) -> float:
     """The most negative finite number of the type."""
-    return float(finfo(values.dtype).min)
+    return float(_finfo(values.dtype).min)
 
 
 def clamp_probs(probs: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ class Categorical(Distribution):
         if probs is not None:
             if probs.dim() < 1:
                 raise ValueError("`probs` parameter must be at least one-dimensional.")
-            self.probs = self._param = probs / probs.sum(-1, keepdim=True)
+            self.probs = self._param = probs / probs.sum(-1, True)
         elif logits is not None:
             if logits.dim() < 1:
                 raise ValueError("`logits` parameter must be at least one-dimensional.")
-            self.logits = self._param = logits - logits.logsumexp(-1, keepdim=True)
+            self.logits = self._param = logits - logits.logsumexp(-1, True)
         self._num_events = self._param.size(-1)
         super().__init__(self._param.shape[:-1], validate_args=validate_args)
 
@@ -87,16 +87,23 @@ class Categorical(Distribution):
         shape = self._extended_shape(sample_shape)
         count = math.prod(sample_shape)
         with no_grad():
-            rows = self.probs.reshape(-1, self._num_events)
+            rows = self.probs
             if not count or not rows.numel():
                 return arange(0).reshape(shape)
+            if rows.dim() == 1:
+                return rows.multinomial(count, True).reshape(shape)
+            if rows.dim() > 2:
+                rows = rows.reshape(-1, self._num_events)
             return rows.multinomial(count, True).T.reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        value, logits = FUNCTIONS["broadcast_tensors"](value.long().unsqueeze(-1), self.logits)
-        return logits.gather(-1, value[..., :1]).squeeze(-1)
+        value, logits = value.long().unsqueeze(-1), self.logits
+        if value._array.shape[:-1] != logits._array.shape[:-1]:
+            value, logits = FUNCTIONS["broadcast_tensors"](value, logits)
+            value = value[..., :1]
+        return logits.gather(-1, value).squeeze(-1)
 
     def entropy(self) -> Tensor:
         # The lowest finite number for log 0, whose probability is 0.

@@ -7,11 +7,15 @@ Owns: `torch.distributions.constraints`' names. A constraint says elementwise, o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from dptrain.core.creation import ones
 from dptrain.core.dtypes import bool_
 from dptrain.core.export import FUNCTIONS
+from dptrain.core.float_errors import ignore_float_errors, restore_float_errors
+from dptrain.core.half import HALVES
 from dptrain.core.tensor import Tensor
 
 
@@ -25,10 +29,28 @@ class Constraint:
 
     is_discrete = False
     event_dim = 0
+    #: Whether `check` is written with what raw arrays have too.
+    of_arrays: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if "check" in cls.__dict__ and "of_arrays" not in cls.__dict__:
+            cls.of_arrays = False
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each element of a batch lies in the set: a tensor of truth values."""
         raise NotImplementedError
+
+    def holds(self, value: Tensor) -> bool:
+        """Whether all of a batch lie in the set. Nothing is recorded, which is most of the work of `check`."""
+        array = value._array
+        if not self.of_arrays or type(array) is not np.ndarray or array.dtype in HALVES:
+            return bool(self.check(value.detach()).all())
+        token = ignore_float_errors()
+        try:
+            test: Any = self.check
+            return bool(test(array).all())
+        finally:
+            restore_float_errors(token)
 
     def __repr__(self) -> str:
         return type(self).__name__[1:] + "()"
@@ -102,6 +124,11 @@ class _IndependentConstraint(Constraint):
         """How many dimensions one element has."""
         return self.base_constraint.event_dim + self.reinterpreted_batch_ndims
 
+    def holds(self, value: Tensor) -> bool:
+        if value.dim() < self.event_dim:
+            return super().holds(value)
+        return self.base_constraint.holds(value)
+
     def check(self, value: Tensor) -> Tensor:
         result = self.base_constraint.check(value)
         if result.dim() < self.reinterpreted_batch_ndims:
@@ -114,19 +141,23 @@ class _IndependentConstraint(Constraint):
 
 
 class _Boolean(Constraint):
-    is_discrete = True
+    is_discrete = of_arrays = True
 
-    def check(self, value: Tensor) -> Tensor:
-        return value.eq(0) | value.eq(1)
+    def check(self, value: Any) -> Tensor:
+        return (value == 0) | (value == 1)
 
 
 class _OneHot(Constraint):
-    is_discrete = True
+    is_discrete = of_arrays = True
     event_dim = 1
 
-    def check(self, value: Tensor) -> Tensor:
-        is_boolean = (value.eq(0) | value.eq(1)).all(-1)
-        return is_boolean & value.sum(-1).eq(1)
+    def check(self, value: Any) -> Tensor:
+        is_boolean = ((value == 0) | (value == 1)).all(-1)
+        return is_boolean & (value.sum(-1) == 1)
+
+
+def _whole(value: Any) -> Any:
+    return value % 1 == 0
 
 
 class _Bounded(Constraint):
@@ -140,41 +171,49 @@ class _Bounded(Constraint):
         for name, bound in zip(self._names, bounds, strict=True):
             setattr(self, name, bound)
 
+    def holds(self, value: Tensor) -> bool:
+        if any(isinstance(getattr(self, name), Tensor) for name in self._names):
+            return bool(self.check(value.detach()).all())
+        return super().holds(value)
+
     def __repr__(self) -> str:
         bounds = ", ".join(f"{name}={getattr(self, name)}" for name in self._names)
         return f"{type(self).__name__[1:]}({bounds})"
 
 
 class _IntegerInterval(_Bounded):
-    is_discrete = True
+    is_discrete = of_arrays = True
     _names = ("lower_bound", "upper_bound")
 
     def check(self, value: Tensor) -> Tensor:
-        return (value % 1).eq(0) & (self.lower_bound <= value) & (value <= self.upper_bound)
+        return _whole(value) & (self.lower_bound <= value) & (value <= self.upper_bound)
 
 
 class _IntegerLessThan(_Bounded):
-    is_discrete = True
+    is_discrete = of_arrays = True
     _names = ("upper_bound",)
 
     def check(self, value: Tensor) -> Tensor:
-        return (value % 1).eq(0) & (value <= self.upper_bound)
+        return _whole(value) & (value <= self.upper_bound)
 
 
 class _IntegerGreaterThan(_Bounded):
-    is_discrete = True
+    is_discrete = of_arrays = True
     _names = ("lower_bound",)
 
     def check(self, value: Tensor) -> Tensor:
-        return (value % 1).eq(0) & (value >= self.lower_bound)
+        return _whole(value) & (value >= self.lower_bound)
 
 
 class _Real(Constraint):
-    def check(self, value: Tensor) -> Tensor:
-        return value.isnan().logical_not()
+    of_arrays = True
+
+    def check(self, value: Any) -> Tensor:
+        return value == value  # which NaN alone is not
 
 
 class _GreaterThan(_Bounded):
+    of_arrays = True
     _names = ("lower_bound",)
 
     def check(self, value: Tensor) -> Tensor:
@@ -182,6 +221,7 @@ class _GreaterThan(_Bounded):
 
 
 class _GreaterThanEq(_Bounded):
+    of_arrays = True
     _names = ("lower_bound",)
 
     def check(self, value: Tensor) -> Tensor:
@@ -189,6 +229,7 @@ class _GreaterThanEq(_Bounded):
 
 
 class _LessThan(_Bounded):
+    of_arrays = True
     _names = ("upper_bound",)
 
     def check(self, value: Tensor) -> Tensor:
@@ -196,6 +237,7 @@ class _LessThan(_Bounded):
 
 
 class _Interval(_Bounded):
+    of_arrays = True
     _names = ("lower_bound", "upper_bound")
 
     def check(self, value: Tensor) -> Tensor:
@@ -203,6 +245,7 @@ class _Interval(_Bounded):
 
 
 class _HalfOpenInterval(_Bounded):
+    of_arrays = True
     _names = ("lower_bound", "upper_bound")
 
     def check(self, value: Tensor) -> Tensor:
@@ -211,13 +254,14 @@ class _HalfOpenInterval(_Bounded):
 
 class _Simplex(Constraint):
     event_dim = 1
+    of_arrays = True
 
     def check(self, value: Tensor) -> Tensor:
-        return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < 1e-6)
+        return (value >= 0).all(-1) & (abs(value.sum(-1) - 1) < 1e-6)
 
 
 class _Multinomial(Constraint):
-    is_discrete = True
+    is_discrete = of_arrays = True
     event_dim = 1
 
     def __init__(self, upper_bound: int) -> None:

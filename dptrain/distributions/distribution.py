@@ -76,7 +76,7 @@ class Distribution:
             if constraints.is_dependent(constraint) or name not in self.__dict__:
                 continue  # what is made of other parameters fits if these do
             value = getattr(self, name)
-            if not constraint.check(value).all():
+            if not constraint.holds(value):
                 raise ValueError(
                     f"Expected parameter {name} ({type(value).__name__} of shape {tuple(value.shape)}) of distribution "
                     f"{self!r} to satisfy the constraint {constraint!r}, but found invalid values:\n{value}"
@@ -198,17 +198,15 @@ class Distribution:
         """
         if not isinstance(value, Tensor):
             raise ValueError("The value argument to log_prob must be a Tensor")
-        event = len(self._event_shape)
-        if value.dim() < event or tuple(value.shape[value.dim() - event :]) != tuple(
-            self._event_shape
-        ):
+        shape, event = value._array.shape, self._event_shape
+        if event and shape[-len(event) :] != event:
             raise ValueError(
                 "The right-most size of value must match event_shape: "
                 f"{tuple(value.shape)} vs {tuple(self._event_shape)}."
             )
-        mine = (*self._batch_shape, *self._event_shape)
-        for i, j in zip(reversed(value.shape), reversed(mine), strict=False):
-            if i != 1 and j != 1 and i != j:
+        mine = (*self._batch_shape, *event)
+        for i, j in zip(shape[::-1], mine[::-1], strict=False):
+            if i != j and i != 1 and j != 1:
                 raise ValueError(
                     f"Value is not broadcastable with batch_shape+event_shape: {tuple(value.shape)} vs {mine}."
                 )
@@ -216,7 +214,7 @@ class Distribution:
             support = self.support
         except NotImplementedError:
             return
-        if not support.check(value).all():
+        if not support.holds(value):
             raise ValueError(
                 f"Expected value argument ({type(value).__name__} of shape {tuple(value.shape)}) to be within the support "
                 f"({support!r}) of the distribution {self!r}, but found invalid values:\n{value}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dptrain.core.random_tensors import randn
 from dptrain.core.tensor import Tensor
 from dptrain.distributions.distribution import ExponentialFamily
 from dptrain.distributions.location_scale import LocationScale
@@ -26,8 +27,9 @@ class Normal(LocationScale, ExponentialFamily):
         return self.scale**2
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        noise = self.loc.new_empty(self._extended_shape(sample_shape)).normal_()
-        return self.loc + noise * self.scale
+        loc = self.loc
+        noise = randn(self._extended_shape(sample_shape), dtype=loc.dtype, device=loc.device)
+        return loc + noise * self.scale
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

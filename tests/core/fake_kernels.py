@@ -6,7 +6,7 @@ from importlib import import_module
 import fake_cupy
 
 from dptrain.core import kernels
-from dptrain.core.half import _HALVES, _lower, lift
+from dptrain.core.half import HALVES, _lower, lift
 from dptrain.core.kernels import cuda, reference, reference_activations, reference_optim
 
 #: Kernels that write into arguments, and those whose results are float32 where 16-bit values come.
@@ -29,7 +29,7 @@ class Kernels:
         host = next(getattr(m, name) for m in _TWINS if hasattr(m, name))
 
         def run(*args, **kwargs):  # CUDA kernels compute 16 bits in float32 and round once
-            kinds = [a.dtype for a in args if getattr(a, "dtype", None) in _HALVES]
+            kinds = [a.dtype for a in args if getattr(a, "dtype", None) in HALVES]
             wide = [lift(a) for a in args]
             out = fake_cupy._run(host, wide, kwargs)
             if name in _IN_PLACE:

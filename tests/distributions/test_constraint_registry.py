@@ -77,3 +77,43 @@ def test_a_constraint_of_the_users_own():
     assert registry(Even())(dptrain.tensor(3.0)).item() == 12
     with pytest.raises(TypeError, match="Expected constraint to be either"):
         registry.register(3, doubled)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int64", "bool"])
+def test_a_batch_lies_in_a_set_where_all_its_elements_do(dtype):
+    constraints = dptrain.distributions.constraints
+    sets = [
+        *(constraints.boolean, constraints.real, constraints.positive, constraints.nonnegative),
+        *(constraints.unit_interval, constraints.half_open_interval(0.0, 1.0)),
+        *(constraints.simplex, constraints.one_hot, constraints.real_vector),
+        *(constraints.multinomial(2), constraints.positive_integer, constraints.less_than(0.5)),
+        *(constraints.integer_interval(0, 1), constraints.nonnegative_integer),
+        constraints.interval(dptrain.tensor([0.0, 0.5]), dptrain.tensor([1.0, 1.0])),
+    ]
+    values = [[0.0, 1.0], [0.5, 0.5], [2.0, 0.0], [0.3, 0.3], [-1.0, 2.0], [1.0, 1.0]]
+    if dtype not in ("int64", "bool"):
+        values += [[float("nan"), 1.0], [float("inf"), 0.0]]
+    found = set()
+    for value in values:
+        x = dptrain.tensor([value, [0.0, 1.0]]).to(getattr(dptrain, dtype))
+        for constraint in sets:
+            inside = bool(constraint.check(x).all())
+            assert constraint.holds(x) is inside, (constraint, value)
+            found.add(inside)
+    assert found == {True, False}
+
+
+def test_a_check_of_the_users_sees_tensors():
+    class Even(dptrain.distributions.constraints.Constraint):
+        def check(self, value):
+            return value.remainder(2).eq(0)
+
+    class Positive(type(dptrain.distributions.constraints.positive)):
+        def check(self, value):
+            return value.gt(self.lower_bound)
+
+    x = dptrain.tensor([2.0, 4.0], requires_grad=True)
+    assert Even().holds(x)
+    assert not Even().holds(x + 1)
+    assert Positive(3.0).holds(x + 2)
+    assert not Positive(3.0).holds(x)

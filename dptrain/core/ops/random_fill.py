@@ -136,6 +136,17 @@ def _bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None)
     return Bernoulli.apply(input, draws, p)
 
 
+def _refuse_weights(rows: Any) -> None:
+    if not (np.isfinite(rows) & (rows >= 0)).all():
+        raise RuntimeError(
+            "multinomial: probability tensor contains either `inf`, `nan` or element < 0"
+        )
+    if not (rows.sum(axis=1) > 0).all():
+        raise RuntimeError(
+            "multinomial: invalid multinomial distribution (sum of probabilities <= 0)"
+        )
+
+
 def _multinomial(
     input: Any,
     num_samples: int,
@@ -158,18 +169,14 @@ def _multinomial(
             f"multinomial: cannot sample n_sample > prob_dist.size(-1) samples without replacement ({num_samples} > "
             f"{weights.shape[-1]})"
         )
-    rows = np.atleast_2d(weights).astype(np.float64)
-    if not (np.isfinite(rows) & (rows >= 0)).all():
-        raise RuntimeError(
-            "multinomial: probability tensor contains either `inf`, `nan` or element < 0"
-        )
-    if not (rows.sum(axis=1) > 0).all():
-        raise RuntimeError(
-            "multinomial: invalid multinomial distribution (sum of probabilities <= 0)"
-        )
+    rows = (weights if weights.ndim == 2 else weights[None]).astype(np.float64)
+    ladder = rows.cumsum(axis=1)
+    # Finite sums are those of finite numbers; where in doubt these are looked at one by one.
+    plain = rows.size and rows.min() >= 0
+    if not (plain and ((ladder[:, -1] > 0) & (ladder[:, -1] < np.inf)).all()):
+        _refuse_weights(rows)
     stream, xp = _stream(generator), namespace_of(rows)
     if replacement:
-        ladder = np.cumsum(rows, axis=1)
         draws = xp.asarray(stream.random((len(rows), num_samples))) * ladder[:, -1:]
         found = (draws[:, :, None] >= ladder[:, None, :]).sum(axis=2)
     else:
