@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.dtypes import dtype
+from dptrain.core.size import Size
 from dptrain.core.tensor import Tensor
 
 _ARE_INTS = frozenset([int])
+_SEQUENCES = frozenset([tuple, list, Size])
 
 
 def _is_flag(value: Any) -> bool:
@@ -66,7 +68,7 @@ def _number(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    if type(value) in (tuple, list) and _ARE_INTS.issuperset(map(type, value)):
+    if type(value) in _SEQUENCES and _ARE_INTS.issuperset(map(type, value)):
         return value
     return tuple(int(v) if _is_flag(v) else _number(v) for v in value)
 
@@ -169,7 +171,7 @@ class Kind:
         if self.tensors and isinstance(value, Tensor):
             self.exact |= {type(value)}  # one look at a class of tensors is enough
             return value
-        if self.ints and type(value) is tuple and _ARE_INTS.issuperset(map(type, value)):
+        if self.ints and type(value) in _SEQUENCES and _ARE_INTS.issuperset(map(type, value)):
             return value
         for fits, convert in self.parts:
             if fits(value):

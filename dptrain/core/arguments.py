@@ -121,6 +121,8 @@ class Signature:
         if self.gathered is not None:
             self.strict_from = min(self.strict_from, len(self.names) - self.whole)
         self.forms = Forms.of(label)
+        #: Types of arguments, and names and types of those given by name, of calls that need no further check.
+        self.passed: set[tuple[Any, ...]] = set()
         self._of_keyword = {n: k for n, k in self.kinds.items() if n != gathered}
         for name, words in (kinds or {}).items():
             if name.endswith("="):
@@ -133,6 +135,7 @@ class Signature:
         """The same for another name of the function."""
         alias = copy(self)
         alias.label = label
+        alias.passed = set()
         return alias
 
     def check(
@@ -148,11 +151,13 @@ class Signature:
             args = (*args, kwargs[self.gathered_name])
             kwargs = {k: v for k, v in kwargs.items() if k != self.gathered_name}
         count = len(args)
+        by_type = True  # nothing but types was looked at
         for position, name, kind in self.strict:
             if position >= count:
                 break
             value = args[position]
             if type(value) not in kind.exact:
+                by_type = False
                 taken = kind.take(value)
                 if taken is REFUSED:
                     self._refuse(kind, name, position, value)
@@ -164,16 +169,22 @@ class Signature:
             exact = self.gathered.exact
             for value in args[len(self.names) :]:
                 if type(value) not in exact:
+                    by_type = False
                     args = self._check_gathered(args, self.gathered)
                     break
         for name, value in kwargs.items():
             wanted = self._of_keyword.get(name)
-            if wanted is not None and type(value) not in wanted.exact:
+            if wanted is None:
+                by_type = False
+            elif type(value) not in wanted.exact:
+                by_type = False
                 taken = self._take(wanted, ALIASES.get(name, name), None, value)
                 if taken is not value:
                     kwargs = {**kwargs, name: taken}
         if self.forms is not None and (count, *kwargs) not in self.forms.fitting:
             self.forms.check(self.label, self.names, count, tuple(kwargs))
+        if by_type:
+            self.passed.add(types_of(args, kwargs))
         return args, kwargs
 
     def _check_gathered(self, args: tuple[Any, ...], kind: Kind) -> tuple[Any, ...]:
@@ -272,6 +283,11 @@ class Signature:
                 self._take(self.kinds[name], name, None, value)
 
 
+def types_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What `Signature.passed` knows of a call."""
+    return (*map(type, args), *kwargs, *map(type, kwargs.values()))
+
+
 def in_our_words(error: Exception) -> str:
     """NumPy's text of an error about an index."""
     return str(error).replace("axis", "dimension").replace("array", "tensor")
@@ -285,10 +301,12 @@ def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
         kinds: parameters of other kinds than annotations and names say.
     """
     signature = Signature(function.__name__.lstrip("_"), function, 0, kinds)
+    passed = signature.passed
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = signature.check(args, kwargs)
+        if types_of(args, kwargs) not in passed:
+            args, kwargs = signature.check(args, kwargs)
         token = ignore_float_errors()
         try:
             return function(*args, **kwargs)

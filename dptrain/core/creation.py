@@ -206,7 +206,9 @@ def eye(
 def like(
     make: Any, input: Tensor, dtype: Any, device: Any, requires_grad: bool, memory_format: Any
 ) -> Tensor:
-    check_tensor(f"{make.__name__}_like", input)
+    if not isinstance(input, Tensor):
+        check_tensor(f"{make.__name__}_like", input)
+    make = getattr(make, "__wrapped__", make)  # what it is given here is of the right kinds
     kind = input.dtype if dtype is None else as_dtype(dtype)
     place = input.device if device is None else device
     if memory_format is contiguous_format or (
@@ -214,7 +216,7 @@ def like(
     ):
         return make(input._array.shape, dtype=kind, device=place, requires_grad=requires_grad)
     array = empty_in(input._array, memory_format, kind.numpy)
-    if make is not empty:
+    if make.__name__ != "empty":
         np.copyto(array, make(array.shape, dtype=kind, device=input.device)._array)
     return finish(array, place, requires_grad)
 

@@ -120,6 +120,8 @@ def as_device(value: str | int | device | None) -> device:
         value = _default.get()
         if value is None:
             return host_device(0)
+    if value is host_device(0):
+        return host_device(0)
     if not isinstance(value, (str, int, device)) or isinstance(value, bool):
         raise TypeError(
             f"device must be a dptrain.device, a str or an int, not {type(value).__name__}"

@@ -177,6 +177,9 @@ def result_dtype(operands: Any) -> dtype:
     Args:
         operands: arrays (with `.dtype` and `.ndim`) and Python numbers.
     """
+    types: set[Any] = {getattr(x, "dtype", None) for x in operands}
+    if len(types) == 1 and None not in types:  # nearly always
+        return FROM_NUMPY[types.pop()]
     key = tuple(
         (FROM_NUMPY[x.dtype], 0 if x.ndim else 1)
         if hasattr(x, "ndim") and hasattr(x, "dtype")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import arrays
-from dptrain.core.arguments import FAILURES, Signature
+from dptrain.core.arguments import FAILURES, Signature, types_of
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
 from dptrain.core.dtypes import dtype
@@ -141,7 +141,7 @@ def _public(
 
 def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
     """`run` with `out=`, and errors that name the argument at fault."""
-    strict_from = signature.strict_from
+    strict_from, passed = signature.strict_from, signature.passed
     rules = Rules(name)
     typed = bool(rules)
     run = named(name, run)
@@ -155,7 +155,7 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
             if guard is not None:
                 with guard:
                     return call(*args, **kwargs)
-        if kwargs or len(args) > strict_from:
+        if (kwargs or len(args) > strict_from) and types_of(args, kwargs) not in passed:
             args, kwargs = signature.check(args, kwargs)
         if typed and not lower_types():  # autocast brings them to one type
             rules.check(signature.names, args, kwargs)

@@ -9,7 +9,7 @@ from operator import index
 from typing import Any
 
 from dptrain.core.arguments import guarded
-from dptrain.core.arrays import move
+from dptrain.core.arrays import device_of, move
 from dptrain.core.device import as_device
 from dptrain.core.dtypes import as_dtype, get_default_dtype
 from dptrain.core.layout import strided
@@ -65,20 +65,21 @@ def factory(
 
 
 def finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
-    result = wrap(move(array, as_device(device)))
+    place = as_device(device)
+    result = wrap(array if place is device_of(array) else move(array, place))
     if requires_grad:
         result.requires_grad = True
     return result
 
 
 def sizes_of(size: tuple[Any, ...], op: str) -> tuple[int, ...]:
-    if len(size) == 1 and isinstance(size[0], Sequence):
+    if len(size) == 1 and type(size[0]) is not int and isinstance(size[0], Sequence):
         size = tuple(size[0])
     try:
-        shape = tuple(index(s) for s in size)
+        shape = tuple(map(index, size))
     except TypeError:
         raise TypeError(f"{op}: sizes must be ints, got {size}") from None
-    if any(s < 0 for s in shape):
+    if shape and min(shape) < 0:
         raise RuntimeError(f"{op}: trying to create tensor with negative dimension: {list(shape)}")
     return shape
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import namespace_of
+from dptrain.core.arrays import HOST_TYPES, namespace_of
 
 
 class _Named:
@@ -167,6 +167,8 @@ def copy_in(
     array: np.ndarray, wanted: memory_format, kind: np.dtype[Any] | None = None
 ) -> np.ndarray:
     """A copy in that memory format."""
+    if wanted is contiguous_format and type(array) in HOST_TYPES:
+        return array.astype(array.dtype if kind is None else kind, order="C")
     out = empty_in(array, wanted, kind)
     np.copyto(out, array, casting="unsafe")
     return out

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of
+from dptrain.core.arrays import REMOTE, as_array, elsewhere, is_array, namespace_of, shares_memory
 from dptrain.core.capturing import recorder, recorders, watcher
 from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.dtypes import FROM_NUMPY
@@ -53,6 +53,9 @@ from dptrain.core.saved import SavedValues
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
+
+#: The element types of what has a gradient.
+_FLOATING = frozenset(kind for kind, ours in FROM_NUMPY.items() if ours.is_floating_point)
 
 #: In the place of one argument's position (`Op.direct`): all of them.
 EVERY = -1
@@ -283,22 +286,28 @@ class Op(SavedValues, HookedNode):
         """
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
-        raw: list[Any] = list(args)
-        edges: list[tuple[Any, int | None] | None] = [None] * len(args)
+        raw: list[Any] = []
+        edges: list[tuple[Any, int | None] | None] = []
         recording = remote = False
-        for i, a in enumerate(args):
+        for a in args:
+            edge = None
             if isinstance(a, Tensor):
                 if a._base is not None and a._base._node is not a._seen:
                     catch_up(a)
-                raw[i] = array = a._array
+                array = a._array
                 if type(array) is not np.ndarray:
                     remote = True
                 if a._requires_grad:
                     recording = True
                     # edge_of(a), without the call: this loop runs for every operation
-                    edges[i] = (a, None) if a._node is None else (a._node, a._index)
-            elif i < cls.num_tensors or (type(a) is np.ndarray and i < cls.promotes):
-                refuse_argument(cls, args, i)
+                    edge = (a, None) if a._node is None else (a._node, a._index)
+                raw.append(array)
+            else:
+                i = len(raw)
+                if i < cls.num_tensors or (type(a) is np.ndarray and i < cls.promotes):
+                    refuse_argument(cls, args, i)
+                raw.append(a)
+            edges.append(edge)
         if len(args) < cls.num_tensors:
             refuse_argument(cls, args, len(args))
         if cls.is_view and args[0]._unseen is not None:
@@ -348,11 +357,11 @@ class Op(SavedValues, HookedNode):
         if type(out) is not np.ndarray and type(out) not in REMOTE:
             out = op.xp.asarray(out)
         result = wrap(out)
-        if cls.is_view and np.may_share_memory(out, raw[0]):
+        if cls.is_view and shares_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
         elif out.ndim > 2 and not out.flags.c_contiguous and not op.order_asked:
             keep_unseen(result, args)
-        if recording and FROM_NUMPY[out.dtype].category == 2:
+        if recording and out.dtype in _FLOATING:
             op.outs = ((out.shape, out.dtype),)
             op._record(args, raw, out, result)
             result._node = op
@@ -386,11 +395,11 @@ class Op(SavedValues, HookedNode):
             self.outs = tuple((o.shape, o.dtype) for o in outs)
             self._record(args, raw, outs[0], results[0])
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
-            if self.is_view and np.may_share_memory(out, raw[0]):
+            if self.is_view and shares_memory(out, raw[0]):
                 _share(result, args[0], (type(self), raw[1:], kwargs, i))
             elif out.ndim > 2 and not out.flags.c_contiguous:
                 keep_unseen(result, args)
-            if recording and FROM_NUMPY[out.dtype].category == 2:
+            if recording and out.dtype in _FLOATING:
                 result._node, result._index = self, i
                 result._requires_grad = True
         return tuple(results)

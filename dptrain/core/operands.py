@@ -65,12 +65,15 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     n = cls.promotes
     x, y = raw[0], raw[1]
     if n == 2 and (type(x) in HOST_TYPES or on_gpu(x)):
-        # The two cases of nearly every call: equal types, and a float tensor with a number.
+        # With the one below the cases of nearly every call: equal types, and a float tensor with a number.
         if type(y) in HOST_TYPES or on_gpu(y):
             if x.dtype == y.dtype:
                 return
         elif type(y) in (float, int) and x.dtype.kind == "f":
             return
+    elif n == 2 and type(x) in (float, int) and type(y) in HOST_TYPES and y.dtype.kind == "f":
+        raw[0] = xp.asarray(np.asarray(x, y.dtype))
+        return
     # A scalar of NumPy is a number to PyTorch: it raises the category of a tensor, not its type.
     raw[:n] = (a.item() if isinstance(a, np.generic) else a for a in raw[:n])
     operands = raw[:n]

@@ -56,9 +56,10 @@ class SavedValues:
     def _save(self, args: tuple[Any, ...], raw: list[Any], out: Any, result: Tensor | None) -> None:
         saved: list[Any] = []
         versions: list[tuple[list[int], int] | None] = []
+        edges = self.edges
         for position, served in self._saved_names:
             value = version = None
-            if served is None or self.edges[served] is not None:
+            if served is None or edges[served] is not None:
                 holder, value = (result, out) if position < 0 else (args[position], raw[position])
                 if isinstance(holder, Tensor):
                     counter = holder._counter

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
-
-import numpy as np
 
 
 class Size(tuple[int, ...]):
@@ -14,7 +13,7 @@ class Size(tuple[int, ...]):
 
     def numel(self) -> int:
         """Number of elements of a tensor of this shape."""
-        return int(np.prod(self, dtype=np.int64)) if self else 1
+        return prod(self)
 
     def __getitem__(self, index: Any) -> Any:
         found = tuple.__getitem__(self, index)

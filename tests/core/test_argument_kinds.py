@@ -132,3 +132,32 @@ def test_defaults_tell_what_may_be_left_out():
     assert str(unnamed) == "f(): deep"
     kept = RuntimeError("f: ours")
     assert signature.blame((dptrain.ones(1),), {}, kept) is kept
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, x, v: x.sum(v),
+        lambda m, x, v: x.sum(dim=v),
+        lambda m, x, v: m.cumsum(x, dim=v),
+        lambda m, x, v: x.unsqueeze(v),
+        lambda m, x, v: m.softmax(x, dim=v),
+        lambda m, x, v: m.full((2,), 1.0, requires_grad=v),
+    ],
+)
+def test_what_was_taken_once_does_not_let_another_kind_through(use):
+    x = dptrain.ones(2, 2)
+    wrong = ["a", 1.5, [0.5], object()]
+    taken = [0, 0, np.int64(1), dptrain.tensor(1)]
+
+    def outcome(value):
+        try:
+            return use(dptrain, x, value).tolist()
+        except (TypeError, RuntimeError) as error:
+            return type(error), str(error)
+
+    before = [outcome(value) for value in wrong]
+    found = [outcome(value) for value in taken]
+    assert [outcome(value) for value in wrong] == before
+    assert [outcome(value) for value in taken] == found
+    assert all(type(b) is tuple for b in before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def _unflatten(input: Any, dim: int, sizes: Any) -> Any:
     if not sizes:
         raise RuntimeError("unflatten: sizes must be non-empty")
     size = input._array.shape[dim]
-    known = int(np.prod([s for s in sizes if s != -1]))
+    known = prod([s for s in sizes if s != -1])
     if (known != size) if -1 not in sizes else (known == 0 or size % known):
         raise RuntimeError(
             f"unflatten: Provided sizes {list(sizes)} don't multiply up to the size of dim {dim} ({size}) in the input tensor"
@@ -202,7 +203,7 @@ def _resize(self: Tensor, *sizes: Any) -> Tensor:
         raise RuntimeError(f"resize_: requested resize to {list(shape)} with a negative size")
     if self._requires_grad:
         raise RuntimeError("cannot resize variables that require grad")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = prod(shape)
     flat = self._array.reshape(-1)
     if count <= flat.size:
         self._array = flat[:count].reshape(shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
+from dptrain.core.arrays import broadcast_to, is_array, shares_memory
 from dptrain.core.dtypes import dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -22,6 +22,8 @@ def wrap_dim(dim: int, ndim: int, op: str) -> int:
     Raises:
         IndexError: no such dimension.
     """
+    if 0 <= dim < ndim:  # nearly every one
+        return dim
     span = max(ndim, 1)
     if not -span <= dim < span:
         raise IndexError(
@@ -45,9 +47,9 @@ def wrap_dims(dim: int | Sequence[int], ndim: int, op: str) -> tuple[int, ...]:
 
 def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes given one by one or as one sequence."""
-    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
+    if len(sizes) == 1 and type(sizes[0]) is not int and isinstance(sizes[0], Sequence):
         sizes = tuple(sizes[0])
-    return tuple(int(s) for s in sizes)
+    return tuple(map(int, sizes))
 
 
 class SumToSize(Op):
@@ -127,7 +129,7 @@ def _view(self: Any, *shape: Any) -> Any:
     if len(shape) == 1 and isinstance(shape[0], dtype):
         return ViewAs.apply(self, shape[0].numpy)
     result = Reshape.apply(self, _sizes(shape))
-    if result._array.size and not np.may_share_memory(result._array, self._array):
+    if result._array.size and not shares_memory(result._array, self._array):
         raise RuntimeError(
             f"view size {list(result.shape)} is not compatible with input tensor's size {list(self.shape)} and stride "
             f"{list(self.stride())} (at least one dimension spans across two contiguous subspaces). Use .reshape(...) instead."
@@ -194,7 +196,8 @@ class Transpose(Op):
     is_view = True
 
     def forward(self, input: Any, dim0: int, dim1: int) -> Any:
-        self.dims = tuple(wrap_dim(d, input.ndim, "transpose") for d in (dim0, dim1))
+        ndim = input.ndim
+        self.dims = wrap_dim(dim0, ndim, "transpose"), wrap_dim(dim1, ndim, "transpose")
         return input.swapaxes(*self.dims) if input.ndim else input
 
     def backward(self, grad: Any) -> Any:
@@ -227,6 +230,12 @@ class Squeeze(Op):
         self.shape = input.shape
         if dim is None:
             return input.reshape(tuple(s for s in input.shape if s != 1))
+        if type(dim) is int:
+            self.backward_name = "SqueezeBackward1"
+            dim = wrap_dim(dim, input.ndim, "squeeze")
+            if input.shape[dim : dim + 1] != (1,):
+                return input[...]
+            return input.reshape(input.shape[:dim] + input.shape[dim + 1 :])
         dims = wrap_dims(dim, input.ndim, "squeeze")
         self.backward_name = f"SqueezeBackward{2 if isinstance(dim, Sequence) else 1}"
         return input.reshape(
@@ -245,7 +254,8 @@ class Unsqueeze(Op):
 
     def forward(self, input: Any, dim: int) -> Any:
         self.shape = input.shape
-        return self.xp.expand_dims(input, wrap_dim(dim, input.ndim + 1, "unsqueeze"))
+        dim = wrap_dim(dim, input.ndim + 1, "unsqueeze")
+        return input[(slice(None),) * dim + (None, ...)]
 
     def backward(self, grad: Any) -> Any:
         return Reshape.call(grad, self.shape)
@@ -284,7 +294,7 @@ class Expand(Op):
             )
         self.shape = input.shape
         # Views of expanded memory are read-only in NumPy; keep NumPy's guard against writing twice.
-        return self.xp.broadcast_to(input, target)
+        return broadcast_to(input, target)
 
     def backward(self, grad: Any) -> Any:
         return SumToSize.call(grad, self.shape)
