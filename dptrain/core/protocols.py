@@ -117,7 +117,8 @@ class ArrayProtocols:
     def __iter__(self) -> Iterator[Any]:
         if self._array.ndim == 0:
             raise TypeError("iteration over a 0-d tensor")
-        return (self[i] for i in range(len(self._array)))
+        parts: Iterator[Any] = iter(self.unbind(0))  # type: ignore[attr-defined]
+        return parts
 
     def __bool__(self) -> bool:
         if self._array.size != 1:

@@ -192,3 +192,47 @@ def test_short_indices_are_refused_where_pytorch_refuses_them(use):
             use(m, m.ones(2, 3), m.zeros(1, dtype=m.int32))
         kinds.append(caught.type)
     assert issubclass(kinds[0], kinds[1])
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("spoilt", ["", "ties", "nan", "inf"])
+def test_the_first_of_a_long_line_are_those_of_all_in_order(largest, spoilt):
+    x = np.random.default_rng(1).standard_normal((3, 600)).astype("f")
+    if spoilt == "ties":
+        x = np.round(x)
+    elif spoilt:
+        x[1, 5] = float(spoilt)
+    for turned, dim in ((x, 1), (np.ascontiguousarray(x.T), 0)):
+        t = dptrain.tensor(turned)
+        for k in (1, 7, 75):
+            values, places = t.topk(k, dim, largest)
+            ordered, where = t.sort(dim, largest, stable=True)
+            assert np.array_equal(values.numpy(), ordered.narrow(dim, 0, k).numpy(), equal_nan=True)
+            assert np.array_equal(places.numpy(), where.narrow(dim, 0, k).numpy())
+
+
+@pytest.mark.oracle
+def test_parts_of_a_tensor_share_one_node_as_in_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    uses = {
+        "some parts": lambda m, x: x.chunk(3, 1)[1].sum() * 2,
+        "parts by size": lambda m, x: x.split([1, 0, 4], 1)[2].prod(1).sum(),
+        "rows": lambda m, x: sum((i + 1) * row.pow(2).sum() for i, row in enumerate(x)),
+        "a column": lambda m, x: x.unbind(1)[3].exp().sum(),
+        "no part": lambda m, x: x.detach().split(2)[0].sum() + x.sum() * 0,
+    }
+    values = np.random.default_rng(2).standard_normal((4, 5))
+    for name, use in uses.items():
+        found = []
+        for m in (dptrain, torch):
+            x = m.tensor(values, requires_grad=True)
+            (once,) = m.autograd.grad(use(m, x), x, create_graph=True)
+            twice = m.zeros(4, 5).double()
+            if once.requires_grad:
+                (twice,) = m.autograd.grad(once.pow(2).sum(), x)
+            parts = x.chunk(3, 1)
+            facts = [(p.grad_fn is parts[0].grad_fn, p.output_nr, p._is_view()) for p in parts]
+            found.append((once.detach().numpy(), twice.numpy(), facts))
+        np.testing.assert_allclose(found[0][0], found[1][0], err_msg=name)
+        np.testing.assert_allclose(found[0][1], found[1][1], err_msg=name)
+        assert found[0][2] == found[1][2]

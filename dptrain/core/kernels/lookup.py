@@ -17,6 +17,8 @@ real: Any = None  # each compiled copy has its own
 
 #: Columns that a share has at least: some cache lines.
 _COLUMNS = 64
+#: Elements below which NumPy has added them to their places before a kernel is called.
+_WORTH_ADDING = 512
 #: Shares that a pass over rows is cut into at most.
 _MOST_SHARES = 256
 #: Elements below which NumPy's own loop is done before a kernel is called.
@@ -116,7 +118,8 @@ def add_rows(
 
 def add_at(out: np.ndarray, index: tuple[Any, ...], values: np.ndarray) -> None:
     """See `reference.add_at`."""
-    places = _places(out.shape, index)
+    few = values.size < _WORTH_ADDING
+    places = None if few else _places(out.shape, index)
     if places is None or values.dtype != out.dtype or not out.flags.c_contiguous:
         reference.add_at(out, index, values)
         return

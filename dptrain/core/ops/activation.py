@@ -78,7 +78,7 @@ def _shifted(xp: Any, input: Any, dim: int) -> Any:
     """input - max: keeps exp() finite. An empty dimension has no maximum and needs none."""
     if input.ndim == 0 or input.shape[dim] == 0:
         return input - input if input.ndim == 0 else input
-    return input - xp.max(input, axis=dim, keepdims=True)
+    return input - input.max(axis=dim, keepdims=True)
 
 
 def _softmax_input(input: Any, dtype: Any, op: str) -> Any:

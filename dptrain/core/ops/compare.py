@@ -230,7 +230,8 @@ class Where(Op):
 
     def backward(self, grad: Any) -> Any:
         zero = self.zero  # not grad * 0, which is no zero where the gradient is not finite
-        return None, Where.call(self.condition, grad, zero), Where.call(self.condition, zero, grad)
+        d_input = Where.call(self.condition, grad, zero) if self.needs[1] else None
+        return None, d_input, Where.call(self.condition, zero, grad) if self.needs[2] else None
 
 
 def zeros_for(grad: Any) -> Any:

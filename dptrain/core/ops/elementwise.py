@@ -347,6 +347,10 @@ def _share_ties(grad: Any, input: Any, other: Any, first_wins: Any) -> Any:
     return Where.call(first_wins | (input == other), halves, 0), Where.call(first_wins, 0, halves)
 
 
+#: What never changes the type of a floating point tensor.
+_NUMBERS = frozenset([int, float, type(None)])
+
+
 class Clamp(Op):
     """Limit to [min, max]; either bound may be None. The gradient passes where nothing was cut."""
 
@@ -355,7 +359,9 @@ class Clamp(Op):
     def forward(self, input: Any, min: Any = None, max: Any = None) -> Any:
         if min is None and max is None:
             raise RuntimeError("clamp: at least one of 'min' or 'max' must not be None")
-        kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
+        kind = input.dtype
+        if kind.kind != "f" or not _NUMBERS.issuperset((type(min), type(max))):
+            kind = result_dtype([v for v in (input, min, max) if v is not None]).numpy
         out = input.astype(kind, copy=False)
         if kind.kind in "iu":
             min, max = (held("clamp", v, kind) for v in (min, max))

@@ -20,9 +20,17 @@ from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor
 
+#: Types of what gives a view, whatever its value.
+_BASIC = frozenset([int, slice, type(None), type(...)])
+
 
 def _raw_index(index: Any, array: Any) -> tuple[Any, bool]:
     """The index into `array` with tensors as arrays, and whether it is basic (gives a view)."""
+    parts = index if type(index) is tuple else (index,)
+    if _BASIC.issuperset(map(type, parts)):  # the case of nearly every call
+        if slice in map(type, parts):
+            parts = tuple([_checked_slice(p) if type(p) is slice else p for p in parts])
+        return parts, True
     raw, basic = [], True
     for part in _parts(index):
         if isinstance(part, Tensor):
@@ -102,10 +110,14 @@ def _places(part: Any, xp: Any) -> Any:
     return places.astype(np.int64) if places.dtype.kind == "f" else places
 
 
+_PLACES = (int, type(None))
+
+
 def _checked_slice(part: slice) -> slice:
-    values = tuple(
-        v.item() if isinstance(v, Tensor) else v for v in (part.start, part.stop, part.step)
-    )
+    start, stop, step = part.start, part.stop, part.step
+    if step is None and type(start) in _PLACES and type(stop) in _PLACES:
+        return part
+    values = tuple(v.item() if isinstance(v, Tensor) else v for v in (start, stop, step))
     if values[2] is not None and values[2] <= 0:
         raise ValueError(f"step must be greater than zero, got {values[2]}")
     return slice(*values)
@@ -148,7 +160,7 @@ class Index(Op):
         self.index, self.shape = index, input.shape
         if type(input) in HOST_TYPES and _along_one(index, input.ndim):
             # NumPy copies whole lines here, and in row-major order.
-            return self.xp.take(input, index[-1], axis=len(index) - 1)
+            return input.take(index[-1], axis=len(index) - 1)
         return input[index]
 
     def backward(self, grad: Any) -> Any:
@@ -282,17 +294,24 @@ def places_along(
             raise RuntimeError(
                 f"{op}(): Expected index {list(index.shape)} to be no larger than src {list(source.shape)}"
             )
-    if index.min() < 0 or index.max() >= shape[dim]:
-        wrong = int(index.min()) if index.min() < 0 else int(index.max())
+    least = index.min()
+    if least < 0 or index.max() >= shape[dim]:
+        wrong = int(least) if least < 0 else int(index.max())
         raise RuntimeError(
             f"{op}(): index {wrong} is out of bounds for dimension {dim} with size {shape[dim]}"
         )
-    places: list[Any] = grid(index.shape, namespace_of(index)) or [index]
+    if index.ndim < 2:
+        return (index,)
+    places: list[Any] = grid(index.shape, namespace_of(index))
     places[dim] = index
     return tuple(places)
 
 
-def in_one_dimension(places: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+#: Places up to which it takes longer to reckon with them than NumPy does with several indices.
+_FEW = 1024
+
+
+def _in_one_dimension(places: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
     """The index of `places_along` into a contiguous tensor of `shape` as one into its elements in a row."""
     flat, step = places[-1], 1
     for place, size in zip(places[-2::-1], shape[:0:-1], strict=True):
@@ -306,12 +325,12 @@ class Gather(Op):
     """out[i][j] = input[index[i][j]][j] (dim 0): one element per element of `index`."""
 
     def forward(self, input: Any, dim: int, index: Any) -> Any:
-        places = places_along("gather", input.shape, dim, index)
-        self.shape, self.size = input.shape, input.size
-        self.places = (in_one_dimension(places, input.shape),)
-        if input.flags.c_contiguous:
-            return Index.call(input.reshape(-1), self.places)
-        return input[places]  # of an expanded tensor a copy could be much larger than the result
+        self.places, self.shape = places_along("gather", input.shape, dim, index), input.shape
+        if index.size > _FEW and input.flags.c_contiguous:
+            return input.reshape(-1).take(_in_one_dimension(self.places, self.shape))
+        return input.reshape(input.shape or (1,))[self.places]
 
     def backward(self, grad: Any) -> Any:
-        return Reshape.call(Scatter.call(grad, (self.size,), self.places), self.shape)
+        if not self.shape:
+            return Reshape.call(Scatter.call(grad, (1,), self.places), ())
+        return Scatter.call(grad, self.shape, self.places)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+from itertools import accumulate
+from typing import Any, ClassVar
 
 from dptrain.core.dtypes import result_dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
-from dptrain.core.ops.shape import Narrow, Select, wrap_dim
+from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.tensor import Tensor
 
 
@@ -38,9 +37,13 @@ class Cat(Op):
         kept = [t for t in tensors if t.shape != (0,)] or list(tensors)
         self.dim = wrap_dim(dim, kept[0].ndim, "cat")
         first = kept[0].shape
+        before, after = first[: self.dim], first[self.dim + 1 :]
         for i, t in enumerate(kept):
-            if t.ndim != len(first) or any(
-                a != b for d, (a, b) in enumerate(zip(first, t.shape, strict=True)) if d != self.dim
+            shape = t.shape
+            if (
+                len(shape) != len(first)
+                or shape[: self.dim] != before
+                or shape[self.dim + 1 :] != after
             ):
                 raise RuntimeError(
                     f"cat: sizes of tensors must match except in dimension {self.dim}. Expected {list(first)} but got "
@@ -58,7 +61,7 @@ class Cat(Op):
             if size is None:
                 grads.append(None)
                 continue
-            grads.append(Narrow.call(grad, self.dim, start, size))
+            grads.append(grad[(slice(None),) * self.dim + (slice(start, start + size),)])
             start += size
         return tuple(grads)
 
@@ -75,30 +78,71 @@ class Stack(Op):
     """Join along a new dimension."""
 
     def forward(self, *tensors: Any, dim: int = 0) -> Any:
+        first = tensors[0].shape
         for i, t in enumerate(tensors):
-            if t.shape != tensors[0].shape:
+            if t.shape != first:
                 raise RuntimeError(
-                    f"stack expects each tensor to be equal size, but got {list(tensors[0].shape)} at entry 0 and "
+                    f"stack expects each tensor to be equal size, but got {list(first)} at entry 0 and "
                     f"{list(t.shape)} at entry {i}"
                 )
         self.dim = wrap_dim(dim, tensors[0].ndim + 1, "stack")
         self.count = len(tensors)
-        return self.xp.stack(tensors, axis=self.dim, dtype=result_dtype(tensors).numpy)
+        parts = (*first[: self.dim], 1, *first[self.dim :])
+        return self.xp.concatenate(
+            [t.reshape(parts) for t in tensors], axis=self.dim, dtype=result_dtype(tensors).numpy
+        )
 
     def backward(self, grad: Any) -> Any:
-        return tuple(Select.call(grad, self.dim, i) for i in range(self.count))
+        lead = (slice(None),) * self.dim
+        return tuple([grad[(*lead, i, ...)] for i in range(self.count)])
 
 
-class SplitPart(Narrow):
-    """A part of `split` by size: as `narrow`, under PyTorch's name for the node."""
+class _Parts(Op):
+    """Parts of a tensor that follow each other along a dimension, as views: one node for all of them."""
+
+    is_view = True
+    dim: int
+    _joining: ClassVar[type[Op]]
+
+    def backward(self, grads: Any) -> Any:
+        if len(self.outs) == 1:
+            grads = [grads]
+        parts = [
+            self.xp.zeros(*out) if grad is None else grad
+            for grad, out in zip(grads, self.outs, strict=True)
+        ]
+        return self._joining.call(*parts, dim=self.dim)
+
+
+class Split(_Parts):
+    """Parts of given sizes."""
 
     backward_name = "SplitBackward0"
+    _joining = Cat
+
+    def forward(self, input: Any, dim: int, sizes: list[int]) -> Any:
+        self.dim = dim
+        lead = (slice(None),) * dim
+        ends = accumulate(sizes)
+        return tuple([input[(*lead, slice(e - s, e))] for s, e in zip(sizes, ends, strict=True)])
 
 
-class SectionPart(Narrow):
-    """A part of `split` by sections: as `narrow`, under PyTorch's name for the node."""
+class SplitWithSizes(Split):
+    """As `split` by size, under PyTorch's name for the node."""
 
     backward_name = "SplitWithSizesBackward0"
+
+
+class Unbind(_Parts):
+    """All entries of a dimension, without it."""
+
+    backward_name = "UnbindBackward0"
+    _joining = Stack
+
+    def forward(self, input: Any, dim: int) -> Any:
+        self.dim = dim
+        lead = (slice(None),) * dim
+        return tuple([input[(*lead, i, ...)] for i in range(input.shape[dim])])
 
 
 def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
@@ -119,14 +163,12 @@ def _split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, 
                 f"split_with_sizes expects split_sizes to sum exactly to {total} (input tensor's size at dimension "
                 f"{dim}), but got split_sizes={sizes}"
             )
-    starts = np.cumsum([0, *sizes])
-    part = SplitPart if isinstance(split_size_or_sections, int) else SectionPart
-    return tuple(
-        part.apply(input, dim, int(a), int(s)) for a, s in zip(starts, sizes, strict=False)
-    )
+    split = Split if isinstance(split_size_or_sections, int) else SplitWithSizes
+    parts: tuple[Any, ...] = split.apply(input, dim, sizes)
+    return parts
 
 
-export("split", methods=("split",), function=_split)(Narrow)
+export("split", methods=("split",), function=_split)(Split)
 
 
 def _chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
@@ -141,13 +183,7 @@ def _chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     return _split(input, max(1, -(-total // chunks)), dim)
 
 
-export("chunk", methods=("chunk",), function=_chunk)(Narrow)
-
-
-class UnbindPart(Select):
-    """An entry of `unbind`: as `select`, under PyTorch's name for the node."""
-
-    backward_name = "UnbindBackward0"
+export("chunk", methods=("chunk",), function=_chunk)(Split)
 
 
 def _unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
@@ -155,7 +191,8 @@ def _unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
     if not input.ndim:
         raise IndexError(f"unbind: Dimension specified as {dim} but tensor has no dimensions")
     dim = wrap_dim(dim, input.ndim, "unbind")
-    return tuple(UnbindPart.apply(input, dim, i) for i in range(input._array.shape[dim]))
+    parts: tuple[Any, ...] = Unbind.apply(input, dim) if input._array.shape[dim] else ()
+    return parts
 
 
-export("unbind", methods=("unbind",), function=_unbind)(Select)
+export("unbind", methods=("unbind",), function=_unbind)(Unbind)

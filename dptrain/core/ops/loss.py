@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import grid
+from dptrain.core.arrays import as_array, grid
 from dptrain.core.capturing import refuse_if
-from dptrain.core.cuda import is_capturing
+from dptrain.core.cuda import cannot_look, is_capturing
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation import Softmax
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.index import Scatter
+from dptrain.core.ops.shape import Expand
 from dptrain.core.tensor import Tensor
 
 
@@ -39,6 +40,14 @@ def _wrong_class(op: str, num_classes: int, target: Any, bad: Any) -> IndexError
     return IndexError(
         f"{op}: Target {int(target[bad].flat[0])} is out of bounds for {num_classes} classes"
     )
+
+
+def all_count(target: Any, num_classes: int, ignore_index: int) -> bool:
+    """Whether every index (int64) is a class, and none of them the one to ignore."""
+    others = not_classes(target, num_classes)
+    if 0 <= ignore_index < num_classes:
+        others = others | (target == ignore_index)
+    return not others.any()
 
 
 class CrossEntropy(Op):
@@ -97,26 +106,56 @@ class CrossEntropy(Op):
 class NllLoss(Op):
     """-weight[target] * input[target] for each position: (N, C, ...) with (N, ...) -> (N, ...).
 
-    Positions with `ignore_index` give 0 and get no gradient.
+    Positions with `ignore_index` give 0 and get no gradient. `reduction` "mean" is over the weights of those
+    that count.
     """
 
     name = "nll_loss"
     num_tensors = 2
+    in_float32 = True
 
-    def forward(self, input: Any, target: Any, weight: Any, ignore_index: int) -> Any:
-        check_classes("nll_loss", target, input.shape[1], ignore_index)
-        counts = target != ignore_index
-        classes = np.where(counts, target, 0)
-        self.counts, self.zero = counts, self.xp.zeros((), input.dtype)
-        self.factor = -counts.astype(input.dtype)
-        if weight is not None:
-            self.factor = self.factor * weight[classes]
-        grids = grid(target.shape, self.xp)
-        self.places = (grids[0], classes, *grids[1:])
-        self.shape = input.shape
-        return input[self.places] * self.factor
+    def forward(
+        self, input: Any, target: Any, weight: Any, ignore_index: int, reduction: str
+    ) -> Any:
+        first, *rest = grid(target.shape, self.xp)
+        self.shape, self.given, self.divisor = input.shape, target.shape, None
+        self.counts = None
+        if weight is None and not cannot_look() and all_count(target, input.shape[1], ignore_index):
+            self.places = (first, target, *rest)
+            losses = -input[self.places]
+        else:
+            check_classes("nll_loss", target, input.shape[1], ignore_index)
+            self.counts = counts = target != ignore_index
+            classes = np.where(counts, target, 0)
+            self.zero = self.xp.zeros((), input.dtype)
+            self.factor = -counts.astype(input.dtype)
+            if weight is not None:
+                self.factor = self.factor * weight[classes]
+            self.places = (first, classes, *rest)
+            losses = input[self.places] * self.factor
+        if reduction == "none":
+            return losses
+        total = losses.sum()
+        if reduction == "mean":
+            if self.counts is None:
+                self.divisor = losses.dtype.type(target.size)
+            else:
+                self.divisor = counted(self.counts, classes, weight, losses.dtype)
+            total = total / self.divisor
+        return total
 
     def backward(self, grad: Any) -> Any:
+        if self.divisor is not None:
+            grad = grad / self.divisor
+        if self.counts is None:
+            return Scatter.call(Expand.call(-grad, self.given), self.shape, self.places)
         # Where no position counts the mean is 0 / 0, and so is the gradient that comes back from it.
         kept = Where.call(self.counts, grad, self.zero)
         return Scatter.call(kept * self.factor, self.shape, self.places)
+
+
+def counted(counts: Any, classes: Any, weight: Any, kind: np.dtype[Any]) -> Any:
+    """The weight of all positions that count: the divisor of the mean."""
+    if weight is None:
+        return as_array(counts.sum()).astype(kind)
+    return as_array((weight[classes] * counts).sum(dtype=kind))

@@ -43,7 +43,9 @@ class Place(Op):
     def forward(self, input: Any, index: Any, size: int) -> Any:
         self.index = index
         out = self.xp.zeros(len(index) * size, input.dtype)
-        kernels_for(out).add_at(out, (_flat(index, size),), self.xp.ascontiguousarray(input).ravel())
+        kernels_for(out).add_at(
+            out, (_flat(index, size),), self.xp.ascontiguousarray(input).ravel()
+        )
         return out.reshape(len(index), size)
 
     def backward(self, grad: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dptrain.core.argument_kinds import is_int
-from dptrain.core.arrays import grid
+from dptrain.core.arrays import broadcast_to, grid, is_array
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
@@ -33,13 +34,15 @@ class _Reduction(Op):
     """Keeps the shapes that spread a gradient back over the reduced dimensions."""
 
     def _plan(self, input: Any, dim: Any) -> tuple[int, ...]:
-        axes = _axes(dim, input.ndim, self.name)
+        self.axes = axes = _axes(dim, input.ndim, self.name)
         self.shape = input.shape
-        self.kept = tuple(1 if i in axes else s for i, s in enumerate(input.shape))
         return axes
 
     def _spread(self, value: Any) -> Any:
-        return Expand.call(Reshape.call(value, self.kept), self.shape)
+        kept = tuple([1 if i in self.axes else s for i, s in enumerate(self.shape)])
+        if is_array(value):
+            return broadcast_to(value.reshape(kept), self.shape)
+        return Expand.call(Reshape.call(value, kept), self.shape)
 
 
 def _accumulator(input: Any, dtype: Any) -> Any:
@@ -64,7 +67,7 @@ class Sum(_Reduction):
         if dim is not None:
             self.backward_name = "SumBackward1"
         input, kind = _accumulator(input, dtype)
-        return self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
+        return input.sum(axis=axes, keepdims=keepdim, dtype=kind)
 
     def backward(self, grad: Any) -> Any:
         return self._spread(grad)
@@ -88,8 +91,8 @@ class Mean(_Reduction):
             raise RuntimeError(
                 f"mean(): could not infer output dtype. {which} must be a floating point dtype. Got: {input.dtype}"
             )
-        self.count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
-        total = self.xp.sum(input, axis=axes, keepdims=keepdim, dtype=kind)
+        self.count = prod([self.shape[a] for a in axes])
+        total = input.sum(axis=axes, keepdims=keepdim, dtype=kind)
         # A NumPy divisor: 0 / 0 is nan for an empty mean, as in PyTorch.
         return total / kind.type(self.count)
 
@@ -135,7 +138,7 @@ class Var(_Reduction):
             correction = int(unbiased)
         elif correction is None:
             correction = 1
-        count = int(np.prod([self.shape[a] for a in axes], dtype=np.int64))
+        count = prod([self.shape[a] for a in axes])
         self.divisor = max(0.0, count - correction)
         self.count = count
         centred = input - input.mean(axis=axes, keepdims=True)
@@ -143,10 +146,7 @@ class Var(_Reduction):
         return self.xp.asarray((centred * centred).sum(axis=axes, keepdims=keepdim)) / divisor
 
     def backward(self, grad: Any, input: Any) -> Any:
-        axes = tuple(
-            i for i, (k, s) in enumerate(zip(self.kept, self.shape, strict=True)) if k != s
-        )
-        mean = input.sum(axis=axes, keepdims=True) / self.count if axes else input
+        mean = input.sum(axis=self.axes, keepdims=True) / self.count if self.axes else input
         return self._spread(grad) * (input - mean) * (2 / self.divisor if self.divisor else np.nan)
 
 
@@ -198,10 +198,7 @@ class _Extremum(_Reduction):
         ties = Eq.call(input, self._spread(out))
         if self.counts_nan:
             ties = ties | (Ne.call(input, input) & Ne.call(out, out))
-        axes = tuple(
-            i for i, (k, s) in enumerate(zip(self.kept, self.shape, strict=True)) if k != s
-        )
-        count = ties.sum(axis=axes, keepdims=True) if axes else 1
+        count = ties.sum(axis=self.axes, keepdims=True) if self.axes else 1
         return self._spread(grad) * ties / count
 
 
@@ -210,7 +207,7 @@ class Amax(_Extremum):
     """The largest value over the dimensions `dim`."""
 
     def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
-        return self.xp.max(input, axis=axes, keepdims=keepdim)
+        return input.max(axis=axes, keepdims=keepdim)
 
 
 @export("amin", methods=("amin",))
@@ -218,7 +215,7 @@ class Amin(_Extremum):
     """The smallest value over the dimensions `dim`."""
 
     def _reduce(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
-        return self.xp.min(input, axis=axes, keepdims=keepdim)
+        return input.min(axis=axes, keepdims=keepdim)
 
 
 class _ArgReduction(Op):
@@ -233,7 +230,8 @@ class _ArgReduction(Op):
             )
         if input.ndim == 0:
             return np.int64(0)
-        return self.xp.asarray(self._find(input, dim, keepdim)).astype(np.int64, copy=False)
+        found = self._find(input, dim, keepdim)
+        return self.xp.asarray(found).astype(np.int64, copy=False)
 
     def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
         raise NotImplementedError
@@ -244,7 +242,7 @@ class ArgMax(_ArgReduction):
     """Index of the largest value (the first of equals), over everything or along `dim`."""
 
     def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
-        return self.xp.argmax(input, axis=dim, keepdims=keepdim)
+        return input.argmax(axis=dim, keepdims=keepdim)
 
 
 @export("argmin", methods=("argmin",))
@@ -252,7 +250,7 @@ class ArgMin(_ArgReduction):
     """Index of the smallest value (the first of equals), over everything or along `dim`."""
 
     def _find(self, input: Any, dim: int | None, keepdim: bool) -> Any:
-        return self.xp.argmin(input, axis=dim, keepdims=keepdim)
+        return input.argmin(axis=dim, keepdims=keepdim)
 
 
 max_result = results("max", "values", "indices")
@@ -289,15 +287,31 @@ class PutAlong(Op):
         return TakeAlong.call(grad, self.index, self.dim)
 
 
+class ExtremeAlong(Op):
+    """The elements that an operation finds along a dimension, and their places."""
+
+    def forward(self, input: Any, find: Any, dim: int, keepdim: bool) -> Any:
+        finder = find()
+        finder.xp = self.xp
+        self.index, self.dim, self.shape = finder.forward(input, dim, True), dim, input.shape
+        values = self.xp.take_along_axis(input, self.index, axis=dim)
+        if keepdim:
+            return values, self.index
+        return values.squeeze(dim), self.index.squeeze(dim)
+
+    def backward(self, grads: Any) -> Any:
+        grad = Reshape.call(grads[0], self.index.shape)
+        return PutAlong.call(grad, self.index, self.dim, self.shape)
+
+
 def _along(
     input: Any, find: type[_ArgReduction], dim: Any, keepdim: bool | None
 ) -> tuple[Any, Any]:
     dim = wrap_dim(int(dim), input.ndim, find.name)
     if input.ndim == 0:
         return input.clone(), find.apply(input)
-    indices = find.apply(input, dim, True)
-    values = TakeAlong.apply(input, indices._array, dim)
-    return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
+    found: tuple[Any, Any] = ExtremeAlong.apply(input, find, dim, bool(keepdim))
+    return found
 
 
 class MaxOfAll(Amax):
@@ -366,7 +380,7 @@ class All(_Truth):
     """Whether every element is non-zero."""
 
     def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
-        return self.xp.all(input, axis=axes, keepdims=keepdim)
+        return input.all(axis=axes, keepdims=keepdim)
 
 
 @export("any", methods=("any",))
@@ -374,4 +388,4 @@ class Any_(_Truth):
     """Whether some element is non-zero."""
 
     def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:
-        return self.xp.any(input, axis=axes, keepdims=keepdim)
+        return input.any(axis=axes, keepdims=keepdim)

@@ -17,7 +17,13 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
-from dptrain.core.ops.index import Index, IndexPut, Scatter, _raw_index, in_one_dimension, places_along
+from dptrain.core.ops.index import (
+    Index,
+    IndexPut,
+    Scatter,
+    _raw_index,
+    places_along,
+)
 from dptrain.core.ops.shape import Embed, Reshape, wrap_dim
 from dptrain.core.tensor import Tensor, wrap
 
@@ -141,18 +147,16 @@ class ScatterAdd(Op):
     num_tensors = 3
 
     def forward(self, input: Any, src: Any, index: Any, dim: int) -> Any:
-        places = places_along("scatter_add", input.shape, dim, index, src)
-        self.places = (in_one_dimension(places, input.shape),)
+        self.places = places_along("scatter_add", input.shape, dim, index, src)
         self.index, self.shape = index, src.shape
         out = input.copy()
-        kernels_for(out).add_at(out.reshape(-1), self.places, _part(src, index))
+        kernels_for(out).add_at(out, self.places, _part(src, index))
         return out
 
     def backward(self, grad: Any) -> Any:
         d_src = None
         if self.needs[1]:
-            picked = Index.call(Reshape.call(grad, (-1,)), self.places)
-            d_src = _embed_part(picked, self.index, self.shape)
+            d_src = _embed_part(Index.call(grad, self.places), self.index, self.shape)
         return grad, d_src
 
 

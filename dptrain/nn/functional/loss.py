@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import as_array, namespace_of
+from dptrain.core.arrays import namespace_of
 from dptrain.core.cuda import cannot_look
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
-from dptrain.core.ops.loss import CrossEntropy, NllLoss, check_classes, not_classes
+from dptrain.core.ops.loss import CrossEntropy, NllLoss, all_count, check_classes, counted
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.loss_regression import check_tensors
@@ -91,20 +91,15 @@ def _class_weights(op: str, weight: Tensor | None, input: Tensor) -> Any:
 def _counted(target: np.ndarray, weight: Any, ignore_index: int, kind: np.dtype[Any]) -> Any:
     """The weight of all positions that count: the divisor of the mean."""
     counts = target != ignore_index
-    if weight is None:
-        return as_array(counts.sum()).astype(kind)
-    return (weight[np.where(counts, target, 0)] * counts).sum(dtype=kind)
+    return counted(counts, np.where(counts, target, 0), weight, kind)
 
 
 def _nll(logp: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction: str) -> Tensor:
     if logp.ndim == 1:
         single = _nll(logp.unsqueeze(0), target.unsqueeze(0), weight, ignore_index, reduction)
         return single.squeeze(0) if reduction == "none" else single
-    loss = NllLoss.apply(logp, target, weight, ignore_index)
-    if reduction != "mean":
-        return _reduce(loss, reduction)
-    divisor = _counted(target._array, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(as_array(divisor)))
+    loss: Tensor = NllLoss.apply(logp, target, weight, ignore_index, reduction)
+    return loss
 
 
 def nll_loss(
@@ -225,10 +220,7 @@ def _check_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _all_count(target: Any, input: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none of them the one to ignore."""
     classes = input._array.shape[1]
-    others = not_classes(target, classes)
-    if 0 <= ignore_index < classes:
-        others = others | (target == ignore_index)
-    if not others.any():
+    if all_count(target, classes, ignore_index):
         return True
     check_classes("cross_entropy", target, classes, ignore_index)
     return False
@@ -302,7 +294,7 @@ def _smooth_part(
     if reduction != "mean":
         return _reduce(loss, reduction)
     divisor = _counted(target, weight, ignore_index, logp._array.dtype)
-    return _reduce(loss, reduction, wrap(as_array(divisor)))
+    return _reduce(loss, reduction, wrap(divisor))
 
 
 def _soft_cross_entropy(
