@@ -168,6 +168,9 @@ def scalar_dtype(value: Any) -> dtype:
     )
 
 
+_PYTHON_NUMBERS = frozenset([int, float, bool])
+
+
 def result_dtype(operands: Any) -> dtype:
     """The common type of arrays and Python numbers under PyTorch's rules.
 
@@ -177,9 +180,12 @@ def result_dtype(operands: Any) -> dtype:
     Args:
         operands: arrays (with `.dtype` and `.ndim`) and Python numbers.
     """
-    types: set[Any] = {getattr(x, "dtype", None) for x in operands}
-    if len(types) == 1 and None not in types:  # nearly always
-        return FROM_NUMPY[types.pop()]
+    types: set[Any] = {getattr(x, "dtype", type(x)) for x in operands}
+    arrays = types - _PYTHON_NUMBERS
+    if len(arrays) == 1:  # nearly always: of one type, perhaps beside numbers
+        found = FROM_NUMPY.get(arrays.pop())
+        if found is not None and (len(types) == 1 or found.category == _FLOAT):
+            return found
     key = tuple(
         (FROM_NUMPY[x.dtype], 0 if x.ndim else 1)
         if hasattr(x, "ndim") and hasattr(x, "dtype")

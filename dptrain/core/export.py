@@ -155,8 +155,10 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
             if guard is not None:
                 with guard:
                     return call(*args, **kwargs)
-        if (kwargs or len(args) > strict_from) and types_of(args, kwargs) not in passed:
-            args, kwargs = signature.check(args, kwargs)
+        if kwargs or len(args) > strict_from:
+            types = types_of(args, kwargs) if kwargs else tuple(map(type, args))
+            if types not in passed:
+                args, kwargs = signature.check(args, kwargs)
         if typed and not lower_types():  # autocast brings them to one type
             rules.check(signature.names, args, kwargs)
         try:

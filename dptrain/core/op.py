@@ -73,6 +73,7 @@ class OpName(str):
     node: Op
 
     def __get__(self, node: Op | None, owner: Any) -> OpName:
+        # Read from the class, as operations do that only hand it on, it is there without being made.
         if node is None:
             return self
         bound = OpName(self)
@@ -262,6 +263,8 @@ class Op(SavedValues, HookedNode):
         cls, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Move keyword arguments that have a position to it; accept NumPy's `axis`/`keepdims`."""
+        if not cls._parameters:  # of any number of tensors: what has a name is given by name
+            return args, kwargs
         kwargs = {ALIASES.get(k, k): v for k, v in kwargs.items()}
         positional = list(args)
         for name in cls._parameters[len(args) :]:
@@ -394,9 +397,11 @@ class Op(SavedValues, HookedNode):
         if recording:
             self.outs = tuple((o.shape, o.dtype) for o in outs)
             self._record(args, raw, outs[0], results[0])
+        shared = self.is_view and any(shares_memory(out, raw[0]) for out in outs)
+        cls, rest = type(self), raw[1:]
         for i, (result, out) in enumerate(zip(results, outs, strict=True)):
-            if self.is_view and shares_memory(out, raw[0]):
-                _share(result, args[0], (type(self), raw[1:], kwargs, i))
+            if shared:
+                _share(result, args[0], (cls, rest, kwargs, i))
             elif out.ndim > 2 and not out.flags.c_contiguous:
                 keep_unseen(result, args)
             if recording and out.dtype in _FLOATING:

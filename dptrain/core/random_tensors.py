@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,14 @@ def rand(
     kind = _floating("rand", dtype)
     values = (generator or default_generator()).stream().random(sizes_of(size, "rand"))
     # Rounding to fewer digits may reach 1, which the half-open range excludes.
-    below_one = np.nextafter(kind.type(1), kind.type(0)) if kind.itemsize > 2 else kind.type(0.99)
-    return finish(as_array(np.minimum(values.astype(kind), below_one)), device, requires_grad)
+    return finish(
+        as_array(np.minimum(values.astype(kind), _below_one(kind))), device, requires_grad
+    )
+
+
+@cache
+def _below_one(kind: np.dtype[Any]) -> Any:
+    return np.nextafter(kind.type(1), kind.type(0)) if kind.itemsize > 2 else kind.type(0.99)
 
 
 @factory

@@ -157,6 +157,8 @@ class _OneHot(Constraint):
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        return True
     return value % 1 == 0
 
 

@@ -114,9 +114,10 @@ class Softmax(Op):
     in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
-        _check_dim(dim, self.name)
-        input = _softmax_input(input, dtype, self.name)
-        self.dim = wrap_dim(dim or 0, input.ndim, self.name)
+        name = type(self).name
+        _check_dim(dim, name)
+        input = _softmax_input(input, dtype, name)
+        self.dim = wrap_dim(dim or 0, input.ndim, name)
         if input.ndim == 0:
             return self.xp.ones_like(input)
         self.by_rows = _by_rows(input, self.dim)
@@ -143,9 +144,10 @@ class LogSoftmax(Op):
     in_float32 = halves_on_gpu = True
 
     def forward(self, input: Any, dim: int | None = None, dtype: Any = None) -> Any:
-        _check_dim(dim, self.name)
-        input = _softmax_input(input, dtype, self.name)
-        self.dim = wrap_dim(dim or 0, input.ndim, self.name)
+        name = type(self).name
+        _check_dim(dim, name)
+        input = _softmax_input(input, dtype, name)
+        self.dim = wrap_dim(dim or 0, input.ndim, name)
         if input.ndim == 0:
             return self.xp.zeros_like(input)
         self.by_rows = _by_rows(input, self.dim)

@@ -44,7 +44,7 @@ class _AddProduct(Op):
             )
         self.shapes = first.shape, second.shape
         if first.ndim > 1:
-            check_inner(self.name, first, second)
+            check_inner(type(self).name, first, second)
         self.beta, self.alpha = _factor(beta, input.dtype), _factor(alpha, input.dtype)
         if self.halves_on_gpu and on_gpu(first) and first.dtype in gemm.KINDS:
             self._check_input(input, (*first.shape[:-1], second.shape[-1]))
@@ -153,7 +153,7 @@ class Baddbmm(_AddProduct):
     def forward(
         self, input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1
     ) -> Any:
-        _check_batches(self.name, batch1, batch2)
+        _check_batches(type(self).name, batch1, batch2)
         return self._run(input, batch1, batch2, beta, alpha)
 
     def backward(self, grad: Any, batch1: Any, batch2: Any) -> Any:
@@ -169,7 +169,7 @@ class Addbmm(_AddProduct):
     def forward(
         self, input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1
     ) -> Any:
-        _check_batches(self.name, batch1, batch2)
+        _check_batches(type(self).name, batch1, batch2)
         return self._run(input, batch1, batch2, beta, alpha)
 
     def _product(self, first: Any, second: Any) -> Any:

@@ -222,14 +222,13 @@ class Where(Op):
                 f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"
             )
         target = result_dtype((input, other)).numpy
-        self.condition = condition
-        self.zero = self.xp.zeros((), target)
+        self.condition, self.kind = condition, target
         return self.xp.where(
             condition, self.xp.asarray(input, target), self.xp.asarray(other, target)
         )
 
     def backward(self, grad: Any) -> Any:
-        zero = self.zero  # not grad * 0, which is no zero where the gradient is not finite
+        zero = self.xp.zeros((), self.kind)  # not grad * 0, which is no zero where the gradient is not finite
         d_input = Where.call(self.condition, grad, zero) if self.needs[1] else None
         return None, d_input, Where.call(self.condition, zero, grad) if self.needs[2] else None
 

@@ -70,8 +70,10 @@ def _cast(
 ) -> Tensor:
     if place is not None and place == self.device:
         place = None
-    order = contiguous_format if self._unseen is not None else suggested(self._array)
-    kept = memory_format is preserve_format or order is memory_format
+    kept = memory_format is preserve_format
+    if not kept:
+        order = contiguous_format if self._unseen is not None else suggested(self._array)
+        kept = order is memory_format
     if self._array.dtype == target.numpy and kept and place is None and not copy:
         return self
     return Cast.apply(self, target.numpy, memory_format, place, non_blocking)
@@ -87,6 +89,8 @@ def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     Returns:
         The tensor itself where nothing changes (unless `copy`), else a copy.
     """
+    if len(args) == 1 and not kwargs and type(args[0]) is dtype:
+        return _cast(self, args[0])
     given = _to_arguments(args, kwargs)
     other, kind, place = given.get("other"), given.get("dtype"), given.get("device")
     if other is not None:

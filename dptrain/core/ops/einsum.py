@@ -170,11 +170,13 @@ def _contract(
     if gone:
         x = Sum.apply(x, tuple(names.index(n) for n in gone))
         names = [n for n in names if n in out]
+    if names == out and len(parts) > 1:
+        return x
     return Permute.apply(x, tuple(names.index(n) for n in out))
 
 
 def _size(x: Tensor, names: list[str], name: str) -> int:
-    return x.shape[names.index(name)]
+    return x._array.shape[names.index(name)]
 
 
 def _pair(
@@ -207,7 +209,11 @@ def _pair(
         n: s for t, ns in ((x, x_names), (y, y_names)) for n, s in zip(ns, t.shape, strict=True)
     }
     found.update({n: sizes[n] for n in both})
-    return Reshape.apply(product, tuple(found[n] for n in names)), names
+    return _shaped(product, tuple([found[n] for n in names])), names
+
+
+def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x if x._array.shape == shape else Reshape.apply(x, shape)
 
 
 def _sum_alone(x: Tensor, names: list[str], kept: set[str]) -> tuple[Tensor, list[str]]:
@@ -222,12 +228,14 @@ def _arranged(
 ) -> Tensor:
     """The labels of each group joined into one dimension; shared ones stretched to their size."""
     order = [n for group in groups for n in group]
-    x = Permute.apply(x, tuple(names.index(n) for n in order))
-    wide = tuple(sizes[n] if n in both else x.shape[i] for i, n in enumerate(order))
-    if wide != tuple(x.shape):
+    if order != names:
+        x = Permute.apply(x, tuple(names.index(n) for n in order))
+    shape = x._array.shape
+    wide = tuple([sizes[n] if n in both else shape[i] for i, n in enumerate(order)])
+    if wide != shape:
         x = Expand.apply(x, wide)
     size = dict(zip(order, wide, strict=True))
-    return Reshape.apply(x, tuple(math.prod(size[n] for n in group) for group in groups))
+    return _shaped(x, tuple([math.prod([size[n] for n in group]) for group in groups]))
 
 
 export("einsum", function=_einsum)(Matmul)

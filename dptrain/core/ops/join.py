@@ -79,7 +79,7 @@ class Stack(Op):
 
     def forward(self, *tensors: Any, dim: int = 0) -> Any:
         first = tensors[0].shape
-        for i, t in enumerate(tensors):
+        for i, t in enumerate(tensors if len({t.shape for t in tensors}) > 1 else ()):
             if t.shape != first:
                 raise RuntimeError(
                     f"stack expects each tensor to be equal size, but got {list(first)} at entry 0 and "

@@ -67,7 +67,7 @@ class VectorNorm(Op):
                 f"linalg.vector_norm cannot compute the {p} norm on an empty tensor because the operation "
                 f"does not have an identity; the input has shape {list(x.shape)}"
             )
-        out = self.xp.asarray(self._reduce(self.xp.abs(x), axes), dtype=x.dtype)
+        out = self.xp.asarray(self._reduce(x if p == 2 else self.xp.abs(x), axes), dtype=x.dtype)
         return out if keepdim else out.reshape([s for i, s in enumerate(x.shape) if i not in axes])
 
     def _reduce(self, size: Any, axes: tuple[int, ...]) -> Any:
@@ -79,7 +79,7 @@ class VectorNorm(Op):
         if p == 1:
             return xp.sum(size, axis=axes, keepdims=True)
         if p == 2:
-            return xp.sqrt(xp.sum(size * size, axis=axes, keepdims=True))
+            return xp.sqrt((size * size).sum(axis=axes, keepdims=True))
         return xp.sum(size**p, axis=axes, keepdims=True) ** (1 / p)
 
     def backward(self, grad: Any, x: Any, out: Any) -> Any:

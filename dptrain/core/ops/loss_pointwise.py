@@ -9,7 +9,6 @@ from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.activation_linear import check_floating
 from dptrain.core.ops.elementwise import Clamp
-from dptrain.core.ops.reduce import Mean, Sum
 from dptrain.core.ops.unary import Log, Sigmoid
 
 
@@ -20,13 +19,14 @@ class _PointwiseLoss(Op):
     in_float32 = True
 
     def forward(self, input: Any, target: Any, reduction: str = "mean", option: Any = None) -> Any:
-        check_floating(self.name, input)
+        check_floating(type(self).name, input)
         self.option = option
         values = self.values(input, target)
         self.count = values.size if reduction == "mean" else None
         if reduction == "none":
             return values
-        return (Mean if reduction == "mean" else Sum)().forward(values)
+        total = values.sum(axis=tuple(range(values.ndim)))
+        return total if self.count is None else total / values.dtype.type(self.count)
 
     def values(self, input: Any, target: Any) -> Any:
         """The loss of each element, of raw arrays."""

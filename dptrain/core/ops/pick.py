@@ -13,6 +13,7 @@ from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.index import Index
+from dptrain.core.ops.shape import Expand
 
 
 def _flat(index: np.ndarray, size: int) -> np.ndarray:
@@ -87,6 +88,19 @@ class EmbeddingDense(Op):
         if self.padding_idx < 0:
             return rows
         return rows * (self.indices != self.padding_idx)[..., None]
+
+
+class BagSum(Op):
+    """Sums of rows of a table: (num, D) with indices (B, L) -> (B, D)."""
+
+    def forward(self, weight: Any, indices: Any) -> Any:
+        self.indices, self.num = indices, len(weight)
+        return Index.call(weight, (indices,)).sum(axis=1)
+
+    def backward(self, grad: Any) -> Any:
+        shape = (*self.indices.shape, grad.shape[-1])
+        wide = Expand.call(grad[:, None], shape)
+        return EmbeddingDense.call(wide, self.indices, -1, self.num)
 
 
 class SegmentSum(Op):

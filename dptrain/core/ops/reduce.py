@@ -34,7 +34,7 @@ class _Reduction(Op):
     """Keeps the shapes that spread a gradient back over the reduced dimensions."""
 
     def _plan(self, input: Any, dim: Any) -> tuple[int, ...]:
-        self.axes = axes = _axes(dim, input.ndim, self.name)
+        self.axes = axes = _axes(dim, input.ndim, type(self).name)
         self.shape = input.shape
         return axes
 
@@ -223,7 +223,7 @@ class _ArgReduction(Op):
 
     def forward(self, input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
         if dim is not None:
-            dim = wrap_dim(dim, input.ndim, self.name)
+            dim = wrap_dim(dim, input.ndim, type(self).name)
         if (input.size if dim is None else input.shape[dim] if input.ndim else 1) == 0:
             raise IndexError(
                 f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0; the input has shape {list(input.shape)}"
@@ -368,7 +368,7 @@ class _Truth(Op):
     differentiable = False
 
     def forward(self, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        found = self._find(input, _axes(dim, input.ndim, self.name), keepdim)
+        found = self._find(input, _axes(dim, input.ndim, type(self).name), keepdim)
         return self.xp.asarray(found).astype(np.uint8) if input.dtype == np.uint8 else found
 
     def _find(self, input: Any, axes: tuple[int, ...], keepdim: bool) -> Any:

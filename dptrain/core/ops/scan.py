@@ -132,7 +132,7 @@ cummin_result = results("cummin", "values", "indices")
 
 class _RunningExtreme(Op):
     def _scan(self, input: Any, dim: int, better: Any) -> Any:
-        self.dim, self.shape = wrap_dim(dim, input.ndim, self.name), input.shape
+        self.dim, self.shape = wrap_dim(dim, input.ndim, type(self).name), input.shape
         if input.ndim == 0:
             self.indices = self.xp.zeros((), np.int64)
             return input.copy(), self.indices

@@ -27,8 +27,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
                 f"cosine_similarity: expected floating point tensors, got {x1.dtype} and {x2.dtype}"
             )
     # Broadcast first: `dim` counts the dimensions of the result.
-    shape = (x1.detach() + x2.detach()).shape
-    x1, x2 = x1.expand(*shape), x2.expand(*shape)
+    if x1._array.shape != x2._array.shape:
+        shape = (x1.detach() + x2.detach()).shape
+        x1, x2 = x1.expand(*shape), x2.expand(*shape)
     lengths = [clamp_below(VectorNorm.apply(x, 2.0, dim, True), eps) for x in (x1, x2)]
     return ((x1 / lengths[0]) * (x2 / lengths[1])).sum(dim)
 

@@ -12,8 +12,8 @@ from dptrain.core.arrays import namespace_of
 from dptrain.core.callers import level_outside
 from dptrain.core.capturing import refuse_if
 from dptrain.core.grad_mode import is_grad_enabled
-from dptrain.core.half import lift
-from dptrain.core.ops.pick import Embedding, Pick, SegmentSum
+from dptrain.core.half import HALVES, lift
+from dptrain.core.ops.pick import BagSum, Embedding, Pick, SegmentSum
 from dptrain.core.tensor import Tensor, wrap
 
 
@@ -31,8 +31,9 @@ def _checked(op: str, indices: Tensor, weight: Tensor) -> np.ndarray:
         )
     found = indices._array
     if found.size:
-        bad = np.logical_or(found.min() < 0, found.max() >= len(weight))
-        refuse_if(bad, partial(_wrong_row, op, len(weight)), found)
+        rows = weight._array.shape[0]
+        unsigned = found.view(f"u{found.dtype.itemsize}")  # negative ones are large then
+        refuse_if(unsigned.max() >= rows, partial(_wrong_row, op, rows), found)
     return found
 
 
@@ -203,6 +204,11 @@ def embedding_bag(
                 f"{per_sample_weights.dtype}"
             )
     indices = _checked("embedding_bag", input, weight)
+    given = (padding_idx, max_norm, per_sample_weights, offsets)
+    plain = mode != "max" and not scale_grad_by_freq and all(v is None for v in given)
+    if plain and indices.ndim == 2 and weight._array.dtype not in HALVES:
+        sums: Tensor = BagSum.apply(weight, indices)
+        return sums if mode == "sum" else sums / max(indices.shape[1], 1)
     bag_of, bags = _bags(input, indices, offsets, include_last_offset)
     flat = indices.ravel()
     kept = bag_of < bags
