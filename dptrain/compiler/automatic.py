@@ -107,6 +107,8 @@ class Automatic:
         self._kinds: dict[Any, _Kind] = {}
         self._misses = self._failures = 0
         self._is_plain = False
+        #: Of its calls as many wait for their backward passes as there may be; steps in time, often, walked back together.
+        self._waiting: _Kind | None = None
         _all.add(self)
 
     def __reduce__(self) -> tuple[type[int], tuple[()]]:
@@ -116,6 +118,7 @@ class Automatic:
         """Forget the recordings; whether there were any."""
         found = any(kind.programs or kind.draft for kind in self._kinds.values())
         self._kinds.clear()
+        self._waiting = None
         return found
 
     def call(self, module: Module, args: Any, kwargs: Any) -> Any:
@@ -124,6 +127,10 @@ class Automatic:
             module.__dict__["_replays"] = 0
             return module.forward(*args, **kwargs)
         self.report.calls += 1
+        if self._waiting is not None:
+            if self._waiting.programs and self._waiting.free_program() is None:
+                return module.forward(*args, **kwargs)
+            self._waiting = None
         key, tensors, others = kind_of(args, kwargs)
         kind = self._kinds.get(key)
         if kind is not None and kind.programs:
@@ -135,6 +142,7 @@ class Automatic:
             elif program is not None:
                 return self._replay(program, module, tensors, args, kwargs)
             elif not kind.takes_another():
+                self._waiting = kind
                 return module.forward(*args, **kwargs)
         reason = self._why_not(module, kind)
         if reason is not None:

@@ -372,3 +372,31 @@ def test_the_switch(monkeypatch):
     monkeypatch.setattr(replays.state, "enabled", False)
     model, _ = ready(count=AHEAD + 3)
     assert explain(model).calls == 0
+
+
+@pytest.mark.parametrize("change", ["nothing", "a part", "a forgotten graph"])
+def test_calls_that_are_walked_back_together_run_as_they_are_but_for_the_first(change):
+    def run(enabled):
+        replays.state.enabled = enabled
+        dptrain.manual_seed(0)
+        model, seen = sequential(), []
+        data = iter(batches(60, IMAGES, classes(3, 5)))
+        for step in range(10):
+            if step == 7 and change == "a part":
+                model[1].weight.data = model[1].weight.data * 2
+            model.zero_grad()
+            losses = []
+            for time in range(6):
+                x, y = next(data)
+                losses.append(F.cross_entropy(model(x), y))
+                if change == "a forgotten graph" and time == 2:
+                    losses.pop(), losses.clear()
+            dptrain.stack(losses).sum().backward()
+            seen += [loss.item() for loss in losses]
+            seen += [p.grad.numpy().tobytes() for p in model.parameters()]
+        return seen, model
+
+    plain, _ = run(False)
+    mine, model = run(True)
+    assert mine == plain
+    assert 6 <= explain(model).replays <= 60 - AHEAD

@@ -228,7 +228,9 @@ class Where(Op):
         )
 
     def backward(self, grad: Any) -> Any:
-        zero = self.xp.zeros((), self.kind)  # not grad * 0, which is no zero where the gradient is not finite
+        zero = self.xp.zeros(
+            (), self.kind
+        )  # not grad * 0, which is no zero where the gradient is not finite
         d_input = Where.call(self.condition, grad, zero) if self.needs[1] else None
         return None, d_input, Where.call(self.condition, zero, grad) if self.needs[2] else None
 
