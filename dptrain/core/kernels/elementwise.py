@@ -100,6 +100,8 @@ def relu_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     """See `reference.relu_grad`."""
     if grad.dtype != out.dtype or grad.shape != out.shape or not (out.ndim and dense(out)):
         return reference.relu_grad(grad, out)
+    if out.size < _WORTH_A_KERNEL and grad.flags.c_contiguous and out.flags.c_contiguous:
+        return reference.relu_grad(grad, out)
     grad, result = lying_as(out, grad), np.empty_like(out)
     args = (grad.size, grad.itemsize, address(out), address(grad), address(result))
     pool.run(_relu_grad.address(grad.dtype.type), args, pool.shares(grad.size, 2 * grad.nbytes))

@@ -397,6 +397,10 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
     if plan is None:
         if bias is None or x.ndim > 2:
             return reference.linear(x, weight, bias)
+        if reference.is_tiny(x, weight):
+            out = _alone(x, turned)
+            out += bias
+            return out
         return np.add(_alone(weight, x.T).T, bias, order="C")
     added = bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)
     out = _multiply(plan, rows, turned, added, None)

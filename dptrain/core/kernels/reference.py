@@ -145,11 +145,19 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
 #: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of
 #: the bias then writes the result in row-major order. Measured on Zen 4 with OpenBLAS 0.3.
 _FEW_ROWS = 128
+#: Numbers of a weight that is too small for that: turning the result takes longer than the product.
+_SMALL_WEIGHT = 1 << 14
+
+
+def is_tiny(x: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether `linear` of few rows multiplies them as they are, since the weight is small too."""
+    return len(x) <= _FEW_ROWS and weight.size <= _SMALL_WEIGHT
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """x W^T + bias over the last dimension: (..., in) with (out, in) and (out,) -> (..., out)."""
-    if bias is not None and x.ndim == 2 and len(x) <= _FEW_ROWS and not on_gpu(x):
+    few = x.ndim == 2 and len(x) <= _FEW_ROWS
+    if bias is not None and few and not is_tiny(x, weight) and not on_gpu(x):
         return np.add(np.matmul(weight, x.T).T, bias, order="C")
     out = np.matmul(x, weight.T)
     if bias is not None:
