@@ -337,7 +337,8 @@ class IndexPutAdd(Op):
         self.index, self.accumulate = index, accumulate
         out = input.copy()
         if accumulate:
-            self.xp.add.at(out, index, values)
+            shape = Index.call(input, index).shape  # which refuses places outside
+            kernels_for(out).add_at(out, index, self.xp.broadcast_to(values, shape))
         else:
             out[index] = values
         return out
