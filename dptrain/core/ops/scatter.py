@@ -228,9 +228,9 @@ class IndexAdd(Op):
         self.places = _lines_source("index_add", input, source, dim, index)
         self.alpha, self.shape = alpha, source.shape
         out = input.copy()
-        # The factor as PyTorch converts it: -1 is 255 for uint8.
-        factor = self.xp.asarray(alpha).astype(input.dtype)
-        kernels_for(out).add_at(out, self.places, source if alpha == 1 else source * factor)
+        if alpha != 1:  # converted as PyTorch does it: -1 is 255 for uint8
+            source = source * self.xp.asarray(alpha).astype(input.dtype)
+        kernels_for(out).add_at(out, self.places, source)
         return out
 
     def backward(self, grad: Any) -> Any:
