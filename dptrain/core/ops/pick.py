@@ -93,6 +93,8 @@ class EmbeddingDense(Op):
 class BagSum(Op):
     """Sums of rows of a table: (num, D) with indices (B, L) -> (B, D)."""
 
+    direct = 0
+
     def forward(self, weight: Any, indices: Any) -> Any:
         self.indices, self.num = indices, len(weight)
         return Index.call(weight, (indices,)).sum(axis=1)
@@ -100,7 +102,7 @@ class BagSum(Op):
     def backward(self, grad: Any) -> Any:
         shape = (*self.indices.shape, grad.shape[-1])
         wide = Expand.call(grad[:, None], shape)
-        return EmbeddingDense.call(wide, self.indices, -1, self.num)
+        return EmbeddingDense.call(wide, self.indices, -1, self.num, self.target)
 
 
 class SegmentSum(Op):
