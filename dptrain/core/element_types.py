@@ -101,7 +101,7 @@ class Rules:
             value = (
                 args[position] if position < len(args) else _given(position, names, args, kwargs)
             )
-            if isinstance(value, Tensor) and value._array.dtype.kind in kinds:
+            if isinstance(value, Tensor) and value.dtype.numpy.kind in kinds:
                 raise error(
                     f"{self.name}: not implemented for {names[position]!r} of type {value.dtype}"
                 )
