@@ -221,7 +221,7 @@ def weighted_sums(
     """
     counts, xp = np.diff(starts), namespace_of(x)
     out = xp.zeros((len(x), len(counts), x.shape[2]), x.dtype)
-    for depth in range(counts.max(initial=0)):
+    for depth in range(max(counts.tolist(), default=0)):
         rows = np.flatnonzero(counts > depth)
         taps = starts[rows] + depth
         part = x[:, xp.asarray(cols[taps])]

@@ -56,7 +56,7 @@ class Taps:
         """(results, entries, weights) with each result at most once."""
         starts, cols, weights = self._by_result
         counts, found = np.diff(starts), []
-        for depth in range(int(counts.max(initial=0))):
+        for depth in range(max(counts.tolist(), default=0)):
             rows = np.flatnonzero(counts > depth)
             taps = starts[rows] + depth
             every = slice(None) if len(rows) == self.shape[0] else rows
