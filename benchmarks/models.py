@@ -11,6 +11,8 @@ SAMPLES = {
     "conv3": ((3, 32, 32), 10),
     "resnet20": ((3, 32, 32), 10),
     "gpt": ((64,), 256),
+    "video": ((3, 8, 32, 32), 10),
+    "audio": ((1, 2048), 10),
     "lstm": ((35,), 2000),
     "gru": ((35,), 2000),
     "cells": ((20,), 64),
@@ -184,6 +186,39 @@ def _resnet50(library):
     return _resnet(library, _bottleneck(library), stem, (64, 128, 256, 512), (3, 4, 6, 3), 1000)
 
 
+def _video(library):
+    """3x3x3 convolutions with pools of volumes (C3D), then one over planes and one over time (R(2+1)D)."""
+    nn = library.nn
+    return nn.Sequential(
+        nn.Conv3d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
+        nn.Conv3d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(64, 64, (1, 3, 3), padding=(0, 1, 1)), nn.ReLU(),
+        nn.Conv3d(64, 64, (3, 1, 1), padding=(1, 0, 0)), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def _audio(library, width=32, layers=6):
+    """Gated convolutions whose dilation doubles, beside shortcuts (WaveNet), over the mean of all places."""
+    nn = library.nn
+
+    class Layer(nn.Module):
+        def __init__(self, dilation):
+            super().__init__()
+            self.gates = nn.Conv1d(width, 2 * width, 2, dilation=dilation)
+            self.merge = nn.Conv1d(width, width, 1)
+
+        def forward(self, x):
+            value, gate = self.gates(x).chunk(2, 1)
+            out = library.tanh(value) * library.sigmoid(gate)
+            return self.merge(out) + x[..., -out.shape[-1] :]
+
+    return nn.Sequential(
+        nn.Conv1d(1, width, 1), *[Layer(2**k) for k in range(layers)],
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 10),
+    )  # fmt: skip
+
+
 def _gpt(library, width=128, heads=4, length=64, vocabulary=256, blocks=2):
     nn = library.nn
 
@@ -270,6 +305,8 @@ _MAKERS = {
     "conv3": _conv3,
     "resnet20": _resnet20,
     "gpt": _gpt,
+    "video": _video,
+    "audio": _audio,
     "lstm": partial(_recurrent, kind="LSTM"),
     "gru": partial(_recurrent, kind="GRU"),
     "cells": _cells,

@@ -98,6 +98,8 @@ CASES = [
     ("conv3", 64, "sgd"),
     ("resnet20", 64, "sgd"),
     ("gpt", 8, "adamw"),
+    ("video", 4, "adam"),
+    ("audio", 8, "adam"),
     ("lstm", 20, "sgd"),
     ("gru", 20, "sgd"),
     ("cells", 16, "adam"),

@@ -16,7 +16,8 @@ from weakref import ref
 
 import numpy as np
 
-from dptrain.core.arrays import address, beside, namespace_of
+from dptrain.core.arrays import address, beside
+from dptrain.core.kernels import kernels_for
 from dptrain.core.layout import (
     contiguous_format,
     lies_in,
@@ -69,7 +70,7 @@ class MemoryOrder:
         if self._unseen is not None:
             old = self._array
             with beside(old):
-                new = namespace_of(old).ascontiguousarray(old)
+                new = kernels_for(old).row_major(old)
             for known in self._unseen:
                 tensor = known()
                 if tensor is not None:

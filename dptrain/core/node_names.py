@@ -69,7 +69,9 @@ _COMPOSED = {
 }
 #: Functions with a form over all elements and one along a dimension: (its parts) -> name of the node.
 _BY_RESULT: dict[str, tuple[str | None, str]] = {
+    "avg_pool1d": ("SqueezeBackward1", "SqueezeBackward1"),
     "max": (None, "MaxBackward0"),
+    "max_pool1d": ("SqueezeBackward1", "SqueezeBackward1"),
     "min": (None, "MinBackward0"),
     "median": ("MedianBackward0", "MedianBackward1"),
     "nanmedian": ("NanmedianBackward0", "NanmedianBackward1"),

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import models
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet20", "gpt"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet20", "gpt", "video", "audio"])
 def test_benchmark_models(name):
     shape, count = models.SAMPLES[name]
     inputs = classes(count, 2, *shape) if name == "gpt" else normal(4, *shape)

@@ -436,7 +436,7 @@ def planted(monkeypatch, old, new):
     )
     monkeypatch.setattr(faulty, "_compile", lambda variant, names: uncached(faulty, names))
     monkeypatch.setattr(direct, "tile", faulty)
-    monkeypatch.setattr(direct, "_tile_facts", direct._tile_facts.__wrapped__)
+    monkeypatch.setattr(direct, "tile_facts", direct.tile_facts.__wrapped__)
 
 
 def uncached(made, names):

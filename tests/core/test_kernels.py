@@ -82,11 +82,15 @@ def test_channels_last_twins_agree(shape, dtype, threads):
             x[:, :, ::-1],
             x.transpose(0, 1, 3, 2),
             x[:, :, 0],
+            image((3, 40, 21), dtype)[:, 3:-5, 1:],
             image((40, 3, 64, 64), dtype),
         ):
             got = native.channels_last(case)
             np.testing.assert_array_equal(got, reference.channels_last(case))
             assert got.flags.c_contiguous
+            back = native.row_major(np.moveaxis(got, -1, 1))
+            np.testing.assert_array_equal(back, case)
+            assert back.flags.c_contiguous
     finally:
         dptrain.set_num_threads(before)
 

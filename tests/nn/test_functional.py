@@ -371,3 +371,45 @@ def test_positions_that_do_not_count_get_no_gradient(target, weight, label_smoot
         loss.backward()
         found.append([loss.item(), *x.grad.flatten().tolist()])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_at_every_place_of_an_image_has_both_derivatives(sizes, last, reduction):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    rng = np.random.default_rng(len(sizes))
+    logits, target = rng.standard_normal((2, 5, *sizes)), rng.integers(0, 5, (2, *sizes))
+    if last:
+        logits = np.moveaxis(np.ascontiguousarray(np.moveaxis(logits, 1, -1)), -1, 1)
+    along = rng.standard_normal(logits.shape)
+    found = []
+    for lib in (torch, dptrain):
+        x = lib.tensor(logits, requires_grad=True)
+        loss = lib.nn.functional.cross_entropy(x, lib.tensor(target), reduction=reduction)
+        (first,) = lib.autograd.grad(loss, x, create_graph=True)
+        (second,) = lib.autograd.grad((first * lib.tensor(along)).sum(), x)
+        found.append([v.detach().numpy() for v in (loss, first, second)])
+    for got, expected in zip(*reversed(found), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_softmax_along_any_dimension_of_images_in_any_order(name, dim):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    rng = np.random.default_rng(3)
+    values, grad = rng.standard_normal((2, 2, 3, 5, 4))
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0)):
+        found = []
+        for lib in (torch, dptrain):
+            back = tuple(int(d) for d in np.argsort(order))
+            lying = np.ascontiguousarray(values.transpose(order)).transpose(back)
+            x = lib.tensor(lying, requires_grad=True)
+            out = getattr(lib.nn.functional, name)(x, dim)
+            out.backward(lib.tensor(grad))
+            found.append((out.detach().numpy(), x.grad.numpy()))
+        for got, expected in zip(*reversed(found), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)

@@ -96,16 +96,28 @@ def optim_kernels_for(array: Any) -> Any:
     return functions_beside(array, _optim_kernels(array.dtype))
 
 
-#: Elements of a sum that is worth a second thread.
-_LARGE = 1 << 15
+#: Elements of a sum that is worth a second thread, and of one that is worth another order of its terms.
+_LARGE, _WORTH_ORDER = 1 << 15, 1 << 12
 
 
 def total(a: Any, b: Any) -> Any:
     """a + b for arrays of one device, or Tensors. NumPy would add large ones on one thread."""
+    a, b = in_one_order(a, b)
     large = type(a) in HOST_TYPES and type(b) in HOST_TYPES and a.size >= _LARGE
     if on_gpu(a) or (large and get_num_threads() > 1):
         return kernels_for(a).add(a, b)
     return a + b
+
+
+def in_one_order(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two operands; large ones of which one has the channels last and the other first, both in row-major order.
+
+    NumPy would go through one of them with large steps.
+    """
+    hosted = type(a) in HOST_TYPES and type(b) in HOST_TYPES
+    if not hosted or a.strides == b.strides or a.size < _WORTH_ORDER or a.shape != b.shape:
+        return a, b
+    return kernels_for(a).row_major(a), kernels_for(b).row_major(b)
 
 
 @cache

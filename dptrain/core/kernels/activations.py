@@ -16,6 +16,9 @@ real: Any = None  # each compiled copy has its own
 curve: Any = None  # likewise
 slope: Any = None
 
+#: Elements from which a copy without gaps is better than NumPy's several passes.
+_WORTH_A_COPY = 1 << 10
+
 #: An activation costs about as much as moving so many numbers.
 _COST = 6
 
@@ -96,7 +99,8 @@ def activation_grad(
 
 def gelu(x: np.ndarray) -> np.ndarray:
     """See `reference.gelu`."""
-    return activation("gelu", x) if dense(x) else reference.gelu(x)
+    served = dense(x) or x.size >= _WORTH_A_COPY
+    return activation("gelu", x) if served else reference.gelu(x)
 
 
 def gelu_grad(grad: np.ndarray, x: np.ndarray) -> np.ndarray:

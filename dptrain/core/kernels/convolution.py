@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dptrain.core.conv_algo import get_conv_algo
-from dptrain.core.kernels import depthwise, direct, lowered, narrow, reference, winograd
+from dptrain.core.kernels import (
+    depthwise,
+    direct,
+    lowered,
+    narrow,
+    reference,
+    volume_weight,
+    winograd,
+)
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.transform import TILE
 
@@ -140,9 +148,11 @@ def conv_weight_grad(
             return winograd.conv_weight_grad(x, grad, w_shape, geometry[4:6], out)
         case "direct" if groups == 1 and narrow.few_results(x.shape[3], o, geometry):
             found = narrow.conv_weight_grad(x, grad, w_shape, geometry)
+        case "direct" if volume_weight.pays(x, grad):
+            found = volume_weight.conv_weight_grad(x, grad, w_shape, geometry, groups)
         case "direct":
             return direct.conv_weight_grad(x, grad, w_shape, geometry, groups, out)
         case _:
             return reference.conv_weight_grad(x, grad, w_shape, geometry, groups, out)
-    out[...] = found[0]  # of few elements
+    out[...] = found[0]  # little beside the products
     return out, found[1]

@@ -58,8 +58,8 @@ class _Phase(NamedTuple):
 
 
 @cache
-def _tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
-    """The first arguments of both drivers."""
+def tile_facts(dtype: Any) -> tuple[int, int, int, int, int]:
+    """The first arguments of the drivers."""
     kind = target()
     size = dtype.itemsize
     return (tile.address(dtype.type), size, kind.lanes(size), kind.most_rows(1), kind.most_rows(2))
@@ -88,7 +88,7 @@ class _Gather:
     ) -> None:
         n, h, w, c = image
         self.size, self.out, self.dtype = dtype.itemsize, out, dtype
-        self.channels = tuple(zip(_groups(c, groups), _groups(out[3], groups), strict=True))
+        self.channels = tuple(zip(groups_of(c, groups), groups_of(out[3], groups), strict=True))
         depth, columns = c // groups, out[3] // groups
         copies, total, size = groups > 1 or border != (0, 0), w + sum(border), self.size
         self._own = lines(h * total * depth * size) if copies else 0
@@ -132,7 +132,7 @@ class _Gather:
         pool.run(
             gather_loop.address(),
             (
-                *_tile_facts(self.dtype),
+                *tile_facts(self.dtype),
                 address(image) + first * self.size, *self._image,
                 scratch(self._own * workers), self._own,
                 address(out) + out_first * self.size, *self._result, address(start),
@@ -142,7 +142,8 @@ class _Gather:
         )  # fmt: skip
 
 
-def _groups(total: int, groups: int) -> list[slice]:
+def groups_of(total: int, groups: int) -> list[slice]:
+    """The channels of each group."""
     each = total // groups
     return [slice(g * each, (g + 1) * each) for g in range(groups)]
 
@@ -182,7 +183,7 @@ def conv(
     return out
 
 
-class _Taps(NamedTuple):
+class Taps(NamedTuple):
     """The taps that meet results of one remainder along one dimension."""
 
     first: int
@@ -192,14 +193,25 @@ class _Taps(NamedTuple):
     step: int  # from tap to tap, towards lower places
 
 
-def _taps(remainder: int, kernel: int, stride: int, padding: int, dilation: int) -> _Taps:
+def taps_of(remainder: int, kernel: int, stride: int, padding: int, dilation: int) -> Taps:
+    """Those of the results at that remainder, in the gradient of the input."""
     every = stride // gcd(stride, dilation)
     fits = [
         i for i in range(min(kernel, every)) if (remainder + padding - i * dilation) % stride == 0
     ]
     first = fits[0] if fits else kernel
     place = (remainder + padding - first * dilation) // stride if fits else 0
-    return _Taps(first, len(range(first, kernel, every)), every, place, every * dilation // stride)
+    return Taps(first, len(range(first, kernel, every)), every, place, every * dilation // stride)
+
+
+def border_of(across: Sequence[Taps], width: int, grad_width: int, stride: int) -> tuple[int, int]:
+    """Pixels that results of a row, by remainder, see before and behind a row of the gradient."""
+    ends = [
+        (t.step * (t.number - 1) - t.place, t.place + len(range(r, width, stride)) - grad_width)
+        for r, t in enumerate(across)
+        if t.number
+    ]
+    return max([0, *(left for left, _ in ends)]), max([0, *(right for _, right in ends)])
 
 
 @lru_cache(maxsize=1024)
@@ -211,15 +223,12 @@ def _backward(
     depth, grad_w = grad[3] // groups, grad[2]
     size = dtype.itemsize
     line = depth * 2 * target().width
-    across = [_taps(r, kw, sw, pw, dw) for r in range(min(sw, w))]
-    left = max([0, *(t.step * (t.number - 1) - t.place for t in across if t.number)])
-    right = max(
-        [0, *(t.place + len(range(r, w, sw)) - grad_w for r, t in enumerate(across) if t.number)]
-    )
+    across = [taps_of(r, kw, sw, pw, dw) for r in range(min(sw, w))]
+    border = border_of(across, w, grad_w, sw)
     flat = _is_flat(geometry)
     phases = []
     for y in range(min(sh, h)):
-        down = _taps(y, kh, sh, ph, dh)
+        down = taps_of(y, kh, sh, ph, dh)
         for x, over in enumerate(across):
             j_step, taps_j, run, place = -over.step, over.number, depth, over.place
             if flat:
@@ -228,13 +237,13 @@ def _backward(
                 _Phase(
                     len(range(y, h, sh)), len(range(x, w, sw)),
                     (y * w + x) * c * size, sh * w * c * size, sw * c * size,
-                    down.place, place + left, 1, 1, -down.step, j_step,
+                    down.place, place + border[0], 1, 1, -down.step, j_step,
                     down.number, taps_j if down.number else 0, run,
                     (down.first * kw + (0 if flat else over.first)) * line,
                     down.every * kw * line, over.every * line,
                 )
             )  # fmt: skip
-    return _Gather(grad, shape, groups, phases, (left, right), dtype)
+    return _Gather(grad, shape, groups, phases, border, dtype)
 
 
 def _is_flat(geometry: Geometry) -> bool:
@@ -288,7 +297,7 @@ class _Outer:
         kh, kw, sh, sw, ph, pw, dh, dw = geometry
         n, h, w, c = image
         _, out_h, out_w, o = grad
-        self.channels = tuple(zip(_groups(c, groups), _groups(o, groups), strict=True))
+        self.channels = tuple(zip(groups_of(c, groups), groups_of(o, groups), strict=True))
         depth, columns = c // groups, o // groups
         size, self.dtype = dtype.itemsize, dtype
         lanes = target().lanes(size)
@@ -329,7 +338,7 @@ class _Outer:
             pool.run(
                 outer_loop.address(),
                 (
-                    *_tile_facts(self.dtype),
+                    *tile_facts(self.dtype),
                     address(x) + ins.start * size, *self._image, where, self._own,
                     address(grad) + outs.start * size, *self._grad, where + self._before,
                     address(sums), *self._last,

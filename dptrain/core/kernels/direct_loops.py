@@ -11,7 +11,7 @@ from dptrain.core.kernels.micro import call_tile
 
 
 @numba.njit(inline="always")
-def _bordered_copy(scratch, source, height, width, row, pixel, depth, left, total):
+def bordered_copy(scratch, source, height, width, row, pixel, depth, left, total):
     """Copy an image with `left` pixels of zeros before and some after each row, `total` in all."""
     line = total * depth
     for y in range(height):
@@ -40,7 +40,7 @@ def gather_loop(args, share, shares, worker):
     for n in range(share * images // shares, (share + 1) * images // shares):
         source = image + n * image_step
         if copies:
-            _bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
+            bordered_copy(own_scratch, source, height, width, row, pixel, depth, left, total)
             source, in_row, in_pixel = own_scratch, total * depth, depth
         else:
             in_row, in_pixel = row, pixel
@@ -115,7 +115,7 @@ def outer_loop(args, share, shares, worker):
         source, in_step, in_row, in_pixel = image + n * image_step, image_step, row, pixel
         if copies:
             for b in range(count):
-                _bordered_copy(
+                bordered_copy(
                     own_scratch + b * image_bytes, source + b * image_step,
                     height, width, row, pixel, depth, left, total,
                 )  # fmt: skip

@@ -88,8 +88,10 @@ def add(x: np.ndarray, y: np.ndarray, alpha: float = 1) -> np.ndarray:
 
 def relu(x: np.ndarray) -> np.ndarray:
     """See `reference.relu`."""
-    if x.size < _WORTH_A_KERNEL or not dense(x):
+    if x.size < _WORTH_A_KERNEL:
         return reference.relu(x)
+    if not dense(x):
+        x = x.copy("K")
     out = np.empty_like(x)
     args = (x.size, x.itemsize, address(x), address(out))
     pool.run(_relu.address(x.dtype.type), args, pool.shares(x.size, 2 * x.nbytes))

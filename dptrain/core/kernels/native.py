@@ -47,7 +47,7 @@ from dptrain.core.kernels.reference_pointwise import (
     keep,
     multiply,
 )
-from dptrain.core.kernels.reorder import channels_last
+from dptrain.core.kernels.reorder import channels_last, row_major
 from dptrain.core.kernels.softmax import (
     cross_entropy,
     cross_entropy_grad,
@@ -57,6 +57,11 @@ from dptrain.core.kernels.softmax import (
     softmax_grad,
 )
 from dptrain.core.kernels.updates import adam, sgd
+from dptrain.core.kernels.volume import (
+    conv_volume,
+    conv_volume_input_grad,
+    conv_volume_weight_grad,
+)
 from dptrain.core.kernels.weighing import weighted_sums
 
 __all__ = [
@@ -79,6 +84,9 @@ __all__ = [
     "column_sums",
     "conv",
     "conv_input_grad",
+    "conv_volume",
+    "conv_volume_input_grad",
+    "conv_volume_weight_grad",
     "conv_weight_grad",
     "convert",
     "cross_entropy",
@@ -113,6 +121,7 @@ __all__ = [
     "relu_grad",
     "rms_norm",
     "rms_norm_grad",
+    "row_major",
     "sgd",
     "softmax",
     "softmax_grad",

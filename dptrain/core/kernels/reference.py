@@ -58,6 +58,12 @@ from dptrain.core.kernels.reference_softmax import (
     softmax,
     softmax_grad,
 )
+from dptrain.core.kernels.reference_volumes import (
+    Windows,
+    conv_volume,
+    conv_volume_input_grad,
+    conv_volume_weight_grad,
+)
 from dptrain.core.kernels.reference_windows import (
     Geometry,
     col2im,
@@ -93,6 +99,9 @@ __all__ = [
     "column_sums",
     "conv",
     "conv_input_grad",
+    "conv_volume",
+    "conv_volume_input_grad",
+    "conv_volume_weight_grad",
     "conv_weight_grad",
     "convert",
     "cross_entropy",
@@ -127,12 +136,14 @@ __all__ = [
     "relu_grad",
     "rms_norm",
     "rms_norm_grad",
+    "row_major",
     "sgd",
     "softmax",
     "softmax_grad",
     "sum_pool",
     "sum_pool_scatter",
     "unscale",
+    "Windows",
     "weighted_sums",
 ]
 
@@ -168,6 +179,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
 def channels_last(x: np.ndarray) -> np.ndarray:
     """(N, C, *sizes) -> (N, *sizes, C), contiguous; a view where it can be one."""
     return namespace_of(x).ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+
+
+def row_major(x: np.ndarray) -> np.ndarray:
+    """The elements in row-major order: the array itself where they are, else a copy."""
+    return namespace_of(x).ascontiguousarray(x)
 
 
 def column_sums(rows: np.ndarray) -> np.ndarray:

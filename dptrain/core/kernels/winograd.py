@@ -31,7 +31,7 @@ SIZES = (3, 5)
 
 
 @numba.njit(inline="always")
-def _padded_copy(to, image, h, w, pixel, used, depth, top, rows, left, columns):
+def padded_copy(to, image, h, w, pixel, used, depth, top, rows, left, columns):
     """Rows `top` to `top + rows` of an image, shifted right by `left`, zeros around.
 
     Of each `pixel` bytes the first `used` are copied, to pixels of `depth` bytes.
@@ -78,7 +78,7 @@ def _forward(args, share, shares, worker):
         images, down = min(group, n - first), min(band, tiles_y - top)
         total = images * down * tiles_x
         for b in range(images):
-            _padded_copy(
+            padded_copy(
                 pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, c * 4, depth,
                 top * 4 - above, down * 4 + size - 4, left, columns,
             )  # fmt: skip
@@ -165,11 +165,11 @@ def _weight(args, share, shares, worker):
         images, down = min(group, n - first), min(band, tiles_y - top)
         total = images * down * tiles_x
         for b in range(images):
-            _padded_copy(
+            padded_copy(
                 pixels, image + (first + b) * h * w * c * 4, h, w, c * 4, c * 4, depth,
                 top * 4 - above, down * 4 + size - 4, left, columns,
             )  # fmt: skip
-            _padded_copy(
+            padded_copy(
                 grad_pixels, grad + (first + b) * out_h * out_w * o * 4 + before, out_h, out_w,
                 o * 4, used_bytes, line, top * 4, down * 4, 0, tiles_x * 4,
             )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dptrain.core.arrays import on_gpu
 from dptrain.core.dtypes import as_dtype
 from dptrain.core.export import export
@@ -14,6 +16,7 @@ from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.norm import Normalising
 from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.ops.unary import Exp
+from dptrain.core.ops.windows import MOST_DIMENSIONS, channels_last
 from dptrain.core.pending import Pending, Wait, can_wait, postpone, record
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor, wrap
@@ -93,13 +96,25 @@ def _softmax_input(input: Any, dtype: Any, op: str) -> Any:
     return input
 
 
-def _by_rows(input: Any, dim: int) -> bool:
+def _by_rows(input: Any) -> bool:
     """Whether the kernels over the rows of a matrix serve."""
-    return dim == input.ndim - 1 and input.size > 0 and input.dtype.kind in "fV"
+    return input.size > 0 and input.dtype.kind in "fV"
 
 
-def _rows(array: Any) -> Any:
+def _rows(array: Any, dim: int) -> Any:
+    """The entries along `dim` as rows; channels of images that lie last are where they have to be."""
+    if dim != array.ndim - 1:
+        seen = dim == 1 and array.ndim <= MOST_DIMENSIONS
+        array = channels_last(array) if seen else np.moveaxis(array, dim, -1)
     return array.reshape(-1, array.shape[-1])
+
+
+def _along(rows: Any, dim: int, shape: tuple[int, ...]) -> Any:
+    """The reverse of `_rows`."""
+    if dim == len(shape) - 1:
+        return rows.reshape(shape)
+    moved = (*shape[:dim], *shape[dim + 1 :], shape[dim])
+    return np.moveaxis(rows.reshape(moved), -1, dim)
 
 
 def _check_dim(dim: Any, op: str) -> None:
@@ -120,11 +135,12 @@ class Softmax(Op):
         self.dim = wrap_dim(dim or 0, input.ndim, name)
         if input.ndim == 0:
             return self.xp.ones_like(input)
-        self.by_rows = _by_rows(input, self.dim)
+        self.by_rows = _by_rows(input)
         if not self.by_rows and computed_in(input.dtype) != input.dtype:
             return lifted_after_all(self, input, dim)
         if self.by_rows:
-            return kernels_for(input).softmax(_rows(input)).reshape(input.shape)
+            rows = kernels_for(input).softmax(_rows(input, self.dim))
+            return _along(rows, self.dim, input.shape)
         out = self.xp.exp(_shifted(self.xp, input, self.dim))
         out /= out.sum(axis=self.dim, keepdims=True)
         return out
@@ -133,7 +149,8 @@ class Softmax(Op):
         if grad.ndim == 0:
             return zeros_for(grad)
         if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
-            return kernels_for(out).softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
+            rows = kernels_for(out).softmax_grad(_rows(grad, self.dim), _rows(out, self.dim))
+            return _along(rows, self.dim, out.shape)
         return (grad - (grad * out).sum(axis=self.dim, keepdims=True)) * out
 
 
@@ -150,11 +167,12 @@ class LogSoftmax(Op):
         self.dim = wrap_dim(dim or 0, input.ndim, name)
         if input.ndim == 0:
             return self.xp.zeros_like(input)
-        self.by_rows = _by_rows(input, self.dim)
+        self.by_rows = _by_rows(input)
         if not self.by_rows and computed_in(input.dtype) != input.dtype:
             return lifted_after_all(self, input, dim)
         if self.by_rows:
-            return kernels_for(input).log_softmax(_rows(input)).reshape(input.shape)
+            rows = kernels_for(input).log_softmax(_rows(input, self.dim))
+            return _along(rows, self.dim, input.shape)
         out = _shifted(self.xp, input, self.dim)
         return out - self.xp.log(self.xp.exp(out).sum(axis=self.dim, keepdims=True))
 
@@ -162,7 +180,8 @@ class LogSoftmax(Op):
         if grad.ndim == 0:
             return zeros_for(grad)
         if self.by_rows and not isinstance(grad, Tensor) and not isinstance(out, Tensor):
-            return kernels_for(out).log_softmax_grad(_rows(grad), _rows(out)).reshape(out.shape)
+            rows = kernels_for(out).log_softmax_grad(_rows(grad, self.dim), _rows(out, self.dim))
+            return _along(rows, self.dim, out.shape)
         return grad - Exp.call(out) * grad.sum(axis=self.dim, keepdims=True)
 
 

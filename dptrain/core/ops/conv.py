@@ -134,8 +134,9 @@ class Convolution(_Convolution):
         d_input = d_weight = d_bias = None
         there = on_gpu(grad)
         image = input if self.image is None or isinstance(grad, Tensor) else self.image
-        if there:
+        if there or type(grad) in HOST_TYPES:
             grad = channels_first(channels_last(grad))  # for all three
+        if there:
             weight = weight if self.filters is None else self.filters
         if self.needs[0]:
             d_input = ConvolutionInputGrad.call(grad, weight, None, self.x_shape, self.options)

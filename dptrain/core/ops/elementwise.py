@@ -10,7 +10,7 @@ from dptrain.core.arrays import as_array, is_array, on_gpu
 from dptrain.core.dtypes import float64, get_default_dtype, held, result_dtype
 from dptrain.core.export import export
 from dptrain.core.half import rounded_once
-from dptrain.core.kernels import kernels_for, total
+from dptrain.core.kernels import in_one_order, kernels_for, total
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where, zeros_for
 from dptrain.core.ops.unary import Log
@@ -38,6 +38,7 @@ def _product(input: Any, other: Any) -> Any:
     """Of arrays, Tensors or numbers."""
     if on_gpu(input) and on_gpu(other):
         return kernels_for(input).multiply(input, other)
+    input, other = in_one_order(input, other)
     return input * other
 
 

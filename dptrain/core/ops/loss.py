@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dptrain.core.ops.activation import Softmax
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.index import Scatter
 from dptrain.core.ops.shape import Expand
+from dptrain.core.ops.windows import channels_first, channels_last
 from dptrain.core.tensor import Tensor
 
 
@@ -51,7 +53,7 @@ def all_count(target: Any, num_classes: int, ignore_index: int) -> bool:
 
 
 class CrossEntropy(Op):
-    """Mean or sum of -log softmax(input)[target]: (N, C) with (N,) class indices in [0, C) -> scalar.
+    """Mean or sum of -log softmax(input)[target]: (N, C, ...) with (N, ...) class indices in [0, C) -> scalar.
 
     The common case in one pass; `nn.functional.cross_entropy` looks at the indices and composes the others.
     With `ignore_index`, which is for recordings, nobody has looked: the GPU leaves out the rows of that class.
@@ -65,8 +67,10 @@ class CrossEntropy(Op):
         if ignore_index is not None:
             self.counts = target != ignore_index
             target = np.where(self.counts, target, 0)
-        losses, self.kept = kernels_for(input).cross_entropy(input, target)
         self.target, self.kind = target, input.dtype
+        losses, self.kept = kernels_for(input).cross_entropy(_rows(input), target.reshape(-1))
+        if self.counts is not None:
+            self.counts = self.counts.reshape(-1)
         self.scale = 1 / len(losses) if mean and len(losses) else float("nan") if mean else 1.0
         if self.counts is not None:
             losses = np.where(self.counts, losses, 0).astype(losses.dtype, copy=False)
@@ -83,12 +87,20 @@ class CrossEntropy(Op):
         if self.counts is not None:
             return self._backward_of_counted(grad, input)
         if isinstance(grad, Tensor):
-            rows = self.xp.arange(len(self.target))
-            ones = self.xp.ones(len(self.target), dtype=self.kind)
-            hot = Scatter.call(ones, tuple(input.shape), (rows, self.target))
+            first, *others = grid(self.target.shape, self.xp)
+            ones = self.xp.ones(self.target.shape, dtype=self.kind)
+            hot = Scatter.call(ones, tuple(input.shape), (first, self.target, *others))
             return (Softmax.call(input, 1) - hot) * (grad * self.scale)
-        facts = (self.kept, self.target, self.scale)
-        return kernels_for(input).cross_entropy_grad(grad, input, *facts)
+        return self._kernel(grad, input, self.scale)
+
+    def _kernel(self, grad: Any, input: Any, scale: float) -> Any:
+        facts = (self.kept, self.target.reshape(-1), scale)
+        out = kernels_for(input).cross_entropy_grad(grad, _rows(input), *facts)
+        if self.counts is not None:
+            out *= self.counts.astype(out.dtype)[:, None]
+        if input.ndim == 2:
+            return out
+        return channels_first(out.reshape((len(input), *input.shape[2:], input.shape[1])))
 
     def _backward_of_counted(self, grad: Any, input: Any) -> Any:
         if isinstance(grad, Tensor):
@@ -97,10 +109,13 @@ class CrossEntropy(Op):
             )
         if not isinstance(self.scale, float):
             grad = grad.astype(self.scale.dtype) * self.scale
-        out = kernels_for(input).cross_entropy_grad(grad, input, self.kept, self.target, 1.0)
-        counts: Any = self.counts
-        out *= counts.astype(out.dtype)[:, None]
-        return out
+        return self._kernel(grad, input, 1.0)
+
+
+def _rows(input: Any) -> Any:
+    """(N, C, ...) -> (positions, C)."""
+    n, c, *sizes = input.shape
+    return channels_last(input).reshape(n * prod(sizes), c) if sizes else input
 
 
 class NllLoss(Op):

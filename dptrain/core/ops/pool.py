@@ -1,9 +1,14 @@
-"""2-d max and average pooling; each scatter is the transpose of its gather, so both differentiate."""
+"""Max and average pooling over one to three dimensions; each scatter is the transpose of its gather, so both differentiate.
+
+A pool over volumes is one over the planes, then one over the depth: of equal values the first still counts.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,34 +93,68 @@ def _window(
     return window, outs
 
 
-class MaxPool2d(Op):
+class Pass(NamedTuple):
+    """A pool over images, as the kernels take it."""
+
+    image: tuple[int, int, int, int]
+    out_h: int
+    out_w: int
+    geometry: Geometry
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether an element may be in several windows."""
+        kh, kw, sh, sw = self.geometry[:4]
+        return kh > sh or kw > sw
+
+
+@lru_cache(maxsize=1024)
+def passes_of(shape: Sizes, window: Window, outs: Sizes) -> tuple[Pass, ...]:
+    """The pools over images that make one over (N, C, *sizes); a line is an image of height one."""
+    n, c, *sizes = shape
+    if len(sizes) < 3:
+        h, w = (1, *sizes)[-2:]
+        out_h, out_w = (1, *outs)[-2:]
+        return (Pass((n, h, w, c), out_h, out_w, window.geometry()),)
+    (d, h, w), (out_d, out_h, out_w) = sizes, outs
+    deep, flat = Window(*(v[:1] for v in window)), Window(*(v[1:] for v in window))
+    k, s, p, g = (v[0] for v in deep)
+    planes = Pass((n * d, h, w, c), out_h, out_w, flat.geometry())
+    lines = Pass((n, d, out_h * out_w, c), out_d, out_h * out_w, (k, 1, s, 1, p, 0, g, 1))
+    over_planes = flat[:3] != ((1, 1), (1, 1), (0, 0))
+    over_depth = (k, s, p) != (1, 1, 0) or not over_planes
+    return (planes,) * over_planes + (lines,) * over_depth
+
+
+class MaxPool(Op):
     """The largest value of each window.
 
     Of a pending ReLU it computes both in one pass: the largest value of the ReLU's input, cut at 0. Where
     it was cut, `where` holds no place, which keeps gradients out.
     """
 
-    name = "max_pool2d"
     joins = True
     #: The ReLU that this node was computed with.
     below: Any = None
     #: Whether backward does that one's work too.
     cut = False
 
-    def forward(
-        self, input: Any, geometry: Geometry, oh: int, ow: int, rectified: bool = False
-    ) -> Any:
-        self.geometry, self.shape = geometry, input.shape
+    def forward(self, input: Any, window: Window, outs: Sizes, rectified: bool = False) -> Any:
+        self.shape, self.rest = input.shape, (window, outs)
         more = (True,) if rectified else ()
-        out, self.where = kernels_for(input).max_pool(channels_last(input), oh, ow, geometry, *more)
-        return channels_first(out)
+        kernels, image, self.where = kernels_for(input), channels_last(input), []
+        for shape, out_h, out_w, geometry in passes_of(tuple(input.shape), window, outs):
+            image = image.reshape(shape)
+            image, where = kernels.max_pool(image, out_h, out_w, geometry, *more)
+            self.where.append(where)
+        return _result(image, self.shape, outs)
 
     @classmethod
-    def rectified(cls, pending: Pending, geometry: Geometry, oh: int, ow: int) -> Tensor:
+    def rectified(cls, pending: Pending, window: Window, outs: Sizes) -> Tensor:
         """The pool of a ReLU that waits, without padding."""
         op, wait = cls(), pending._wait
         op.below = wait.node
-        return record(op, op.forward(wait.source, geometry, oh, ow, True), pending)
+        return record(op, op.forward(wait.source, window, outs, True), pending)
 
     def joined(self, run: Any) -> bool:
         """See `Op.joined`: this node does the work of the next one."""
@@ -128,8 +167,13 @@ class MaxPool2d(Op):
     def backward(self, grad: Any) -> Any:
         where = self.where
         if self.below is not None and (isinstance(grad, Tensor) or not self.cut):
-            where = np.maximum(where, 0)  # of equal values the first counts
-        return MaxPoolScatter.call(grad, where, self.shape, self.geometry)
+            where = [np.maximum(w, 0) for w in where]  # of equal values the first counts
+        return MaxPoolScatter.call(grad, where, self.shape, *self.rest)
+
+
+def _result(image: Any, shape: Sizes, outs: Sizes) -> Any:
+    """What the last pass gave as (N, C, *outs)."""
+    return channels_first(image.reshape((shape[0], *outs, shape[1])))
 
 
 class MaxPoolScatter(Op):
@@ -137,66 +181,81 @@ class MaxPoolScatter(Op):
 
     in_float32 = halves_on_gpu = True
 
-    def forward(self, grad: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
-        self.where, self.shape, self.geometry = where, shape, geometry
-        n, c, h, w = shape
-        out = kernels_for(grad).max_pool_scatter(channels_last(grad), where, (n, h, w, c), geometry)
-        return channels_first(out)
+    def forward(self, grad: Any, where: Any, shape: Sizes, window: Window, outs: Sizes) -> Any:
+        self.rest = where, shape, window, outs
+        passes = passes_of(tuple(shape), window, outs)
+        if len(passes) > 1 and computed_in(grad.dtype) != grad.dtype:
+            return lifted_after_all(self, grad, *self.rest)
+        kernels, image = kernels_for(grad), channels_last(grad)
+        for pool, places in zip(reversed(passes), reversed(where), strict=True):
+            sizes, out_h, out_w, geometry = pool
+            image = image.reshape((sizes[0], out_h, out_w, sizes[3]))
+            image = kernels.max_pool_scatter(image, places, sizes, geometry)
+        return _result(image, shape, tuple(shape[2:]))
 
     def backward(self, grad: Any) -> Any:
-        return MaxPoolGather.call(grad, self.where, self.shape, self.geometry)
+        return MaxPoolGather.call(grad, *self.rest)
 
 
 class MaxPoolGather(Op):
     """The value of each window at the place where its maximum stood."""
 
-    def forward(self, input: Any, where: Any, shape: tuple[int, ...], geometry: Geometry) -> Any:
-        self.where, self.shape, self.geometry = where, shape, geometry
-        return channels_first(
-            kernels_for(input).max_pool_gather(channels_last(input), where, geometry)
-        )
+    def forward(self, input: Any, where: Any, shape: Sizes, window: Window, outs: Sizes) -> Any:
+        self.rest = where, shape, window, outs
+        kernels, image = kernels_for(input), channels_last(input)
+        passes = passes_of(tuple(shape), window, outs)
+        for (sizes, _, _, geometry), places in zip(passes, where, strict=True):
+            image = kernels.max_pool_gather(image.reshape(sizes), places, geometry)
+        return _result(image, shape, outs)
 
     def backward(self, grad: Any) -> Any:
-        return MaxPoolScatter.call(grad, self.where, self.shape, self.geometry)
+        return MaxPoolScatter.call(grad, *self.rest)
 
 
-def _max_pool2d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Any:
-    """The largest value of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
-    if type(input) is Pending and isinstance(input._wait, Rectifying):
-        window, outs = pool_window(
-            "max_pool2d", 2, input._wait, kernel_size, stride, padding, dilation, ceil_mode
-        )
-        if not any(window.padding):
-            return MaxPool2d.rectified(input, window.geometry(), *outs)
-    x = batched("max_pool2d", input, 2)
-    window, outs = pool_window(
-        "max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode
-    )
-    out = MaxPool2d.apply(x, window.geometry(), *outs)
-    return out if input.ndim == 4 else out.squeeze(0)
+#: The shapes of inputs and results, without a batch too.
+_INPUTS = "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)"
+_RESULTS = "(N, C, out)", "(N, C, oh, ow)", "(N, C, od, oh, ow)"
+
+
+def _max_pool(rank: int) -> Callable[..., Any]:
+    op = f"max_pool{rank}d"
+
+    def pool(
+        input: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> Any:
+        options = kernel_size, stride, padding, dilation, ceil_mode
+        if type(input) is Pending and isinstance(input._wait, Rectifying):
+            window, outs = pool_window(op, rank, input._wait, *options)
+            if not any(window.padding):
+                return MaxPool.rectified(input, window, outs)
+        x = batched(op, input, rank)
+        out = MaxPool.apply(x, *pool_window(op, rank, x, *options))
+        return out if input.ndim == rank + 2 else out.squeeze(0)
+
+    pool.__doc__ = f"""The largest value of each window: {_INPUTS[rank - 1]} -> {_RESULTS[rank - 1]}; also unbatched."""
+    return pool
 
 
 def _divisors(
-    shape: tuple[int, ...], oh: int, ow: int, g: Geometry, count_include_pad: bool, override: Any
+    sizes: Sizes, outs: Sizes, window: Window, count_include_pad: bool, override: Any
 ) -> Any:
-    """How many elements each window averages: (oh, ow, 1)."""
+    """How many elements each window averages: (*outs, 1), or a single number in that many dimensions."""
     if override:
-        return np.full((1, 1, 1), override, dtype=np.float64)
+        return np.full((1,) * (len(outs) + 1), override, dtype=np.float64)
     counts = []
-    for size, out, k, s, p in ((shape[2], oh, g[0], g[2], g[4]), (shape[3], ow, g[1], g[3], g[5])):
+    for size, out, k, s, p, _ in zip(sizes, outs, *window, strict=True):
         start = np.arange(out) * s - p
         end = np.minimum(start + k, size + p)
         counts.append(
             end - start if count_include_pad else np.minimum(end, size) - np.maximum(start, 0)
         )
-    return (counts[0][:, None] * counts[1])[:, :, None].astype(np.float64)
+    product: np.ndarray = math.prod(np.ix_(*counts), start=np.ones(1))
+    return product[..., None]
 
 
 def divided(sums: np.ndarray, divisors: Any) -> np.ndarray:
@@ -221,17 +280,21 @@ def check_averaged(op: str, input: Any) -> None:
         )
 
 
-class AvgPool2d(Op):
+class AvgPool(Op):
     """The sum of each window over a divisor: an array of one for each, or a number."""
 
-    name = "avg_pool2d"
     in_float32 = halves_on_gpu = True
 
-    def forward(self, input: Any, geometry: Geometry, oh: int, ow: int, divisors: Any) -> Any:
-        self.rest = (input.shape, geometry, oh, ow, divisors)
-        image = channels_last(input)
-        sums = kernels_for(input).sum_pool(image, oh, ow, geometry)
-        return channels_first(_as_type(divided(sums, divisors), input.dtype))
+    def forward(self, input: Any, window: Window, outs: Sizes, divisors: Any) -> Any:
+        self.rest = (input.shape, window, outs, divisors)
+        passes = passes_of(tuple(input.shape), window, outs)
+        if len(passes) > 1 and computed_in(input.dtype) != input.dtype:
+            return lifted_after_all(self, input, window, outs, divisors)
+        kernels, image = kernels_for(input), channels_last(input)
+        for sizes, out_h, out_w, geometry in passes:
+            image = kernels.sum_pool(image.reshape(sizes), out_h, out_w, geometry)
+        means = divided(image.reshape((len(input), *outs, input.shape[1])), divisors)
+        return channels_first(_as_type(means, input.dtype))
 
     def backward(self, grad: Any) -> Any:
         return AvgPoolScatter.call(grad, *self.rest)
@@ -246,44 +309,75 @@ class AvgPoolScatter(Op):
 
     in_float32 = halves_on_gpu = True
 
-    def forward(
-        self, grad: Any, shape: tuple[int, ...], geometry: Geometry, oh: int, ow: int, divisors: Any
-    ) -> Any:
-        self.rest = (geometry, oh, ow, divisors)
-        n, c, h, w = shape
+    def forward(self, grad: Any, shape: Sizes, window: Window, outs: Sizes, divisors: Any) -> Any:
+        self.rest = (window, outs, divisors)
+        passes = passes_of(tuple(shape), window, outs)
         kind = computed_in(grad.dtype)
-        if kind != grad.dtype and (geometry[0] > geometry[2] or geometry[1] > geometry[3]):
+        if kind != grad.dtype and any(p.overlaps for p in passes):
             # Windows overlap: their shares have to be summed before they are rounded.
             return lifted_after_all(self, grad, shape, *self.rest)
         wide = _as_type(channels_last(grad), kind)
         by = divisors if isinstance(divisors, float) else self.xp.asarray(divisors.astype(kind))
-        share = _as_type(wide / by, grad.dtype)
-        return channels_first(kernels_for(grad).sum_pool_scatter(share, (n, h, w, c), geometry))
+        image = _as_type(wide / by, grad.dtype)
+        for sizes, out_h, out_w, geometry in reversed(passes):
+            image = image.reshape((sizes[0], out_h, out_w, sizes[3]))
+            image = kernels_for(grad).sum_pool_scatter(image, sizes, geometry)
+        return _result(image, shape, tuple(shape[2:]))
 
     def backward(self, grad: Any) -> Any:
-        return AvgPool2d.call(grad, *self.rest)
+        return AvgPool.call(grad, *self.rest)
 
 
-def _avg_pool2d(
+def averaged(
+    op: str, input: Any, rank: int, options: tuple[Any, ...], include: bool, override: Any = None
+) -> Any:
+    """The mean of each window of `pool_window`'s options.
+
+    Raises:
+        RuntimeError, NotImplementedError: sizes or types that do not fit.
+    """
+    if override == 0:
+        raise RuntimeError(f"{op}: divisor must be not zero")
+    x = batched(op, input, rank)
+    check_averaged(op, input)
+    window, outs = pool_window(op, rank, x, *options)
+    counts = _divisors(tuple(x.shape[2:]), outs, window, include, override)
+    out = AvgPool.apply(x, window, outs, _beside(x._array, counts))
+    return out if input.ndim == rank + 2 else out.squeeze(0)
+
+
+def _avg_pool1d(
     input: Any,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
-    divisor_override: int | None = None,
 ) -> Any:
-    """The mean of each window: (N, C, H, W) -> (N, C, oh, ow); also unbatched."""
-    if divisor_override == 0:
-        raise RuntimeError("avg_pool2d: divisor must be not zero")
-    x = batched("avg_pool2d", input, 2)
-    check_averaged("avg_pool2d", input)
-    window, outs = pool_window("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
-    geometry = window.geometry()
-    oh, ow = outs
-    counts = _divisors(x._array.shape, oh, ow, geometry, count_include_pad, divisor_override)
-    out = AvgPool2d.apply(x, geometry, oh, ow, _beside(x._array, counts))
-    return out if input.ndim == 4 else out.squeeze(0)
+    """The mean of each window: (N, C, L) -> (N, C, out); also unbatched."""
+    options = kernel_size, stride, padding, 1, ceil_mode
+    return averaged("avg_pool1d", input, 1, options, count_include_pad)
+
+
+def _avg_pool(rank: int) -> Callable[..., Any]:
+    op = f"avg_pool{rank}d"
+
+    def pool(
+        input: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        options = kernel_size, stride, padding, 1, ceil_mode
+        return averaged(op, input, rank, options, count_include_pad, divisor_override)
+
+    pool.__doc__ = (
+        f"""The mean of each window: {_INPUTS[rank - 1]} -> {_RESULTS[rank - 1]}; also unbatched."""
+    )
+    return pool
 
 
 def _beside(image: Any, divisors: np.ndarray) -> Any:
@@ -293,5 +387,8 @@ def _beside(image: Any, divisors: np.ndarray) -> Any:
     return namespace_of(image).asarray(divisors)
 
 
-export("max_pool2d", function=_max_pool2d)(MaxPool2d)
-export("avg_pool2d", function=_avg_pool2d)(AvgPool2d)
+for _rank in (2, 1, 3):
+    export(f"max_pool{_rank}d", function=_max_pool(_rank))(MaxPool)
+export("avg_pool2d", function=_avg_pool(2))(AvgPool)
+export("avg_pool1d", function=_avg_pool1d)(AvgPool)
+export("avg_pool3d", function=_avg_pool(3))(AvgPool)

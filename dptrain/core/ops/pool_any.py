@@ -1,7 +1,6 @@
-"""Pools over one and three dimensions, adaptive averages, and the positions of maxima for any number.
+"""Adaptive averages, and the positions of maxima: a maximum is found by position and then picked.
 
-Two-dimensional pools have kernels of their own (`pool.py`); lines go through them as images of height
-one. Here a maximum is found by position and then picked, so that positions can be handed out.
+Pools that hand out no positions have kernels (`pool.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ from dptrain.core.half import lift
 from dptrain.core.op import Op
 from dptrain.core.ops.conv import batched
 from dptrain.core.ops.pick import Pick
-from dptrain.core.ops.pool import (
-    AvgPool2d,
-    MaxPool2d,
-    check_averaged,
-    divided,
-    pool_window,
-)
+from dptrain.core.ops.pool import AvgPool, pool_window
 from dptrain.core.ops.stencil import Stencil, check_floating, windows
 from dptrain.core.ops.windows import Sizes, Window
 from dptrain.core.tensor import Tensor, wrap
@@ -82,94 +75,6 @@ def max_pool(op: str, rank: int, input: Tensor, *options: Any) -> tuple[Tensor, 
     return Pick.apply(rows, where).reshape(shape), wrap(where.reshape(shape))
 
 
-def _max_pool1d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Any:
-    """The largest value of each window: (N, C, L) -> (N, C, out); also unbatched."""
-    x = batched("max_pool1d", input, 1)
-    window, outs = pool_window(
-        "max_pool1d", 1, x, kernel_size, stride, padding, dilation, ceil_mode
-    )
-    out = MaxPool2d.apply(x.unsqueeze(2), window.geometry(), 1, *outs).squeeze(2)
-    return out if input.ndim == 3 else out.squeeze(0)
-
-
-def _max_pool3d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Any:
-    """The largest value of each window: (N, C, D, H, W) -> (N, C, od, oh, ow); also unbatched."""
-    return max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode)[0]
-
-
-def _spans(size: int, out: int, k: int, s: int, p: int, include: bool) -> tuple[Any, Any, Any]:
-    """Start, end and number of elements of each window along one dimension."""
-    start = np.arange(out) * s - p
-    end = np.minimum(start + k, size + p)
-    first, last = np.maximum(start, 0), np.minimum(end, size)
-    return first, last, (end - start if include else last - first)
-
-
-def _avg_pool1d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Any:
-    """The mean of each window: (N, C, L) -> (N, C, out); also unbatched."""
-    x = batched("avg_pool1d", input, 1)
-    check_averaged("avg_pool1d", input)
-    window, outs = pool_window("avg_pool1d", 1, x, kernel_size, stride, padding, 1, ceil_mode)
-    (k,), (s,), (p,), _ = window
-    counts = _spans(int(x.shape[2]), outs[0], k, s, p, count_include_pad)[2]
-    divisors = namespace_of(x._array).asarray(counts.astype(np.float64).reshape(1, -1, 1))
-    out = AvgPool2d.apply(x.unsqueeze(2), window.geometry(), 1, outs[0], divisors).squeeze(2)
-    return out if input.ndim == 3 else out.squeeze(0)
-
-
-def _avg_pool3d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    """The mean of each window: (N, C, D, H, W) -> (N, C, od, oh, ow); also unbatched."""
-    if divisor_override == 0:
-        raise RuntimeError("avg_pool3d: divisor must be not zero")
-    out = lift(batched("avg_pool3d", input, 3))
-    check_averaged("avg_pool3d", input)
-    window, outs = pool_window("avg_pool3d", 3, out, kernel_size, stride, padding, 1, ceil_mode)
-    divisors: list[Any] = []
-    for i, (o, k, s, p) in enumerate(zip(outs, *window[:3], strict=True)):
-        size = int(out.shape[i + 2])
-        first, last, counts = _spans(size, o, k, s, p, count_include_pad)
-        whole = divisor_override or not input.is_floating_point()
-        divisors.append(counts)
-        out = Stencil.apply(out, i + 2, windows(first, last, None if whole else 1 / counts, size))
-    if divisor_override:
-        divisors = [np.full(1, divisor_override)]
-    if not input.is_floating_point():
-        out = wrap(divided(out._array, math.prod(np.ix_(*divisors))))
-    elif divisor_override:
-        out = out / divisor_override
-    out = out.to(input.dtype)
-    return out if input.ndim == 5 else out.squeeze(0)
-
-
 def output_sizes(op: str, output_size: Any, rank: int, input: Tensor) -> Sizes:
     """The sizes asked for; None keeps the input's.
 
@@ -215,9 +120,8 @@ def adaptive_spans(size: int, out: int) -> tuple[Any, Any]:
 def _mean_image(images: Tensor, rank: int) -> Tensor:
     """The mean over all positions on a GPU, of images as they lie there: (N, C, H, W) -> (N, C, 1, 1)."""
     sizes = images._array.shape[2:]
-    out = AvgPool2d.apply(
-        images, Window(sizes, sizes, (0, 0), (1, 1)).geometry(), 1, 1, float(math.prod(sizes))
-    )
+    window = Window(sizes, sizes, (0, 0), (1, 1))
+    out = AvgPool.apply(images, window, (1, 1), float(math.prod(sizes)))
     if out._node is not None:
         out._node.backward_name = "MeanBackward1"
     return out if rank == 4 else out.squeeze(0)
@@ -268,9 +172,5 @@ class MaxUnpool(Op):
         return Pick.call(grad, self.index)
 
 
-export("max_pool1d", function=_max_pool1d)(MaxPool2d)
-export("max_pool3d", function=_max_pool3d)(Pick)
-export("avg_pool1d", function=_avg_pool1d)(AvgPool2d)
-export("avg_pool3d", function=_avg_pool3d)(Stencil)
 for _rank in (1, 2, 3):
     export(f"adaptive_avg_pool{_rank}d", function=_adaptive_avg(_rank))(Stencil)

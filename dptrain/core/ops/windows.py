@@ -1,14 +1,11 @@
-"""Windows over images of one to three spatial dimensions, as rows of a matrix and back.
+"""Windows over images of one to three spatial dimensions, and those of two as rows of a matrix and back.
 
-Images are (N, C, *sizes) for the user and channels-last in memory. One and two dimensions run through
-the kernels of `dptrain.core.kernels` (a line is an image of height one); three are NumPy here.
+Images are (N, C, *sizes) for the user and channels-last in memory.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,68 +89,29 @@ def channels_first(image: np.ndarray) -> np.ndarray:
     return image.transpose(_FIRST[image.ndim])
 
 
+#: What images have at most: a batch of volumes.
+MOST_DIMENSIONS = 5
 #: By the number of dimensions: where the channels go last, and first again.
-_LAST = tuple((0, *range(2, rank), 1) if rank > 1 else (0,) * rank for rank in range(6))
-_FIRST = tuple((0, rank - 1, *range(1, rank - 1)) if rank > 1 else (0,) * rank for rank in range(6))
-
-
-def _bordered(x: np.ndarray, outs: Sizes, window: Window) -> Sizes:
-    """Sizes of the image with its border, large enough for the last window."""
-    return tuple(
-        max(s + 2 * p, (o - 1) * t + (k - 1) * d + 1)
-        for s, o, k, t, p, d in zip(x.shape[1:-1], outs, *window, strict=True)
-    )
-
-
-def _inside(x: np.ndarray, window: Window) -> tuple[slice, ...]:
-    places = zip(x.shape[1:-1], window.padding, strict=True)
-    return (slice(None), *(slice(p, p + s) for s, p in places))
+_LAST = tuple(
+    (0, *range(2, rank), 1) if rank > 1 else (0,) * rank for rank in range(MOST_DIMENSIONS + 1)
+)
+_FIRST = tuple(
+    (0, rank - 1, *range(1, rank - 1)) if rank > 1 else (0,) * rank
+    for rank in range(MOST_DIMENSIONS + 1)
+)
 
 
 def columns(image: np.ndarray, outs: Sizes, window: Window) -> np.ndarray:
-    """Windows as rows: (N, C, *sizes) -> (N * outs, taps * C), taps in row-major order."""
+    """Windows as rows: (N, C, H, W) -> (N * outs, taps * C), taps in row-major order."""
     x = channels_last(image)
-    if len(outs) < 3:
-        flat = x if len(outs) == 2 else x[:, None]
-        oh, ow = outs if len(outs) == 2 else (1, *outs)
-        return kernels_for(x).im2col(flat, oh, ow, window.geometry())
-    n, c = x.shape[0], x.shape[-1]
-    padded = namespace_of(x).zeros((n, *_bordered(x, outs, window), c), x.dtype)
-    padded[_inside(x, window)] = x
-    first, *steps, last = padded.strides
-    taps = namespace_of(x).lib.stride_tricks.as_strided(
-        padded,
-        (n, *outs, *window.kernel, c),
-        (
-            first,
-            *(s * t for s, t in zip(steps, window.stride, strict=True)),
-            *(s * d for s, d in zip(steps, window.dilation, strict=True)),
-            last,
-        ),
-        writeable=False,
-    )
-    return taps.reshape(n * math.prod(outs), math.prod(window.kernel) * c)
+    return kernels_for(x).im2col(x, *outs, window.geometry())
 
 
 def image_of(rows: np.ndarray, shape: Sizes, outs: Sizes, window: Window) -> np.ndarray:
-    """The transpose of `columns`: windows added back to an image of `shape` (N, C, *sizes)."""
-    n, c, *sizes = shape
-    if len(outs) < 3:
-        oh, ow = outs if len(outs) == 2 else (1, *outs)
-        h, w = sizes if len(outs) == 2 else (1, *sizes)
-        # The compiled kernel reads rows as they lie in memory.
-        image = kernels_for(rows).col2im(
-            namespace_of(rows).ascontiguousarray(rows), (n, h, w, c), oh, ow, window.geometry()
-        )
-        return channels_first(image if len(outs) == 2 else image[:, 0])
-    xp = namespace_of(rows)
-    target = xp.empty((n, *sizes, c), rows.dtype)
-    padded = xp.zeros((n, *_bordered(target, outs, window), c), rows.dtype)
-    windows = rows.reshape(n, *outs, math.prod(window.kernel), c)
-    for tap, places in enumerate(product(*(range(k) for k in window.kernel))):
-        where = (
-            slice(i * d, i * d + (o - 1) * t + 1, t)
-            for i, o, t, d in zip(places, outs, window.stride, window.dilation, strict=True)
-        )
-        padded[(slice(None), *where)] += windows[..., tap, :]
-    return channels_first(padded[_inside(target, window)])
+    """The transpose of `columns`: windows added back to an image of `shape` (N, C, H, W)."""
+    n, c, h, w = shape
+    # The compiled kernel reads rows as they lie in memory.
+    image = kernels_for(rows).col2im(
+        namespace_of(rows).ascontiguousarray(rows), (n, h, w, c), *outs, window.geometry()
+    )
+    return channels_first(image)

@@ -11,6 +11,7 @@ from dptrain.core.cuda import cannot_look
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss, all_count, check_classes, counted
+from dptrain.core.ops.windows import MOST_DIMENSIONS
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.loss_regression import check_tensors
@@ -265,7 +266,7 @@ def cross_entropy(
     dim = 0 if ndim == 1 else 1
     if not dim:
         target = target.reshape(())
-    plain = raw_weight is None and not label_smoothing and ndim == 2
+    plain = raw_weight is None and not label_smoothing and 2 <= ndim <= MOST_DIMENSIONS
     if plain and reduction != "none" and cannot_look():
         check_classes("cross_entropy", target._array, input.shape[1], ignore_index)
         return CrossEntropy.apply(input, target, reduction == "mean", ignore_index)

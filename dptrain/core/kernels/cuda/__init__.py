@@ -61,6 +61,9 @@ from dptrain.core.kernels.cuda.pointwise import (
 from dptrain.core.kernels.cuda.products import (
     conv,
     conv_input_grad,
+    conv_volume,
+    conv_volume_input_grad,
+    conv_volume_weight_grad,
     conv_weight_grad,
 )
 from dptrain.core.kernels.cuda.rows import (
@@ -85,6 +88,7 @@ from dptrain.core.kernels.reference import (
     prelu_grad,
     recurrent,
     recurrent_grad,
+    row_major,
     unscale,
     weighted_sums,
 )
@@ -109,6 +113,9 @@ __all__ = [
     "column_sums",
     "conv",
     "conv_input_grad",
+    "conv_volume",
+    "conv_volume_input_grad",
+    "conv_volume_weight_grad",
     "conv_weight_grad",
     "convert",
     "cross_entropy",
@@ -143,6 +150,7 @@ __all__ = [
     "relu_grad",
     "rms_norm",
     "rms_norm_grad",
+    "row_major",
     "sgd",
     "softmax",
     "softmax_grad",

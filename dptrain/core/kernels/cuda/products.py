@@ -5,9 +5,11 @@ Twins of `reference`'s, whose arrangement of groups they share.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from dptrain.core.arrays import namespace_of
+from dptrain.core.kernels import reference_volumes as volumes
 from dptrain.core.kernels.cuda.columns import add_bias, column_sums
 from dptrain.core.kernels.cuda.gemm import matmul
 from dptrain.core.kernels.cuda.images import col2im, im2col
@@ -53,3 +55,8 @@ def conv_weight_grad(
     if out is not None:
         out[...] = taps
     return taps if out is None else out, column_sums(grad.reshape(-1, o))
+
+
+conv_volume = partial(volumes.conv_volume, matmul=matmul)
+conv_volume_input_grad = partial(volumes.conv_volume_input_grad, matmul=matmul)
+conv_volume_weight_grad = partial(volumes.conv_volume_weight_grad, matmul=matmul)
