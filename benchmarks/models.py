@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import families
 import numpy as np
 
 #: model: (shape of one sample, number of classes)
@@ -20,6 +21,7 @@ SAMPLES = {
     "resnet18": ((3, 32, 32), 10),
     "resnet50": ((3, 224, 224), 1000),
     "gpt2": ((1024,), 50257),
+    **families.SAMPLES,
 }
 
 
@@ -27,13 +29,15 @@ def build(library, model):
     """The model in `library`, with weights that are equal in every library."""
     net = _MAKERS[model](library)
     stream = np.random.default_rng(0)
+    norms = {name for name, module in net.named_modules() if "Norm" in type(module).__name__}
     with library.no_grad():
         for name, p in net.named_parameters():
             if p.ndim > 1:
                 bound = 1 / np.sqrt(np.prod(p.shape[1:]))
                 values = stream.uniform(-bound, bound, tuple(p.shape))
             else:  # scales of normalisation, and biases
-                values = np.full(tuple(p.shape), float("norm" in name and "weight" in name))
+                owner, _, kind = name.rpartition(".")
+                values = np.full(tuple(p.shape), float(owner in norms and kind == "weight"))
             p.copy_(library.from_numpy(values.astype(np.float32)))
     return net
 
@@ -310,6 +314,7 @@ _MAKERS = {
     "lstm": partial(_recurrent, kind="LSTM"),
     "gru": partial(_recurrent, kind="GRU"),
     "cells": _cells,
+    **families.MAKERS,
     "resnet18": _resnet18,
     "resnet50": _resnet50,
     "gpt2": _gpt2,

@@ -1,6 +1,7 @@
 """One training step in dptrain and in PyTorch: the same model, batch and optimizer, in turn.
 
     python benchmarks/step.py                          # both in this environment (extra `oracle`)
+    python benchmarks/step.py --more                   # models of further families, too
     python benchmarks/step.py --torch-python PATH      # PyTorch from another environment
     python benchmarks/step.py --compiled               # torch.compile (needs a C++ compiler) as a third side
 
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 
+import families
 import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
@@ -98,11 +100,14 @@ CASES = [
     ("conv3", 64, "sgd"),
     ("resnet20", 64, "sgd"),
     ("gpt", 8, "adamw"),
+]
+MORE = [
     ("video", 4, "adam"),
     ("audio", 8, "adam"),
     ("lstm", 20, "sgd"),
     ("gru", 20, "sgd"),
     ("cells", 16, "adam"),
+    *families.CASES,
 ]
 
 
@@ -120,6 +125,7 @@ def main():
     parser.add_argument(
         "--tolerance", type=float, default=2e-4, help="relative difference of the first losses"
     )
+    parser.add_argument("--more", action="store_true", help="models of further families too")
     parser.add_argument("--compiled", action="store_true", help="compare with torch.compile too")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
@@ -132,7 +138,7 @@ def main():
 
 def run(args):
     print(f"{HEADER}   peak MB (ours, theirs)   first step s")
-    for model, batch, optimizer in CASES:
+    for model, batch, optimizer in CASES + MORE if args.more or args.model else CASES:
         if args.model not in (None, model) or args.optimizer not in (None, optimizer):
             continue
         for threads in (1, 2) if args.threads is None else (args.threads,):

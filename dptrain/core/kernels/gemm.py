@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels import few_rows, pool, reference
 from dptrain.core.kernels.compiled import kernel
 from dptrain.core.kernels.memory import address, array_at, lines, move, scratch
 from dptrain.core.kernels.micro import call_tile, tile
@@ -397,11 +397,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
     if plan is None:
         if bias is None or x.ndim > 2:
             return reference.linear(x, weight, bias)
-        if reference.is_tiny(x, weight):
-            out = _alone(x, turned)
-            out += bias
-            return out
-        return np.add(_alone(weight, x.T).T, bias, order="C")
+        if few_rows.turns(x, weight):
+            return np.add(_alone(weight, x.T).T, bias, order="C")
+        out = _alone(x, turned)
+        out += bias
+        return out
     added = bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)
     out = _multiply(plan, rows, turned, added, None)
     return out if rows is x else out.reshape(*x.shape[:-1], len(weight))

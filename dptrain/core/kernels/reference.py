@@ -14,6 +14,7 @@ import numpy as np
 
 from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.capturing import one_call
+from dptrain.core.kernels import few_rows
 from dptrain.core.kernels.erf import erf
 from dptrain.core.kernels.reference_activations import (
     activation,
@@ -153,22 +154,9 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     return np.matmul(a, b) if out is None else np.matmul(a, b, out=out)
 
 
-#: Up to this many rows BLAS is faster with the (larger) weight as its first operand; the addition of
-#: the bias then writes the result in row-major order. Measured on Zen 4 with OpenBLAS 0.3.
-_FEW_ROWS = 128
-#: Numbers of a weight that is too small for that: turning the result takes longer than the product.
-_SMALL_WEIGHT = 1 << 14
-
-
-def is_tiny(x: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether `linear` of few rows multiplies them as they are, since the weight is small too."""
-    return len(x) <= _FEW_ROWS and weight.size <= _SMALL_WEIGHT
-
-
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """x W^T + bias over the last dimension: (..., in) with (out, in) and (out,) -> (..., out)."""
-    few = x.ndim == 2 and len(x) <= _FEW_ROWS
-    if bias is not None and few and not is_tiny(x, weight) and not on_gpu(x):
+    if bias is not None and not on_gpu(x) and few_rows.turns(x, weight):
         return np.add(np.matmul(weight, x.T).T, bias, order="C")
     out = np.matmul(x, weight.T)
     if bias is not None:

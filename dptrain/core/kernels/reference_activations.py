@@ -110,9 +110,9 @@ def activation_grad(name: str, grad: Any, kept: Any, *parameters: float) -> Any:
 
 def clip(x: Any, low: float, high: float) -> tuple[Any, Any]:
     """min(max(x, low), high), and where x lies between the two as a boolean; what is no number stays."""
-    low, high = x.dtype.type(low), x.dtype.type(high)
-    inside = (x > low) & (x < high)
-    return namespace_of(x).clip(x, low, high).astype(x.dtype, copy=False), inside
+    xp, low, high = namespace_of(x), x.dtype.type(low), x.dtype.type(high)
+    inside = xp.asarray((x > low) & (x < high))  # NumPy makes a number of one without dimensions
+    return xp.clip(x, low, high).astype(x.dtype, copy=False), inside
 
 
 def pass_where(grad: Any, passes: Any, scale: float = 1) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptrain.core.arrays import HOST_TYPES, namespace_of, on_gpu
+from dptrain.core.arrays import namespace_of, on_gpu
 from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -266,7 +266,7 @@ def _as_images(image: Any) -> tuple[Any, Shape]:
 
 def _served(input: Any) -> bool:
     """Whether images are normalised by compiled passes, group by group."""
-    return type(input) in HOST_TYPES and input.size > 0 and input.ndim < 6
+    return not on_gpu(input) and input.size > 0 and input.ndim < 6
 
 
 class NativeLayerNorm(_Norm):
