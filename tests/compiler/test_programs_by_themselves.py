@@ -267,7 +267,7 @@ class Program:
 ACTIONS = [name for name in vars(Program) if name[0] != "_" and name != "both"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), max_size=40), st.integers(0, AHEAD))
 @example(["forward"] * 9 + ["backward_of_the_oldest"] * 9, 0)
 @example(["forward", "forward_with_gradients", "backward_of_all"] * 5, 2)

@@ -1,8 +1,7 @@
 """The compiled kernels over rows (exponentials, softmax, losses, sums) against their NumPy definition."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
