@@ -288,14 +288,9 @@ def position_of(record: bytes) -> tuple[int, int]:
     return fields[9], fields[10]
 
 
-def kind_of(record: bytes) -> Kind:
-    """The kind of the call of a record, without reading the rest."""
-    return Kind(record[16])
-
-
-def is_joining(record: bytes) -> bool:
-    """Whether the rank that sent the record is in `join()`."""
-    return record[16] == Kind.JOIN
+def is_of(kind: Kind, record: bytes) -> bool:
+    """Whether the call of a record is of that kind, without reading the rest."""
+    return record[16] == kind
 
 
 def call_site() -> tuple[str, int]:

@@ -21,8 +21,7 @@ from dptrain.comm.call import (
     Header,
     Kind,
     Roster,
-    is_joining,
-    kind_of,
+    is_of,
     mismatch_error,
     position_of,
     same_call,
@@ -199,7 +198,7 @@ class Meetings:
         if same_call(records, rank):
             ranks = () if call.kind is Kind.JOIN else self._everyone
             return self._roster(ranks, call.root, records)
-        ranks = tuple(other for other in self._everyone if not is_joining(records[other]))
+        ranks = tuple(other for other in self._everyone if not is_of(Kind.JOIN, records[other]))
         acting = [records[other] for other in ranks]
         if len(ranks) < len(records) and same_call(acting, 0):
             header = Header.parse(acting[0])
@@ -217,7 +216,7 @@ class Meetings:
             addresses = {rank: address for rank, (_, address) in found.items()}
         elif len(positions) == 1:
             position = positions.pop()
-        if root == NO_ROOT and kind_of(records[ranks[0]]) is Kind.BROADCAST:
+        if root == NO_ROOT and is_of(Kind.BROADCAST, records[ranks[0]]):
             root = ranks[0]  # broadcast(root=None): the lowest rank that takes part.
         return Roster(ranks, root, position, addresses)
 

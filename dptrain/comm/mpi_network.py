@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Roster, kind_of
+from dptrain.comm.call import RECORD_NBYTES, Call, Header, Kind, Roster, is_of
 from dptrain.comm.mpi_link import MpiLink, failed_ranks, pieces
 from dptrain.comm.reduction import reduce_arrays
 from dptrain.comm.transport import ENDED, Transport, Watch, private_memory
@@ -86,7 +86,7 @@ class NetworkTransport(MpiLink):
         self._look_for_leavers(watch)
         self._poll(self._all_here, self._missing, watch, _EAGER_S)
         for rank in self._peers:
-            if kind_of(bytes(self._inbox[rank])) is Kind.CLOSE:
+            if is_of(Kind.CLOSE, bytes(self._inbox[rank])):
                 self._steps -= 1  # This was no meeting.
                 self._look_for_leavers(watch)
         records = [bytes(row) for row in self._inbox]
@@ -146,7 +146,7 @@ class NetworkTransport(MpiLink):
         for rank in self._peers:
             if self._left[rank] is None and self._arrived(rank):
                 record = bytes(self._inbox[rank])
-                if kind_of(record) is Kind.CLOSE:
+                if is_of(Kind.CLOSE, record):
                     header = Header.parse(record)
                     self._left[rank] = _reason_in(header.text)
                     self._steps_of_leaver[rank] = header.nbytes

@@ -45,12 +45,18 @@ class ReduceOp(enum.Enum):
         """
         if isinstance(value, cls):
             return value
+        if (
+            isinstance(value, str) and value in _BY_NAME
+        ):  # making a member of its value takes longer
+            return _BY_NAME[value]
         try:
             return cls(value.lower() if isinstance(value, str) else value)
         except ValueError:
             known = ", ".join(repr(member.value) for member in cls)
             raise ValueError(f"{value!r} is no reduction; expected one of {known}") from None
 
+
+_BY_NAME: dict[Any, ReduceOp] = {member.value: member for member in ReduceOp}
 
 # The position in this table travels in headers, so that a rank can act for one that has run out.
 DTYPE_NAMES = (
@@ -81,7 +87,7 @@ _BINARY: dict[ReduceOp, np.ufunc] = {
     ReduceOp.BOR: np.bitwise_or,
     ReduceOp.BXOR: np.bitwise_xor,
 }
-_BITWISE = frozenset({ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR})
+_BITWISE = (ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR)  # to hash a member takes longer
 # Elements per pass: a block of every operand stays in the core's own cache between the passes.
 BLOCK_ELEMENTS = 64 * 1024
 #: Elements below which NumPy has done its part before a kernel is called.

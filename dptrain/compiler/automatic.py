@@ -70,7 +70,10 @@ class _Kind:
 
     def free_program(self) -> Program | None:
         """One over whose memory no backward pass is still to come."""
-        return next((program for program in self.programs if not program.is_busy()), None)
+        for program in self.programs:
+            if not program.is_busy():
+                return program
+        return None
 
     def takes_another(self) -> bool:
         """Whether there may be one more recording."""

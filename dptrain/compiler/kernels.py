@@ -3,7 +3,7 @@
 Owns: `kernels_of`. Must not know: any particular kernel.
 
 A driver is Python code that makes arrays with NumPy and hands their addresses to a kernel. Its twin has
-the same code and other globals: `np` is the recording's namespace, `address` and `scratch` tell the
+the same code and other globals: `np` is the recording's namespace, `address`, `addresses` and `scratch` tell the
 recording whose memory a kernel gets, `pool.run` keeps the launch. So every call of NumPy in a driver is
 recorded like any other, and a replay launches kernels over the same memory without running the driver.
 
@@ -110,6 +110,8 @@ class _Twins:
             return TracedFunction(self._trace, function)
         if function is memory.address:
             return partial(_address, self._trace)
+        if function is memory.addresses:
+            return partial(_addresses, self._trace)
         if function is memory.scratch:
             return partial(_scratch, self._trace)
         if home == f"{_PACKAGE}.pool":
@@ -203,6 +205,10 @@ def _address(trace: Trace, array: Any) -> Address:
     start = int(array.host.__array_interface__["data"][0])
     owner = root_of(array.host) if array.block.memory is None else array.block.memory
     return Address(start, array.block.number, start - owner.__array_interface__["data"][0])
+
+
+def _addresses(trace: Trace, arrays: Any) -> list[Address]:
+    return [_address(trace, array) for array in arrays]
 
 
 def _traced(trace: Trace, array: np.ndarray) -> Any:

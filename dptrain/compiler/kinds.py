@@ -27,9 +27,16 @@ def reason_now() -> str | None:
     return None
 
 
+_TENSORS = {Tensor}
+
+
 def kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
     """What a recording depends on that is known before it is looked up; the tensors; other objects."""
-    values, structure = leaves((args, kwargs))
+    if kwargs or set(map(type, args)) != _TENSORS:
+        values, structure = leaves((args, kwargs))
+        structure = _frozen(structure)
+    else:  # most calls
+        values, structure = args, len(args)
     tensors: list[Tensor] = []
     others: list[Any] = []
     parts: list[Any] = [*modes()]
@@ -45,7 +52,7 @@ def kind_of(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], list[Any]]:
         else:
             others.append(value)
             parts.append(id(value))
-    return (tuple(parts), _frozen(structure)), tensors, others
+    return (tuple(parts), structure), tensors, others
 
 
 def modes() -> tuple[Any, ...]:

@@ -83,7 +83,7 @@ class _Way:
         """Walk back; see `PendingPass.backward`."""
         if slots is not None and self._movable:
             wanted = [slots[i] for i in self._movable]
-            if all(slot is not None for slot in wanted) and self._know(wanted):
+            if self._know(wanted):
                 assert self._into_slots is not None
                 self._into_slots(grads)
                 found: list[Any] = list(self._back.grads)
@@ -94,12 +94,14 @@ class _Way:
         return self._back.grads
 
     def _know(self, wanted: list[Any]) -> bool:
-        """Whether there are launches that write into these slots, made now if need be."""
-        if len(self._slots) == len(wanted) and all(
-            known() is slot for known, slot in zip(self._slots, wanted, strict=True)
-        ):
-            return True
-        if self._moves >= _MOST_MOVES:
+        """Whether there are launches that write into these slots, made now if need be; a slot may be missing."""
+        for known, slot in zip(self._slots, wanted, strict=False):  # none at first
+            if known() is not slot:
+                break
+        else:
+            if self._slots:
+                return True
+        if self._moves >= _MOST_MOVES or any(slot is None for slot in wanted):
             return False
         self._moves += 1
         places = {}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from dptrain.compiler.draft import Draft
-from dptrain.core.op import EVERY, Op, _sequence, edge_of
+from dptrain.core.op import EVERY, Op, _sequence
 from dptrain.core.tensor import Tensor
 
 
@@ -33,7 +33,8 @@ class Replayed(Op):
         results: which leaves of what the call returned are results of this node.
         starts: those among them that the recorded pass starts from.
         ends: the tensors behind them.
-        counts: the tensors from before the call that it needs, and how often they had been changed in place.
+        counts: the tensors from before the call that it needs, what counts their changes in place, and how
+            many there had been.
         again: the call, for what the recorded pass does not compute; None where it must do.
     """
 
@@ -41,7 +42,7 @@ class Replayed(Op):
     results: list[int]
     starts: list[int]
     ends: list[Tensor]
-    counts: list[tuple[Tensor, int]]
+    counts: list[tuple[Tensor, list[int], int]]
     again: Again | None = None
 
     name = "compiled_function"
@@ -60,13 +61,14 @@ class Replayed(Op):
         """
         back, node = draft.backwards[0], Replayed()
         node.ends = [tensors[e] if isinstance(e, int) else e for e in back.leaves]
-        node.edges = [edge_of(e) for e in node.ends]
+        # `edge_of` of each, without the calls: one for every parameter at every step.
+        node.edges = [(e, None) if e._node is None else (e._node, e._index) for e in node.ends]
         node.program, node.results, node.starts = program, draft.pending, back.results
         made = [values[i] for i in draft.pending]
-        node.outs = tuple((r._array.shape, r._array.dtype) for r in made)
+        node.outs = tuple([(r._array.shape, r._array.dtype) for r in made])
         node.hooks, node.saved, node.versions, node.sequence = None, (), (), _sequence()
         saved = [tensors[s] if isinstance(s, int) else s for s in back.saved]
-        node.counts = [(t, t._version_counter()[0]) for t in saved]
+        node.counts = [(t, counter := t._version_counter(), counter[0]) for t in saved]
         for index, result in enumerate(made):
             result._node, result._index, result._requires_grad = node, index, True
         draft.node = ref(node)
@@ -97,16 +99,17 @@ class Replayed(Op):
                 "compile does not support double backward: run the function without compile, or compute the "
                 "gradient inside of it"
             )
-        for tensor, count in self.counts:
-            if tensor._version_counter()[0] != count:
+        for tensor, counter, count in self.counts:
+            if counter[0] != count:
                 raise RuntimeError(changed_since(tensor, count, "read by a compiled function"))
         if self.again is not None and (with_graph or results != self.starts):
             return self.again.gradients(results, grads, self.ends)
-        found = self.program.backward(grads, self.target)
-        return tuple(
-            g.copy(order="K") if g is not None and _is_kept(edge) else g
-            for g, edge in zip(found, self.edges, strict=True)
-        )
+        found = list(self.program.backward(grads, self.target))
+        for i, (edge, g) in enumerate(zip(self.edges, found, strict=True)):
+            # A hook may keep the gradient, whose memory belongs to the recording.
+            if edge is not None and g is not None and (edge[1] is not None or edge[0]._hooks):
+                found[i] = g.copy(order="K")
+        return tuple(found)
 
 
 def changed_since(tensor: Tensor, count: int, what: str) -> str:
@@ -116,8 +119,3 @@ def changed_since(tensor: Tensor, count: int, what: str) -> str:
         f"{list(tensor.shape)}, which is {what}, is at version {tensor._version_counter()[0]}; expected version "
         f"{count} instead"
     )
-
-
-def _is_kept(edge: Any) -> bool:
-    """Whether a hook may keep the gradient, whose memory belongs to the recording."""
-    return edge is not None and (edge[1] is not None or bool(edge[0]._hooks))

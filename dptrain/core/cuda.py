@@ -455,7 +455,7 @@ def is_capturing() -> bool:
 
 def cannot_look() -> bool:
     """Whether work has to do without looking at values: it is recorded, or shows what a recording will be."""
-    return noting_capture() is not None or is_capturing()
+    return noting_capture() is not None or (_loaded is not None and is_capturing())
 
 
 def library() -> CudaLibrary:

@@ -50,8 +50,8 @@ def _root_gradient(tensor: Tensor, grad: Any, create_graph: bool) -> Any:
                 f"grad can be implicitly created only for scalar outputs; this one has shape {list(tensor.shape)}: "
                 "pass gradient=, or reduce it to a scalar first"
             )
-        kind = tensor._array.dtype
-        grad = wrap(namespace_of(tensor._array).ones(tensor._array.shape, kind))
+        array = tensor._array
+        grad = wrap(namespace_of(array).array(1, array.dtype).reshape(array.shape))
     if not isinstance(grad, Tensor):
         raise TypeError(f"gradients can be either Tensors or None, but got {type(grad).__name__}")
     if grad._array.shape != tensor._array.shape:
@@ -96,6 +96,8 @@ def _walk(
 
 def _places(given: Any) -> list[Tensor]:
     """Tensors of an argument that is one tensor or `GradientEdge`, or a sequence of them."""
+    if type(given) is Tensor:
+        return [given]
     several = [given] if isinstance(given, (Tensor, GradientEdge)) else given
     return [tensor_at(place) for place in several]
 

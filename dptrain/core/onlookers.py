@@ -10,6 +10,7 @@ system owns (memory shared by processes, a buffer of Python) cannot be counted a
 
 from __future__ import annotations
 
+from operator import attrgetter
 from sys import getrefcount
 from typing import Any
 
@@ -62,6 +63,28 @@ def is_held(tensor: Tensor, holders: int) -> bool:
     """
     own, of_array = getrefcount(tensor), getrefcount(tensor._array)
     return own >= _ONE_AND_ITS_ARRAY[0] + holders or of_array > _ONE_AND_ITS_ARRAY[1]
+
+
+_array_of = attrgetter("_array")
+
+
+def _most_holders(tensors: list[Tensor]) -> tuple[int, int]:
+    """The most references to one of the tensors in a list, and to one of their arrays."""
+    return max(map(getrefcount, tensors)), max(map(getrefcount, list(map(_array_of, tensors))))
+
+
+_ONE_IN_A_LIST = _most_holders([wrap(np.empty(0))])
+
+
+def none_held(tensors: list[Tensor], holders: int) -> bool:
+    """Whether none of the tensors has more than `holders` holders beside the list, or its array more than it.
+
+    `is_held` of each, by loops that run inside of Python.
+    """
+    if not tensors:
+        return True
+    most, most_of_array = _most_holders(tensors)
+    return most <= _ONE_IN_A_LIST[0] + holders and most_of_array <= _ONE_IN_A_LIST[1]
 
 
 def has_onlookers(tensor: Tensor) -> bool:

@@ -25,6 +25,7 @@ from dptrain.core.capturing import recorders
 from dptrain.core.cuda import refuse_exhaustion
 from dptrain.core.half import lifted
 from dptrain.core.kernels import kernels_for, total
+from dptrain.core.onlookers import none_held
 from dptrain.core.op import EVERY, Op, edge_of
 from dptrain.core.ops.shape import SumToSize
 from dptrain.core.tensor import RetainGrad, Tensor, wrap_computed
@@ -56,7 +57,9 @@ class Pass:
         self.leaf_consumers: dict[int, int] = defaultdict(int)
         #: By id(leaf): the sum that this pass has made of its gradients so far.
         self.leaf_sums: dict[int, Any] = {}
-        #: By id(leaf): memory for its gradient that a node was given, for it alone.
+        #: By id(leaf): memory for its gradient that a node was given; nothing else goes there.
+        self.given: dict[int, Any] = {}
+        #: Likewise where a leaf has no slot: the memory is the gradient's alone.
         self.lent: dict[int, Any] = {}
         #: Nodes that do the work of the one before them too.
         self.joined: set[Op] = set()
@@ -147,10 +150,12 @@ class Pass:
                 grad = grads[position] if position < count else None
                 if type(grad) is not np.ndarray:
                     self._arrive(source, place, grad)
-                elif place is None:
-                    self._arrive_at_leaf(source, grad)
-                else:
+                elif place is not None:
                     self._arrive_at_node(source, place, grad)
+                elif self.given.pop(id(source), None) is grad:
+                    self._announce(source, grad)
+                else:
+                    self._arrive_at_leaf(source, grad)
                 if node.takes_part and grad is not None:
                     self.own_sums[edge_key(edge)] = self._on_its_way(edge)
 
@@ -222,24 +227,43 @@ class Pass:
             node.release()
         return grads
 
+    def _is_alone(self, edge: Any) -> bool:
+        """Whether the gradient that goes along an edge is all that its leaf gets, as the node makes it."""
+        if edge is None or edge[1] is not None or self.captured is not None:
+            return False
+        leaf, key = edge[0], id(edge[0])
+        waits = self.leaf_consumers[key] != 1 or key in self.leaf_grads
+        return not (waits or leaf._grad is not None or leaf._hooks)
+
     def _free_slot(self, edge: Any) -> Any:
         """Memory for the gradient of a leaf, if the node's gradient will be all that goes there."""
-        if edge is None or edge[1] is not None or self.captured is not None:
+        if not self._is_alone(edge):
             return None
         leaf = edge[0]
-        alone = self.leaf_consumers[id(leaf)] == 1 and id(leaf) not in self.leaf_grads
-        if not alone or leaf._grad is not None or leaf._hooks:
-            return None
         if leaf._slot is not None:
-            return leaf._place.storage.free_slot(leaf._place.position)._array
-        array = leaf._array
-        if recorders or type(array) is not np.ndarray or not array.flags.c_contiguous:
-            return None
-        made = self.lent[id(leaf)] = np.empty_like(array)
+            made = leaf._place.storage.free_slot(leaf._place.position)._array
+        else:
+            array = leaf._array
+            if recorders or type(array) is not np.ndarray or not array.flags.c_contiguous:
+                return None
+            made = self.lent[id(leaf)] = np.empty_like(array)
+        self.given[id(leaf)] = made
         return made
 
     def _free_slots(self, edges: Sequence[Any]) -> list[Any]:
         """The memory for the gradients of all leaves, where there is."""
+        slots = [edge[0]._slot if self._is_alone(edge) else None for edge in edges]
+        # Held by the storage, by the parameter, and by this list.
+        if none_held([slot for slot in slots if slot is not None], 3):
+            free = []
+            for edge, slot in zip(edges, slots, strict=True):
+                if slot is None:
+                    free.append(self._free_slot(edge))
+                else:
+                    memory = self.given[id(edge[0])] = slot._array
+                    free.append(memory)
+            return free
+        del slots  # counts as a holder
         free = [self._free_slot(edge) for edge in edges]
         # Asked for again: the buffer behind them moves when one of its gradients turns out to be held.
         return [

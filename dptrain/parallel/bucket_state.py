@@ -119,7 +119,7 @@ class BucketState:
         """Forget the last pass."""
         params = self.section.storage.params
         #: Parameters whose gradient is still to come; frozen ones never get one.
-        self.waiting = sum(params[i].requires_grad for i in self.members)
+        self.waiting = [params[i]._requires_grad for i in self.members].count(True)
         self.arrived = 0
         self.ready_ns = self.launched_ns = 0
         self.work: Work | None = None

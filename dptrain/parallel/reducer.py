@@ -138,7 +138,8 @@ class Reducer:
             return
         if self._pass is not engine.current_pass():
             self._begin()
-        self._settle(p)
+        if p._grad is not p._slot or p._slot is None:  # else one call for each parameter more
+            self._settle(p)
         if id(p) in self._seen:
             return
         self._seen.add(id(p))

@@ -20,7 +20,7 @@ from dptrain.core.kernels import memory, pool, reference
 PACKAGE = kernels.__name__
 MODULES = [f"{PACKAGE}.{m.name}" for m in iter_modules(kernels.__path__) if m.name != "cuda"]
 #: What reads addresses, or takes them from an array that it is not given.
-RAW = [memory.address, memory.scratch, pool.run, pool.run_packed]
+RAW = [memory.address, memory.addresses, memory.scratch, pool.run, pool.run_packed]
 
 
 def inside(value):

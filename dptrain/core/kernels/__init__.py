@@ -25,7 +25,7 @@ from dptrain.core.kernels import reference, reference_optim
 from dptrain.core.settings import settings
 from dptrain.core.threads import get_num_threads
 
-_NATIVE_TYPES = ("float32", "float64")
+_NATIVE_TYPES = (np.float32, np.float64)
 
 
 @cache
@@ -38,14 +38,14 @@ def _native(name: str = "native") -> ModuleType | None:
 
 @cache
 def _kernels(dtype: Any) -> ModuleType:
-    if dtype.name in _NATIVE_TYPES:
+    if dtype.type in _NATIVE_TYPES:
         return _native() or reference
     return reference
 
 
 @cache
 def _optim_kernels(dtype: Any) -> ModuleType:
-    if dtype.name in _NATIVE_TYPES:
+    if dtype.type in _NATIVE_TYPES:
         return _native("native_optim") or reference_optim
     return reference_optim
 
@@ -138,7 +138,7 @@ _sums: list[Any] = []
 
 def add_into_both(dtype: Any) -> Any:
     """`sums.add_into_both`; None where it does not serve an element type, or is not ready."""
-    return _sums[0] if _sums and dtype.name in _NATIVE_TYPES else None
+    return _sums[0] if _sums and dtype.type in _NATIVE_TYPES else None
 
 
 def pool_functions() -> tuple[Any, Any, int]:

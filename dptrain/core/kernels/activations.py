@@ -10,7 +10,7 @@ import numpy as np
 from dptrain.core.kernels import curves, pool, reference, reference_activations
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
 from dptrain.core.kernels.dense import dense, lying_as
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import address, addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 curve: Any = None  # likewise
@@ -63,7 +63,7 @@ def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
     x = arrays[0]
     held = np.zeros(2, x.dtype)
     held[: len(parameters)] = parameters
-    args = (x.size, x.itemsize, *map(address, arrays), address(held))
+    args = (x.size, x.itemsize, *addresses(arrays), address(held))
     pool.run(code, args, pool.shares(x.size, _COST * x.nbytes))
 
 

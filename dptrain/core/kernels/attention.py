@@ -19,7 +19,7 @@ import numpy as np
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import KEEP_NAN, kernel, whole_registers
 from dptrain.core.kernels.gemm import tile_facts, times_panels
-from dptrain.core.kernels.memory import address, array_at, lines, scratch, zero
+from dptrain.core.kernels.memory import address, addresses, array_at, lines, scratch, zero
 from dptrain.core.kernels.packing import pack_panels
 from dptrain.core.kernels.rows import exp_less, exp_row
 from dptrain.core.kernels.softmax import dot_of
@@ -265,7 +265,7 @@ def attention(
     memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
-        address(factor), address(lse), memory, own, *pieces, *map(address, arrays),
+        address(factor), address(lse), memory, own, *pieces, *addresses(arrays),
     )  # fmt: skip
     _run(_forward, args, q, keys)
     return out, lse
@@ -296,7 +296,7 @@ def attention_grad(
     args = (
         *_common(q, k, v, causal, places), out.strides[2],
         address(factor), address(kept), memory, own, *pieces,
-        grad.strides[2], *(g.strides[2] for g in grads), *map(address, arrays),
+        grad.strides[2], *(g.strides[2] for g in grads), *addresses(arrays),
     )  # fmt: skip
     _run(_backward, args, q, keys)
     return grads

@@ -9,7 +9,7 @@ import numpy as np
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import kernel
 from dptrain.core.kernels.dense import alike, dense, lying_as
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import address, addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 
@@ -116,7 +116,7 @@ def clip(x: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray
         return reference.clip(x, low, high)
     out, inside = np.empty_like(x), np.empty_like(x, np.bool_)
     ends = np.array([low, high], x.dtype)
-    args = (x.size, x.itemsize, *map(address, (x, out, inside, ends)))
+    args = (x.size, x.itemsize, *addresses((x, out, inside, ends)))
     pool.run(_clip.address(x.dtype.type), args, pool.shares(x.size, 2 * x.nbytes))
     return out, inside
 
@@ -127,6 +127,6 @@ def pass_where(grad: np.ndarray, passes: np.ndarray, scale: float = 1) -> np.nda
         return reference.pass_where(grad, passes, scale)
     out = np.empty_like(passes, grad.dtype)
     grad, factor = lying_as(out, grad), np.array([scale], grad.dtype)
-    args = (grad.size, grad.itemsize, *map(address, (grad, out, passes, factor)))
+    args = (grad.size, grad.itemsize, *addresses((grad, out, passes, factor)))
     pool.run(_pass_where.address(grad.dtype.type), args, pool.shares(grad.size, 2 * grad.nbytes))
     return out

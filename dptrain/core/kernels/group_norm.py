@@ -20,7 +20,7 @@ from dptrain.core.kernels.column_passes import (
 )
 from dptrain.core.kernels.compiled import kernel
 from dptrain.core.kernels.dense import fold as fold_of
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import address, addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 
@@ -107,7 +107,7 @@ def group_norm(
     fold, real = fold_of(pixels, c), x.dtype.type
     lines, wide = pixels // fold, fold * c
     short, total = np.empty((n, 2, wide), x.dtype), np.empty((n, 2, wide))
-    places = map(address, (x, short, total))
+    places = addresses((x, short, total))
     pool.run(moments.address(real), (n * lines, wide, BLOCK, *places), n)
     facts, vectors = np.empty((3, n, groups), x.dtype), np.empty((n, 3, wide), x.dtype)
     exact, affine = np.full(1, eps), [_contiguous(v) for v in (weight, bias)]
@@ -117,7 +117,7 @@ def group_norm(
     )
     pool.run(_statistics.address(real), args, 1)
     out = np.empty_like(x)
-    places = map(address, (x, out, vectors))
+    places = addresses((x, out, vectors))
     step = 3 * wide * x.itemsize
     pool.run(apply.address(real), (n * lines, wide, *places, 0, 0, step), n)
     return out, facts[0], facts[1], facts[2]
@@ -138,7 +138,7 @@ def group_norm_grad(
     means = np.empty((n, 3, fold, groups, c // groups), x.dtype)
     means[:, 0] = mean[:, None, :, None]  # the others are not looked at
     short, total = np.empty((n, 2, wide), x.dtype), np.empty((n, 2, fold, c))
-    places = map(address, (x, grad, means, short, total))
+    places = addresses((x, grad, means, short, total))
     pool.run(sums_of_gradients.address(real), (n * lines, wide, BLOCK, *places, 0, step), n)
     vectors, factor = np.empty((n, 3, wide), x.dtype), _contiguous(weight)
     args = (
@@ -147,7 +147,7 @@ def group_norm_grad(
     )
     pool.run(_factors.address(real), args, 1)
     out = np.empty_like(x)
-    places = map(address, (x, grad, out, means, vectors))
+    places = addresses((x, grad, out, means, vectors))
     pool.run(input_gradient.address(real), (n * lines, wide, *places, 0, step), n)
     sums = total[:, :, 0].sum(axis=0).astype(x.dtype)
     return out, sums[1], sums[0]

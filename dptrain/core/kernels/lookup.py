@@ -21,8 +21,9 @@ _COLUMNS = 64
 _WORTH_ADDING = 512
 #: Shares that a pass over rows is cut into at most.
 _MOST_SHARES = 256
-#: Elements below which NumPy's own loop is done before a kernel is called.
-_WORTH_A_KERNEL = 8192
+#: Elements below which NumPy's own loop is done before a kernel is called; what a recorded step calls
+#: is a kernel for as long as it costs little more, as kernels write where the result is wanted.
+_WORTH_A_KERNEL = 512
 
 
 @kernel

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -34,6 +35,7 @@ _WORD = ctypes.sizeof(ctypes.c_size_t)
 #: All memory as one array of words: an item of it is read by one call.
 _words = (ctypes.c_size_t * (sys.maxsize // _WORD)).from_address(0)
 _Array = np.ndarray
+_PLAIN = {_Array}
 
 
 def _in_structure(array: np.ndarray) -> int:
@@ -52,6 +54,16 @@ def _structure_is_known() -> bool:
 #: Where the first element of an array lies. A call of a kernel asks for some ten addresses, and the
 #: interface takes ten times as long.
 address = _in_structure if _structure_is_known() else _by_interface
+
+
+_is_in_structure = address is _in_structure
+
+
+def addresses(arrays: Sequence[np.ndarray]) -> list[int]:
+    """`address` of each of some arrays, in one call, as there is one for each kernel that runs."""
+    if _is_in_structure and set(map(type, arrays)) == _PLAIN:
+        return [_words[(number + _HEAD) // _WORD] for number in map(id, arrays)]
+    return [address(array) for array in arrays]
 
 
 class _Scratch(threading.local):

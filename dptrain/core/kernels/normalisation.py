@@ -23,7 +23,7 @@ from dptrain.core.kernels.column_passes import (
 )
 from dptrain.core.kernels.compiled import FAST, kernel, whole_registers
 from dptrain.core.kernels.dense import fold as fold_of
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import address, addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 
@@ -219,7 +219,7 @@ def batch_norm_grad(
         forward.reshape(3, fold, c)[0] = mean  # the others are not looked at
     blocks = pool.blocks(rows, x.nbytes, 16 * wide)
     short, total = np.empty((blocks, 2, wide), x.dtype), np.empty((blocks, 2, wide))
-    places = map(address, (x, grad, forward, short, total))
+    places = addresses((x, grad, forward, short, total))
     pool.run(
         sums_of_gradients.address(real), (rows, wide, BLOCK, *places, cut is not None, 0), blocks
     )
@@ -232,7 +232,7 @@ def batch_norm_grad(
     )
     pool.run(_factors.address(real), args, 1)
     out = np.empty_like(x)
-    places = map(address, (x, grad, out, forward, vectors))
+    places = addresses((x, grad, out, forward, vectors))
     shares = pool.shares(rows, x.nbytes)
     pool.run(input_gradient.address(real), (rows, wide, *places, cut is not None, 0), shares)
     return out, facts[0], facts[1]
@@ -259,7 +259,7 @@ def layer_norm(
     mean, rstd = facts
     factor, shift = _vector(weight, 1, x), _vector(bias, 0, x)
     arrays = (x, out, mean, rstd, factor, shift, _constant(eps, 1, x.dtype))
-    args = (rows, c, *map(address, arrays))
+    args = (rows, c, *addresses(arrays))
     pool.run(_rows.address(x.dtype.type), args, pool.shares(rows, x.nbytes))
     return out, mean, rstd
 
@@ -276,7 +276,7 @@ def layer_norm_grad(
     out, factor = np.empty_like(x), _vector(weight, 1, x)
     blocks = pool.blocks(rows, x.nbytes, 2 * c * x.itemsize)
     sums = np.empty((blocks, 2, c), x.dtype)
-    args = (rows, c, *map(address, (x, grad, out, mean, rstd, factor, sums)))
+    args = (rows, c, *addresses((x, grad, out, mean, rstd, factor, sums)))
     pool.run(_rows_grad.address(x.dtype.type), args, blocks)
     d_weight, d_bias = sums[0] if blocks == 1 else sums.sum(axis=0)
     return out, d_weight, d_bias

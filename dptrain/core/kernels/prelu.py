@@ -9,7 +9,7 @@ import numpy as np
 from dptrain.core.kernels import pool, reference_activations
 from dptrain.core.kernels.compiled import FAST, kernel
 from dptrain.core.kernels.dense import dense, fold, lying_as
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import address, addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 
@@ -85,7 +85,7 @@ def prelu_grad(
     blocks = pool.blocks(rows, 3 * x.nbytes, 16 * c)
     part, total = np.empty((blocks, c), x.dtype), np.empty((blocks, c))
     grad = lying_as(x, grad)
-    places = map(address, (x, grad, out, factors, part, total))
+    places = addresses((x, grad, out, factors, part, total))
     pool.run(_backward.address(x.dtype.type), (rows, c, _BLOCK, *places), blocks)
     sums = total.reshape(-1, weight.size).sum(axis=0)
     return out, sums.astype(x.dtype).reshape(weight.shape)

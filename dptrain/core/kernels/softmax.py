@@ -15,7 +15,7 @@ import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import FAST, KEEP_NAN, kernel, whole_registers
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import addresses, array_at
 from dptrain.core.kernels.rows import exp_less, exp_row
 
 real: Any = None  # each compiled copy has its own
@@ -128,13 +128,13 @@ def _run(function: Any, *arrays: np.ndarray) -> None:
     x = arrays[0]
     code = function.address(x.dtype.type)
     # An exponential costs as much as moving some tens of bytes.
-    args = (*x.shape, *map(address, arrays))
+    args = (*x.shape, *addresses(arrays))
     pool.run(code, args, pool.shares(len(x), 4 * x.nbytes))
 
 
 def _row_by_row(function: Any, x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x)
-    out = np.empty_like(x)
+    out = np.empty(x.shape, x.dtype)
     if x.size:
         _run(function, x, out)
     return out
@@ -162,7 +162,7 @@ def log_softmax_grad(grad: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _grad(function: Any, grad: np.ndarray, out: np.ndarray) -> np.ndarray:
     grad = np.ascontiguousarray(grad, dtype=out.dtype)
-    result = np.empty_like(grad)
+    result = np.empty(grad.shape, grad.dtype)
     if grad.size:
         _run(function, grad, np.ascontiguousarray(out), result)
     return result
@@ -173,7 +173,7 @@ def cross_entropy(logits: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
     if not logits.size:
         return reference.cross_entropy(logits, target)
     logits = np.ascontiguousarray(logits)
-    p, loss = np.empty_like(logits), np.empty(len(logits), logits.dtype)
+    p, loss = np.empty(logits.shape, logits.dtype), np.empty(len(logits), logits.dtype)
     _run(_cross_entropy, logits, p, np.ascontiguousarray(target, dtype=np.int64), loss)
     return loss, p
 
@@ -185,7 +185,7 @@ def cross_entropy_grad(
     p = kept
     if grad.dtype != p.dtype or not (p.size and p.flags.c_contiguous):
         return reference.cross_entropy_grad(grad, logits, p, target, scale)
-    out, held = np.empty_like(p), np.array([scale], p.dtype)
+    out, held = np.empty(p.shape, p.dtype), np.array([scale], p.dtype)
     classes = np.ascontiguousarray(target, dtype=np.int64)
     # A gradient that was scaled is a number of NumPy's: an address needs an array that stays.
     _run(_cross_entropy_grad, p, classes, np.asarray(grad), out, held)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import kernel
-from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.memory import addresses, array_at
 
 real: Any = None  # each compiled copy has its own
 
@@ -73,7 +73,7 @@ def _run(
     param = arrays[0]
     # Scalars take the arrays' type, so that the loop computes in it (NumPy's rule for Python floats).
     numbers = np.array(scalars, param.dtype)
-    args = (param.size, param.itemsize, *map(address, arrays), address(numbers), *flags)
+    args = (param.size, param.itemsize, *addresses([*arrays, numbers]), *flags)
     shares = pool.shares(param.size, len(arrays) * param.nbytes)
     pool.run(function.address(param.dtype.type), args, shares)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from dptrain.core.arrays import namespace_of
 from dptrain.core.cuda import cannot_look
+from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.ops.activation import LogSoftmax
 from dptrain.core.ops.loss import CrossEntropy, NllLoss, all_count, check_classes, counted
@@ -16,6 +18,8 @@ from dptrain.core.tensor import Tensor, wrap
 from dptrain.nn.functional.linear import linear
 from dptrain.nn.functional.loss_regression import check_tensors
 from dptrain.nn.functional.reduction import reduction_of
+
+Shape = tuple[int, ...]
 
 
 def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
@@ -27,30 +31,43 @@ def _reduce(loss: Tensor, reduction: str, divisor: Any = None) -> Tensor:
     return loss.mean() if divisor is None else loss.sum() / divisor
 
 
-def _check_operands(op: str, input: Tensor, target: Tensor) -> None:
-    check_tensors(op, input=input, target=target)
-    if not input.dtype.is_floating_point:
+def _check_operands(op: str, input: Tensor, target: Tensor) -> bool:
+    """Refuse what no loss over classes takes; whether `target` is of probabilities rather than indices."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        check_tensors(op, input=input, target=target)
+    x, y = input._array, target._array
+    return _has_probabilities(op, x.shape, x.dtype, y.shape, y.dtype)
+
+
+@lru_cache(maxsize=256)  # a training step has the same ones each time
+def _has_probabilities(
+    op: str, shape: Shape, kind: np.dtype[Any], given: Shape, given_kind: np.dtype[Any]
+) -> bool:
+    if not FROM_NUMPY[kind].is_floating_point:
         raise RuntimeError(
-            f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
+            f"{op}: not implemented for input of {FROM_NUMPY[kind]}; convert it with .float()"
         )
+    if op == "cross_entropy" and FROM_NUMPY[given_kind].is_floating_point:
+        return True
+    _check_class_indices(op, shape, given, given_kind)
+    return False
 
 
-def _check_batch(input: Tensor, target: Tensor) -> None:
-    if target.ndim == 0 or input.shape[0] != target.shape[0]:
+def _check_batch(shape: Shape, given: Shape) -> None:
+    if not given or shape[0] != given[0]:
         raise ValueError(
-            f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
-            f"({target.shape[0] if target.ndim else 'none: target is a scalar'})."
+            f"Expected input batch_size ({shape[0]}) to match target batch_size "
+            f"({given[0] if given else 'none: target is a scalar'})."
         )
 
 
-def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
+def _check_class_indices(op: str, shape: Shape, given: Shape, given_kind: np.dtype[Any]) -> None:
     """(C,) with () or (1,), or (N, C, d1, ...) with (N, d1, ...) int64."""
-    shape, given = input._array.shape, target._array.shape
     if not shape:
         raise RuntimeError(f"{op}: input should be 1D or more, got shape []")
-    if target._array.dtype != np.int64:
+    if given_kind != np.int64:
         raise RuntimeError(
-            f"{op}: expected scalar type Long (int64) for class indices but found {target.dtype}; "
+            f"{op}: expected scalar type Long (int64) for class indices but found {FROM_NUMPY[given_kind]}; "
             "convert the target with .long()"
         )
     if len(shape) == 1:
@@ -65,7 +82,7 @@ def _check_class_indices(op: str, input: Tensor, target: Tensor) -> None:
         return
     expected = (shape[0], *shape[2:])
     if given != expected:
-        _check_batch(input, target)
+        _check_batch(shape, given)
         raise RuntimeError(
             f"{op}: Expected target size {list(expected)}, got {list(given)} "
             f"(input of shape {list(shape)})"
@@ -133,9 +150,8 @@ def nll_loss(
     if not input.ndim:
         raise ValueError("nll_loss: input should be 1D or more, got shape []")
     if input.ndim > 1:
-        _check_batch(input, target)
+        _check_batch(tuple(input.shape), tuple(target.shape))
     _check_operands("nll_loss", input, target)
-    _check_class_indices("nll_loss", input, target)
     raw_weight = _class_weights("nll_loss", weight, input)
     if input.ndim == 1:
         target = target.reshape(())
@@ -255,13 +271,12 @@ def cross_entropy(
         IndexError: a target outside [0, C).
     """
     reduction = reduction_of(size_average, reduce, reduction)
-    _check_operands("cross_entropy", input, target)
+    soft = _check_operands("cross_entropy", input, target)
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    if target.is_floating_point():
+    if soft:
         return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-    _check_class_indices("cross_entropy", input, target)
-    raw_weight = _class_weights("cross_entropy", weight, input)
+    raw_weight = None if weight is None else _class_weights("cross_entropy", weight, input)
     ndim = input._array.ndim
     dim = 0 if ndim == 1 else 1
     if not dim:
