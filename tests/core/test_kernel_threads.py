@@ -1,5 +1,7 @@
 """No bit of a result depends on how many threads compute it."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from dptrain.core.conv_algo import pinned
 from dptrain.core.kernels import pool, reference
 
 native = pytest.importorskip("dptrain.core.kernels.native", reason="numba is not installed")
+from dptrain.core.kernels.compiled import kernel  # noqa: E402
+from dptrain.core.kernels.memory import address, array_at  # noqa: E402
 
 
 def values(seed, *shape):
@@ -111,3 +115,33 @@ def test_blocks_do_not_depend_on_the_threads_and_parts_across_do():
         assert on(threads, lambda: pool.blocks(100, work, wide)) == 1
         assert on(threads, lambda: pool.across(4, 1, work)) == min(4, threads)
         assert on(threads, lambda: pool.across(4, 16, work)) == 1
+
+
+@kernel
+def note_worker(args, share, shares, worker):
+    array_at(args[0], (4,), np.int64)[worker] += 1
+
+
+def test_a_worker_takes_no_share_of_a_job_that_has_no_scratch_for_it():
+    """Whatever it saw of the job before: who may take a share is decided by the job that it is taken from."""
+    counts, state = np.zeros(4, np.int64), np.zeros(pool._WORDS, np.int64)
+    args = np.array([address(counts)])
+    state[pool._FUNCTION], state[pool._ARGS] = note_worker.address(), address(args)
+    state[pool._SHARES], state[pool._LIMIT] = 3, 2
+    state[pool._TICKET] = (1 << pool._LEFT_BITS) + 3
+    taken = [pool._take(address(state), worker) for worker in (2, 1, 3, 0, 1, 0)]
+    assert taken == [False, True, False, True, True, False]
+    np.testing.assert_array_equal(counts, [1, 2, 0, 0])
+    assert state[pool._DONE] == 3
+
+
+def test_a_job_of_a_million_shares_ends():
+    counts, shares = np.zeros(4, np.int64), (1 << 20) + 3
+    job = threading.Thread(
+        target=lambda: on(2, lambda: pool.run(note_worker.address(), [address(counts)], shares)),
+        daemon=True,
+    )
+    job.start()
+    job.join(60)
+    assert not job.is_alive()
+    assert counts.sum() == shares

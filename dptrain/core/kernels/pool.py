@@ -33,7 +33,7 @@ from dptrain.core.threads import get_num_threads
 # Places in the shared state, in 64-bit words; those that different threads write lie cache lines apart.
 _TICKET, _DONE, _FUNCTION, _ARGS, _SHARES = 0, 16, 32, 33, 34
 _SLEEPERS, _STOP, _LIMIT, _MUTEX, _CONDITION, _WORDS = 48, 56, 57, 64, 96, 128
-_LEFT_BITS = 20
+_LEFT_BITS = 32
 #: Times that an idle worker yields its core before it sleeps: about a millisecond, longer than Python takes from one
 #: kernel to the next. To wake it costs the caller 8 us, and the first share that it takes comes tens of us late.
 _SPINS = 6000
@@ -118,10 +118,12 @@ def _compiled(signature: str) -> Any:
 
 @numba.njit(nogil=True)
 def _take(state: int, worker: int) -> bool:
-    """Compute one share of the published job; False if none is left."""
+    """Compute one share of the published job; False if none is left for this worker."""
     ticket = _read(state)
     left = ticket & ((1 << _LEFT_BITS) - 1)
-    if left == 0:
+    # The limit is read after the ticket: if the swap then succeeds, both are of one job. A worker that was let in
+    # by the limit of an earlier job would write where this one has no scratch for it.
+    if left == 0 or worker >= _read(state + 8 * _LIMIT):
         return False
     if _swap(state, ticket, ticket - 1):
         # The job cannot end before this share is done, so what is read here belongs to it.
@@ -173,7 +175,7 @@ def _functions() -> tuple[Any, Any, Any, Any]:
     def work(state, worker):
         idle = 0
         while _read(state + 8 * _STOP) == 0:
-            if worker < _read(state + 8 * _LIMIT) and _take(state, worker):
+            if _take(state, worker):
                 idle = 0
                 continue
             idle += 1
@@ -232,11 +234,14 @@ class _Pool:
         initialise(self._state)
         self._lock = threading.Lock()
         self._workers = [
-            threading.Thread(target=work, args=(self._state, number), daemon=True)
+            threading.Thread(target=self._serve, args=(work, number), daemon=True)
             for number in range(1, threads)
         ]
         for worker in self._workers:
             worker.start()
+
+    def _serve(self, work: Any, number: int) -> None:
+        work(self._state, number)  # as a method: the memory lives as long as the worker looks at it
 
     def run(self, function: int, args: int, shares: int, limit: int) -> bool:
         """Run a job unless another thread's job is running."""
