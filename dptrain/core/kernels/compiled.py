@@ -29,7 +29,9 @@ from types import FunctionType
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic as _intrinsic
 
@@ -82,6 +84,19 @@ def whole_registers(typing_context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def call(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call what was compiled by its address, with a tuple of 64-bit integers."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        numbers = cgutils.unpack_tuple(builder, values[1])
+        form = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(numbers))
+        builder.call(builder.inttoptr(values[0], form.as_pointer()), numbers)
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), generate
 
 
 @cache

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import FAST, kernel
-from dptrain.core.kernels.depthwise_tile import MOST, call_tile, tile
+from dptrain.core.kernels.compiled import FAST, call, kernel
+from dptrain.core.kernels.depthwise_tile import MOST, tile
 from dptrain.core.kernels.lookup import column_sums
 from dptrain.core.kernels.memory import address, array_at, zero
 from dptrain.core.kernels.reference import Geometry
@@ -53,7 +53,7 @@ def _forward(args, share, shares, worker):
                 count = (outer - ow) // parts
             else:
                 first, last = max(0, -(left // dw)), min(kw, -((left - w) // dw))
-            call_tile(
+            call(
                 tile_code,
                 (
                     count, vectors, rest, start, 0,
@@ -103,7 +103,7 @@ def _weight(args, share, shares, worker):
                 while first < last:
                     taps = min(MOST, last - first)
                     to = sums + (i * kw + first) * pixel
-                    call_tile(
+                    call(
                         tile_code,
                         (
                             taps, vectors, rest, to, pixel,

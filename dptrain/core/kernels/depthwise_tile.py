@@ -100,19 +100,6 @@ def emit_tile(typing_context: Any, real: Any, arguments: Any) -> Any:
     return types.void(real, arguments), generate
 
 
-@intrinsic
-def call_tile(typing_context: Any, address: Any, arguments: Any) -> Any:
-    """Call a compiled `tile` by its address with the tuple of its arguments."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        form = ir.FunctionType(ir.VoidType(), [_INT] * len(TILE_ARGUMENTS))
-        function = builder.inttoptr(values[0], form.as_pointer())
-        builder.call(function, cgutils.unpack_tuple(builder, values[1]))
-        return context.get_dummy_value()
-
-    return types.void(address, arguments), generate
-
-
 real: Any = None  # each compiled copy has its own
 
 

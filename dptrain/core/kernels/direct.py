@@ -29,7 +29,7 @@ from dptrain.core.kernels.memory import address, lines, scratch
 from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.reference import Geometry
 from dptrain.core.kernels.target import target
-from dptrain.core.kernels.weights import collected, panels
+from dptrain.core.kernels.weights import collected, panels, started
 from dptrain.core.threads import get_num_threads
 
 Shape = tuple[int, int, int, int]
@@ -124,10 +124,7 @@ class _Gather:
             out: contiguous.
             out_first: channel of it.
         """
-        start = self._zeros
-        if bias is not None:
-            start = start.copy()
-            start[: self._columns] = bias
+        start = started(self._zeros, bias)
         workers = min(get_num_threads(), self._images)
         pool.run(
             gather_loop.address(),

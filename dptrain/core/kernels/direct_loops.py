@@ -5,9 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.memory import array_at, move, zero
-from dptrain.core.kernels.micro import call_tile
 
 
 @numba.njit(inline="always")
@@ -67,7 +66,7 @@ def gather_loop(args, share, shares, worker):
                     to = out + n * out_step + first + y * out_row + block * panel * itemsize
                     for part in range(parts):
                         x = part * cols // parts
-                        call_tile(
+                        call(
                             tile_code,
                             (
                                 (part + 1) * cols // parts - x, used,
@@ -146,7 +145,7 @@ def outer_loop(args, share, shares, worker):
                     for cut in range(cuts):
                         m = cut * merged // cuts
                         here = to + m * line + right
-                        call_tile(
+                        call(
                             tile_code,
                             (
                                 (cut + 1) * merged // cuts - m, used,
@@ -162,7 +161,7 @@ def outer_loop(args, share, shares, worker):
         for block in range(first_panel, last_panel):
             used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
             here = sums + taps_i * taps_j * merged * line + block * 2 * lanes * itemsize
-            call_tile(
+            call(
                 tile_code,
                 (
                     1, used, here, 0, one, 0, 0, 0, 0,

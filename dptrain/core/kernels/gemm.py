@@ -22,9 +22,9 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import few_rows, pool, reference
-from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.memory import address, array_at, lines, move, scratch
-from dptrain.core.kernels.micro import call_tile, tile
+from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.packing import pack, transpose
 from dptrain.core.kernels.target import target
 from dptrain.core.threads import get_num_threads
@@ -72,7 +72,7 @@ def tiles(kind, a, a_m, a_k, panel, rows, used, depth, start, start_m, c, c_m):
             here = left = rows - m
             if left > most:
                 here = most if left - most >= most // 3 else (left + 1) // 2
-            call_tile(
+            call(
                 code,
                 (
                     here, used, start + m * start_m, start_m,

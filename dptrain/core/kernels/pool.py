@@ -26,7 +26,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from dptrain.core.kernels.compiled import intrinsic, source_digest
+from dptrain.core.kernels.compiled import call, intrinsic, source_digest
 from dptrain.core.kernels.memory import address
 from dptrain.core.threads import get_num_threads
 
@@ -96,18 +96,6 @@ def _swap(typing_context: Any, address: Any, expected: Any, value: Any) -> Any:
     return types.boolean(address, expected, value), generate
 
 
-@intrinsic
-def _call(
-    typing_context: Any, function: Any, args: Any, share: Any, shares: Any, worker: Any
-) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        form = ir.FunctionType(ir.VoidType(), [_INT] * 4)
-        builder.call(builder.inttoptr(values[0], form.as_pointer()), values[1:])
-        return context.get_dummy_value()
-
-    return types.void(function, args, share, shares, worker), generate
-
-
 def _compiled(signature: str) -> Any:
     def decorate(function: Any) -> Any:
         function.__qualname__ += f"_{source_digest()}"
@@ -128,7 +116,7 @@ def _take(state: int, worker: int) -> bool:
     if _swap(state, ticket, ticket - 1):
         # The job cannot end before this share is done, so what is read here belongs to it.
         function, args = _read(state + 8 * _FUNCTION), _read(state + 8 * _ARGS)
-        _call(function, args, left - 1, _read(state + 8 * _SHARES), worker)
+        call(function, (args, left - 1, _read(state + 8 * _SHARES), worker))
         _add(state + 8 * _DONE, 1)
     return True
 
@@ -138,7 +126,7 @@ def _serial() -> Any:
     @_compiled("void(int64, int64, int64)")
     def serial(function, args, shares):
         for share in range(shares):
-            _call(function, args, share, shares, 0)
+            call(function, (args, share, shares, 0))
 
     return serial
 
@@ -157,7 +145,7 @@ def serial_batch() -> Any:
             function, args = _read(place), _read(place + 8)
             shares = _read(place + 16)
             for share in range(shares):
-                _call(function, args, share, shares, 0)
+                call(function, (args, share, shares, 0))
 
     return batch
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import intrinsic, kernel
+from dptrain.core.kernels.compiled import call, intrinsic, kernel
 from dptrain.core.kernels.cook_toom import Matrix, transforms
 from dptrain.core.kernels.memory import address
 from dptrain.core.kernels.micro import Emitter
@@ -129,17 +129,6 @@ def _transform(source, row, column, to, to_row, to_column, bias, bias_step, coun
     emit((source, row, column, to, to_row, to_column, bias, bias_step, count))
 
 
-@intrinsic
-def call_transform(typing_context: Any, function: Any, arguments: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        form = ir.FunctionType(ir.VoidType(), [_INT] * 9)
-        numbers = [builder.extract_value(values[1], k) for k in range(9)]
-        builder.call(builder.inttoptr(values[0], form.as_pointer()), numbers)
-        return context.get_dummy_value()
-
-    return types.void(function, arguments), generate
-
-
 def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
 
@@ -171,7 +160,7 @@ def _everywhere(args, share, shares, worker):
     vectors, width, zeros = args[5], args[6], args[7]
     first = share * vectors // shares
     line = vectors * width
-    call_transform(
+    call(
         transform,
         (
             source + first * width, size * line, line, to + first * width, results * line, line,

@@ -35,7 +35,7 @@ from dptrain.core.kernels.reference import Geometry, Windows
 from dptrain.core.kernels.target import target
 from dptrain.core.kernels.transform import TILE
 from dptrain.core.kernels.volume_loops import gather_loop
-from dptrain.core.kernels.weights import panels
+from dptrain.core.kernels.weights import panels, started
 from dptrain.core.threads import get_num_threads
 
 Shape = tuple[int, ...]
@@ -213,10 +213,7 @@ class _Gather:
             out: contiguous.
             out_first: channel of it.
         """
-        start = self._zeros
-        if bias is not None:
-            start = start.copy()
-            start[: self._columns] = bias
+        start = started(self._zeros, bias)
         workers = min(get_num_threads(), self._jobs)
         pool.run(
             gather_loop.address(),

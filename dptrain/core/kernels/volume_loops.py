@@ -5,10 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.direct_loops import bordered_copy
 from dptrain.core.kernels.memory import array_at
-from dptrain.core.kernels.micro import call_tile
 
 
 @numba.njit(inline="always")
@@ -132,7 +131,7 @@ def gather_loop(args, share, shares, worker):
                         for part in range(parts):
                             x = part * cols // parts
                             here = to + x * out_pixel
-                            call_tile(
+                            call(
                                 tile_code,
                                 (
                                     (part + 1) * cols // parts - x, used,

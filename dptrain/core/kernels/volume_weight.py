@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.direct import groups_of, tile_facts
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
-from dptrain.core.kernels.micro import call_tile
 from dptrain.core.kernels.reference import Geometry, Windows
 from dptrain.core.kernels.reference_volumes import of_one_plane
 from dptrain.core.kernels.target import target
@@ -121,7 +120,7 @@ def outer_loop(args, share, shares, worker):
                         for cut in range(cuts):
                             m = cut * merged // cuts
                             here = to + m * line + right
-                            call_tile(
+                            call(
                                 tile_code,
                                 (
                                     (cut + 1) * merged // cuts - m, used, here, line,
@@ -136,7 +135,7 @@ def outer_loop(args, share, shares, worker):
             used = min(2 * lanes, -(-columns // lanes) * lanes - block * 2 * lanes)
             right = block * 2 * lanes * itemsize
             here = sums + taps * line + right
-            call_tile(
+            call(
                 tile_code,
                 (
                     1, used, here, 0, one, 0, 0, 0, 0,

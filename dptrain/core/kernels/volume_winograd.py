@@ -9,19 +9,54 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import kernel
-from dptrain.core.kernels.memory import address, lines, move, scratch, zero
-from dptrain.core.kernels.micro import call_tile, tile
+from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.memory import address, move, scratch, zero
+from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.target import target
-from dptrain.core.kernels.transform import TILE, call_transform, code, everywhere
-from dptrain.core.kernels.weights import collected, panels
-from dptrain.core.kernels.winograd import padded_copy
+from dptrain.core.kernels.transform import TILE, code, everywhere
+from dptrain.core.kernels.weights import collected, panels, started
+from dptrain.core.kernels.winograd import Sizes, padded_copy
 from dptrain.core.threads import get_num_threads
 
 Shape = tuple[int, ...]
+
+
+@numba.njit(inline="always")
+def _transform_planes(
+    into, zeros, width, volume, d, h, w, pixel, first, count, top, down, left, columns, tiles_x, size, depth,
+    pixels, places,
+):  # fmt: skip
+    """The tiles of `count` planes from `first` on, transformed: (place, plane, tile, channel) at `places`.
+
+    Tiles are `down` rows of them, the first of which sees the image from row `top` on; there are zeros where
+    the volume has no plane. One plane at a time is copied to `pixels`, `columns` wide.
+    """
+    each = down * tiles_x
+    seen = count * each
+    for q in range(count):
+        deep = first + q
+        if deep < 0 or deep >= d:
+            for place in range(size * size):
+                zero(places + (place * seen + q * each) * depth, each * depth)
+            continue
+        padded_copy(
+            pixels, volume + deep * h * w * pixel, h, w, pixel, pixel, depth,
+            top, down * 4 + size - 4, left, columns,
+        )  # fmt: skip
+        for number in range(each):
+            y, x = number // tiles_x, number % tiles_x
+            call(
+                into,
+                (
+                    pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
+                    places + (q * each + number) * depth, size * seen * depth, seen * depth,
+                    zeros, 0, depth // width,
+                ),
+            )  # fmt: skip
 
 
 @kernel
@@ -47,26 +82,10 @@ def _forward(args, share, shares, worker):
         planes, down = min(some_planes, out_d - z), min(band, tiles_y - top)
         each = down * tiles_x
         seen, total = (planes + taps - 1) * each, planes * each
-        for q in range(planes + taps - 1):
-            deep = z + q - before
-            if deep < 0 or deep >= d:
-                for place in range(size * size):
-                    zero(places + (place * seen + q * each) * depth, each * depth)
-                continue
-            padded_copy(
-                pixels, volume + (n * d + deep) * h * w * c * 4, h, w, c * 4, c * 4, depth,
-                top * 4 - above, down * 4 + size - 4, left, columns,
-            )  # fmt: skip
-            for number in range(each):
-                y, x = number // tiles_x, number % tiles_x
-                call_transform(
-                    into,
-                    (
-                        pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
-                        places + (q * each + number) * depth, size * seen * depth, seen * depth,
-                        zeros, 0, depth // width,
-                    ),
-                )  # fmt: skip
+        _transform_planes(
+            into, zeros, width, volume + n * d * h * w * c * 4, d, h, w, c * 4, z - before, planes + taps - 1,
+            top * 4 - above, down, left, columns, tiles_x, size, depth, pixels, places,
+        )  # fmt: skip
         for place in range(size * size):
             for block in range(-(-line // (2 * width))):
                 used = min(2 * lanes, (line - block * 2 * width) // 4)
@@ -75,7 +94,7 @@ def _forward(args, share, shares, worker):
                 parts = -(-total // rows)
                 for part in range(parts):
                     m = part * total // parts
-                    call_tile(
+                    call(
                         tile_code,
                         (
                             (part + 1) * total // parts - m, used, zeros, 0,
@@ -90,7 +109,7 @@ def _forward(args, share, shares, worker):
             to, to_row, to_pixel = out + row * o * 4, out_w * o * 4, o * 4
             if not whole:
                 to, to_row, to_pixel = results, 4 * line, line
-            call_transform(
+            call(
                 back,
                 (
                     products + number * line, size * total * line, total * line,
@@ -138,26 +157,10 @@ def _weight(args, share, shares, worker):
         planes, down = min(some_planes, out_d - z), min(band, tiles_y - top)
         each = down * tiles_x
         seen, total = (planes + taps - 1) * each, planes * each
-        for q in range(planes + taps - 1):
-            deep = z + q - before
-            if deep < 0 or deep >= d:
-                for place in range(size * size):
-                    zero(places + (place * seen + q * each) * depth, each * depth)
-                continue
-            padded_copy(
-                pixels, volume + (n * d + deep) * h * w * c * 4, h, w, c * 4, c * 4, depth,
-                top * 4 - above, down * 4 + size - 4, left, columns,
-            )  # fmt: skip
-            for number in range(each):
-                y, x = number // tiles_x, number % tiles_x
-                call_transform(
-                    into,
-                    (
-                        pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
-                        places + (q * each + number) * depth, size * seen * depth, seen * depth,
-                        zeros, 0, depth // width,
-                    ),
-                )  # fmt: skip
+        _transform_planes(
+            into, zeros, width, volume + n * d * h * w * c * 4, d, h, w, c * 4, z - before, planes + taps - 1,
+            top * 4 - above, down, left, columns, tiles_x, size, depth, pixels, places,
+        )  # fmt: skip
         for q in range(planes):
             padded_copy(
                 grad_pixels, grad + (n * out_d + z + q) * out_h * out_w * o * 4 + first, out_h,
@@ -165,7 +168,7 @@ def _weight(args, share, shares, worker):
             )  # fmt: skip
             for number in range(each):
                 y, x = number // tiles_x, number % tiles_x
-                call_transform(
+                call(
                     over,
                     (
                         grad_pixels + (y * 16 * tiles_x + x * 4) * line, tiles_x * 4 * line, line,
@@ -176,7 +179,7 @@ def _weight(args, share, shares, worker):
             for right in range(0, line, 2 * width):
                 here = sums + size * size * taps * c * whole + right
                 used = min(2 * lanes, (line - right) // 4)
-                call_tile(
+                call(
                     tile_code,
                     (
                         1, used, here, 0, one, 0, 0, 0, 0, grad_pixels + right, 0, 0, line,
@@ -192,7 +195,7 @@ def _weight(args, share, shares, worker):
                     for cut in range(cuts_c):
                         m = cut * c // cuts_c
                         here = sums + ((place * taps + tap) * c + m) * whole + right
-                        call_tile(
+                        call(
                             tile_code,
                             (
                                 (cut + 1) * c // cuts_c - m, used, here, whole,
@@ -208,33 +211,22 @@ def _weight(args, share, shares, worker):
 _BUDGET, _LEAST = 1 << 20, 48
 
 
-class _Plan:
+class _Plan(Sizes):
     """Sizes that both drivers share."""
 
     def __init__(self, n: int, outs: Shape, c: int, o: int, deep: int, taps: int):
+        super().__init__(c, o, taps)
         out_d, out_h, out_w = outs
-        self.size = TILE + taps - 1
-        kind = target()
-        self.width, self.lanes = kind.width, kind.lanes(4)
-        self.depth = -(-c // self.lanes) * self.width
-        self.line = -(-o // self.lanes) * self.width
         tiles_y, tiles_x = -(-out_h // TILE), -(-out_w // TILE)
-        area = self.size * self.size
-        tiles = max(_LEAST, _BUDGET // (area * (self.depth + self.line)), c * o // (c + o))
+        tiles = max(_LEAST, _BUDGET // self.per_tile, c * o // (c + o))
         # The planes of a window that lie in another unit are transformed once more there; rows are not.
         self.planes = min(out_d, max(deep, tiles // tiles_x))
         self.band = min(tiles_y, max(1, tiles // (self.planes * tiles_x)))
-        each = self.band * tiles_x
         self.units = n * -(-out_d // self.planes) * -(-tiles_y // self.band)
-        self.work = pool.as_bytes(n * out_d * tiles_y * tiles_x * area * deep * c * o)
-        self.pixels = lines(
-            (self.band * TILE + taps - 1) * (tiles_x * TILE + taps - 1) * self.depth
-        )
-        self.places = lines(area * (self.planes + deep - 1) * each * self.depth)
-        self.products = lines(area * self.planes * each * self.line)
-        self.results = lines(self.band * TILE * tiles_x * TILE * self.line)
-        self.own = self.pixels + self.places + self.products + self.results
-        self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
+        self.work = pool.as_bytes(n * out_d * tiles_y * tiles_x * self.area * deep * c * o)
+        each = self.band * tiles_x
+        seen = (self.planes + deep - 1) * each
+        self.divide_scratch(self.band, tiles_x, seen, self.planes * each)
 
 
 _plan = lru_cache(maxsize=1024)(_Plan)
@@ -253,10 +245,7 @@ def _correlate(
     o, r = shape[4], int(len(taps) ** 0.5)
     plan = _plan(n, shape[1:4], c, o, deep, r)
     filters = everywhere("filter", r, taps.reshape(r * r, -1))
-    start = plan.zeros
-    if bias is not None:
-        start = start.copy()
-        start[:o] = bias
+    start = started(plan.zeros, bias)
     out = np.empty(shape, np.float32)
     shares = pool.shares(plan.units, plan.work)
     where = scratch(plan.own * min(shares, get_num_threads()))
@@ -310,7 +299,7 @@ def conv_weight_grad(
     n, d, h, w, c = x.shape
     o, _, deep, r, _ = w_shape
     plan = _plan(n, grad.shape[1:4], c, o, deep, r)
-    area, line = plan.size * plan.size, plan.line // 4
+    area, line = plan.area, plan.line // 4
     blocks = pool.blocks(plan.units, plan.work, (area * deep * c + 1) * plan.line)
     parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
     sums = np.empty((blocks, area * deep * c + 1, line), np.float32)

@@ -136,6 +136,15 @@ def panels(
     return out
 
 
+def started(zeros: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """What sums start from: the bias, and zeros behind it; `zeros` itself where there is none."""
+    if bias is None:
+        return zeros
+    start = zeros.copy()
+    start[: len(bias)] = bias
+    return start
+
+
 def collected(
     sums: np.ndarray, taps: int, depth: int, out: np.ndarray, bias: np.ndarray | None = None
 ) -> None:

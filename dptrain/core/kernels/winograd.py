@@ -18,12 +18,12 @@ import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
-from dptrain.core.kernels.micro import call_tile, tile
+from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.target import target
-from dptrain.core.kernels.transform import TILE, call_transform, code, everywhere
-from dptrain.core.kernels.weights import collected, panels
+from dptrain.core.kernels.transform import TILE, code, everywhere
+from dptrain.core.kernels.weights import collected, panels, started
 from dptrain.core.threads import get_num_threads
 
 #: Sizes of filters that it serves.
@@ -85,7 +85,7 @@ def _forward(args, share, shares, worker):
             for y in range(down):
                 for x in range(tiles_x):
                     number = (b * down + y) * tiles_x + x
-                    call_transform(
+                    call(
                         into,
                         (
                             pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
@@ -100,7 +100,7 @@ def _forward(args, share, shares, worker):
                 parts = -(-total // rows)
                 for part in range(parts):
                     m = part * total // parts
-                    call_tile(
+                    call(
                         tile_code,
                         (
                             (part + 1) * total // parts - m, used, zeros, 0,
@@ -118,7 +118,7 @@ def _forward(args, share, shares, worker):
                     to = out + (((first + b) * out_h + (top + y) * 4) * out_w + x * 4) * o * 4
                     if not whole:
                         to, to_row, to_pixel = results, 4 * line, line
-                    call_transform(
+                    call(
                         back,
                         (
                             products + number * line, size * total * line, total * line,
@@ -176,7 +176,7 @@ def _weight(args, share, shares, worker):
             for y in range(down):
                 for x in range(tiles_x):
                     number = (b * down + y) * tiles_x + x
-                    call_transform(
+                    call(
                         into,
                         (
                             pixels + (y * 4 * columns + x * 4) * depth, columns * depth, depth,
@@ -184,7 +184,7 @@ def _weight(args, share, shares, worker):
                             zeros, 0, depth // width,
                         ),
                     )  # fmt: skip
-                    call_transform(
+                    call(
                         over,
                         (
                             grad_pixels + (y * 16 * tiles_x + x * 4) * line, tiles_x * 4 * line, line,
@@ -195,7 +195,7 @@ def _weight(args, share, shares, worker):
             for right in range(0, line, 2 * width):
                 here = sums + size * size * c * whole + right
                 used = min(2 * lanes, (line - right) // 4)
-                call_tile(
+                call(
                     tile_code,
                     (
                         1, used, here, 0, one, 0, 0, 0, 0, grad_pixels + right, 0, 0, line,
@@ -210,7 +210,7 @@ def _weight(args, share, shares, worker):
                 for cut in range(cuts):
                     m = cut * c // cuts
                     here = sums + (place * c + m) * whole + right
-                    call_tile(
+                    call(
                         tile_code,
                         (
                             (cut + 1) * c // cuts - m, used, here, whole,
@@ -240,35 +240,54 @@ def _blocks(
     return 1, max(1, tiles // tiles_x)
 
 
-class _Plan:
+class Sizes:
+    """What drivers over tiles of planes need beside addresses, for results of one size.
+
+    Args:
+        c, o: channels of the images and of the results.
+        taps: of a side of a filter.
+    """
+
+    def __init__(self, c: int, o: int, taps: int) -> None:
+        kind = target()
+        self.size = TILE + taps - 1
+        self.area = self.size * self.size
+        self.width, self.lanes = kind.width, kind.lanes(4)
+        self.depth = -(-c // self.lanes) * self.width
+        self.line = -(-o // self.lanes) * self.width
+        self.per_tile = self.area * (self.depth + self.line)
+        self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
+
+    def divide_scratch(self, rows: int, columns: int, seen: int, total: int) -> None:
+        """Size the pieces of a worker's scratch.
+
+        Args:
+            rows, columns: of tiles that are copied at a time.
+            seen: tiles of images that are transformed at a time.
+            total: likewise of results.
+        """
+        edge = self.size - TILE
+        self.pixels = lines((rows * TILE + edge) * (columns * TILE + edge) * self.depth)
+        self.places = lines(self.area * seen * self.depth)
+        self.products = lines(self.area * total * self.line)
+        results = lines(rows * TILE * columns * TILE * self.line)
+        self.own = self.pixels + self.places + self.products + results
+
+
+class _Plan(Sizes):
     """Sizes that both drivers share; threads, if their number may change them."""
 
     def __init__(
         self, n: int, out_h: int, out_w: int, c: int, o: int, taps: int, threads: int
     ) -> None:
-        self.size = TILE + taps - 1
-        kind = target()
-        self.width, self.lanes = kind.width, kind.lanes(4)
-        self.depth = -(-c // self.lanes) * self.width
-        self.line = -(-o // self.lanes) * self.width
+        super().__init__(c, o, taps)
         tiles_y, tiles_x = -(-out_h // TILE), -(-out_w // TILE)
-        area = self.size * self.size
         most = -(-n * tiles_y * tiles_x // threads)
-        per_tile = area * (self.depth + self.line)
-        self.group, self.band = _blocks(n, tiles_y, tiles_x, per_tile, c, o, most)
-        tiles = self.group * self.band * tiles_x
+        self.group, self.band = _blocks(n, tiles_y, tiles_x, self.per_tile, c, o, most)
         self.units = -(-n // self.group) * -(-tiles_y // self.band)
-        self.work = pool.as_bytes(n * tiles_y * tiles_x * area * c * o)
-        self.pixels = lines(
-            (self.band * TILE + taps - 1) * (tiles_x * TILE + taps - 1) * self.depth
-        )
-        self.places, self.products = (
-            lines(area * tiles * self.depth),
-            lines(area * tiles * self.line),
-        )
-        self.results = lines(self.band * TILE * tiles_x * TILE * self.line)
-        self.own = self.pixels + self.places + self.products + self.results
-        self.zeros = np.zeros(max(self.depth, self.line) // 4 + 2 * self.lanes, np.float32)
+        self.work = pool.as_bytes(n * tiles_y * tiles_x * self.area * c * o)
+        tiles = self.group * self.band * tiles_x
+        self.divide_scratch(self.band, tiles_x, tiles, tiles)
 
 
 _plan = lru_cache(maxsize=1024)(_Plan)
@@ -289,10 +308,7 @@ def _correlate(
     # How a result is summed does not depend on its block.
     plan = _plan(n, out_h, out_w, c, o, r, get_num_threads())
     filters = everywhere("filter", r, taps.reshape(r * r, -1))
-    start = plan.zeros
-    if bias is not None:
-        start = start.copy()
-        start[:o] = bias
+    start = started(plan.zeros, bias)
     out = np.empty((n, out_h, out_w, o), np.float32)
     shares = pool.shares(plan.units, plan.work)
     where = scratch(plan.own * min(shares, get_num_threads()))
@@ -349,7 +365,7 @@ def conv_weight_grad(
     _, out_h, out_w, o = grad.shape
     r = w_shape[2]
     plan = _plan(n, out_h, out_w, c, o, r, 1)
-    area, line = plan.size * plan.size, plan.line // 4
+    area, line = plan.area, plan.line // 4
     blocks = pool.blocks(plan.units, plan.work, (area * c + 1) * plan.line)
     parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
     sums = np.empty((blocks, area * c + 1, line), np.float32)
