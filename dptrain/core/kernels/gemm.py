@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from dptrain.core.kernels import few_rows, pool, reference
+from dptrain.core.kernels import blas, few_rows, pool, reference
 from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.memory import address, array_at, lines, move, scratch
 from dptrain.core.kernels.micro import tile
@@ -50,8 +50,6 @@ _FEW = 1 << 20
 _LEAST, _LEAST_SIDE = 1 << 15, 8
 #: A single product per result takes NumPy, which asks no library then, as long as so many.
 _LONE = 16
-#: Products up to which OpenBLAS stays on the calling thread: each thread gets 2^18 at least.
-_ALONE = (1 << 19) - 1
 
 
 @numba.njit(inline="always")
@@ -342,35 +340,6 @@ def _as_rows(a: np.ndarray) -> np.ndarray | None:
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
-@lru_cache(4096)
-def _piece(m: int, k: int, n: int) -> int:
-    """How much of the longer side OpenBLAS does not divide; 0 where that is no question."""
-    step = _ALONE // max(1, k * min(m, n))
-    whole = min(m, n) < 2 or not 0 < step < max(m, n)  # of vectors OpenBLAS divides almost all
-    return 0 if whole else step
-
-
-def _alone(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """The product of matrices by a BLAS library, in pieces that it does not divide among threads of its own.
-
-    Those would go on spinning for the next product, some 25 ms, in the place of the threads of `pool`; and their
-    number may change bits.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    step = _piece(m, k, n)
-    if not step:
-        return reference.matmul(a, b, out)
-    if out is None:
-        out = np.empty((m, n), a.dtype)
-    for first in range(0, max(m, n), step):
-        piece = slice(first, first + step)
-        if m > n:
-            np.matmul(a[piece], b, out=out[piece])
-        else:
-            np.matmul(a, b[:, piece], out=out[:, piece])
-    return out
-
-
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """See `reference.matmul`; the head of this file states the rounding error."""
     fits = a.ndim > 1 < b.ndim and a.dtype is b.dtype
@@ -380,7 +349,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     left = a if rows is None else rows
     plan = _plan(left.shape, left.strides, b.shape, b.strides, a.itemsize, get_num_threads())
     if plan is None:
-        return _alone(a, b, out) if a.ndim == b.ndim == 2 else reference.matmul(a, b, out)
+        return blas.alone(a, b, out) if a.ndim == b.ndim == 2 else reference.matmul(a, b, out)
     product = _multiply(plan, left, b, None, out)
     return product if rows is None else product.reshape(*a.shape[:-1], b.shape[1])
 
@@ -398,8 +367,8 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
         if bias is None or x.ndim > 2:
             return reference.linear(x, weight, bias)
         if few_rows.turns(x, weight):
-            return np.add(_alone(weight, x.T).T, bias, order="C")
-        out = _alone(x, turned)
+            return np.add(blas.alone(weight, x.T).T, bias, order="C")
+        out = blas.alone(x, turned)
         out += bias
         return out
     added = bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)
