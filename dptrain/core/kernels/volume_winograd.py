@@ -211,22 +211,22 @@ def _weight(args, share, shares, worker):
 _BUDGET, _LEAST = 1 << 20, 48
 
 
-class _Plan(Sizes):
+class _Plan:
     """Sizes that both drivers share."""
 
     def __init__(self, n: int, outs: Shape, c: int, o: int, deep: int, taps: int):
-        super().__init__(c, o, taps)
+        self.sizes = Sizes(c, o, taps)
         out_d, out_h, out_w = outs
         tiles_y, tiles_x = -(-out_h // TILE), -(-out_w // TILE)
-        tiles = max(_LEAST, _BUDGET // self.per_tile, c * o // (c + o))
+        tiles = max(_LEAST, _BUDGET // self.sizes.per_tile, c * o // (c + o))
         # The planes of a window that lie in another unit are transformed once more there; rows are not.
         self.planes = min(out_d, max(deep, tiles // tiles_x))
         self.band = min(tiles_y, max(1, tiles // (self.planes * tiles_x)))
         self.units = n * -(-out_d // self.planes) * -(-tiles_y // self.band)
-        self.work = pool.as_bytes(n * out_d * tiles_y * tiles_x * self.area * deep * c * o)
+        self.work = pool.as_bytes(n * out_d * tiles_y * tiles_x * self.sizes.area * deep * c * o)
         each = self.band * tiles_x
         seen = (self.planes + deep - 1) * each
-        self.divide_scratch(self.band, tiles_x, seen, self.planes * each)
+        self.sizes.divide_scratch(self.band, tiles_x, seen, self.planes * each)
 
 
 _plan = lru_cache(maxsize=1024)(_Plan)
@@ -244,18 +244,19 @@ def _correlate(
     n, d, h, w, c = x.shape
     o, r = shape[4], int(len(taps) ** 0.5)
     plan = _plan(n, shape[1:4], c, o, deep, r)
+    sizes = plan.sizes
     filters = everywhere("filter", r, taps.reshape(r * r, -1))
-    start = started(plan.zeros, bias)
+    start = started(sizes.zeros, bias)
     out = np.empty(shape, np.float32)
     shares = pool.shares(plan.units, plan.work)
-    where = scratch(plan.own * min(shares, get_num_threads()))
+    where = scratch(sizes.own * min(shares, get_num_threads()))
     pool.run(
         _forward.address(),
         (
             tile.address(np.float32), code("image", r), code("output", r), target().most_rows(2), target().most_rows(1),
-            address(x), n, d, h, w, c, address(out), *shape[1:], *pads, deep, plan.size,
-            address(filters), address(start), address(plan.zeros), plan.planes, plan.band,
-            plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products,
+            address(x), n, d, h, w, c, address(out), *shape[1:], *pads, deep, sizes.size,
+            address(filters), address(start), address(sizes.zeros), plan.planes, plan.band,
+            sizes.width, sizes.lanes, where, sizes.own, sizes.pixels, sizes.places, sizes.products,
         ),
         shares,
     )  # fmt: skip
@@ -299,19 +300,20 @@ def conv_weight_grad(
     n, d, h, w, c = x.shape
     o, _, deep, r, _ = w_shape
     plan = _plan(n, grad.shape[1:4], c, o, deep, r)
-    area, line = plan.area, plan.line // 4
-    blocks = pool.blocks(plan.units, plan.work, (area * deep * c + 1) * plan.line)
-    parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
+    sizes = plan.sizes
+    area, line = sizes.area, sizes.line // 4
+    blocks = pool.blocks(plan.units, plan.work, (area * deep * c + 1) * sizes.line)
+    parts = pool.across(-(-line // (2 * sizes.lanes)), blocks, plan.work)
     sums = np.empty((blocks, area * deep * c + 1, line), np.float32)
     one = np.ones(1, np.float32)
-    where = scratch(plan.own * min(get_num_threads(), blocks * parts))
+    where = scratch(sizes.own * min(get_num_threads(), blocks * parts))
     pool.run(
         _weight.address(),
         (
             tile.address(np.float32), code("image", r), code("output_grad", r), target().most_rows(2), target().most_rows(1),
-            address(x), n, d, h, w, c, address(grad), *grad.shape[1:], *pads, deep, plan.size,
-            address(plan.zeros), address(one), plan.planes, plan.band,
-            plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products,
+            address(x), n, d, h, w, c, address(grad), *grad.shape[1:], *pads, deep, sizes.size,
+            address(sizes.zeros), address(one), plan.planes, plan.band,
+            sizes.width, sizes.lanes, where, sizes.own, sizes.pixels, sizes.places, sizes.products,
             address(sums), sums[0].nbytes, parts,
         ),
         blocks * parts,

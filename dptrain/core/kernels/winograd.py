@@ -274,20 +274,20 @@ class Sizes:
         self.own = self.pixels + self.places + self.products + results
 
 
-class _Plan(Sizes):
+class _Plan:
     """Sizes that both drivers share; threads, if their number may change them."""
 
     def __init__(
         self, n: int, out_h: int, out_w: int, c: int, o: int, taps: int, threads: int
     ) -> None:
-        super().__init__(c, o, taps)
+        self.sizes = Sizes(c, o, taps)
         tiles_y, tiles_x = -(-out_h // TILE), -(-out_w // TILE)
         most = -(-n * tiles_y * tiles_x // threads)
-        self.group, self.band = _blocks(n, tiles_y, tiles_x, self.per_tile, c, o, most)
+        self.group, self.band = _blocks(n, tiles_y, tiles_x, self.sizes.per_tile, c, o, most)
         self.units = -(-n // self.group) * -(-tiles_y // self.band)
-        self.work = pool.as_bytes(n * tiles_y * tiles_x * self.area * c * o)
+        self.work = pool.as_bytes(n * tiles_y * tiles_x * self.sizes.area * c * o)
         tiles = self.group * self.band * tiles_x
-        self.divide_scratch(self.band, tiles_x, tiles, tiles)
+        self.sizes.divide_scratch(self.band, tiles_x, tiles, tiles)
 
 
 _plan = lru_cache(maxsize=1024)(_Plan)
@@ -307,18 +307,19 @@ def _correlate(
     r = int(len(taps) ** 0.5)
     # How a result is summed does not depend on its block.
     plan = _plan(n, out_h, out_w, c, o, r, get_num_threads())
+    sizes = plan.sizes
     filters = everywhere("filter", r, taps.reshape(r * r, -1))
-    start = started(plan.zeros, bias)
+    start = started(sizes.zeros, bias)
     out = np.empty((n, out_h, out_w, o), np.float32)
     shares = pool.shares(plan.units, plan.work)
-    where = scratch(plan.own * min(shares, get_num_threads()))
+    where = scratch(sizes.own * min(shares, get_num_threads()))
     pool.run(
         _forward.address(),
         (
             tile.address(np.float32), code("image", r), code("output", r), target().most_rows(2), target().most_rows(1),
-            address(x), n, h, w, c, address(out), out_h, out_w, o, *pads, plan.size,
-            address(filters), address(start), address(plan.zeros), plan.group,
-            plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products, plan.band,
+            address(x), n, h, w, c, address(out), out_h, out_w, o, *pads, sizes.size,
+            address(filters), address(start), address(sizes.zeros), plan.group,
+            sizes.width, sizes.lanes, where, sizes.own, sizes.pixels, sizes.places, sizes.products, plan.band,
         ),
         shares,
     )  # fmt: skip
@@ -365,19 +366,20 @@ def conv_weight_grad(
     _, out_h, out_w, o = grad.shape
     r = w_shape[2]
     plan = _plan(n, out_h, out_w, c, o, r, 1)
-    area, line = plan.area, plan.line // 4
-    blocks = pool.blocks(plan.units, plan.work, (area * c + 1) * plan.line)
-    parts = pool.across(-(-line // (2 * plan.lanes)), blocks, plan.work)
+    sizes = plan.sizes
+    area, line = sizes.area, sizes.line // 4
+    blocks = pool.blocks(plan.units, plan.work, (area * c + 1) * sizes.line)
+    parts = pool.across(-(-line // (2 * sizes.lanes)), blocks, plan.work)
     sums = np.empty((blocks, area * c + 1, line), np.float32)
     one = np.ones(1, np.float32)
-    where = scratch(plan.own * min(get_num_threads(), blocks * parts))
+    where = scratch(sizes.own * min(get_num_threads(), blocks * parts))
     pool.run(
         _weight.address(),
         (
             tile.address(np.float32), code("image", r), code("output_grad", r), target().most_rows(2), target().most_rows(1),
-            address(x), n, h, w, c, address(grad), out_h, out_w, o, *pads, plan.size,
-            address(plan.zeros), address(one), plan.group, plan.band,
-            plan.width, plan.lanes, where, plan.own, plan.pixels, plan.places, plan.products,
+            address(x), n, h, w, c, address(grad), out_h, out_w, o, *pads, sizes.size,
+            address(sizes.zeros), address(one), plan.group, plan.band,
+            sizes.width, sizes.lanes, where, sizes.own, sizes.pixels, sizes.places, sizes.products,
             address(sums), sums[0].nbytes, parts,
         ),
         blocks * parts,
