@@ -18,6 +18,7 @@ from dptrain.core.dtypes import as_dtype
 
 HALVES = frozenset([np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)])
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_NO_TENSOR: dict[str, Any] = {}
 
 
 def lift(value: Any) -> Any:
@@ -43,8 +44,12 @@ def lifted_after_all(op: Any, *args: Any) -> Any:
 def lifted(values: Any) -> Any:
     """`lift` of each value of a list or tuple."""
     for value in values:
-        if value is not None and getattr(value, "dtype", None) is not _FLOAT32:  # mostly all are
-            return [lift(v) for v in values]
+        if value is not None:
+            # A Tensor has a type of another kind, its array (which it may still wait for) NumPy's.
+            array = getattr(value, "__dict__", _NO_TENSOR).get("_array", value)
+            kind = getattr(array, "dtype", None)
+            if kind is not _FLOAT32 and kind is not _FLOAT64:  # mostly all are
+                return [lift(v) for v in values]
     return values
 
 

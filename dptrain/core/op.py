@@ -162,6 +162,8 @@ class Op(SavedValues, HookedNode):
     order_asked: bool = False
     #: The result is `input[self.index]`, a basic index: gradients may be added there.
     takes_part: ClassVar[bool] = False
+    #: Of the edges those that lead to what a backward pass was asked for, while it runs and where it is not all.
+    narrowed: Any = None
     name: ClassVar[str] = ""
     #: How the node prints, as PyTorch's `grad_fn`; by default from the class: `AddBackward0`. A forward
     #: may set it on the instance, where PyTorch numbers the forms of one operation.
@@ -212,8 +214,8 @@ class Op(SavedValues, HookedNode):
 
     @property
     def needs(self) -> Sequence[Any]:
-        """True where an argument wants a gradient (has an edge); `backward` may skip the others."""
-        return self.edges
+        """None where the gradient of an argument is not wanted; `backward` may skip those."""
+        return self.edges if self.narrowed is None else self.narrowed
 
     @property
     def grad_name(self) -> str:
@@ -242,20 +244,19 @@ class Op(SavedValues, HookedNode):
     @classmethod
     def call(cls, *args: Any, **kwargs: Any) -> Any:
         """Run on raw arrays or on Tensors, whichever come: the form that backward functions use."""
-        op = cls()
+        xp: Any = np
         for a in args:
             if isinstance(a, Tensor):
-                # What a node keeps beside its saved values (masks, indices) are raw constants.
-                return cls.apply(
-                    *[wrap(as_array(a)) if type(a) is np.bool_ or is_array(a) else a for a in args],
-                    **kwargs,
-                )
+                return cls.apply(*map(_as_argument, args), **kwargs)
             if type(a) in REMOTE:
                 guard = elsewhere((a,))
                 if guard is not None:
                     with guard:
                         return cls.call(*args, **kwargs)
-                op.xp = namespace_of(a)
+                xp = namespace_of(a)
+        op = cls()
+        if xp is not np:
+            op.xp = xp
         return op.forward(*args, **kwargs)
 
     @classmethod
@@ -408,6 +409,13 @@ class Op(SavedValues, HookedNode):
                 result._node, result._index = self, i
                 result._requires_grad = True
         return tuple(results)
+
+
+def _as_argument(value: Any) -> Any:
+    """What a node keeps beside its saved values (masks, indices) are raw constants."""
+    if isinstance(value, Tensor):
+        return value
+    return wrap(as_array(value)) if type(value) is np.bool_ or is_array(value) else value
 
 
 def _measured(cls: type[Op], watch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -74,6 +74,8 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     elif n == 2 and type(x) in (float, int) and type(y) in HOST_TYPES and y.dtype.kind == "f":
         raw[0] = xp.asarray(np.asarray(x, y.dtype))
         return
+    elif n > 2 and all(type(a) in HOST_TYPES and a.dtype == x.dtype for a in raw[:n]):
+        return
     # A scalar of NumPy is a number to PyTorch: it raises the category of a tensor, not its type.
     raw[:n] = (a.item() if isinstance(a, np.generic) else a for a in raw[:n])
     operands = raw[:n]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dptrain.core.arrays import is_array
 from dptrain.core.dtypes import FROM_NUMPY
 from dptrain.core.tensor import Tensor, wrap_computed
@@ -115,16 +117,17 @@ class SavedValues:
 
     def saved_tensors(self) -> tuple[Any, ...]:
         """The saved values as Tensors that are connected to the graph, for `create_graph`."""
-        values = self.saved_arrays()
+        values, edges = self.saved_arrays(), self.edges
         return tuple(
-            self._reconnect(position, value)
-            for (position, _), value in zip(self._saved_names, values, strict=True)
+            [
+                self._reconnect((self, 0) if place[0] < 0 else edges[place[0]], value)
+                for place, value in zip(self._saved_names, values, strict=True)
+            ]
         )
 
-    def _reconnect(self, position: int, value: Any) -> Any:
-        if not is_array(value):
+    def _reconnect(self, edge: Any, value: Any) -> Any:
+        if type(value) is not np.ndarray and not is_array(value):
             return value
-        edge: Any = (self, 0) if position < 0 else self.edges[position]
         if edge is not None and edge[1] is None:
             return edge[0] if type(self.saved) is tuple else self.saved.stand_in(edge[0], value)
         tensor = wrap_computed(value)

@@ -98,16 +98,20 @@ class Pass:
                     stack.append(source)
         return sorted(seen, key=_sequence, reverse=True)
 
-    def _leads_to_wanted(self, nodes: list[Op]) -> set[Op]:
-        """The nodes whose backward is needed for the gradients that are asked for."""
+    def _leads_to_wanted(self, nodes: list[Op]) -> dict[Op, list[Any]]:
+        """The nodes whose backward is needed for the gradients that are asked for, and their edges that are."""
         captured: Any = self.captured
-        found: set[Op] = set()
+        found: dict[Op, list[Any]] = {}
         for node in reversed(nodes):  # producers come before their consumers
-            if any(
-                e is not None and (edge_key(e) in captured or (e[1] is not None and e[0] in found))
+            edges = [
+                e
+                if e is not None
+                and ((e[1] is not None and e[0] in found) or edge_key(e) in captured)
+                else None
                 for e in node.edges
-            ):
-                found.add(node)
+            ]
+            if edges.count(None) < len(edges):
+                found[node] = node.edges if edges == node.edges else edges
         return found
 
     def run(self, nodes: list[Op]) -> None:
@@ -116,18 +120,25 @@ class Pass:
         for node in nodes:
             incoming = self.node_grads.pop(node, None)
             if incoming is None:
+                self._pass_by(node)
                 continue
-            for index in range(len(incoming) if self.own_sums else 0):
-                self.own_sums.pop((id(node), index), None)
-            asked = needed is None or node in needed or self._is_captured(node, len(incoming))
-            if node.hooks and asked:
-                for index, hooks in node.hooks.items():
+            if self.own_sums:
+                for index in range(len(incoming)):
+                    self.own_sums.pop((id(node), index), None)
+            if node.hooks:
+                asked = needed is None or node in needed or self._is_captured(node, len(incoming))
+                for index, hooks in node.hooks.items() if asked else ():
                     if incoming[index] is not None:
                         incoming[index] = self._run_hooks(hooks, incoming[index])
-            if needed is not None:
+            if needed is None:
+                edges = node.edges
+            else:
                 self._capture(node, incoming)
                 if node not in needed:
                     continue
+                edges = needed[node]
+                if edges is not node.edges:
+                    node.narrowed = edges
             if node.takes_part and self._add_part(node, incoming[0]):
                 continue
             guard = None if type(incoming[0]) is np.ndarray else elsewhere(incoming)
@@ -142,13 +153,16 @@ class Pass:
                     add_origin(error, node)
                 refuse_exhaustion(error)
                 raise
+            finally:
+                if node.narrowed is not None:
+                    del node.narrowed
             count = len(grads)
-            for position, edge in enumerate(node.edges):
+            for position, edge in enumerate(edges):
                 if edge is None:
                     continue
                 source, place = edge
                 grad = grads[position] if position < count else None
-                if type(grad) is not np.ndarray:
+                if type(grad) is not np.ndarray and type(grad) is not Tensor:
                     self._arrive(source, place, grad)
                 elif place is not None:
                     self._arrive_at_node(source, place, grad)
@@ -158,6 +172,12 @@ class Pass:
                     self._arrive_at_leaf(source, grad)
                 if node.takes_part and grad is not None:
                     self.own_sums[edge_key(edge)] = self._on_its_way(edge)
+
+    def _pass_by(self, node: Op) -> None:
+        """Tell the leaves behind a node that no gradient has reached not to wait for it."""
+        for edge in node.edges:
+            if edge is not None and edge[1] is None:
+                self._arrive_at_leaf(edge[0], None)
 
     def _on_its_way(self, edge: Any) -> Any:
         """The gradient that has come so far for an edge, or None."""
@@ -292,7 +312,8 @@ class Pass:
 
     def _arrive_at_node(self, node: Op, index: int, grad: Any) -> None:
         shape, kind = node.outs[index]
-        if grad.shape != shape or grad.dtype is not kind:
+        array = grad._array if type(grad) is Tensor else grad
+        if array.shape != shape or array.dtype is not kind:
             grad = fit(grad, shape, kind)
         held = self.node_grads.get(node)
         if held is None:
@@ -305,9 +326,10 @@ class Pass:
         if grad is None:
             grad = held
         else:
-            shape, kind = leaf._array.shape, leaf._array.dtype
-            if grad.shape != shape or grad.dtype is not kind:
-                grad = fit(grad, shape, kind)
+            own = leaf._array
+            array = grad._array if type(grad) is Tensor else grad
+            if array.shape != own.shape or array.dtype is not own.dtype:
+                grad = fit(grad, own.shape, own.dtype)
             if held is not None:
                 grad = self._leaf_sum(key, held, grad)
         self.leaf_consumers[key] = missing = self.leaf_consumers[key] - 1

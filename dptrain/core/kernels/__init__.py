@@ -102,6 +102,8 @@ _LARGE, _WORTH_ORDER = 1 << 15, 1 << 12
 
 def total(a: Any, b: Any) -> Any:
     """a + b for arrays of one device, or Tensors. NumPy would add large ones on one thread."""
+    if type(a) is np.ndarray is type(b) and a.size < _WORTH_ORDER:
+        return a + b
     a, b = in_one_order(a, b)
     large = type(a) in HOST_TYPES and type(b) in HOST_TYPES and a.size >= _LARGE
     if on_gpu(a) or (large and get_num_threads() > 1):

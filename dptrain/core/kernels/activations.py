@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,17 @@ def _slope_code(name: str, real: Any) -> int:
     return _map_grad.address(real, name, slope=curves.slope(name, real))
 
 
+@lru_cache(256)
+def _held(parameters: tuple[float, ...], kind: np.dtype[Any]) -> np.ndarray:
+    """Where kernels find the parameters of a curve."""
+    held = np.zeros(2, kind)
+    held[: len(parameters)] = parameters
+    return held
+
+
 def _run(code: int, parameters: tuple[float, ...], *arrays: np.ndarray) -> None:
     x = arrays[0]
-    held = np.zeros(2, x.dtype)
-    held[: len(parameters)] = parameters
+    held = _held(parameters, x.dtype)
     args = (x.size, x.itemsize, *addresses(arrays), address(held))
     pool.run(code, args, pool.shares(x.size, _COST * x.nbytes))
 

@@ -12,7 +12,7 @@ from dptrain.core.export import export
 from dptrain.core.half import computed_in, lifted_after_all
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
-from dptrain.core.ops.compare import Where, zeros_for
+from dptrain.core.ops.compare import zeros_for
 from dptrain.core.ops.norm import Normalising
 from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.ops.unary import Exp
@@ -58,9 +58,20 @@ class Relu(Op):
         return True
 
     def backward(self, grad: Any, out: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(out, Tensor):
-            return Where.call(out <= 0, 0, grad)
-        return kernels_for(grad).relu_grad(grad, out)
+        return ReluGrad.call(grad, out)
+
+
+class ReluGrad(Op):
+    """grad where the result that was kept is not 0; NaN passes."""
+
+    backward_name = "ThresholdBackwardBackward0"
+    num_tensors = 2
+
+    def forward(self, grad: Any, kept: Any) -> Any:
+        return kernels_for(grad).relu_grad(grad, kept)
+
+    def backward(self, twice: Any, kept: Any) -> Any:
+        return ReluGrad.call(twice, kept)
 
 
 class Rectifying(Wait):

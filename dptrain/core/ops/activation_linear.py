@@ -17,6 +17,7 @@ from dptrain.core.op import Op
 from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Clamp
 from dptrain.core.ops.shape import Reshape
+from dptrain.core.ops.slopes import PassWhere, Slope
 from dptrain.core.random import DROPOUT, default_generator
 from dptrain.core.tensor import Tensor
 
@@ -56,9 +57,7 @@ class _Passing(Op):
     factor: ClassVar[float] = 1
 
     def backward(self, grad: Any) -> Any:
-        if not isinstance(grad, Tensor):
-            return kernels_for(grad).pass_where(grad, self.passes, self.factor)
-        return Where.call(self.passes, grad * self.factor, 0)
+        return PassWhere.call(grad, self.passes, self.factor)
 
 
 def _hardtanh(
@@ -106,9 +105,13 @@ class LeakyRelu(Op):
         return kernels_for(input).activation("leaky_relu", input, negative_slope)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(input, Tensor):
-            return Where.call(input > 0, grad, grad * self.negative_slope)
-        return kernels_for(input).activation_grad("leaky_relu", grad, input, self.negative_slope)
+        return LeakyReluGrad.call(grad, input, self.negative_slope)
+
+
+class LeakyReluGrad(Slope):
+    """grad where the input is positive, else negative_slope * grad."""
+
+    of = "leaky_relu"
 
 
 def _rrelu(

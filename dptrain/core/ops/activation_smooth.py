@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from dptrain.core.arrays import on_gpu
 from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
@@ -16,28 +13,19 @@ from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Clamp, Div, Sub
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.shape import Narrow, wrap_dim
+from dptrain.core.ops.slopes import Slope, ready, wide
 from dptrain.core.ops.unary import Exp, Sigmoid, Tanh
 from dptrain.core.tensor import Tensor
 
 
-def _wide(input: Any) -> Any:
-    """16-bit types as float32: a chain of roundings would cost half of their digits."""
-    return input.astype(np.float32) if input.dtype.itemsize == 2 else input
-
-
-def _ready(input: Any) -> Any:
-    """What the kernels take: those of a GPU 16-bit types too."""
-    return input if on_gpu(input) else _wide(input)
-
-
 def _active(name: str, input: Any, *parameters: float) -> Any:
-    x = _ready(input)
+    x = ready(input)
     return kernels_for(x).activation(name, x, *parameters).astype(input.dtype, copy=False)
 
 
 def _slanted(name: str, grad: Any, input: Any, *parameters: float) -> Any:
     """The gradient of the input, of raw arrays."""
-    g, x = _ready(grad), _ready(input)
+    g, x = ready(grad), ready(input)
     found = kernels_for(x).activation_grad(name, g, x, *parameters)
     return found.astype(grad.dtype, copy=False)
 
@@ -66,10 +54,19 @@ class Elu(Op):
         return _active("elu", input, alpha, scale)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        if _raw(grad, input):
-            return _slanted("elu", grad, input, self.alpha, self.scale)
-        below = Exp.call(Clamp.call(input, None, 0)) * (self.alpha * self.scale)
-        return grad * Where.call(input > 0, below * 0 + self.scale, below)
+        return EluGrad.call(grad, input, self.alpha, self.scale)
+
+
+class EluGrad(Slope):
+    """grad * scale * (1 where the input is positive, else alpha * exp(input))."""
+
+    of = "elu"
+
+    def second(self, input: Any) -> Any:
+        """See `Slope.second`."""
+        alpha, scale = self.parameters
+        below = Exp.call(Clamp.call(input, None, 0)) * (alpha * scale)
+        return Where.call(input > 0, 0.0, below)
 
 
 #: Source: Klambauer et al., "Self-normalizing neural networks", 2017.
@@ -103,25 +100,13 @@ class Celu(Op):
     def forward(self, input: Any, alpha: float = 1.0) -> Any:
         check_floating("celu", input)
         self.alpha = alpha
-        x = _wide(input)
+        x = wide(input)
         below = self.xp.expm1(self.xp.minimum(x, 0) / alpha) * alpha
         return self.xp.where(x > 0, x, below).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         below = Exp.call(Clamp.call(input, None, 0) / self.alpha)
         return grad * Where.call(input > 0, below * 0 + 1, below)
-
-
-class NormalCdf(Op):
-    """The distribution function of the standard normal distribution."""
-
-    name = "normal_cdf"
-
-    def forward(self, input: Any) -> Any:
-        return kernels_for(input).erf(input * input.dtype.type(math.sqrt(0.5))) * 0.5 + 0.5
-
-    def backward(self, grad: Any, input: Any) -> Any:
-        return grad * _normal_density(input)
 
 
 def _normal_density(x: Any) -> Any:
@@ -147,20 +132,32 @@ class Gelu(Op):
         self.approximate = approximate
         if approximate == "tanh":
             return _active("gelu_tanh", input)
-        x = _ready(input)
+        x = ready(input)
         return kernels_for(x).gelu(x).astype(input.dtype, copy=False)
 
     def backward(self, grad: Any, input: Any) -> Any:
         if self.approximate == "none":
-            if _raw(grad, input):
-                return kernels_for(input).gelu_grad(grad, input)
-            return grad * (NormalCdf.call(input) + input * _normal_density(input))
+            return GeluGrad.call(grad, input)
         if _raw(grad, input):
             return _slanted("gelu_tanh", grad, input)
         square = input * input
         factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5
         slope = (square * (3 * _GELU_CUBIC) + 1) * (2 * _GELU_OUTER)
         return grad * (factor + input * (factor * (1 - factor)) * slope)
+
+
+class GeluGrad(Slope):
+    """grad * (Phi(input) + input * phi(input))."""
+
+    of = "gelu"
+
+    def forward(self, grad: Any, kept: Any, *parameters: float) -> Any:
+        self.parameters = parameters
+        return kernels_for(kept).gelu_grad(grad, kept)
+
+    def second(self, input: Any) -> Any:
+        """See `Slope.second`."""
+        return _normal_density(input) * (2 - input * input)
 
 
 def _silu(input: Any, inplace: bool = False) -> Any:
@@ -177,10 +174,18 @@ class Silu(Op):
         return _active("silu", input)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        if _raw(grad, input):
-            return _slanted("silu", grad, input)
+        return SiluGrad.call(grad, input)
+
+
+class SiluGrad(Slope):
+    """grad * s * (1 + input (1 - s)), where s = sigmoid(input)."""
+
+    of = "silu"
+
+    def second(self, input: Any) -> Any:
+        """See `Slope.second`."""
         s = Sigmoid.call(input)
-        return grad * (s * (input * (1 - s) + 1))
+        return s * (1 - s) * (input * (1 - s * 2) + 2)
 
 
 @export("nn.functional.softplus")
@@ -193,10 +198,20 @@ class Softplus(Op):
         return _active("softplus", input, beta, threshold)
 
     def backward(self, grad: Any, input: Any) -> Any:
-        if _raw(grad, input):
-            return _slanted("softplus", grad, input, self.beta, self.threshold)
-        scaled = input * self.beta
-        return grad * Where.call(scaled > self.threshold, scaled * 0 + 1, Sigmoid.call(scaled))
+        return SoftplusGrad.call(grad, input, self.beta, self.threshold)
+
+
+class SoftplusGrad(Slope):
+    """grad * sigmoid(beta * input); grad itself where beta * input > threshold."""
+
+    of = "softplus"
+
+    def second(self, input: Any) -> Any:
+        """See `Slope.second`."""
+        beta, threshold = self.parameters
+        scaled = input * beta
+        s = Sigmoid.call(scaled)
+        return Where.call(scaled > threshold, 0.0, s * (1 - s) * beta)
 
 
 def _mish(input: Any, inplace: bool = False) -> Any:

@@ -288,11 +288,11 @@ class Pow(Op):
         d_input = d_exponent = None
         if self.needs[0]:
             if not is_array(exponent) and not hasattr(exponent, "_array"):
-                d_input = (
-                    grad * (input ** (exponent - 1) * exponent)
-                    if exponent != 0
-                    else zeros_for(grad)
-                )
+                if exponent == 0:
+                    d_input = zeros_for(grad)
+                else:
+                    below = input if exponent == 2 else input ** (exponent - 1)
+                    d_input = grad * (below * exponent)
             else:
                 slope = exponent * input ** (exponent - 1)
                 d_input = grad * Where.call(exponent == 0, 0.0, slope)  # slope may be 0 * inf

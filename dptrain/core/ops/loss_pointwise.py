@@ -55,8 +55,30 @@ class MseLoss(_PointwiseLoss):
         difference = input - target
         return difference * difference
 
-    def slopes(self, input: Any, target: Any) -> tuple[Any, Any]:
-        return (input - target) * 2, None
+    def backward(self, grad: Any, input: Any, target: Any) -> Any:
+        count = 1 if self.count is None else self.count or math.nan
+        d_input = MseLossGrad.call(grad, input, target, count)
+        return d_input, -d_input if self.needs[1] else None
+
+
+class MseLossGrad(Op):
+    """grad / count * 2 (input - target): of the gradient of a mean, or with a count of 1 of each element."""
+
+    promotes = 3
+    in_float32 = True
+    num_tensors = 3
+
+    def forward(self, grad: Any, input: Any, target: Any, count: float) -> Any:
+        self.count = count
+        return (grad if count == 1 else grad / count) * ((input - target) * 2)
+
+    def backward(self, twice: Any, grad: Any, input: Any, target: Any) -> Any:
+        needs = self.needs
+        d_grad = MseLossGrad.call(twice, input, target, self.count) if needs[0] else None
+        if not (needs[1] or needs[2]):
+            return d_grad, None, None
+        d_input = twice * (grad * (2 / self.count))
+        return d_grad, d_input, -d_input if needs[2] else None
 
 
 class SmoothL1Loss(_PointwiseLoss):

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dptrain.core.arrays import is_array
 from dptrain.core.autocast_policy import casting
 from dptrain.core.export import export
 from dptrain.core.half import refuse_mixed
-from dptrain.core.kernels import kernels_for
+from dptrain.core.kernels import kernels_for, total
 from dptrain.core.op import Op
-from dptrain.core.ops.shape import Reshape, SumToSize, Transpose, Unsqueeze
+from dptrain.core.ops.shape import Expand, Reshape, SumToSize, Unsqueeze
+from dptrain.core.tensor import Tensor
 
 
 def check_inner(op: str, a: Any, b: Any) -> None:
@@ -69,16 +69,50 @@ class Matmul(Op):
             g = Unsqueeze.call(g, g.ndim)
         if input.ndim == 1:
             g = Unsqueeze.call(g, g.ndim - 1)
-        d_input = Matmul.call(g, Transpose.call(b, -1, -2)) if self.needs[0] else None
+        d_input = Product.call(g, b, False, True) if self.needs[0] else None
         if d_input is not None and input.ndim == 1:
             d_input = Reshape.call(_sum_batch(d_input), tuple(input.shape))
         d_other = None
         if self.needs[1]:
             if b.ndim == 2 < a.ndim:  # one matrix on the right: the batch is so many more rows
                 a, g = _matrix(a, a.shape[-1]), _matrix(g, g.shape[-1])
-            d_other = Matmul.call(Transpose.call(a, -1, -2), g)
+            d_other = Product.call(a, g, True, False)
             if other.ndim == 1:
                 d_other = Reshape.call(_sum_batch(d_other), tuple(other.shape))
+        return d_input, d_other
+
+
+class Product(Op):
+    """Product of two matrices, or of batches of them, each of which may be turned around first."""
+
+    in_float32 = True
+    halves_on_gpu = True
+    alike = 2
+    num_tensors = 2
+
+    def forward(self, input: Any, other: Any, turn_input: bool, turn_other: bool) -> Any:
+        self.turned = turn_input, turn_other
+        a = input.swapaxes(-1, -2) if turn_input else input
+        b = other.swapaxes(-1, -2) if turn_other else other
+        self.backward_name = _NODE_NAMES.get((a.ndim, b.ndim), "UnsafeViewBackward0")
+        return kernels_for(input).matmul(a, b)
+
+    def backward(self, grad: Any, input: Any, other: Any) -> Any:
+        turn_input, turn_other = self.turned
+        d_input = d_other = None
+        if self.needs[0]:
+            if turn_input:
+                d_input = Product.call(other, grad, turn_other, True)
+            else:
+                d_input = Product.call(grad, other, False, not turn_other)
+        if self.needs[1]:
+            a = input
+            if other.ndim == 2 < a.ndim and not turn_input:  # the batch is so many more rows
+                a, grad = _matrix(a, a.shape[-1]), _matrix(grad, grad.shape[-1])
+            if turn_other:
+                d_other = Product.call(grad, a, True, turn_input)
+            else:
+                d_other = Product.call(a, grad, not turn_input, False)
         return d_input, d_other
 
 
@@ -171,22 +205,70 @@ class Linear(Op):
         return kernels_for(input).linear(input, weight, bias)
 
     def backward(self, grad: Any, input: Any, weight: Any) -> Any:
-        d_input = d_weight = d_bias = None
-        needs, plain = self.needs, is_array(grad)
-        kernels: Any = kernels_for(grad) if plain else None
+        needs = tuple([need is not None for need in self.needs])
+        if isinstance(grad, Tensor) or isinstance(input, Tensor) or isinstance(weight, Tensor):
+            found = iter(LinearGrad.apply(grad, input, weight, needs))
+            return tuple([next(found) if need else None for need in needs])
+        return _linear_gradients(grad, input, weight, needs, self.target)
+
+
+def _linear_gradients(
+    grad: Any, input: Any, weight: Any, needs: tuple[bool, ...], target: Any = None
+) -> tuple[Any, Any, Any]:
+    """Those of the arguments of `Linear` that are needed, None for the others.
+
+    Args:
+        grad: (..., out), the gradient of the result.
+        input: (..., in); None where `weight` needs no gradient.
+        weight: (out, in); None where `input` needs none.
+        needs: for input, weight and bias, if there is one.
+        target: memory for the gradient of `weight`.
+    """
+    kernels = kernels_for(grad)
+    d_input = kernels.matmul(grad, weight) if needs[0] else None
+    d_weight = d_bias = None
+    rows = _matrix(grad, grad.shape[-1])
+    if needs[1]:
+        columns = _matrix(input, input.shape[-1])
+        if target is not None and rows.dtype == target.dtype:
+            d_weight = kernels.matmul(rows.T, columns, out=target)
+        else:
+            d_weight = kernels.matmul(rows.T, columns)
+    if len(needs) > 2 and needs[2]:
+        d_bias = kernels.column_sums(rows)
+    return d_input, d_weight, d_bias
+
+
+class LinearGrad(Op):
+    """The gradients of the arguments of `Linear`, as one operation."""
+
+    in_float32 = True
+    halves_on_gpu = True
+    backward_name = "LinearBackwardBackward0"
+
+    def forward(self, grad: Any, input: Any, weight: Any, needs: tuple[bool, ...]) -> Any:
+        self.wanted = needs
+        found = _linear_gradients(grad, input, weight, needs)
+        return tuple([f for f in found if f is not None])
+
+    def backward(self, twice: Any, grad: Any, input: Any, weight: Any) -> Any:
+        # grad W, grad^T x and the sum of grad's rows are linear in each of their factors.
+        given = iter(twice if isinstance(twice, list) else [twice])
+        by_input, by_weight, by_bias = (
+            next(given) if need else None for need in (*self.wanted, False)[:3]
+        )
+        needs, found = self.needs, [None] * len(self.edges)
         if needs[0]:
-            if type(grad) is np.ndarray and type(weight) is np.ndarray:
-                d_input = kernels.matmul(grad, weight)  # as `call`, without its checks
-            else:
-                d_input = Matmul.call(grad, weight)
-        out_features, in_features = self.features
-        rows = _matrix(grad, out_features)
-        if needs[1]:
-            columns = _matrix(input, in_features)
-            if self.target is not None and rows.dtype == self.target.dtype:
-                d_weight = kernels.matmul(rows.T, columns, out=self.target)
-            else:
-                d_weight = Matmul.call(Transpose.call(rows, 0, 1), columns)
-        if len(needs) > 2 and needs[2]:
-            d_bias = kernels.column_sums(rows) if plain else rows.sum(axis=0)
-        return d_input, d_weight, d_bias
+            if by_weight is not None:
+                found[0] = Linear.call(input, by_weight, by_bias)
+            elif by_input is None:
+                found[0] = Expand.call(by_bias, tuple(grad.shape))
+            if by_input is not None:
+                product = Linear.call(by_input, weight, by_bias if by_weight is None else None)
+                found[0] = product if by_weight is None else total(found[0], product)
+        if needs[1] and by_weight is not None:
+            found[1] = Product.call(grad, by_weight, False, False)
+        if needs[2] and by_input is not None:
+            rows = _matrix(grad, grad.shape[-1])
+            found[2] = Product.call(rows, _matrix(by_input, by_input.shape[-1]), True, False)
+        return tuple(found)

@@ -42,7 +42,11 @@ class _Reduction(Op):
         kept = tuple([1 if i in self.axes else s for i, s in enumerate(self.shape)])
         if is_array(value):
             return broadcast_to(value.reshape(kept), self.shape)
-        return Expand.call(Reshape.call(value, kept), self.shape)
+        shape = tuple(value.shape)  # which may fit the last of the dimensions as it is
+        fits = all(s == 1 for s in kept[: len(kept) - len(shape)])
+        if not fits or kept[len(kept) - len(shape) :] != shape:
+            value = Reshape.call(value, kept)
+        return Expand.call(value, self.shape)
 
 
 def _accumulator(input: Any, dtype: Any) -> Any:

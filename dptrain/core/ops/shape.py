@@ -66,8 +66,7 @@ class SumToSize(Op):
         return input.sum(axis=axes, keepdims=True).reshape(shape) if axes else input.reshape(shape)
 
     def backward(self, grad: Any) -> Any:
-        lead = len(self.shape) - len(grad.shape)
-        return Expand.call(Reshape.call(grad, (1,) * lead + tuple(grad.shape)), self.shape)
+        return Expand.call(grad, self.shape)
 
 
 def _reshape(input: Any, *shape: Any) -> Any:

@@ -12,7 +12,7 @@ from dptrain.core.export import export
 from dptrain.core.kernels import kernels_for
 from dptrain.core.op import Op
 from dptrain.core.ops.compare import zeros_for
-from dptrain.core.tensor import Tensor
+from dptrain.core.ops.slopes import Slope
 
 
 @export("abs", "absolute", methods=("abs", "absolute", "__abs__"), inplace=("abs_", "absolute_"))
@@ -126,9 +126,17 @@ class Tanh(Op):
         return kernels_for(x).activation("tanh", x) if on_gpu(x) else self.xp.tanh(x)
 
     def backward(self, grad: Any, out: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(out, Tensor):
-            return grad * (1 - out * out)
-        return kernels_for(out).activation_grad("tanh", grad, out)
+        return TanhGrad.call(grad, out)
+
+
+class TanhGrad(Slope):
+    """grad * (1 - out^2)."""
+
+    of = "tanh"
+
+    def second(self, out: Any) -> Any:
+        """See `Slope.second`."""
+        return out * -2
 
 
 @export("sigmoid", methods=("sigmoid",), inplace=("sigmoid_",))
@@ -142,6 +150,14 @@ class Sigmoid(Op):
         return kernels_for(x).activation("sigmoid", x)
 
     def backward(self, grad: Any, out: Any) -> Any:
-        if isinstance(grad, Tensor) or isinstance(out, Tensor):
-            return grad * (out * (1 - out))
-        return kernels_for(out).activation_grad("sigmoid", grad, out)
+        return SigmoidGrad.call(grad, out)
+
+
+class SigmoidGrad(Slope):
+    """grad * out * (1 - out)."""
+
+    of = "sigmoid"
+
+    def second(self, out: Any) -> Any:
+        """See `Slope.second`."""
+        return 1 - out * 2
