@@ -21,7 +21,7 @@ from weakref import WeakSet, ref
 
 import numpy as np
 
-from dptrain.compiler.draft import Draft
+from dptrain.compiler.draft import Draft, Outline
 from dptrain.compiler.function import Report
 from dptrain.compiler.graphs import bytes_behind
 from dptrain.compiler.kinds import kind_of, reason_now
@@ -58,13 +58,13 @@ class _Kind:
 
     Attributes:
         nbytes: about how much memory a recording takes.
-        draft: the last recording, with which the next one is to agree.
+        outline: that of the last recording, with which the next one is to agree.
         programs: what can be replayed.
         most: how many of these there may be.
     """
 
     nbytes: int = 0
-    draft: Draft | None = None
+    outline: Outline | None = None
     programs: list[Program] = field(default_factory=list)
     most: int = _MOST_AT_ONCE
 
@@ -119,7 +119,7 @@ class Automatic:
 
     def forget(self) -> bool:
         """Forget the recordings; whether there were any."""
-        found = any(kind.programs or kind.draft for kind in self._kinds.values())
+        found = any(kind.programs or kind.outline for kind in self._kinds.values())
         self._kinds.clear()
         self._waiting = None
         return found
@@ -217,7 +217,7 @@ class Automatic:
         result, draft = record(module.forward, args, kwargs, tensors, found, attach)
         if draft.trace.reason is None and not draft.backwards:
             draft.trace.reason = "its results need no gradients"
-        program, kind.draft, reason = agreed(kind.draft, draft, found)
+        program, kind.outline, reason = agreed(kind.outline, draft, found)
         if program is not None:
             kind.programs.append(program)
             self.report.add(program)
@@ -242,7 +242,7 @@ def _size_of(module: Module, result: Any) -> tuple[int, str | None]:
     gradients = sum(p._array.nbytes for p in module.parameters() if p._has_values)
     if not results:
         return 0, "its results need no gradients"
-    held, total = _held(), results + 2 * gradients  # two ways to walk back
+    held, total = _held(), results + gradients
     if results > _MOST_RESULTS or gradients > _MOST_GRADIENTS or held + total > _MOST_BYTES:
         return 0, f"its recording would take {total >> 20} MiB, beside {held >> 20} MiB of others"
     return total, None

@@ -52,7 +52,6 @@ def record_backward(
             trace.refuse("a gradient does not come from the recording")
             return
         trace.outputs.update(a.block.number for a in found if a is not None)
-        trace.held += [a.block for a in found if a is not None]
         draft.backwards.append(
             Backward(
                 start,
@@ -66,6 +65,7 @@ def record_backward(
                 [None if a is None else a.block.number for a in found],
             )
         )
+        del found  # of several ways one is gone in a pass: they may share their memory
     trace.kept.append([block.memory for block in living])
 
 

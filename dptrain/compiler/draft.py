@@ -120,6 +120,10 @@ class Draft:
     unchanged: Callable[[], bool] = lambda: True
     node: Callable[[], Any] = lambda: None
 
+    def __del__(self) -> None:
+        # The trace knows itself in circles, and its memory would wait for Python's collector.
+        self.trace.forget()
+
     def is_busy(self) -> bool:
         """Whether a backward pass needs what the last call has left in memory."""
         node = self.node()
@@ -130,7 +134,7 @@ class Draft:
         """How many calls there are before those of the backward pass."""
         return self.backwards[0].start if self.backwards else len(self.trace.nodes)
 
-    def text(self) -> Any:
+    def outline(self) -> Outline:
         """Everything that has to be the same in a second recording; constants by their bytes."""
         names = self._names()
         nodes = [
@@ -142,15 +146,16 @@ class Draft:
             for number, c in self.trace.constants.items()
             if number in names
         ]
-        return (
-            nodes,
-            constants,
+        rest = (
             [r.text() for r in self.results],
             repr(self.structure),
             [(id(t), g.shape if isinstance(g, np.ndarray) else id(g)) for t, g in self.gradients],
             [d for _, d in self.bumps],
             [(b.start, b.stop, b.strides, b.results) for b in self.backwards],
         )
+        named = [r.value for r in self.results if isinstance(r.value, Tensor)]
+        named += [t for pair in self.gradients for t in pair if isinstance(t, Tensor)]
+        return Outline(nodes, constants, rest, named)
 
     def _names(self) -> dict[int | None, Any]:
         """The blocks in the order of their use; what existed before goes by its address."""
@@ -164,17 +169,37 @@ class Draft:
         return names
 
 
-def difference(first: Draft, second: Draft) -> str | None:
+@dataclass
+class Outline:
+    """What is compared of two recordings; it holds none of their memory.
+
+    Attributes:
+        nodes: the calls.
+        constants: the values that no call makes.
+        rest: what is returned, what becomes of gradients, where the backward passes begin and end.
+        named: the tensors that `rest` knows by their ids, which are theirs as long as they live.
+    """
+
+    nodes: list[Any]
+    constants: list[Any]
+    rest: Any
+    named: list[Tensor]
+
+
+def difference(first: Outline, second: Outline) -> str | None:
     """In what two recordings of the same call differ, if they do."""
-    a, b = first.text(), second.text()
+    a, b = first.nodes, second.nodes
     if a == b:
-        return None
-    if a[0] == b[0]:
-        what = "the numbers that tensors are made from" if a[1] != b[1] else "what it returns"
+        if first.constants != second.constants:
+            what = "the numbers that tensors are made from"
+        elif first.rest != second.rest:
+            what = "what it returns"
+        else:
+            return None
     else:
-        unequal = (i for i, (x, y) in enumerate(zip(a[0], b[0], strict=False)) if x != y)
-        place = next(unequal, min(len(a[0]), len(b[0])))
-        names = [d.trace.nodes[place].text for d in (first, second) if place < len(d.trace.nodes)]
+        unequal = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+        place = next(unequal, min(len(a), len(b)))
+        names = [nodes[place][1] for nodes in (a, b) if place < len(nodes)]
         what = f"operation {place} ({' and then '.join(str(n)[:200] for n in names)})"
     return f"two calls in a row differ without a change of arguments or of what is in reach: {what}"
 

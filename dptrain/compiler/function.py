@@ -19,7 +19,7 @@ from functools import update_wrapper
 from threading import Lock
 from typing import Any
 
-from dptrain.compiler.draft import Draft
+from dptrain.compiler.draft import Draft, Outline
 from dptrain.compiler.gpu_program import GpuProgram, capture
 from dptrain.compiler.gpu_rehearsal import Place, Rehearsal, index_of, rehearse
 from dptrain.compiler.guards import Unchanged
@@ -79,7 +79,7 @@ class _Kind:
 
     calls: int = 0
     programs: list[Program | GpuProgram] = field(default_factory=list)
-    draft: Draft | None = None
+    outline: Outline | None = None
     rehearsal: Rehearsal | None = None
     #: Whether the rehearsal agreed with the one before.
     agreed: bool = False
@@ -216,7 +216,7 @@ class Compiled:
             self._note(_OVERLAP)
             return self._function(*args, **kwargs)
         result, draft = record(self._function, args, kwargs, tensors, found, _attach)
-        program, kind.draft, reason = agreed(kind.draft, draft, found)
+        program, kind.outline, reason = agreed(kind.outline, draft, found)
         if program is not None:
             self._add(kind, program)
         if reason is not None:

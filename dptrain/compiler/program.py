@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dptrain.compiler.draft import Draft, difference
+from dptrain.compiler.draft import Draft, Outline, difference
 from dptrain.compiler.guards import guard
 from dptrain.compiler.pending_pass import PendingPass
 from dptrain.compiler.replayed import Again
@@ -152,25 +152,26 @@ class Program:
 
 
 def agreed(
-    before: Draft | None, draft: Draft, found: Survey
-) -> tuple[Program | None, Draft | None, str | None]:
+    before: Outline | None, draft: Draft, found: Survey
+) -> tuple[Program | None, Outline | None, str | None]:
     """What a recording makes of the one before.
 
     Args:
-        before: the recording of the call before, if it can be used.
+        before: that of the recording of the call before, if it can be used.
         draft: that of this call.
         found: what is in its reach.
 
     Returns:
-        A program, if both agree; the draft that the next one is to agree with; why not, if not.
+        A program, if both agree; the outline that the next one is to agree with; why not, if not.
     """
     reason = draft.trace.reason
     if reason is not None or before is None:
-        return None, draft if reason is None else None, reason
-    unequal = difference(before, draft)
+        return None, draft.outline() if reason is None else None, reason
+    outline = draft.outline()
+    unequal = difference(before, outline)
     if unequal is not None:
-        return None, draft, unequal
+        return None, outline, unequal
     try:
         return Program(draft, found), None, None
     except NotAhead as error:
-        return None, draft, str(error)
+        return None, outline, str(error)

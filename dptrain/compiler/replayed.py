@@ -81,7 +81,7 @@ class Replayed(Op):
     def release(self) -> None:
         """Free what the call was given."""
         super().release()
-        self.again, self.ends = None, []
+        self.again, self.ends, self.program = None, [], None
 
     def backward(self, grad: Any) -> Any:
         """The gradients of the leaves behind the call.

@@ -151,6 +151,14 @@ class Trace:
             found = self._kernels[module] = self.kernels_of(self, module)
         return found
 
+    def forget(self) -> None:
+        """Let go of the memory, which nothing is going to compute in any more."""
+        self.open = False
+        for held in (self.nodes, self.kept, self.held, self._free, self.scratch_memory):
+            held.clear()
+        for known in (self.constants, self._adopted, self._kernels):
+            known.clear()
+
     # ---- memory ----------------------------------------------------------------------------------
 
     def block(self, kind: str, memory: np.ndarray | None = None) -> Block:

@@ -103,7 +103,8 @@ class Writer:
         """The function whose lines were written."""
         source = f"def replay({argument}):\n    " + "\n    ".join(self.lines) + "\n"
         exec(compile(source, "<recorded step>", "exec"), self._globals)
-        made: Callable[..., Any] = self._globals["replay"]
+        # Not left among its own globals: memory would outlive its last user by as long as a circle does.
+        made: Callable[..., Any] = self._globals.pop("replay")
         return made
 
     def _add_all(self, nodes: list[Node]) -> None:
