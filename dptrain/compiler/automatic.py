@@ -47,6 +47,9 @@ _MOST_KINDS, _MOST_MISSES, _MOST_FAILURES = 8, 4, 2
 #: Calls that wait for their backward passes at once (of a siamese network, of a judge of real and fake) need a
 #: recording each, since each has its own values in memory.
 _MOST_AT_ONCE = 4
+#: More of them where a module is called in a loop, of steps in time or of a solver, as long as all take little
+#: memory; one at a time after so many calls, of which it makes those to come faster.
+_MOST_IN_LOOP, _MOST_LOOP_BYTES, _CALLS_FOR_EACH = 64, 16 << 20, 50
 #: A recording keeps its memory between steps: so much for results, and for gradients, and all recordings
 #: together. Where a step needs more, Python is not what takes the time.
 _MOST_RESULTS, _MOST_GRADIENTS, _MOST_BYTES = 256 << 20, 32 << 20, 512 << 20
@@ -61,24 +64,30 @@ class _Kind:
         outline: that of the last recording, with which the next one is to agree.
         programs: what can be replayed.
         most: how many of these there may be.
+        last: which of them was found free last.
     """
 
     nbytes: int = 0
     outline: Outline | None = None
     programs: list[Program] = field(default_factory=list)
-    most: int = _MOST_AT_ONCE
+    most: int = _MOST_IN_LOOP
+    last: int = 0
 
     def free_program(self) -> Program | None:
         """One over whose memory no backward pass is still to come."""
-        for program in self.programs:
-            if not program.is_busy():
-                return program
+        programs = self.programs
+        for place in (*range(self.last, len(programs)), *range(min(self.last, len(programs)))):
+            if not programs[place].is_busy():
+                self.last = place  # the one after it is the next that a loop finds free
+                return programs[place]
         return None
 
     def takes_another(self) -> bool:
         """Whether there may be one more recording."""
-        few = len(self.programs) < self.most
-        return not self.programs or (few and _held() + self.nbytes <= _MOST_BYTES)
+        count = len(self.programs)
+        if count >= _MOST_AT_ONCE and (count + 1) * self.nbytes > _MOST_LOOP_BYTES:
+            return False
+        return not count or (count < self.most and _held() + self.nbytes <= _MOST_BYTES)
 
 
 _all: WeakSet[Automatic] = WeakSet()
@@ -131,7 +140,8 @@ class Automatic:
             return module.forward(*args, **kwargs)
         self.report.calls += 1
         if self._waiting is not None:
-            if self._waiting.programs and self._waiting.free_program() is None:
+            still = self._waiting.programs and self._waiting.free_program() is None
+            if still and self.report.calls % _CALLS_FOR_EACH:
                 return module.forward(*args, **kwargs)
             self._waiting = None
         key, tensors, others = kind_of(args, kwargs)
@@ -140,6 +150,7 @@ class Automatic:
             program = kind.free_program()
             if not (program or kind.programs[0]).holds():
                 kind.programs.clear()
+                kind.outline = None
                 self._misses += 1
                 self._is_plain = False  # it may be the code that has changed
             elif program is not None:
@@ -221,6 +232,8 @@ class Automatic:
         if program is not None:
             kind.programs.append(program)
             self.report.add(program)
+            if len(kind.programs) >= _MOST_AT_ONCE:
+                self._waiting = kind
         if reason is not None and kind.programs:
             kind.most = len(kind.programs)
         elif reason is not None:

@@ -218,6 +218,7 @@ class Compiled:
         result, draft = record(self._function, args, kwargs, tensors, found, _attach)
         program, kind.outline, reason = agreed(kind.outline, draft, found)
         if program is not None:
+            kind.outline = None
             self._add(kind, program)
         if reason is not None:
             self._fail(kind, reason)

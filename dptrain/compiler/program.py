@@ -172,6 +172,6 @@ def agreed(
     if unequal is not None:
         return None, outline, unequal
     try:
-        return Program(draft, found), None, None
+        return Program(draft, found), outline, None
     except NotAhead as error:
         return None, outline, str(error)

@@ -10,7 +10,7 @@ from replayed import AHEAD
 from training import F, nn
 
 import dptrain
-from dptrain.compiler import explain
+from dptrain.compiler import automatic, explain
 from dptrain.nn import replays
 from dptrain.utils.checkpoint import checkpoint
 
@@ -288,3 +288,33 @@ def test_whatever_a_program_does(actions, ahead):
 
     plain, mine = with_and_without(program)
     assert mine == plain
+
+
+def test_a_module_that_is_called_in_a_loop_is_replayed_throughout_in_time(monkeypatch):
+    """There are more recordings after so many calls each, and no more than fit into some memory."""
+    monkeypatch.setattr(automatic, "_CALLS_FOR_EACH", 5)
+    calls = 9
+
+    def program(draws):
+        cell, start = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), tensor(draws, 4, 6)
+        seen = []
+        for _ in range(40):
+            cell.zero_grad()
+            h = start
+            for _ in range(calls):
+                h = cell(h + 1)
+            (h * tensor(draws, 4, 6)).sum().backward()
+            seen.append(grads(cell))
+        report = explain(cell)
+        return seen, report.recordings, report.replays
+
+    (plain, none, _), (mine, recordings, replays) = with_and_without(program)
+    assert mine == plain
+    assert none == 0
+    assert recordings == calls
+    assert replays > 20 * calls
+
+    monkeypatch.setattr(automatic, "_MOST_LOOP_BYTES", 0)
+    (_, (few, fewer, _)) = with_and_without(program)
+    assert few == plain
+    assert fewer == 1 + automatic._MOST_AT_ONCE  # the first call of a loop is of another kind
