@@ -184,7 +184,8 @@ def prepare(
     base = mpirun.without_foreign_job(env)
     nproc = options.nproc or max(1, mpirun.gpu_count(base))
     package = __package__ or "launch"
-    argv = (sys.executable, "-m", f"{package}.rank", *options.program)
+    # -P: what lies in the working folder must not take the place of the modules that start a rank.
+    argv = (sys.executable, "-P", "-m", f"{package}.rank", *options.program)
     job = Job(nproc, argv, options.hostfile, options.host, options.threads)
     hosts = mpirun.hosts_of(job)
     multi_host = mpirun.is_multi_host(hosts, base)

@@ -183,6 +183,7 @@ def run(argv: list[str]) -> Failure | None:
             import runpy
 
             sys.argv = argv[1:]
+            _import_from(os.getcwd())
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = argv
@@ -196,9 +197,14 @@ def run(argv: list[str]) -> Failure | None:
     return None
 
 
+def _import_from(folder: str) -> None:
+    # As Python does before it runs a script or module; not for this launcher (-P).
+    if not os.environ.get("PYTHONSAFEPATH"):
+        sys.path.insert(0, folder)
+
+
 def _run_script(path: str) -> None:
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    _import_from(os.path.dirname(os.path.realpath(path)))
     main = types.ModuleType("__main__")
     loader = SourceFileLoader("__main__", path)
     main.__dict__.update(__file__=path, __builtins__=builtins, __loader__=loader, __cached__=None)

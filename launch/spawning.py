@@ -202,7 +202,7 @@ def spawn(
     try:
         Path(folder, PAYLOAD).write_bytes(_dumps((fn, tuple(args))))
         package = __package__ or "launch"
-        command = [sys.executable, "-m", package, "-n", str(nprocs), "--output", "all"]
+        command = [sys.executable, "-P", "-m", package, "-n", str(nprocs), "--output", "all"]
         command += ["--report", str(Path(folder, "report")), "-m", f"{package}.spawned", folder]
         # What is importable here is importable there.
         paths = [os.path.abspath(path) for path in sys.path]

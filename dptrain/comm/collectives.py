@@ -14,7 +14,6 @@ import numpy as np
 from dptrain.comm import arguments
 from dptrain.comm.call import NO_ROOT, Call, Kind
 from dptrain.comm.communicator import Communicator, JoinResult
-from dptrain.comm.errors import rank_prefix
 from dptrain.comm.point_to_point import PointToPointWork
 from dptrain.comm.reduction import ReduceOp
 from dptrain.comm.staging import Staging
@@ -201,7 +200,7 @@ class TransportCommunicator(Submission):
         if staging is not None:
             staging.fetch()
             shown = staging.twin(shown)
-        pending = self._transport.post_send(shown, dst, tag)
+        pending = self._transport.post_send(shown, dst, tag, array.dtype.name)
         return self._started("send", array, None, pending, timeout, shown)
 
     def recv(
@@ -213,7 +212,7 @@ class TransportCommunicator(Submission):
         room = arguments.flat_bytes(array)
         staging = self._staged([], [room])
         pending = self._transport.post_recv(
-            room if staging is None else staging.twin(room), src, tag
+            room if staging is None else staging.twin(room), src, tag, array.dtype.name
         )
         bring = None if staging is None else staging.bring
         return self._started("recv", array, array, pending, timeout, room, bring)
@@ -236,13 +235,13 @@ class TransportCommunicator(Submission):
         return PointToPointWork(
             kind,
             pending,
+            self._transport,
             nbytes=array.nbytes,
             result=result,
             kept=(array, moved),
             bring=bring,
-            prefix=rank_prefix(self.rank, self.world_size),
             timeout_s=self.timeout_s if timeout is None else timeout,
-            has_left=self._transport.has_left,
+            warn_after_s=self.warn_after_s,
             observe=self._observe,
         )
 

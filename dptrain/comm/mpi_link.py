@@ -6,6 +6,7 @@ Owns: sends and receives over MPI, abort. Must not know: collectives.
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC
 from typing import Any
 
@@ -17,6 +18,13 @@ from dptrain.comm.transport import Pending, Transport
 Array = np.ndarray[Any, Any]
 # MPI counts in 32-bit integers before version 4; a longer message goes as several.
 MESSAGE_NBYTES = 1 << 30
+# The type of a message's elements is a part of its tag.
+_TYPES = (
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+# How long a receive waits before it looks for a message of another type in its place.
+_LOOK_S = 0.05
 
 
 class _Requests(Pending):
@@ -31,10 +39,11 @@ class _Requests(Pending):
 
 
 class _Receives(Pending):
-    """The pieces of one message to come, checked for their sizes."""
+    """The pieces of one message to come, checked for their sizes and types."""
 
-    def __init__(self, link: MpiLink, array: Array, src: int | None, tag: int) -> None:
+    def __init__(self, link: MpiLink, array: Array, src: int | None, tag: int, dtype: str) -> None:
         super().__init__(src)
+        self._messages, self._tag, self._dtype = link.messages, tag, dtype
         self._nbytes = array.size
         self._pieces = pieces(array)
         if src is None and len(self._pieces) > 1:
@@ -42,18 +51,19 @@ class _Receives(Pending):
                 f"recv from any rank takes messages of up to {MESSAGE_NBYTES} bytes, got room for "
                 f"{array.size}; name the source"
             )
+        self._source = MPI.ANY_SOURCE if src is None else src
         self._requests = [
-            link.messages.Irecv(
-                [piece, MPI.BYTE], source=MPI.ANY_SOURCE if src is None else src, tag=tag
-            )
+            link.messages.Irecv([piece, MPI.BYTE], source=self._source, tag=_typed(tag, dtype))
             for piece in self._pieces
         ]
+        self._look_at_s = time.monotonic() + _LOOK_S
 
     def test(self) -> bool:
         statuses = [MPI.Status() for _ in self._requests]
         whose = "" if self.peer is None else f" of rank {self.peer}"
         try:
             if not MPI.Request.Testall(self._requests, statuses):
+                self._look_for_other_types()
                 return False
         except MPI.Exception as error:
             raise ValueError(
@@ -62,11 +72,28 @@ class _Receives(Pending):
             ) from None
         received = sum(status.Get_count(MPI.BYTE) for status in statuses)
         self.peer = statuses[0].Get_source()
-        if received != self._nbytes:
-            raise ValueError(
-                f"recv has room for {self._nbytes} bytes, but rank {self.peer} sent {received}"
-            )
+        self.check((self._nbytes, self._dtype), (received, self._dtype), self.peer)
         return True
+
+    def _look_for_other_types(self) -> None:
+        if time.monotonic() < self._look_at_s:
+            return
+        status = MPI.Status()
+        for other in _TYPES:
+            if other != self._dtype and self._messages.Iprobe(
+                self._source, _typed(self._tag, other), status
+            ):
+                for request in self._requests:
+                    request.Cancel()
+                    request.Free()
+                # The size of the other message may be anything.
+                self.check((self._nbytes, self._dtype), (self._nbytes, other), status.Get_source())
+        self._look_at_s = time.monotonic() + _LOOK_S
+
+
+def _typed(tag: int, dtype: str) -> int:
+    code = _TYPES.index(dtype) if dtype in _TYPES else len(_TYPES)
+    return tag * (len(_TYPES) + 1) + code
 
 
 class MpiLink(Transport, ABC):
@@ -90,14 +117,15 @@ class MpiLink(Transport, ABC):
         self.local_rank = local_rank
         self.local_world_size = local_world_size
 
-    def post_send(self, array: Array, dst: int, tag: int) -> Pending:
+    def post_send(self, array: Array, dst: int, tag: int, dtype: str) -> Pending:
         requests = [
-            self.messages.Isend([piece, MPI.BYTE], dest=dst, tag=tag) for piece in pieces(array)
+            self.messages.Isend([piece, MPI.BYTE], dest=dst, tag=_typed(tag, dtype))
+            for piece in pieces(array)
         ]
         return _Requests(requests, dst)
 
-    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
-        return _Receives(self, array, src, tag)
+    def post_recv(self, array: Array, src: int | None, tag: int, dtype: str) -> Pending:
+        return _Receives(self, array, src, tag, dtype)
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()

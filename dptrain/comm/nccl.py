@@ -273,11 +273,11 @@ class NcclTransport(NcclMoves):
     def position(self, array: Array) -> tuple[int, int]:
         return self._host.position(array)
 
-    def post_send(self, array: Array, dst: int, tag: int) -> Pending:
-        return self._host.post_send(array, dst, tag)
+    def post_send(self, array: Array, dst: int, tag: int, dtype: str) -> Pending:
+        return self._host.post_send(array, dst, tag, dtype)
 
-    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
-        return self._host.post_recv(array, src, tag)
+    def post_recv(self, array: Array, src: int | None, tag: int, dtype: str) -> Pending:
+        return self._host.post_recv(array, src, tag, dtype)
 
     def has_left(self, rank: int) -> str | None:
         return self._host.has_left(rank)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError
-from dptrain.comm.transport import Pending
+from dptrain.comm.call import call_site
+from dptrain.comm.errors import CollectiveTimeoutError, RankLeftError, rank_prefix
+from dptrain.comm.transport import Pending, Transport, Watch
 from dptrain.comm.work import Work
 
 # A message of a peer that is about to come is worth some polling; one that is not, is not.
@@ -25,19 +26,27 @@ _DELIVERY_S = 0.25
 class PointToPointWork(Work):
     """A send or receive under way; whoever waits for it or asks for it drives it on."""
 
-    __slots__ = ("_bring", "_has_left", "_left_s", "_pending", "_prefix", "_timeout_s")
+    __slots__ = (
+        "_bring",
+        "_left_s",
+        "_pending",
+        "_site",
+        "_transport",
+        "_warn_after_s",
+        "timeout_s",
+    )
 
     def __init__(
         self,
         kind: str,
         pending: Pending,
+        transport: Transport,
         *,
         nbytes: int,
         result: np.ndarray[Any, Any] | None,
         kept: tuple[Any, ...],
-        prefix: str,
         timeout_s: float,
-        has_left: Callable[[int], str | None],
+        warn_after_s: float | None,
         bring: Callable[[], None] | None = None,
         observe: Callable[[Work], None],
     ) -> None:
@@ -45,9 +54,10 @@ class PointToPointWork(Work):
         self.started_ns = self.queued_ns
         self._pending = pending
         self._bring = bring  # Takes a message over into the memory of its device.
-        self._prefix = prefix
-        self._timeout_s = timeout_s
-        self._has_left = has_left
+        self._transport = transport
+        self._warn_after_s = warn_after_s
+        self._site = call_site()
+        self.timeout_s = timeout_s
         self._left_s: float | None = None  # Since when the peer is known to have left.
 
     @property
@@ -61,18 +71,16 @@ class PointToPointWork(Work):
 
     def _block(self, timeout: float | None) -> None:
         begin_s = time.monotonic()
+        watch = Watch(self._transport, self, self._warn_after_s)
         pause_s = _FIRST_PAUSE_S
         while not self._drive():
             waited_s = time.monotonic() - begin_s
             if timeout is not None and waited_s >= timeout:
                 raise TimeoutError(f"{self.kind} was not over after waiting for {timeout} s")
-            if waited_s >= self._timeout_s:
-                self._finish(
-                    CollectiveTimeoutError(
-                        f"{self._prefix} {self.kind} of {self.nbytes} bytes with {self._whom()} "
-                        f"timed out after {self._timeout_s:g} s"
-                    )
-                )
+            try:
+                watch.check(self._missing())
+            except CollectiveTimeoutError as error:
+                self._finish(error)
                 return
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -83,8 +91,15 @@ class PointToPointWork(Work):
             self._left_s = now_s
         return now_s - self._left_s > _DELIVERY_S
 
-    def _whom(self) -> str:
-        return "any rank" if self.peer is None else f"rank {self.peer}"
+    def describe(self) -> str:
+        """What is sent or received, whom with, and where it was asked for."""
+        whom = "any rank" if self.peer is None else f"rank {self.peer}"
+        return f"{self.kind} of {self.nbytes} bytes with {whom} at {self._site[0]}:{self._site[1]}"
+
+    def _missing(self) -> list[int]:
+        if self.peer is not None:
+            return [self.peer]
+        return [rank for rank in range(self._transport.world_size) if rank != self._transport.rank]
 
     def _drive(self) -> bool:
         """Whether the work is over, having tried to bring it on."""
@@ -92,7 +107,7 @@ class PointToPointWork(Work):
             return True
         # Asked before the test: what a peer sent before it left is still delivered.
         peer = self.peer
-        reason = None if peer is None else self._has_left(peer)
+        reason = None if peer is None else self._transport.has_left(peer)
         try:
             if self._pending.test():
                 if self._bring is not None:
@@ -101,8 +116,8 @@ class PointToPointWork(Work):
             elif reason is not None and self._was_given_time():
                 self._finish(
                     RankLeftError(
-                        f"{self._prefix} rank {peer} {reason} before a {self.kind} of "
-                        f"{self.nbytes} bytes with it was over"
+                        f"{rank_prefix(self._transport.rank, self._transport.world_size)} rank {peer} "
+                        f"{reason} before this rank's {self.describe()} was over"
                     )
                 )
         except Exception as error:

@@ -57,10 +57,10 @@ class SerialTransport(SharedTransport):
     def release(self, buffer: Array) -> None:
         pass  # It was private memory all along.
 
-    def post_send(self, array: Array, dst: int, tag: int) -> Pending:
+    def post_send(self, array: Array, dst: int, tag: int, dtype: str) -> Pending:
         raise AssertionError("a world of one has nobody to send to")
 
-    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
+    def post_recv(self, array: Array, src: int | None, tag: int, dtype: str) -> Pending:
         raise AssertionError("a world of one has nobody to receive from")
 
     def abort(self, code: int) -> NoReturn:

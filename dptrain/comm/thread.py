@@ -41,7 +41,7 @@ class _Board:
         self.left: list[str | None] = [None] * world_size
         self.aborted: str | None = None
         self.last = [b""] * world_size
-        self.mail: defaultdict[tuple[int, int, int], deque[Array]] = defaultdict(deque)
+        self.mail: defaultdict[tuple[int, int, int], deque[tuple[Array, str]]] = defaultdict(deque)
         self.subgroups: list[_Board] = []
 
 
@@ -51,9 +51,11 @@ class _Sent(Pending):
 
 
 class _Receiving(Pending):
-    def __init__(self, board: _Board, array: Array, src: int | None, dst: int, tag: int) -> None:
+    def __init__(
+        self, board: _Board, array: Array, src: int | None, dst: int, tag: int, dtype: str
+    ) -> None:
         super().__init__(src)
-        self._board, self._array, self._dst, self._tag = board, array, dst, tag
+        self._board, self._array, self._dst, self._tag, self._dtype = board, array, dst, tag, dtype
 
     def test(self) -> bool:
         sources = range(len(self._board.turns)) if self.peer is None else (self.peer,)
@@ -61,16 +63,12 @@ class _Receiving(Pending):
             for src in sources:
                 letters = self._board.mail[src, self._dst, self._tag]
                 if letters:
-                    letter = letters.popleft()
+                    letter, dtype = letters.popleft()
                     break
             else:
                 return False
         self.peer = src
-        if letter.size != self._array.size:
-            raise ValueError(
-                f"recv has room for {self._array.size} bytes, but rank {src} sent "
-                f"{letter.size} with tag {self._tag}"
-            )
+        self.check((self._array.size, self._dtype), (letter.size, dtype), src)
         np.copyto(self._array, letter)
         return True
 
@@ -147,13 +145,13 @@ class ThreadTransport(SharedTransport):
     def release(self, buffer: Array) -> None:
         pass  # It was private memory all along.
 
-    def post_send(self, array: Array, dst: int, tag: int) -> Pending:
+    def post_send(self, array: Array, dst: int, tag: int, dtype: str) -> Pending:
         with self._board.changed:
-            self._board.mail[self.rank, dst, tag].append(array.copy())
+            self._board.mail[self.rank, dst, tag].append((array.copy(), dtype))
         return _Sent(dst)
 
-    def post_recv(self, array: Array, src: int | None, tag: int) -> Pending:
-        return _Receiving(self._board, array, src, self.rank, tag)
+    def post_recv(self, array: Array, src: int | None, tag: int, dtype: str) -> Pending:
+        return _Receiving(self._board, array, src, self.rank, tag, dtype)
 
     def has_left(self, rank: int) -> str | None:
         return self._board.left[rank]

@@ -10,7 +10,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,12 +41,35 @@ class Pending(ABC):
         """Whether it is over; drives it on. Never blocks.
 
         Raises:
-            ValueError: the message has another size than the array.
+            ValueError: the message has another size or type of elements than the array.
         """
+
+    @staticmethod
+    def check(room: tuple[int, str], sent: tuple[int, str], src: int) -> None:
+        """Compare bytes and dtype of the array that receives with those that rank `src` sent.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if sent[0] != room[0]:
+            raise ValueError(f"recv has room for {room[0]} bytes, but rank {src} sent {sent[0]}")
+        if sent[1] != room[1]:
+            raise ValueError(
+                f"recv expects elements of type {room[1]}, but rank {src} sent {sent[1]}"
+            )
+
+
+class Awaited(Protocol):
+    """What somebody waits for: how to name it, and for how long."""
+
+    timeout_s: float
+
+    def describe(self) -> str:
+        """What it is and where it was called."""
 
 
 class Watch:
-    """How long a rank has waited for the others in one meeting, and what it does about that.
+    """How long a rank has waited for the others in one meeting or message, and what it does about it.
 
     Warns once on stderr after `warn_after_s`, names the missing ranks and asks them for their
     Python stacks; gives up after the timeout of the call.
@@ -55,7 +78,7 @@ class Watch:
     __slots__ = ("_begin_s", "_call", "_transport", "_warn_after_s", "spin")
 
     def __init__(
-        self, transport: Transport, call: Call, warn_after_s: float | None, spin: bool = False
+        self, transport: Transport, call: Awaited, warn_after_s: float | None, spin: bool = False
     ) -> None:
         self._transport = transport
         self._call = call
@@ -210,12 +233,14 @@ class Transport(ABC):
         """Return when what was moved on GPUs so far is there; before a barrier."""
 
     @abstractmethod
-    def post_send(self, array: np.ndarray[Any, Any], dst: int, tag: int) -> Pending:
-        """Start sending the bytes of `array`."""
+    def post_send(self, array: np.ndarray[Any, Any], dst: int, tag: int, dtype: str) -> Pending:
+        """Start sending the bytes of `array`, which stand for elements of type `dtype`."""
 
     @abstractmethod
-    def post_recv(self, array: np.ndarray[Any, Any], src: int | None, tag: int) -> Pending:
-        """Start receiving into `array`, from whoever sends first if `src` is None."""
+    def post_recv(
+        self, array: np.ndarray[Any, Any], src: int | None, tag: int, dtype: str
+    ) -> Pending:
+        """Start receiving elements of type `dtype` into the bytes of `array`; `src` None: from any rank."""
 
     def has_left(self, rank: int) -> str | None:
         """Why `rank` takes part in nothing any more, or None if it does as far as is known."""

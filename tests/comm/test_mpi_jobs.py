@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_a_rank_whose_script_ends_early_is_named():
 def test_abort_ends_ranks_that_wait():
     script = CONNECT + "comm.abort(7) if comm.rank == 1 else comm.barrier()\n"
     assert run_job(2, script=script, limit_s=30).code == 7
+
+
+def test_two_ranks_that_both_send_first_are_told_where_they_wait():
+    script = CONNECT + (
+        "array, other = np.zeros(1 << 20), 1 - comm.rank\n"
+        "def sends_first():\n"
+        "    comm.send(array, other, timeout=3.0).wait()\n"
+        "sends_first()\n"
+    )
+    result = run_job(2, script=script, limit_s=30)
+    assert result.code != 0
+    for rank in (0, 1):
+        waits = (
+            rf"\[rank {rank}/2\] waiting for .* in send of {8 << 20} bytes with rank {1 - rank} at "
+        )
+        assert re.search(rf"{waits}.*asked for the Python stack of rank {1 - rank}", result.stderr)
+    assert "in sends_first" in result.stderr
 
 
 def test_a_late_rank_is_named_and_shows_its_stack():

@@ -89,6 +89,26 @@ def test_scripts_run_as_under_python(dprun: Dprun, tmp_path: Path) -> None:
         assert ours[name] == pythons[name], name
 
 
+def test_what_lies_in_the_working_folder_does_not_keep_ranks_from_starting(
+    dprun: Dprun, tmp_path: Path
+) -> None:
+    script = dprun.script(_FACTS, "train/script.py")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("pickle", "numpy", "socket"):  # under the names of modules that the start needs
+        (here / f"{name}.py").write_text("raise ImportError('the working folder was searched')")
+    result = subprocess.run(  # -P: as the installed command, which does not search it either
+        [sys.executable, "-P", "-m", "dptrain.launch", "-n", "1", script],
+        env=dprun.env,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["path0"] == str(Path(script).parent)
+
+
 def test_modules_run_with_m(dprun: Dprun) -> None:
     dprun.script("", "package/__init__.py")
     dprun.script(_FACTS, "package/train.py")
@@ -97,6 +117,7 @@ def test_modules_run_with_m(dprun: Dprun) -> None:
     assert facts["argv"][1:] == ["-n", "3"]
     assert facts["argv"][0].endswith("train.py")
     assert facts["name"] == "__main__"
+    assert facts["path0"] == str(dprun.folder)
 
 
 def test_classes_of_the_script_can_be_pickled_by_spawned_workers(dprun: Dprun) -> None:
