@@ -98,12 +98,12 @@ def a_message_of_another_type_is_an_error(comm: Communicator) -> None:
         return
     if comm.rank == 0:
         comm.send(np.ones(3), 1).wait()
-        comm.send(np.ones(3, np.int32), 1).wait()
+        comm.send(np.ones(3, np.int32), 1, tag=2).wait()
     elif comm.rank == 1:  # As many bytes each time: read as they are they would be other numbers.
         with pytest.raises(ValueError, match="type int64, but rank 0 sent float64"):
             comm.recv(np.zeros(3, np.int64), 0).wait()
         with pytest.raises(ValueError, match="type float32, but rank 0 sent int32"):
-            comm.recv(np.zeros(3, np.float32)).wait()
+            comm.recv(np.zeros(3, np.float32), tag=2).wait()
     comm.barrier()
 
 
