@@ -149,7 +149,7 @@ def _connect_mpi(
         from dptrain.comm.mpi import connect
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError without a libmpi.
         raise RuntimeError(
-            f"backend 'mpi' was asked for, but MPI cannot be loaded ({error}); "
-            'pip install "dptrain[mpi]" brings an MPI library, or load the one of your cluster'
+            f"MPI connects the ranks of this job, but it cannot be loaded ({error}); start the script with dprun "
+            'or mpirun; pip install "dptrain[mpi]" brings an MPI library, or load the one of your cluster'
         ) from error
     return connect(timeout_s=timeout_s, warn_after_s=warn_after_s, wrap=wrap)

@@ -17,9 +17,8 @@ from dptrain.comm.communicator import ReduceOp
 from dptrain.comm.errors import CommunicatorError as DistBackendError
 from dptrain.comm.errors import CommunicatorError as DistError
 from dptrain.comm.errors import NetworkError as DistNetworkError
+from dptrain.distributed.backend_names import Backend, BackendConfig
 from dptrain.distributed.backends import (
-    Backend,
-    BackendConfig,
     default_pg_timeout,
     destroy_process_group,
     get_backend,

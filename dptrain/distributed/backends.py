@@ -1,4 +1,4 @@
-"""Names of backends, and the start and end of the default group.
+"""Which backends there are, and the start and end of the default group.
 
 Owns: what the arguments of `init_process_group` mean here. Must not know: tensors, collectives.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 from dptrain.comm import default as _default
 from dptrain.comm.communicator import DEFAULT_TIMEOUT_S
@@ -16,6 +16,7 @@ from dptrain.comm.env import discover, thread_count_is_set
 from dptrain.core import random
 from dptrain.core.cuda import device_count
 from dptrain.core.threads import set_num_threads, usable_cores
+from dptrain.distributed.backend_names import BACKENDS, Backend, BackendConfig, known
 from dptrain.distributed.groups import (
     Group,
     GroupMember,
@@ -30,59 +31,6 @@ from dptrain.distributed.stores import Store
 default_pg_timeout = timedelta(seconds=DEFAULT_TIMEOUT_S)
 
 
-class Backend(str):
-    """A backend's name in lower case: `Backend("GLOO") == Backend.GLOO == "gloo"`.
-
-    Raises:
-        ValueError: no string.
-    """
-
-    __slots__ = ()
-
-    UNDEFINED = "undefined"
-    GLOO = "gloo"
-    NCCL = "nccl"
-    MPI = "mpi"
-    backend_list: ClassVar[list[str]] = [UNDEFINED, GLOO, NCCL, MPI]
-    default_device_backend_map: ClassVar[dict[str, str]] = {"cpu": GLOO, "cuda": NCCL}
-
-    def __new__(cls, name: str) -> Backend:
-        if not isinstance(name, str):
-            raise ValueError("Backend constructor parameter must be string-ish")
-        return super().__new__(cls, name.lower())
-
-
-class BackendConfig:
-    """Which backend serves which kind of device: "cpu:gloo,cuda:nccl", or one name for all.
-
-    Raises:
-        ValueError: another form.
-    """
-
-    def __init__(self, backend: str) -> None:
-        self.device_backend_map: dict[str, str] = {}
-        if ":" not in backend:
-            self.device_backend_map = dict.fromkeys(("cpu", "cuda"), backend.lower())
-            return
-        for entry in backend.lower().split(","):
-            device, colon, name = entry.strip().partition(":")
-            if not colon or not device or not name or device in self.device_backend_map:
-                raise ValueError(
-                    f"The custom backend string argument is invalid: {backend}; expected one "
-                    "device:backend pair for each device, such as 'cpu:gloo,cuda:nccl'"
-                )
-            self.device_backend_map[device] = name
-
-    def get_device_backend_map(self) -> dict[str, str]:
-        """Device type -> backend."""
-        return self.device_backend_map
-
-    def __repr__(self) -> str:
-        return ",".join(f"{device}:{name}" for device, name in self.device_backend_map.items())
-
-
-#: PyTorch's backend names -> ours. Both gloo and mpi mean MPI; nccl is MPI for what lives on the CPU.
-_BACKENDS = {"mpi": "mpi", "gloo": "mpi", "serial": "serial", "nccl": "nccl"}
 _METHODS = ("env://", "tcp://", "file://")
 
 
@@ -118,7 +66,7 @@ def is_xccl_available() -> bool:
 
 def is_backend_available(backend: str) -> bool:
     """Whether `init_process_group` takes this name."""
-    return backend.lower() in _BACKENDS
+    return backend.lower() in BACKENDS
 
 
 def is_initialized() -> bool:
@@ -227,15 +175,10 @@ def _chosen(backend: str | None, local_ranks: int) -> str | None:
     """Our name of the backend that serves what a text of PyTorch's names."""
     if backend is None:
         return "nccl" if 0 < local_ranks <= device_count() and is_nccl_available() else None
-    by_device = BackendConfig(Backend(backend)).device_backend_map
-    for name in by_device.values():
-        if name not in _BACKENDS:
-            raise ValueError(
-                f"backend {backend!r} is not available in this version; expected one of {', '.join(_BACKENDS)}"
-            )
+    by_device = known(backend).device_backend_map
     names = set(by_device.values())
     if len(names) == 1:
-        return _BACKENDS[names.pop()]
+        return BACKENDS[names.pop()]
     return "nccl" if "nccl" in names and device_count() > 0 else "mpi"
 
 

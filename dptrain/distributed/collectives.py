@@ -17,6 +17,7 @@ from dptrain.comm.communicator import Communicator, ReduceOp
 from dptrain.comm.reduction import check_reducible
 from dptrain.comm.work import Work as ArrayWork
 from dptrain.core.arrays import address, beside, namespace_of
+from dptrain.core.history import check_writeable
 from dptrain.core.tensor import Tensor
 from dptrain.distributed.groups import Group, ProcessGroup, member, peer, seconds
 from dptrain.distributed.work import Work
@@ -103,10 +104,16 @@ def fill(target: Array, values: Array) -> None:
 
 
 class Targets:
-    """Tensors that a collective writes: their own memory where that has no gaps, else a copy."""
+    """Tensors that a collective writes: their own memory where that has no gaps, else a copy.
+
+    Raises:
+        RuntimeError: elements of a tensor share memory, as after `expand`.
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
+        for tensor in tensors:
+            check_writeable(tensor, "collective")
         self.arrays = [read(tensor) for tensor in tensors]
         for tensor in tensors:
             tensor._bump_version()

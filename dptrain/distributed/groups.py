@@ -15,6 +15,7 @@ from typing import Any
 
 from dptrain.comm import default as _default
 from dptrain.comm.communicator import Communicator
+from dptrain.distributed.backend_names import known
 from dptrain.distributed.group_calls import GroupCalls
 
 
@@ -149,9 +150,13 @@ def peer(
     """The group rank of a root or peer that is named by its rank in the job or in the group.
 
     Raises:
+        TypeError: no whole number.
         ValueError: both or none are named, or the rank is not in the group.
         RuntimeError: no rank of the job.
     """
+    for named in (rank, group_rank):
+        if named is not None and not hasattr(named, "__index__"):
+            raise TypeError(f"{op}: expected a rank as an int, got {named!r}")
     if rank is not None and group_rank is not None:
         raise ValueError("Can't specify both group_rank and global_rank")
     if rank is None and group_rank is None:
@@ -240,7 +245,8 @@ def new_group(
         The group, or `GroupMember.NON_GROUP_MEMBER` on ranks outside.
 
     Raises:
-        ValueError: `ranks` holds a rank twice, or what is no rank; or the ranks do not agree.
+        ValueError: `ranks` holds a rank twice, or what is no rank; no such backend; or the ranks do
+            not agree.
     """
     if use_local_synchronization:
         raise ValueError(
@@ -279,6 +285,8 @@ def _split(
     backend: str | None,
 ) -> ProcessGroup | None:
     """The group of that part (of ranks in `parent`) to which this rank belongs; None if to none."""
+    if backend is not None:
+        known(backend)
     everyone = parent.communicator.all_gather_object(parts)
     for rank, told in enumerate(everyone):
         if told != parts:

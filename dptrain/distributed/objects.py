@@ -64,8 +64,13 @@ def broadcast_object_list(
     """Replace the objects in the list by those of rank `src` (default 0).
 
     Raises:
+        TypeError: no list.
         ValueError: the ranks' lists have different lengths.
     """
+    if not isinstance(object_list, list):
+        raise TypeError(
+            f"broadcast_object_list: expected object_list to be a list, got {type(object_list).__name__}"
+        )
     pg = joined("broadcast_object_list", group)
     if pg is None:
         return

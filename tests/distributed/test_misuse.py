@@ -38,6 +38,22 @@ CASES = {
         r"gather\(dtype=float32, shape=\(2, 3\), root=0\)",
         r"barrier\(\)",
     ),
+    "elements that share memory": (
+        "dist.all_reduce(dptrain.ones(1).expand(3))",
+        r"RuntimeError: collective: unsupported operation: more than one element",
+    ),
+    "no whole rank": (
+        "dist.broadcast(x, src=0.5)",
+        r"TypeError: broadcast: expected a rank as an int, got 0\.5",
+    ),
+    "no list of objects": (
+        "dist.broadcast_object_list('abc', src=0)",
+        r"TypeError: broadcast_object_list: expected object_list to be a list, got str",
+    ),
+    "no such backend": (
+        "dist.new_group([0], backend='foo')",
+        r"ValueError: backend 'foo' is not available .* expected one of mpi, gloo",
+    ),
     "after destroy": (
         "dist.destroy_process_group()\ndist.all_reduce(x)",
         r"Default process group has not been initialized",
