@@ -12,10 +12,12 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from . import mpirun, protocol
+from .logs import STREAM_BITS
 from .mpirun import Job, LaunchError
 from .supervisor import RESTART_COUNT, Settings, supervise
 
@@ -66,6 +68,13 @@ def _ranks(text: str) -> int:
     return _positive_int(str(gpus) if text in ("gpu", "auto") else text)
 
 
+def _streams(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= sum(STREAM_BITS.values()):
+        raise ValueError
+    return value
+
+
 def _positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -98,6 +107,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(*per_node, dest="nproc", metavar="N", help="= -n N; also cpu, gpu or auto")
     add("--standalone", action="store_true", help="accepted as by torchrun; has no effect")
     add("--nnodes", default="1", help="accepted as by torchrun; 1 (other hosts: --hostfile)")
+    add("--node-rank", "--node_rank", default="0", help="accepted as by torchrun; 0")
+    for name in ("backend", "endpoint", "conf"):
+        add(f"--rdzv-{name}", f"--rdzv_{name}", help=argparse.SUPPRESS)  # no effect: MPI connects
+    add("--rdzv-id", "--rdzv_id", default="none", help=argparse.SUPPRESS)
+    for name in ("addr", "port"):
+        add(f"--master-{name}", f"--master_{name}", help=f"MASTER_{name.upper()} of the script")
+    add("--log-dir", "--log_dir", metavar="DIR", help="keep every rank's output in files there")
+    add(
+        "-r",
+        "--redirects",
+        metavar="S",
+        help="with --log-dir: 1 stdout, 2 stderr, 3 both: not shown",
+    )
+    add(
+        "-t", "--tee", metavar="S", help="with --log-dir: 1 stdout, 2 stderr, 3 both: shown as well"
+    )
     add("--max-restarts", "--max_restarts", metavar="K", help="start a failed job again, K times")
     add("--hostfile", metavar="FILE", help="hosts to run on, passed to mpirun")
     add("--host", metavar="LIST", help="hosts to run on, passed to mpirun")
@@ -124,7 +149,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.exit(0)
     if options.nnodes not in ("1", "1:1"):
         parser.error(f"--nnodes {options.nnodes}: expected 1; --hostfile names several hosts")
+    if options.node_rank != "0":
+        parser.error(f"--node-rank {options.node_rank}: expected 0; --hostfile names several hosts")
     for name, read, expected in (
+        ("redirects", _streams, "0, 1, 2 or 3, for all ranks"),
+        ("tee", _streams, "0, 1, 2 or 3, for all ranks"),
         ("nproc", _ranks, "a whole number of ranks, at least 1"),
         ("threads", _positive_int, "a whole number of threads, at least 1"),
         ("timeout", _positive_float, "a positive number of seconds"),
@@ -136,6 +165,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         except ValueError:
             option = "-n" if name == "nproc" else f"--{name.replace('_', '-')}"
             parser.error(f"{option} {text}: expected {expected}")
+    if options.log_dir is None and (options.redirects or options.tee):
+        parser.error("--redirects and --tee: expected --log-dir, the folder of the files")
     options.program = _program(parser, options)
     if options.hostfile is not None and not os.path.isfile(options.hostfile):
         parser.error(f"--hostfile {options.hostfile}: no such file")
@@ -195,7 +226,8 @@ def prepare(
     added[RESTART_COUNT] = "0"
     if not multi_host:
         # Nothing here needs an address, but scripts written for torchrun read it.
-        added.update({k: v for k, v in _address().items() if k not in base})
+        asked = {"MASTER_ADDR": options.master_addr, "MASTER_PORT": options.master_port}
+        added.update({k: asked[k] or v for k, v in _address().items() if asked[k] or k not in base})
     if package == "launch":  # a bare clone: the ranks must find it from any folder
         clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         added["PYTHONPATH"] = os.pathsep.join(filter(None, (clone, base.get("PYTHONPATH"))))
@@ -218,6 +250,21 @@ def _address() -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
+def _log_folder(options: argparse.Namespace) -> str | None:
+    """A new folder for this run's files, so that runs do not write into each other's.
+
+    Raises:
+        LaunchError: it cannot be made.
+    """
+    if options.log_dir is None:
+        return None
+    try:
+        os.makedirs(options.log_dir, exist_ok=True)
+        return tempfile.mkdtemp(prefix=f"{options.rdzv_id}_", dir=options.log_dir)
+    except OSError as exception:
+        raise LaunchError(f"--log-dir {options.log_dir}: {exception.strerror}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dprun``; returns the exit status."""
     options = parse(sys.argv[1:] if argv is None else argv)
@@ -238,6 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             multi_host=multi_host,
             report=options.report,
             max_restarts=options.max_restarts or 0,
+            log_folder=_log_folder(options),
+            logged=(options.redirects or 0) | (options.tee or 0) or sum(STREAM_BITS.values()),
+            hidden=(options.redirects or 0) & ~(options.tee or 0),
         )
         return supervise(settings, line, env)
     except LaunchError as exception:

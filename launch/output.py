@@ -10,6 +10,8 @@ import os
 import select
 from collections import defaultdict
 
+from .logs import STREAM_BITS, LogFiles
+
 _MAX_LINE_NBYTES = 1 << 16
 _TAIL_NBYTES = 1 << 14
 
@@ -24,10 +26,21 @@ class Output:
         show_all: prefix and show every line of every rank, instead of the rule above.
         stdout: file descriptor.
         stderr: file descriptor.
+        logs: files that keep what the ranks wrote, shown or not.
+        hidden: sum of the `STREAM_BITS` of the ranks' streams that are not shown.
     """
 
-    def __init__(self, show_all: bool = False, stdout: int = 1, stderr: int = 2) -> None:
+    def __init__(
+        self,
+        show_all: bool = False,
+        stdout: int = 1,
+        stderr: int = 2,
+        logs: LogFiles | None = None,
+        hidden: int = 0,
+    ) -> None:
         self._show_all = show_all
+        self._logs = logs
+        self._hidden = hidden
         self._target = {"stdout": stdout, "stderr": stderr}
         self._partial: defaultdict[tuple[str, str], bytearray] = defaultdict(bytearray)
         self._tail: defaultdict[int, bytearray] = defaultdict(bytearray)
@@ -45,6 +58,13 @@ class Output:
             tail = self._tail[rank]
             tail += data
             del tail[:-_TAIL_NBYTES]
+        if self._logs is not None:
+            try:
+                self._logs.write(rank, stream, data)
+            except OSError as error:
+                self.message(f"dprun: no more log files: {error}\n")
+        if STREAM_BITS[stream] & self._hidden:
+            return
         if self._show_all or (rank > 0 and stream == "stderr"):
             self._lines(f"[rank {rank}] ", stream, data)
         elif rank == 0:
@@ -60,6 +80,8 @@ class Output:
 
     def flush(self) -> None:
         """Writes the lines that their ranks did not finish; at the end of the job."""
+        if self._logs is not None:
+            self._logs.close()
         for (prefix, stream), partial in self._partial.items():
             if partial:
                 self._write_line(stream, prefix.encode() + _last_state(bytes(partial)) + b"\n")

@@ -32,6 +32,7 @@ from types import FrameType
 from . import processes, protocol
 from .guard import Guard
 from .hub import Event, Hub
+from .logs import LogFiles
 from .mpirun import LaunchError
 from .output import Output
 from .verdict import Outcome, conclude, lost_start_race
@@ -61,6 +62,8 @@ class Settings:
         report: a file that takes the last words instead of stderr, or None.
         may_restart: raise `StartRaceLost` instead of reporting that mpirun lost its start race.
         max_restarts: how often the job is started again after a rank has failed.
+        log_folder: takes the ranks' output in files, or None.
+        logged, hidden: sums of the `STREAM_BITS` that go to files, and that are not shown.
     """
 
     nproc: int
@@ -71,6 +74,13 @@ class Settings:
     report: str | None = None
     may_restart: bool = False
     max_restarts: int = 0
+    log_folder: str | None = None
+    logged: int = 3
+    hidden: int = 0
+
+    def log_files(self) -> LogFiles | None:
+        """The files of a job that starts now, if any were asked for."""
+        return None if self.log_folder is None else LogFiles(self.log_folder, self.logged)
 
 
 class StartRaceLost(Exception):
@@ -82,7 +92,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._output = Output(settings.show_all)
+        self._output = Output(settings.show_all, logs=settings.log_files(), hidden=settings.hidden)
         self._selector = selectors.DefaultSelector()
         self._hub = Hub(
             self._selector,
@@ -370,7 +380,10 @@ class Supervisor:
 def supervise(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> int:
     """Runs a job, again after a failure as often as the settings say; returns its exit status."""
     for attempt in range(settings.max_restarts + 1):
-        code, a_rank_failed = _attempt(settings, command, {**env, RESTART_COUNT: str(attempt)})
+        now = settings
+        if settings.log_folder is not None:
+            now = replace(settings, log_folder=f"{settings.log_folder}/attempt_{attempt}")
+        code, a_rank_failed = _attempt(now, command, {**env, RESTART_COUNT: str(attempt)})
         if not a_rank_failed or attempt == settings.max_restarts:
             break
         print(

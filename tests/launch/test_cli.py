@@ -40,6 +40,15 @@ def test_torchruns_words_for_one_host_are_understood(script: str) -> None:
     assert cli.parse(["--nproc-per-node=auto", script]).nproc == (gpus or cores)
 
 
+def test_torchruns_words_for_the_meeting_place_are_understood(script: str) -> None:
+    options = cli.parse(
+        "--nproc_per_node=1 --node_rank=0 --master_addr=localhost --master-port=29507 "
+        f"--rdzv_backend=c10d --rdzv-endpoint=localhost:0 --rdzv_id=7 -- {script}".split(" ", 8)
+    )
+    _, env, _, _ = cli.prepare(options, {"PATH": os.environ["PATH"], "MASTER_PORT": "1"})
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("localhost", "29507")
+
+
 def test_a_double_dash_may_precede_the_script(script: str) -> None:
     assert cli.parse(["--", script, "--x"]).program == [script, "--x"]
 
@@ -53,6 +62,9 @@ def test_output_is_rank0_unless_asked(script: str, flags: list[str], output: str
     ("arguments", "words"),
     [
         (["-n", "0", "SCRIPT"], ["-n 0", "at least 1"]),
+        (["--node-rank", "1", "SCRIPT"], ["--node-rank 1", "--hostfile"]),
+        (["--log-dir", "logs", "--tee", "0:3", "SCRIPT"], ["--tee 0:3", "for all ranks"]),
+        (["--tee", "3", "SCRIPT"], ["--tee", "--log-dir"]),
         (["-n", "-3", "SCRIPT"], ["-n -3", "at least 1"]),
         (["-n", "x", "SCRIPT"], ["-n x", "whole number"]),
         (["-n", "1.5", "SCRIPT"], ["-n 1.5", "whole number"]),

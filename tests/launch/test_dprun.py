@@ -109,6 +109,30 @@ def test_what_lies_in_the_working_folder_does_not_keep_ranks_from_starting(
     assert json.loads(result.stdout)["path0"] == str(Path(script).parent)
 
 
+@pytest.mark.parametrize(("flags", "shown"), [((), True), (("-r", "3"), False), (("-t3",), True)])
+def test_log_files_hold_what_every_rank_wrote(
+    dprun: Dprun, tmp_path: Path, flags: tuple[str, ...], shown: bool
+) -> None:
+    script = dprun.script(
+        "import os, sys\n"
+        "rank, attempt = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "sys.stdout.write(f'out {rank} {attempt} \\xe9'); sys.stdout.flush()\n"
+        "print('err', rank, file=sys.stderr)\n"
+        "if attempt == '0': sys.exit(3)\n"
+    )
+    logs = tmp_path / "logs"
+    arguments = ["-n", "2", "--max-restarts", "1", "--log-dir", str(logs), *flags, script]
+    result = dprun.run(*arguments)
+    assert result.returncode == 0, result.stderr
+    (run,) = logs.iterdir()
+    assert sorted(path.name for path in run.iterdir()) == ["attempt_0", "attempt_1"]
+    for rank in (0, 1):  # of the first attempt a rank may have been ended before it wrote
+        folder = run / "attempt_1" / str(rank)
+        assert (folder / "stdout.log").read_text() == f"out {rank} 1 \xe9"
+        assert (folder / "stderr.log").read_text() == f"err {rank}\n"
+    assert ("out 0 1" in result.stdout, "err 1" in result.stderr) == (shown, shown)
+
+
 def test_modules_run_with_m(dprun: Dprun) -> None:
     dprun.script("", "package/__init__.py")
     dprun.script(_FACTS, "package/train.py")

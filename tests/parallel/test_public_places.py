@@ -8,6 +8,7 @@ import pytest
 
 import dptrain
 import dptrain.distributed as dist
+import dptrain.distributed.distributed_c10d as distributed_c10d
 from dptrain import parallel
 from dptrain.distributed.algorithms import Join, Joinable, JoinHook
 from dptrain.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -23,6 +24,9 @@ def test_names_lead_to_their_homes():
     assert default_hooks.fp16_compress_hook is comm_hooks.fp16_compress_hook
     assert powerSGD_hook.powerSGD_hook is power_sgd.powerSGD_hook
     assert dist.GradBucket is grad_bucket.GradBucket
+    assert distributed_c10d.all_reduce is dist.all_reduce
+    with pytest.raises(ValueError, match="has not been initialized"):
+        distributed_c10d._get_default_group()
     assert dptrain.nn.SyncBatchNorm is parallel.SyncBatchNorm
     assert dptrain.futures.Future is not None
     for place in (dist, dist.algorithms, default_hooks, dptrain.nn.parallel):
