@@ -26,6 +26,7 @@ import numpy as np
 from dptrain.comm.default import default_communicator
 from dptrain.core.arrays import to_host
 from dptrain.core.tensor import Tensor, wrap
+from dptrain.parallel import DistributedDataParallel
 from dptrain.serialization.safetensors_file import pack, unpack
 
 _FORMAT = 1
@@ -44,7 +45,8 @@ def save_checkpoint(
     Args:
         directory: the run's folder; made if missing.
         state: nested dicts, lists and tuples of tensors, arrays, numbers, strings, bools and None, and
-            of what has a `state_dict()` (models, optimizers, schedulers, loaders), which is saved.
+            of what has a `state_dict()` (models, optimizers, schedulers, loaders), which is saved; of a
+            `DistributedDataParallel(reproducible=...)` at the top also where its random numbers stand.
         step: its number; a checkpoint of the same number is replaced.
         keep: how many checkpoints stay, the newest ones.
 
@@ -89,8 +91,14 @@ def _write(folder: Path, state: Mapping[str, Any], step: int) -> None:
         "nbytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "state": tree,
+        # What a model's state_dict(), which is the plain module's, has no place for.
+        "shard_steps": {k: v.shard_steps for k, v in state.items() if _follows_shards(v)},
     }
     _write_flushed(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def _follows_shards(value: Any) -> bool:
+    return isinstance(value, DistributedDataParallel) and bool(value.reproducible)
 
 
 def _write_flushed(path: Path, data: bytes) -> None:
@@ -208,6 +216,8 @@ def load_checkpoint(path: str | Path, into: Mapping[str, Any] | None = None) -> 
         raise KeyError(f"{folder} holds no {', '.join(missing)}; it holds {', '.join(state)}")
     for name, target in into.items():
         target.load_state_dict(state[name])
+        if _follows_shards(target):
+            target.shard_steps = manifest.get("shard_steps", {}).get(name, 0)
     return state
 
 

@@ -8,6 +8,7 @@ from thread_ranks import errors_on_ranks, on_ranks
 
 import dptrain
 from dptrain import nn, optim
+from dptrain.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from dptrain.parallel import DistributedDataParallel
 from dptrain.parallel.reproducible import exact_mean
 
@@ -55,6 +56,27 @@ def bits(result):
 def assert_equal_bits(one, other):
     for a, b in zip(bits(one), bits(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_says_where_random_numbers_stand(tmp_path):
+    def run(comm, steps, folder=None):
+        model = DistributedDataParallel(net(), reproducible=SHARDS)
+        optimizer = optim.Adam(model.parameters(), lr=0.01)
+        objects, first = {"model": model, "optimizer": optimizer}, 0
+        if folder is not None and latest_checkpoint(folder):
+            first = load_checkpoint(folder, into=objects)["step"]
+        for step in range(first, steps):
+            optimizer.zero_grad()
+            model.shard_backward(nn.functional.cross_entropy, *batch(step))
+            optimizer.step()
+        if folder is not None and comm.rank == 0:
+            save_checkpoint(folder, {**objects, "step": steps}, steps)
+        comm.barrier()
+        return [], model.state_dict(), optimizer.state_dict()
+
+    whole = on_ranks(2, run, 5)[0]
+    on_ranks(3, run, 2, tmp_path)
+    assert_equal_bits(on_ranks(1, run, 5, tmp_path)[0], whole)
 
 
 def test_one_to_eight_ranks_give_the_same_bits():
