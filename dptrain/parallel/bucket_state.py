@@ -124,6 +124,7 @@ class BucketState:
         self.ready_ns = self.launched_ns = 0
         self.work: Work | None = None
         self.future: Any = None
+        self.seen: GradBucket | None = None  # what a hook was given
         self.arrived_ns = 0
 
     # The memory of the gradients may be replaced by another reducer, so it is looked up each time.

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from dptrain.core.arrays import address, namespace_of
 from dptrain.core.flat import Place
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.futures import Future
@@ -25,7 +27,8 @@ class GradBucket:
     Args:
         index: number of the bucket, in launch order.
         last: whether no bucket follows.
-        array: its gradients, one-dimensional; gaps between parameters are zeros.
+        array: its gradients, one-dimensional; between parameters there may be gaps, which a hook does
+            not see: a mean or a number of elements is that of the gradients.
         params: its parameters.
         places: where each of them lies in the storage.
         start: the element of the storage at which `array` begins.
@@ -40,9 +43,19 @@ class GradBucket:
         places: Sequence[Place],
         start: int,
     ) -> None:
-        self._index, self._last, self._start = index, last, start
+        self._index, self._last = index, last
+        self._params = list(params)
+        self._home = array
+        self._places = [slice(q.start - start, q.stop - start) for q in places]
+        sizes = [place.stop - place.start for place in self._places]
+        self._begins = list(accumulate(sizes, initial=0))
+        self._size = self._begins.pop()
+        self._in_place = array.size == self._size
+        if self._in_place:
+            self._begins = [place.start for place in self._places]
+        else:
+            array = namespace_of(array).concatenate([array[place] for place in self._places])
         self._buffer = wrap(array)
-        self._params, self._places = list(params), list(places)
 
     def index(self) -> int:
         """The bucket's number; buckets are launched in this order on every rank."""
@@ -62,7 +75,7 @@ class GradBucket:
         Raises:
             TypeError, ValueError: no tensor, or another number of elements.
         """
-        self._buffer = as_buffer(buffer, self._buffer._array.size, "GradBucket.set_buffer")
+        self._buffer = as_buffer(buffer, self._size, "GradBucket.set_buffer")
 
     def parameters(self) -> list[Tensor]:
         """The parameters whose gradients the bucket holds."""
@@ -72,9 +85,23 @@ class GradBucket:
         """The gradients of these parameters, as views of the buffer."""
         flat = self._buffer._array
         return [
-            wrap(flat[q.start - self._start : q.stop - self._start].reshape(p._array.shape))
-            for p, q in zip(self._params, self._places, strict=True)
+            wrap(flat[begin : begin + p._array.size].reshape(p._array.shape))
+            for p, begin in zip(self._params, self._begins, strict=True)
         ]
+
+    def bring_home(self, value: Any) -> None:
+        """Put what a hook made of the bucket into the place of its gradients.
+
+        Raises:
+            TypeError, ValueError: no tensor, or another number of elements.
+        """
+        found = as_buffer(value, self._size, "Communication hook")._array
+        if not self._in_place:
+            for place, begin in zip(self._places, self._begins, strict=True):
+                part = found[begin : begin + place.stop - place.start]
+                np.copyto(self._home[place], part, casting="same_kind")
+        elif address(found) != address(self._home):
+            np.copyto(self._home, found, casting="same_kind")
 
 
 def as_buffer(value: Any, size: int, who: str) -> Tensor:

@@ -20,14 +20,13 @@ import numpy as np
 
 from dptrain.comm.communicator import Communicator, Work
 from dptrain.core import engine
-from dptrain.core.arrays import address
 from dptrain.core.flat import adopt, place_of
 from dptrain.core.hooks import RemovableHandle
 from dptrain.core.tensor import Tensor
 from dptrain.futures import Future
 from dptrain.parallel.bucket_state import BucketState, Section
 from dptrain.parallel.buckets import END_CAP_MB, HOST_END_CAP_MB
-from dptrain.parallel.grad_bucket import CommHook, as_buffer
+from dptrain.parallel.grad_bucket import CommHook
 from dptrain.parallel.gradient_owners import GradientOwners
 from dptrain.parallel.statistics import StepRecord, StepTimes
 from dptrain.parallel.step_check import StepCheck
@@ -196,7 +195,8 @@ class Reducer:
         if self.hook is not None:
             state, hook = self.hook
             last = bucket is self._buckets[-1]
-            bucket.future = _checked(hook(state, bucket.as_grad_bucket(last)), hook)
+            bucket.seen = bucket.as_grad_bucket(last)
+            bucket.future = _checked(hook(state, bucket.seen), hook)
             return
         if self.owners is not None:
             bucket.work = self.owners.reduce(bucket, self.communicator, async_op)
@@ -271,11 +271,11 @@ class Reducer:
 
     def _take(self, bucket: BucketState) -> None:
         """Bring what a hook made of a bucket into its place."""
-        found = as_buffer(bucket.future.wait(), bucket.gradients.size, "Communication hook")
+        assert bucket.seen is not None
+        found = bucket.future.wait()
         bucket.arrived_ns = time.perf_counter_ns()
-        if address(found._array) != address(bucket.gradients):
-            np.copyto(bucket.gradients, found._array, casting="same_kind")
-        bucket.future = None
+        bucket.seen.bring_home(found)
+        bucket.future = bucket.seen = None
 
     def _scale(self) -> None:
         """The division, where it is not by the ranks that took part (which the communicator does)."""

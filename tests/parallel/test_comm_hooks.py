@@ -27,6 +27,38 @@ def net(dtype=dptrain.float64):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5, bias=False)).to(dtype)
 
 
+def test_a_hook_finds_the_gradients_and_nothing_between_them():
+    def run(comm):
+        model = DistributedDataParallel(net())
+        seen = []
+
+        def signs(state, bucket):  # one-bit: the mean of the absolute values is the step
+            buffer = bucket.buffer()
+            seen.append((buffer.numel(), [g.numpy().copy() for g in bucket.gradients()]))
+            return allreduce_hook(None, GradBucketOf(bucket, buffer.sign() * buffer.abs().mean()))
+
+        model.register_comm_hook(None, signs)
+        got = gradient(model, mine(comm))
+        return got, seen
+
+    class GradBucketOf:
+        def __init__(self, bucket, buffer):
+            self.index, self.buffer = bucket.index, lambda: buffer
+
+    results = on_ranks(2, run)
+    sums = 0
+    for _, seen in results:
+        ((count, parts),) = seen
+        flat = np.concatenate([part.reshape(-1) for part in parts])
+        assert count == flat.size == 6 * 8 + 8 + 8 * 5
+        sums = sums + np.sign(flat) * np.abs(flat).mean()
+    shapes = [(5, 8), (8,), (8, 6)]
+    expected = np.split(sums / 2, np.cumsum([40, 8]))
+    for got, _ in results:
+        for g, e, shape in zip(reversed(got), expected, shapes, strict=True):
+            np.testing.assert_allclose(g, e.reshape(shape), rtol=1e-12)
+
+
 def mine(comm, step=0, dtype=np.float64):
     stream = np.random.default_rng((comm.rank, step))
     return dptrain.tensor(stream.standard_normal((3, 6)).astype(dtype))
