@@ -224,6 +224,8 @@ def prepare(
     family = mpirun.identify(path, base)
     added = mpirun.additions(family, path, job, base, hosts=max(2, len(hosts)) if multi_host else 1)
     added[RESTART_COUNT] = "0"
+    added["TORCHELASTIC_MAX_RESTARTS"] = str(options.max_restarts or 0)
+    added["TORCHELASTIC_RUN_ID"] = options.rdzv_id
     if not multi_host:
         # Nothing here needs an address, but scripts written for torchrun read it.
         asked = {"MASTER_ADDR": options.master_addr, "MASTER_PORT": options.master_port}

@@ -43,10 +43,13 @@ def test_torchruns_words_for_one_host_are_understood(script: str) -> None:
 def test_torchruns_words_for_the_meeting_place_are_understood(script: str) -> None:
     options = cli.parse(
         "--nproc_per_node=1 --node_rank=0 --master_addr=localhost --master-port=29507 "
-        f"--rdzv_backend=c10d --rdzv-endpoint=localhost:0 --rdzv_id=7 -- {script}".split(" ", 8)
+        f"--rdzv_backend=c10d --rdzv-endpoint=localhost:0 --rdzv_id=7 --max-restarts=3 -- {script}".split(
+            " ", 9
+        )
     )
     _, env, _, _ = cli.prepare(options, {"PATH": os.environ["PATH"], "MASTER_PORT": "1"})
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("localhost", "29507")
+    assert (env["TORCHELASTIC_RUN_ID"], env["TORCHELASTIC_MAX_RESTARTS"]) == ("7", "3")
 
 
 def test_a_double_dash_may_precede_the_script(script: str) -> None:
