@@ -36,7 +36,8 @@ def test_quickstart_under_dprun(dprun, ranks):
     check_quickstart(done)
     # One progress bar, and the losses of all ranks once.
     assert done.stdout.count("epoch  0 ") == 1
-    assert "[rank 1]" not in done.stderr
+    others = [line for line in done.stderr.splitlines() if "[rank 1]" in line]
+    assert not [line for line in others if "compiling CPU kernels" not in line]
 
 
 def test_quickstart_alone_and_under_mpirun(job):

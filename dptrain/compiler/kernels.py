@@ -23,6 +23,7 @@ import numpy as np
 from dptrain.compiler.arrays import Address, TracedArray, TracedFunction
 from dptrain.core.flat import aligned_empty
 from dptrain.core.kernels import memory
+from dptrain.core.kernels.deferred import ArrayFunction, Deferred
 from dptrain.core.parts import root_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,32 @@ def kernels_of(trace: Trace, module: ModuleType) -> Any:
     Functions of the package are twins. Those of another one (NumPy's, numba's) are calls to record.
     """
     return _Twins(trace).module(module)
+
+
+class _Names(dict[str, Any]):
+    """Global names of twins, each made when it is first looked up."""
+
+    def __init__(self, twins: _Twins, names: dict[str, Any]) -> None:
+        super().__init__(
+            __name__=names["__name__"]
+        )  # which functions take from here as they are made
+        self._twins, self._originals = twins, names
+
+    def __missing__(self, name: str) -> Any:
+        found = self[name] = self._twins.twin(self._originals[name])
+        return found
+
+
+class _Module:
+    """Likewise a module."""
+
+    def __init__(self, twins: _Twins, module: ModuleType) -> None:
+        self._twins, self._original = twins, module
+
+    def __getattr__(self, name: str) -> Any:
+        found = self._twins.twin(getattr(self._original, name))
+        setattr(self, name, found)
+        return found
 
 
 class _Twins:
@@ -56,10 +83,10 @@ class _Twins:
         name = module.__name__
         found = self._modules.get(name)
         if found is None:
-            found = self._modules[name] = SimpleNamespace()
             # Nothing of the pool is to be recorded but what it is asked to run.
             is_pool = name == f"{_PACKAGE}.pool"
-            vars(found).update(self._of_pool(module) if is_pool else self._names(name))
+            found = SimpleNamespace(**self._of_pool(module)) if is_pool else _Module(self, module)
+            self._modules[name] = found
         return found
 
     def _of_pool(self, pool: ModuleType) -> dict[str, Any]:
@@ -74,9 +101,7 @@ class _Twins:
         """The globals of the twins of a module."""
         found = self._globals.get(module)
         if found is None:
-            found = self._globals[module] = {}  # first, for modules that import each other
-            for name, value in vars(sys.modules[module]).items():
-                found[name] = self.twin(value)
+            found = self._globals[module] = _Names(self, vars(sys.modules[module]))
         return found
 
     def twin(self, value: Any) -> Any:
@@ -86,8 +111,9 @@ class _Twins:
         if isinstance(value, ModuleType):
             inside = value.__name__.startswith(_PACKAGE + ".")
             return self.module(value) if inside else value
-        if hasattr(value, "py_func"):  # compiled by numba for any arguments
-            return partial(_compiled, self._trace, value)
+        if isinstance(value, Deferred):  # what stands for numba's objects
+            own = isinstance(value, ArrayFunction)
+            return partial(_compiled, self._trace, value) if own else value
         if isinstance(value, partial):
             named = {k: self.twin(v) for k, v in value.keywords.items()}
             return partial(self.twin(value.func), *map(self.twin, value.args), **named)
@@ -264,5 +290,5 @@ def _compiled(trace: Trace, function: Any, *args: Any) -> Any:
     numbers = tuple(touched)
     trace.add("call", function, tuple(hosts), {}, (), (), numbers, numbers, hoistable=False)
     if result is not None:
-        trace.refuse(f"a kernel returned a value ({function.__name__})")
+        trace.refuse("a kernel returned a value")
     return result

@@ -24,12 +24,14 @@ class Settings:
         host_devices: into how many virtual devices the host is split (`cpu:0`, `cpu:1`, ...).
         replays: whether modules are recorded and replayed by themselves.
         cuda_visible_devices: CUDA_VISIBLE_DEVICES, which CUDA itself obeys; here for error messages.
+        compiler: numba's own variables, which it obeys, but for where it keeps files.
     """
 
     kernels: str = "auto"
     host_devices: int = 1
     replays: bool = True
     cuda_visible_devices: str | None = None
+    compiler: tuple[tuple[str, str], ...] = ()
 
 
 @cache
@@ -50,7 +52,18 @@ def settings() -> Settings:
         host_devices=_count("DPTRAIN_HOST_DEVICES", 1, 64),
         replays=_switch("DPTRAIN_REPLAYS", True),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        compiler=tuple(
+            sorted(
+                (name, value)
+                for name, value in os.environ.items()
+                if name.startswith("NUMBA_") and name not in _NO_MATTER_OF_CODE
+            )
+        ),
     )
+
+
+#: numba's variables that change no code.
+_NO_MATTER_OF_CODE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 
 
 def _switch(name: str, default: bool) -> bool:
@@ -69,7 +82,19 @@ def _count(name: str, default: int, most: int) -> int:
     return int(text)
 
 
+def _user_cache(name: str) -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), name)
+
+
 def torch_home() -> Path:
     """PyTorch's folder of downloaded files: `$TORCH_HOME`, or `torch` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser()
+    return Path(os.environ.get("TORCH_HOME", _user_cache("torch"))).expanduser()
+
+
+def kernel_folders(source: Path) -> list[Path]:
+    """Where compiled kernels may lie, whose source lies in a folder; they are written to the first that takes them."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen:
+        return [Path(chosen) / "dptrain"]
+    folders = source / "__pycache__", os.path.expanduser(_user_cache("dptrain"))
+    return [Path(f) for f in folders if os.path.isabs(f)]  # a user may have no home

@@ -11,7 +11,7 @@ import pytest
 
 import dptrain
 from dptrain.compiler.arrays import Address
-from dptrain.compiler.kernels import kernels_of
+from dptrain.compiler.kernels import _Module, kernels_of
 from dptrain.compiler.trace import Trace
 from dptrain.core import kernels
 from dptrain.core.capturing import recorders
@@ -23,6 +23,17 @@ MODULES = [f"{PACKAGE}.{m.name}" for m in iter_modules(kernels.__path__) if m.na
 RAW = [memory.address, memory.addresses, memory.scratch, pool.run, pool.run_packed]
 
 
+def names_of(module):
+    """All names of what stands for a module, which makes each when it is asked for."""
+    return {*vars(module._original), *getattr(module._original, "__all__", ())}
+
+
+def globals_of(function):
+    """Likewise a function's global names."""
+    space = function.__globals__
+    return [space[name] for name in list(getattr(space, "_originals", space))]
+
+
 def inside(value):
     """What a value reaches without being called; functions of the pool are given no arrays."""
     if isinstance(value, FunctionType):
@@ -30,7 +41,7 @@ def inside(value):
         yield from (value.__kwdefaults__ or {}).values()
         yield from (cell.cell_contents for cell in value.__closure__ or ())
         if value.__module__.startswith(PACKAGE) and value.__module__ != pool.__name__:
-            yield from value.__globals__.values()
+            yield from globals_of(value)
     elif isinstance(value, partial):
         if getattr(value.func, "__module__", "") != kernels_of.__module__:
             yield from (value.func, *value.args, *value.keywords.values())
@@ -38,6 +49,8 @@ def inside(value):
         yield value.__func__
     elif isinstance(value, property):
         yield from (value.fget, value.fset, value.fdel)
+    elif isinstance(value, _Module):
+        yield from (getattr(value, name) for name in names_of(value))
     elif isinstance(value, SimpleNamespace):
         yield from vars(value).values()
     elif isinstance(value, type) and value.__bases__ == (object,):
@@ -57,6 +70,13 @@ def reached(value):
             found[id(value)] = value
             stack += inside(value)
     return list(found.values())
+
+
+def test_the_walk_reaches_the_drivers_of_every_family():
+    native = import_module(f"{PACKAGE}.native")
+    found = reached(kernels_of(Trace(kernels_of), native))
+    names = {v.__name__ for v in found if isinstance(v, FunctionType)}
+    assert {"conv", "im2col", "relu", "matmul", "_multiply", "recurrent", "describe"} <= names
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -13,8 +13,9 @@ import numpy as np
 from numba import types
 
 from dptrain.core.kernels import memory
-from dptrain.core.kernels.memory import address, array_at, lines
+from dptrain.core.kernels.memory import address, lines
 
+array_at = memory.array_at.made
 PAGE = mmap.PAGESIZE
 #: Addresses, which take no memory until they are written to; none is given out twice.
 _PAGES = 1 << 28

@@ -120,7 +120,7 @@ def test_exp_of_both_types_is_within_its_bound():
     from dptrain.core.kernels.exponential import exponentials
 
     for dtype, low, high, units in ((np.float32, -110, 95, 1.1), (np.float64, -760, 720, 1.5)):
-        exp = exponentials(dtype).exp
+        exp = exponentials(dtype).exp.made
 
         @numba.njit(error_model="numpy")
         def run(x, out, exp=exp):
@@ -235,19 +235,20 @@ def test_prelu_and_its_gradients_are_the_definition(dtype, weights, order):
 
 def test_what_a_recorded_call_compiles_is_no_part_of_the_recording(monkeypatch):
     from dptrain.core.kernels import activations
+    from dptrain.core.kernels.deferred import Function
 
     given = []
-    compile_kernel = activations._map_grad._compile
+    make = activations._map_grad._make
 
-    def compile_and_note(variant, names):
+    def make_and_note(variant, names):
         given.append(names["slope"])
-        return compile_kernel(variant, names)
+        return make(variant, names)
 
     activations._slope_code.cache_clear()
-    monkeypatch.setattr(activations._map_grad, "_compile", compile_and_note)
+    monkeypatch.setattr(activations._map_grad, "_make", make_and_note)
     monkeypatch.setattr(activations._map_grad, "_addresses", {})
     activations._map_grad.address.cache_clear()
     x = dptrain.ones(64, requires_grad=True)
     dptrain.compile(lambda x: dptrain.nn.functional.mish(x).sum())(x).backward()
     assert given
-    assert all(hasattr(slope, "py_func") for slope in given)  # numba's own, nothing around it
+    assert all(isinstance(slope, Function) for slope in given)  # nothing around it

@@ -424,6 +424,8 @@ def planted(monkeypatch, old, new):
     """The tile with a fault in its generator, in the place of the right one."""
     import inspect
 
+    from dptrain.core.kernels import code_files
+
     source = inspect.getsource(micro._emit_tile)
     assert old in source
     space = dict(vars(micro))
@@ -434,27 +436,24 @@ def planted(monkeypatch, old, new):
         micro.tile._signature,
         {**micro.tile._options},
     )
-    monkeypatch.setattr(faulty, "_compile", lambda variant, names: uncached(faulty, names))
+    monkeypatch.setattr(
+        faulty,
+        "_make",
+        lambda variant, names: code_files.link(faulty.compile(f"fault-{id(names)}", names)),
+    )
     monkeypatch.setattr(direct, "tile", faulty)
     monkeypatch.setattr(direct, "tile_facts", direct.tile_facts.__wrapped__)
-
-
-def uncached(made, names):
-    from types import FunctionType
-
-    import numba
-
-    original = made._function
-    copy = FunctionType(original.__code__, {**original.__globals__, **names}, "tile")
-    return numba.cfunc(made._signature, **made._options)(copy)
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('offsets = [b.mul(g["a_m"], _INT(m))', 'offsets = [b.mul(g["a_m"], _INT(max(m - 1, 0)))'),
-        ('emitter.loop(g["size_j"]', 'emitter.loop(b.sub(g["size_j"], _INT(1))'),
-        ("_INT(v * emitter.lanes)))", "_INT(v * emitter.lanes + 1)))"),
+        (
+            'offsets = [b.mul(g["a_m"], ir.IntType(64)(m))',
+            'offsets = [b.mul(g["a_m"], ir.IntType(64)(max(m - 1, 0)))',
+        ),
+        ('emitter.loop(g["size_j"]', 'emitter.loop(b.sub(g["size_j"], ir.IntType(64)(1))'),
+        ("ir.IntType(64)(v * emitter.lanes)))", "ir.IntType(64)(v * emitter.lanes + 1)))"),
     ],
     ids=["a row read twice", "a missing tap", "a wrong edge"],
 )

@@ -145,6 +145,7 @@ def test_every_kernel_of_the_definition_has_a_compiled_twin():
     }
     assert {"conv", "softmax", "relu"} < public  # of each file of the definition
     assert {n for n in public if not n.startswith("_")} <= set(native.__all__)
+    assert all(callable(getattr(native, n)) for n in native.__all__)
 
 
 def test_provider_follows_the_element_type_alone():

@@ -255,7 +255,7 @@ def faulty_module(module, old, new):
     """The module's code with a fault in it, compiled without a cache."""
     source = inspect.getsource(module)
     assert old in source, f"{module.__name__} has changed: {old!r}"
-    space = {"__name__": module.__name__, "__file__": module.__file__}
+    space = {"__name__": f"fault_{id(source)}", "__file__": module.__file__}
     exec(compile(source.replace(old, new), f"<{module.__name__} with a fault>", "exec"), space)
     return space
 
@@ -272,19 +272,13 @@ def faulty_module(module, old, new):
     ids=["a block of the sum lost", "a column lost", "a panel's first rows twice", "a wrong start", "an edge not written"],
 )  # fmt: skip
 def test_faults_planted_in_the_drivers_are_seen(monkeypatch, module, old, new):
-    from numba import cfunc
-
+    from dptrain.core.kernels import code_files
     from dptrain.core.kernels.compiled import Kernel
 
-    def compiled(self, variant, names):
-        from types import FunctionType
+    def made(self, variant, names):
+        return code_files.link(self.compile(f"fault-{id(names)}", names))
 
-        space = {**self._function.__globals__, **names}
-        return cfunc(self._signature, **self._options)(
-            FunctionType(self._function.__code__, space, self._function.__name__)
-        )
-
-    monkeypatch.setattr(Kernel, "_compile", compiled)
+    monkeypatch.setattr(Kernel, "_make", made)
     space = faulty_module(module, old, new)
     wrong = False
     for m, k, n, order in ((64, 300, 75, "rows"), (70, 300, 140, "columns")):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels.compiled import FAST, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import array_at
 
 real: Any = None  # each compiled copy has its own
@@ -58,7 +58,7 @@ def moments(args, share, shares, worker):
         seen += count
 
 
-@numba.njit
+@njit
 def _normal(x, mean, scale, shift):
     """Not inlined by numba but by LLVM, so that the rounding is the same in kernels that may fuse products."""
     return (x - mean) * scale + shift

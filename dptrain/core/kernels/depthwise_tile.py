@@ -15,15 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from dptrain.core.kernels.compiled import intrinsic, kernel
+from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.deferred import cgutils, intrinsic, ir, types
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
 
-_INT = ir.IntType(64)
 #: Sums of a tile: as many hide the latency of a product, and fit the registers of any processor.
 MOST = 8
 
@@ -41,7 +38,7 @@ def _emit_vector(emitter: Emitter, count: int, g: dict[str, Any], at: Any, mask:
     """The sums of a vector of channels, `at` bytes from the first one; only the lanes of a mask."""
     b = emitter.builder
     load = emitter.load if mask is None else lambda place: emitter.load_some(place, mask)
-    offsets = [b.mul(g["x_m"], _INT(m)) for m in range(count)]
+    offsets = [b.mul(g["x_m"], ir.IntType(64)(m)) for m in range(count)]
 
     def over_j(values: list[Any]) -> list[Any]:
         px, py, *sums = values
@@ -58,12 +55,12 @@ def _emit_vector(emitter: Emitter, count: int, g: dict[str, Any], at: Any, mask:
         return [b.add(px, g["x_i"]), b.add(py, g["y_i"]), *sums]
 
     begin = b.add(g["start"], at)
-    starts = [load(b.add(begin, b.mul(g["start_m"], _INT(m)))) for m in range(count)]
+    starts = [load(b.add(begin, b.mul(g["start_m"], ir.IntType(64)(m)))) for m in range(count)]
     places = [b.add(g["x"], at), b.add(g["y"], at)]
     _, _, *sums = emitter.loop(g["size_i"], [*places, *starts], over_i)
     to = b.add(g["out"], at)
     for m, total in enumerate(sums):
-        place = b.add(to, b.mul(g["out_m"], _INT(m)))
+        place = b.add(to, b.mul(g["out_m"], ir.IntType(64)(m)))
         if mask is None:
             emitter.store(total, place)
         else:
@@ -82,16 +79,16 @@ def emit_tile(typing_context: Any, real: Any, arguments: Any) -> Any:
         choice = builder.switch(named["count"], end)
         for count in range(1, MOST + 1):
             block = builder.append_basic_block(f"tile{count}")
-            choice.add_case(_INT(count), block)
+            choice.add_case(ir.IntType(64)(count), block)
             builder.position_at_end(block)
 
             def whole(values: list[Any], count: int = count) -> list[Any]:
                 _emit_vector(emitter, count, named, values[0], None)
-                return [builder.add(values[0], _INT(emitter.width))]
+                return [builder.add(values[0], ir.IntType(64)(emitter.width))]
 
-            emitter.loop(named["vectors"], [_INT(0)], whole)
-            behind = builder.mul(named["vectors"], _INT(emitter.width))
-            with builder.if_then(builder.icmp_signed(">", named["rest"], _INT(0))):
+            emitter.loop(named["vectors"], [ir.IntType(64)(0)], whole)
+            behind = builder.mul(named["vectors"], ir.IntType(64)(emitter.width))
+            with builder.if_then(builder.icmp_signed(">", named["rest"], ir.IntType(64)(0))):
                 _emit_vector(emitter, count, named, behind, emitter.mask(named["rest"]))
             builder.branch(end)
         builder.position_at_end(end)

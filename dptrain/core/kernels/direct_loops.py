@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import array_at, move, zero
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def bordered_copy(scratch, source, height, width, row, pixel, depth, left, total):
     """Copy an image with `left` pixels of zeros before and some after each row, `total` in all."""
     line = total * depth

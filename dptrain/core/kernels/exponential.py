@@ -14,23 +14,22 @@ from functools import cache
 from math import factorial
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
 
-from dptrain.core.kernels.compiled import intrinsic
+from dptrain.core.kernels.deferred import intrinsic, ir, njit, types
 
-inlined: Any = numba.njit(inline="always")
+inlined: Any = njit(inline="always")
 
 
-def _cast(source: Any, target: Any, kind: Any) -> Any:
+def _cast(source: str, target: str) -> Any:
     @intrinsic
     def cast(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return builder.bitcast(values[0], kind)
+        to = getattr(types, target)
 
-        return target(source), generate
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return builder.bitcast(values[0], context.get_value_type(to))
+
+        return to(getattr(types, source)), generate
 
     return cast
 
@@ -43,14 +42,8 @@ class Bits(NamedTuple):
 
 
 BITS = {
-    np.float32: Bits(
-        _cast(types.float32, types.int32, ir.IntType(32)),
-        _cast(types.int32, types.float32, ir.FloatType()),
-    ),
-    np.float64: Bits(
-        _cast(types.float64, types.int64, ir.IntType(64)),
-        _cast(types.int64, types.float64, ir.DoubleType()),
-    ),
+    np.float32: Bits(_cast("float32", "int32"), _cast("int32", "float32")),
+    np.float64: Bits(_cast("float64", "int64"), _cast("int64", "float64")),
 }
 
 

@@ -16,10 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import ir
-from numba import types
-
-from dptrain.core.kernels.compiled import intrinsic
+from dptrain.core.kernels.deferred import intrinsic, ir, types
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.rows import Exponential, over, types_of
 from dptrain.core.kernels.target import target

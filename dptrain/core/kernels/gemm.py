@@ -18,11 +18,11 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import blas, few_rows, pool, reference
 from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import address, array_at, lines, move, scratch
 from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.packing import pack, transpose
@@ -52,13 +52,13 @@ _LEAST, _LEAST_SIDE = 1 << 15, 8
 _LONE = 16
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def lines_apart(nbytes):
     """A whole and odd number of cache lines that holds `nbytes`."""
     return (nbytes + 63) // 64 // 2 * 128 + 64
 
 
-@numba.njit
+@njit
 def tiles(kind, a, a_m, a_k, panel, rows, used, depth, start, start_m, c, c_m):
     """c = start + a @ panel for any number of rows and products, `kind` being `tile_facts`."""
     code, size, lanes, narrow, wide = kind
@@ -82,7 +82,7 @@ def tiles(kind, a, a_m, a_k, panel, rows, used, depth, start, start_m, c, c_m):
         start, start_m = c, c_m
 
 
-@numba.njit
+@njit
 def times_panels(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, start_m, c, c_m):
     """c = start + a @ all panels; a start of rows that do not differ (`start_m` 0) is a panel wide."""
     wide, size = 2 * kind[2], kind[1]
@@ -94,7 +94,7 @@ def times_panels(kind, a, a_m, a_k, panels, step, rows, columns, depth, start, s
         )  # fmt: skip
 
 
-@numba.njit
+@njit
 def _copied(to, a, a_m, a_k, rows, depth, size):
     """A block of a at `to`, in lines that do not fall on each other's place in the cache."""
     if a_m == size:

@@ -11,15 +11,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import carray, types
-from numba.core import cgutils
 
-from dptrain.core.kernels.compiled import intrinsic
+from dptrain.core.kernels.deferred import carray, cgutils, intrinsic, ir, njit, types
 
-_BYTE = ir.IntType(8)
 _LINE = 64
 
 
@@ -96,7 +91,7 @@ def move(typing_context: Any, target: Any, source: Any, nbytes: Any) -> Any:
     """Copy bytes between addresses that do not overlap."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        to, start = (builder.inttoptr(v, _BYTE.as_pointer()) for v in values[:2])
+        to, start = (builder.inttoptr(v, ir.IntType(8).as_pointer()) for v in values[:2])
         cgutils.raw_memcpy(builder, to, start, values[2], 1)
         return context.get_dummy_value()
 
@@ -108,8 +103,8 @@ def zero(typing_context: Any, target: Any, nbytes: Any) -> Any:
     """Fill bytes with zeros."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        to = builder.inttoptr(values[0], _BYTE.as_pointer())
-        cgutils.memset(builder, to, values[1], _BYTE(0))
+        to = builder.inttoptr(values[0], ir.IntType(8).as_pointer())
+        cgutils.memset(builder, to, values[1], ir.IntType(8)(0))
         return context.get_dummy_value()
 
     return types.void(target, nbytes), generate
@@ -125,7 +120,7 @@ def _pointer(typing_context: Any, start: Any, real: Any) -> Any:
     return kind(start, real), generate
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def array_at(start, shape, real):
     """An array of numbers of type `real` over an address; `shape` is a tuple."""
     return carray(_pointer(start, real), shape)

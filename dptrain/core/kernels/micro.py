@@ -20,14 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from dptrain.core.kernels.compiled import intrinsic, kernel
+from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.deferred import cgutils, intrinsic, ir, types
 from dptrain.core.kernels.target import target
 
-_INT = ir.IntType(64)
 #: Vectors side by side in a tile.
 WIDTHS = (1, 2)
 
@@ -65,7 +62,7 @@ class Emitter:
 
     def at(self, address: Any, offset: int) -> Any:
         """An address some bytes further."""
-        return self.builder.add(address, _INT(offset)) if offset else address
+        return self.builder.add(address, ir.IntType(64)(offset)) if offset else address
 
     def load(self, address: Any) -> Any:
         """A vector; the address need not be aligned."""
@@ -113,7 +110,7 @@ class Emitter:
 
     def mask(self, count: Any) -> Any:
         """Flags of the first `count` lanes (an i64; none if it is negative)."""
-        wide = ir.VectorType(_INT, self.lanes)
+        wide = ir.VectorType(ir.IntType(64), self.lanes)
         undefined = ir.Constant(wide, ir.Undefined)
         one = self.builder.insert_element(undefined, count, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
@@ -157,15 +154,15 @@ class Emitter:
         head, inside, after = (builder.append_basic_block(n) for n in ("head", "inside", "after"))
         builder.branch(head)
         builder.position_at_end(head)
-        index = builder.phi(_INT)
-        index.add_incoming(_INT(0), before)
+        index = builder.phi(ir.IntType(64))
+        index.add_incoming(ir.IntType(64)(0), before)
         values = [builder.phi(value.type) for value in carried]
         for phi, value in zip(values, carried, strict=True):
             phi.add_incoming(value, before)
         builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
         builder.position_at_end(inside)
         results = body(list(values))
-        index.add_incoming(builder.add(index, _INT(1)), builder.block)
+        index.add_incoming(builder.add(index, ir.IntType(64)(1)), builder.block)
         for phi, value in zip(values, results, strict=True):
             phi.add_incoming(value, builder.block)
         builder.branch(head)
@@ -176,7 +173,7 @@ class Emitter:
 def _emit_tile(emitter: Emitter, rows: int, vectors: int, g: dict[str, Any]) -> None:
     """The loop nest of one tile size, from the arguments by name."""
     b = emitter.builder
-    offsets = [b.mul(g["a_m"], _INT(m)) for m in range(rows)]
+    offsets = [b.mul(g["a_m"], ir.IntType(64)(m)) for m in range(rows)]
     columns = [v * emitter.width for v in range(vectors)]
 
     def over_k(values: list[Any]) -> list[Any]:
@@ -199,27 +196,28 @@ def _emit_tile(emitter: Emitter, rows: int, vectors: int, g: dict[str, Any]) -> 
         _, _, *sums = emitter.loop(g["size_j"], [pa, pb, *sums], over_j)
         return [b.add(pa, g["a_i"]), b.add(pb, g["b_i"]), *sums]
 
-    lines = [b.add(g["c"], b.mul(g["c_m"], _INT(m))) for m in range(rows)]
+    lines = [b.add(g["c"], b.mul(g["c_m"], ir.IntType(64)(m))) for m in range(rows)]
     for line in lines:
         for column in columns:
             emitter.prefetch(emitter.at(line, column), write=True)
     zeros = [emitter.constant(0)] * (rows * vectors)
     _, _, *sums = emitter.loop(g["size_i"], [g["a"], g["b"], *zeros], over_i)
     # The start comes last: a sum that goes on in several calls loses less than one long chain would.
-    starts = [b.add(g["start"], b.mul(g["start_m"], _INT(m))) for m in range(rows)]
+    starts = [b.add(g["start"], b.mul(g["start_m"], ir.IntType(64)(m))) for m in range(rows)]
     places = [
         (emitter.at(start, column), emitter.at(line, column), number)
         for start, line in zip(starts, lines, strict=True)
         for number, column in enumerate(columns)
     ]
-    full = b.icmp_signed(">=", g["columns"], _INT(vectors * emitter.lanes))
+    full = b.icmp_signed(">=", g["columns"], ir.IntType(64)(vectors * emitter.lanes))
     with b.if_else(full) as (whole, partial):
         with whole:
             for value, (start, to, _) in zip(sums, places, strict=True):
                 emitter.store(b.fadd(value, emitter.load(start)), to)
         with partial:
             masks = [
-                emitter.mask(b.sub(g["columns"], _INT(v * emitter.lanes))) for v in range(vectors)
+                emitter.mask(b.sub(g["columns"], ir.IntType(64)(v * emitter.lanes)))
+                for v in range(vectors)
             ]
             for value, (start, to, v) in zip(sums, places, strict=True):
                 begun = emitter.load_some(start, masks[v])
@@ -236,14 +234,14 @@ def emit_tile(typing_context: Any, real: Any, arguments: Any) -> Any:
         named = dict(zip(TILE_ARGUMENTS, cgutils.unpack_tuple(builder, values[1]), strict=True))
         end = builder.append_basic_block("end")
         narrow, wide = (builder.append_basic_block(f"width{v}") for v in WIDTHS)
-        is_narrow = builder.icmp_signed("<=", named["columns"], _INT(emitter.lanes))
+        is_narrow = builder.icmp_signed("<=", named["columns"], ir.IntType(64)(emitter.lanes))
         builder.cbranch(is_narrow, narrow, wide)
         for vectors, entry in zip(WIDTHS, (narrow, wide), strict=True):
             builder.position_at_end(entry)
             choice = builder.switch(named["rows"], end)
             for rows in range(1, target().most_rows(vectors) + 1):
                 block = builder.append_basic_block(f"tile{rows}x{vectors}")
-                choice.add_case(_INT(rows), block)
+                choice.add_case(ir.IntType(64)(rows), block)
                 builder.position_at_end(block)
                 _emit_tile(emitter, rows, vectors, named)
                 builder.branch(end)

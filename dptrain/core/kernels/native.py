@@ -1,144 +1,78 @@
 """The compiled kernels, with the results of `reference`: those written here, and those of their families.
 
-The ones of this file are serial (`nogil`, so that the communication thread goes on meanwhile) and take
-every operation in the order and with the rounding of the NumPy twin. The others state their bounds and
-run on the threads of `pool`. Compiled code is kept on disk; the first call ever takes about a second.
+The ones of this file take every operation in the order and with the rounding of the NumPy twin; the others
+state their bounds. A family is imported when something of it is first used. Compiled code is kept on disk; the
+first call ever takes about a second.
 """
 
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from typing import Any
 
-import llvmlite
-import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 
 from dptrain.core import heap
-from dptrain.core.kernels.activations import activation, activation_grad, gelu, gelu_grad
-from dptrain.core.kernels.attention import attention, attention_grad
-from dptrain.core.kernels.convolution import conv, conv_input_grad, conv_weight_grad
-from dptrain.core.kernels.elementwise import add, clip, pass_where, relu, relu_grad
-from dptrain.core.kernels.gemm import linear, matmul
-from dptrain.core.kernels.group_norm import group_norm, group_norm_grad
-from dptrain.core.kernels.lookup import add_at, add_rows, column_sums
-from dptrain.core.kernels.normalisation import (
-    batch_norm,
-    batch_norm_grad,
-    batch_statistics,
-    batch_vectors,
-    layer_norm,
-    layer_norm_grad,
-    normalise,
-)
-from dptrain.core.kernels.pooling import (
-    max_pool,
-    max_pool_scatter,
-    sum_pool,
-    sum_pool_scatter,
-)
-from dptrain.core.kernels.prelu import prelu, prelu_grad
-from dptrain.core.kernels.recurrent import recurrent, recurrent_grad
-from dptrain.core.kernels.reference import Geometry, max_pool_gather, rms_norm, rms_norm_grad
-from dptrain.core.kernels.reference_pointwise import (
-    assign,
-    convert,
-    dropout,
-    follow,
-    keep,
-    multiply,
-)
-from dptrain.core.kernels.reorder import channels_last, row_major
-from dptrain.core.kernels.softmax import (
-    cross_entropy,
-    cross_entropy_grad,
-    log_softmax,
-    log_softmax_grad,
-    softmax,
-    softmax_grad,
-)
-from dptrain.core.kernels.updates import adam, sgd
-from dptrain.core.kernels.volume import (
-    conv_volume,
-    conv_volume_input_grad,
-    conv_volume_weight_grad,
-)
-from dptrain.core.kernels.weighing import weighted_sums
+from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels.compiled import kernel
+from dptrain.core.kernels.deferred import njit_for_arrays
+from dptrain.core.kernels.memory import address, array_at
+from dptrain.core.kernels.reference import Geometry
 
-__all__ = [
-    "activation",
-    "activation_grad",
-    "adam",
-    "add",
-    "add_at",
-    "add_rows",
-    "assign",
-    "attention",
-    "attention_grad",
-    "batch_norm",
-    "batch_norm_grad",
-    "batch_statistics",
-    "batch_vectors",
-    "channels_last",
-    "clip",
-    "col2im",
-    "column_sums",
-    "conv",
-    "conv_input_grad",
-    "conv_volume",
-    "conv_volume_input_grad",
-    "conv_volume_weight_grad",
-    "conv_weight_grad",
-    "convert",
-    "cross_entropy",
-    "cross_entropy_grad",
-    "describe",
-    "dropout",
-    "erf",
-    "follow",
-    "gelu",
-    "gelu_grad",
-    "group_norm",
-    "group_norm_grad",
-    "im2col",
-    "keep",
-    "layer_norm",
-    "layer_norm_grad",
-    "linear",
-    "log_softmax",
-    "log_softmax_grad",
-    "matmul",
-    "max_pool",
-    "max_pool_gather",
-    "max_pool_scatter",
-    "multiply",
-    "normalise",
-    "pass_where",
-    "prelu",
-    "prelu_grad",
-    "recurrent",
-    "recurrent_grad",
-    "relu",
-    "relu_grad",
-    "rms_norm",
-    "rms_norm_grad",
-    "row_major",
-    "sgd",
-    "softmax",
-    "softmax_grad",
-    "sum_pool",
-    "sum_pool_scatter",
-    "unscale",
-    "weighted_sums",
-]
+_FAMILIES = {
+    "activations": ("activation", "activation_grad", "gelu", "gelu_grad"),
+    "attention": ("attention", "attention_grad"),
+    "convolution": ("conv", "conv_input_grad", "conv_weight_grad"),
+    "elementwise": ("add", "clip", "pass_where", "relu", "relu_grad"),
+    "gemm": ("linear", "matmul"),
+    "group_norm": ("group_norm", "group_norm_grad"),
+    "lookup": ("add_at", "add_rows", "column_sums"),
+    "normalisation": (
+        *("batch_norm", "batch_norm_grad", "batch_statistics", "batch_vectors"),
+        *("layer_norm", "layer_norm_grad", "normalise"),
+    ),
+    "pooling": ("max_pool", "max_pool_scatter", "sum_pool", "sum_pool_scatter"),
+    "prelu": ("prelu", "prelu_grad"),
+    "recurrent": ("recurrent", "recurrent_grad"),
+    "reference": ("max_pool_gather", "rms_norm", "rms_norm_grad"),
+    "reference_pointwise": ("assign", "convert", "dropout", "follow", "keep", "multiply"),
+    "reorder": ("channels_last", "row_major"),
+    "softmax": (
+        *("cross_entropy", "cross_entropy_grad"),
+        *("log_softmax", "log_softmax_grad", "softmax", "softmax_grad"),
+    ),
+    "updates": ("adam", "sgd"),
+    "volume": ("conv_volume", "conv_volume_input_grad", "conv_volume_weight_grad"),
+    "weighing": ("weighted_sums",),
+}
+_HOMES = {name: family for family, names in _FAMILIES.items() for name in names}
+
+__all__ = ["col2im", "describe", "erf", "im2col", "unscale"]
+__all__ += _HOMES
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"dptrain.core.kernels.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
 
 heap.prepare()
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+real: Any = None  # each compiled copy has its own
+
+_jit = njit_for_arrays(cache=True, nogil=True, error_model="numpy")
 
 
 def describe() -> str:
     """Provider, versions and processor: what the bits of a result may depend on."""
-    return f"numba-{numba.__version__} llvmlite-{llvmlite.__version__} {llvmlite.binding.get_host_cpu_name()}"
+    version = import_module("importlib.metadata").version  # takes longer to import than this module
+    versions = (f"{name}-{version(name)}" for name in ("numba", "llvmlite"))
+    return " ".join((*versions, get_host_cpu_name()))
 
 
 @_jit
@@ -221,29 +155,43 @@ def col2im(
     return out
 
 
-@_jit
-def _unscale(grad, inverse):
+@kernel
+def _unscale(args, share, shares, worker):
+    size = (share + 1) * args[0] // shares - share * args[0] // shares
+    grad = array_at(args[2] + share * args[0] // shares * args[1], (size,), real)
+    inverse = array_at(args[3], (1,), real)[0]
     # x - x is zero for finite numbers only. Without a branch, so that the loop becomes vector instructions.
     bad = 0
-    for i in range(grad.size):
+    for i in range(size):
         bad |= int(grad[i] - grad[i] != 0)
         grad[i] = grad[i] * inverse
-    return bad
+    array_at(args[4], (shares,), np.int64)[share] = bad
 
 
 def unscale(grad: np.ndarray, inverse: float) -> bool:
     """See `reference.unscale`."""
-    return bool(_unscale(grad, grad.dtype.type(inverse)))
+    if not grad.flags.c_contiguous:
+        return reference.unscale(grad, inverse)
+    shares = pool.shares(grad.size, 2 * grad.nbytes)
+    factor, bad = np.array([inverse], grad.dtype), np.zeros(max(shares, 1), np.int64)
+    args = (grad.size, grad.itemsize, *map(address, (grad, factor, bad)))
+    pool.run(_unscale.address(grad.dtype.type), args, shares)
+    return bool(bad.any())
 
 
-@_jit
-def _erf(x, out):
-    for i in range(x.size):
+@kernel
+def _erf(args, share, shares, worker):
+    first = share * args[0] // shares
+    size = (share + 1) * args[0] // shares - first
+    x = array_at(args[2] + first * args[1], (size,), real)
+    out = array_at(args[3] + first * args[1], (size,), real)
+    for i in range(size):
         out[i] = math.erf(x[i])
 
 
 def erf(x: np.ndarray) -> np.ndarray:
     """See `reference.erf`."""
-    out = np.empty(x.shape, x.dtype)
-    _erf(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    out, x = np.empty(x.shape, x.dtype), np.ascontiguousarray(x)
+    args = (x.size, x.itemsize, address(x), address(out))
+    pool.run(_erf.address(x.dtype.type), args, pool.shares(x.size, 16 * x.nbytes))
     return out

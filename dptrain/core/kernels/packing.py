@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
 
-from dptrain.core.kernels.compiled import intrinsic
+from dptrain.core.kernels.deferred import intrinsic, ir, njit, types
 from dptrain.core.kernels.memory import array_at
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
@@ -98,7 +95,7 @@ def _copy_pair(typing_context: Any, source: Any, to: Any, ahead: Any, real: Any)
     return types.void(source, to, ahead, real), generate
 
 
-@numba.njit
+@njit
 def pack(to, b, by_row, by_column, rows, columns, lanes, size, real):
     """Make the panel at `to` of the matrix at `b`: `rows` rows of at most two vectors of columns."""
     wide = 2 * lanes
@@ -126,7 +123,7 @@ def pack(to, b, by_row, by_column, rows, columns, lanes, size, real):
             place[n] = 0
 
 
-@numba.njit
+@njit
 def pack_panels(to, b, by_row, by_column, rows, columns, lanes, size, real):
     """All panels of a matrix behind each other; gives the bytes of one."""
     wide = 2 * lanes

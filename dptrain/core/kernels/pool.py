@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
 
-from dptrain.core.kernels.compiled import call, intrinsic, source_digest
+from dptrain.core.kernels.compiled import call
+from dptrain.core.kernels.deferred import foreign, intrinsic, ir, njit, types
 from dptrain.core.kernels.memory import address
+from dptrain.core.kernels.python_calls import python_function
 from dptrain.core.threads import get_num_threads
 
 # Places in the shared state, in 64-bit words; those that different threads write lie cache lines apart.
@@ -38,26 +37,18 @@ _LEFT_BITS = 32
 #: kernel to the next. To wake it costs the caller 8 us, and the first share that it takes comes tens of us late.
 _SPINS = 6000
 
-_INT = ir.IntType(64)
 
-
-def _foreign(name: str, *arguments: Any) -> Any:
-    """A function of the C library."""
-    made: Any = types.ExternalFunction
-    return made(name, types.int32(*arguments))
-
-
-_yield_core = _foreign("sched_yield")
-_init_mutex = _foreign("pthread_mutex_init", types.int64, types.int64)
-_lock_mutex = _foreign("pthread_mutex_lock", types.int64)
-_unlock_mutex = _foreign("pthread_mutex_unlock", types.int64)
-_init_condition = _foreign("pthread_cond_init", types.int64, types.int64)
-_wait = _foreign("pthread_cond_wait", types.int64, types.int64)
-_wake_all = _foreign("pthread_cond_broadcast", types.int64)
+_yield_core = foreign("sched_yield", "int32")
+_init_mutex = foreign("pthread_mutex_init", "int32", "int64", "int64")
+_lock_mutex = foreign("pthread_mutex_lock", "int32", "int64")
+_unlock_mutex = foreign("pthread_mutex_unlock", "int32", "int64")
+_init_condition = foreign("pthread_cond_init", "int32", "int64", "int64")
+_wait = foreign("pthread_cond_wait", "int32", "int64", "int64")
+_wake_all = foreign("pthread_cond_broadcast", "int32", "int64")
 
 
 def _word(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _INT.as_pointer())
+    return builder.inttoptr(address, ir.IntType(64).as_pointer())
 
 
 @intrinsic
@@ -96,15 +87,7 @@ def _swap(typing_context: Any, address: Any, expected: Any, value: Any) -> Any:
     return types.boolean(address, expected, value), generate
 
 
-def _compiled(signature: str) -> Any:
-    def decorate(function: Any) -> Any:
-        function.__qualname__ += f"_{source_digest()}"
-        return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-
-    return decorate
-
-
-@numba.njit(nogil=True)
+@njit
 def _take(state: int, worker: int) -> bool:
     """Compute one share of the published job; False if none is left for this worker."""
     ticket = _read(state)
@@ -123,7 +106,7 @@ def _take(state: int, worker: int) -> bool:
 
 @cache
 def _serial() -> Any:
-    @_compiled("void(int64, int64, int64)")
+    @python_function
     def serial(function, args, shares):
         for share in range(shares):
             call(function, (args, share, shares, 0))
@@ -138,7 +121,7 @@ def serial_batch() -> Any:
     Their table of 64-bit integers has a row (function, address of the arguments, shares) for each.
     """
 
-    @_compiled("void(int64, int64)")
+    @python_function
     def batch(table, count):
         for row in range(count):
             place = table + 24 * row
@@ -154,12 +137,12 @@ def serial_batch() -> Any:
 def _functions() -> tuple[Any, Any, Any, Any]:
     """The compiled halves of the pool: (initialise, work, launch, stop). Made when a pool is."""
 
-    @_compiled("void(int64)")
+    @python_function
     def initialise(state):
         _init_mutex(state + 8 * _MUTEX, 0)
         _init_condition(state + 8 * _CONDITION, 0)
 
-    @_compiled("void(int64, int64)")
+    @python_function
     def work(state, worker):
         idle = 0
         while _read(state + 8 * _STOP) == 0:
@@ -180,7 +163,7 @@ def _functions() -> tuple[Any, Any, Any, Any]:
             _unlock_mutex(state + 8 * _MUTEX)
             idle = 0
 
-    @_compiled("void(int64, int64, int64, int64, int64)")
+    @python_function
     def launch(state, function, args, shares, limit):
         _write(state + 8 * _FUNCTION, function)
         _write(state + 8 * _ARGS, args)
@@ -201,7 +184,7 @@ def _functions() -> tuple[Any, Any, Any, Any]:
             if waited > 50:
                 _yield_core()
 
-    @_compiled("void(int64)")
+    @python_function
     def stop(state):
         _write(state + 8 * _STOP, 1)
         _lock_mutex(state + 8 * _MUTEX)

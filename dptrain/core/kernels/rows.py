@@ -11,16 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from dptrain.core.kernels.compiled import intrinsic
+from dptrain.core.kernels.deferred import cgutils, intrinsic, ir, types
 from dptrain.core.kernels.exponential import FACTS, series
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
-
-_INT = ir.IntType(64)
 
 
 class Exponential:
@@ -88,16 +83,16 @@ def over(
 ) -> list[Any]:  # fmt: skip
     """`body(bytes from the start, mask or None, values)` over a row; the last, masked vector may be empty."""
     b = emitter.builder
-    whole = b.udiv(count, _INT(emitter.lanes))
+    whole = b.udiv(count, ir.IntType(64)(emitter.lanes))
 
     def full(values: list[Any]) -> list[Any]:
         place, *rest = values
-        return [b.add(place, _INT(emitter.width)), *body(place, None, rest)]
+        return [b.add(place, ir.IntType(64)(emitter.width)), *body(place, None, rest)]
 
-    place, *carried = emitter.loop(whole, [_INT(0), *carried], full)
-    left = b.urem(count, _INT(emitter.lanes))
+    place, *carried = emitter.loop(whole, [ir.IntType(64)(0), *carried], full)
+    left = b.urem(count, ir.IntType(64)(emitter.lanes))
     before = b.block
-    with b.if_then(b.icmp_unsigned(">", left, _INT(0))):
+    with b.if_then(b.icmp_unsigned(">", left, ir.IntType(64)(0))):
         last = body(place, emitter.mask(left), carried)
         inside = b.block
     results = []

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool, reference
 from dptrain.core.kernels.compiled import FAST, KEEP_NAN, kernel, whole_registers
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import addresses, array_at
 from dptrain.core.kernels.rows import exp_less, exp_row
 
 real: Any = None  # each compiled copy has its own
 
 
-@numba.njit(fastmath=FAST)
+@njit(fastmath=FAST)
 def sum_of(line, count):
     """Their sum."""
     whole_registers()
@@ -31,7 +31,7 @@ def sum_of(line, count):
     return total
 
 
-@numba.njit(fastmath=FAST)
+@njit(fastmath=FAST)
 def dot_of(a, b, count):
     """The sum of the products of two rows."""
     whole_registers()

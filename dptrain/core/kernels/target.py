@@ -10,7 +10,8 @@ from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-import numba
+
+from dptrain.core.settings import settings
 
 
 class Target(NamedTuple):
@@ -51,7 +52,8 @@ def target_of(features: Mapping[str, bool], architecture: str) -> Target:
 def target() -> Target:
     """That of the processor which numba compiles for."""
     # What numba was told to compile for, if it was told.
-    named, name = (getattr(numba.config, key, None) for key in ("CPU_FEATURES", "CPU_NAME"))
+    told = dict(settings().compiler)
+    named, name = told.get("NUMBA_CPU_FEATURES"), told.get("NUMBA_CPU_NAME")
     if named is not None:
         features = {f[1:]: f[0] == "+" for f in named.split(",") if f}
     elif name not in (None, llvm.get_host_cpu_name()):

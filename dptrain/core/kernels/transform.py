@@ -12,12 +12,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
 
 from dptrain.core.kernels import pool
-from dptrain.core.kernels.compiled import call, intrinsic, kernel
+from dptrain.core.kernels.compiled import call, kernel
 from dptrain.core.kernels.cook_toom import Matrix, transforms
+from dptrain.core.kernels.deferred import intrinsic, ir, types
 from dptrain.core.kernels.memory import address
 from dptrain.core.kernels.micro import Emitter
 from dptrain.core.kernels.target import target
@@ -25,7 +24,6 @@ from dptrain.core.kernels.target import target
 #: Results of a tile along each side.
 TILE = 4
 
-_INT = ir.IntType(64)
 _TRANSFORM = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
 
 
@@ -85,7 +83,8 @@ def _transform_intrinsic(matrix: Matrix) -> Any:
                             builder.add(
                                 source,
                                 builder.add(
-                                    builder.mul(row, _INT(i)), builder.mul(column, _INT(j))
+                                    builder.mul(row, ir.IntType(64)(i)),
+                                    builder.mul(column, ir.IntType(64)(j)),
                                 ),
                             )
                         )
@@ -102,11 +101,12 @@ def _transform_intrinsic(matrix: Matrix) -> Any:
                 for i in range(results):
                     for j in range(results):
                         place = builder.add(
-                            builder.mul(to_row, _INT(i)), builder.mul(to_column, _INT(j))
+                            builder.mul(to_row, ir.IntType(64)(i)),
+                            builder.mul(to_column, ir.IntType(64)(j)),
                         )
                         value = builder.fadd(columns[j][i], start)
                         emitter.store(value, builder.add(to, place))
-                step = _INT(emitter.width)
+                step = ir.IntType(64)(emitter.width)
                 return [
                     builder.add(source, step),
                     builder.add(to, step),

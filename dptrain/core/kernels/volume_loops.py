@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.direct_loops import bordered_copy
 from dptrain.core.kernels.memory import array_at
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def inside(top, step, taps, size):
     """Which of the places top + tap * step lie in 0..size: the first tap, and how many."""
     if step > 0:
@@ -21,7 +21,7 @@ def inside(top, step, taps, size):
     return low, max(0, min(taps, high) - low)
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def copied_planes(to, source, plane, low, high, height, width, row, pixel, depth, left, total):
     """Copy planes `low` to `high` with borders; gives where plane 0 would lie."""
     each = height * total * depth

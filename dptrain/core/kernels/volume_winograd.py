@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import address, move, scratch, zero
 from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.target import target
@@ -25,7 +25,7 @@ from dptrain.core.threads import get_num_threads
 Shape = tuple[int, ...]
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def _transform_planes(
     into, zeros, width, volume, d, h, w, pixel, first, count, top, down, left, columns, tiles_x, size, depth,
     pixels, places,

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numba
 import numpy as np
 
 from dptrain.core.kernels import pool
 from dptrain.core.kernels.compiled import call, kernel
+from dptrain.core.kernels.deferred import njit
 from dptrain.core.kernels.memory import address, lines, move, scratch, zero
 from dptrain.core.kernels.micro import tile
 from dptrain.core.kernels.target import target
@@ -30,7 +30,7 @@ from dptrain.core.threads import get_num_threads
 SIZES = (3, 5)
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def padded_copy(to, image, h, w, pixel, used, depth, top, rows, left, columns):
     """Rows `top` to `top + rows` of an image, shifted right by `left`, zeros around.
 
