@@ -10,7 +10,6 @@ from dptrain.core.arrays import on_gpu
 from dptrain.core.export import export
 from dptrain.core.half import times
 from dptrain.core.kernels import kernels_for
-from dptrain.core.kernels.cuda import gemm
 from dptrain.core.op import Op
 from dptrain.core.ops.matmul import Matmul, check_inner
 from dptrain.core.ops.shape import Reshape, Transpose, Unsqueeze
@@ -46,9 +45,12 @@ class _AddProduct(Op):
         if first.ndim > 1:
             check_inner(type(self).name, first, second)
         self.beta, self.alpha = _factor(beta, input.dtype), _factor(alpha, input.dtype)
-        if self.halves_on_gpu and on_gpu(first) and first.dtype in gemm.KINDS:
-            self._check_input(input, (*first.shape[:-1], second.shape[-1]))
-            return gemm.add_product(input, first, second, self.beta, self.alpha)
+        if self.halves_on_gpu and on_gpu(first):
+            from dptrain.core.kernels.cuda import gemm
+
+            if first.dtype in gemm.KINDS:
+                self._check_input(input, (*first.shape[:-1], second.shape[-1]))
+                return gemm.add_product(input, first, second, self.beta, self.alpha)
         product = self._product(first, second)
         self._check_input(input, product.shape)
         if alpha != 1:
