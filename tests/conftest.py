@@ -13,6 +13,9 @@ from launcher_environment import clean_environment
 from dptrain.core import device
 from dptrain.core.settings import settings
 
+# Else every process that a test starts compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_addoption(parser):
     parser.addoption(
