@@ -124,8 +124,6 @@ def dprun():
     """Runs a script on ranks: `dprun(n, script, *args)`."""
 
     def start(ranks, script, *args, **options):
-        return run_job(
-            [sys.executable, "-m", "dptrain.launch", "-n", ranks, script, *args], **options
-        )
+        return run_job([sys.executable, ROOT / "dprun.py", "-n", ranks, script, *args], **options)
 
     return start

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,18 @@ def test_version_and_help_need_no_script(capsys: pytest.CaptureFixture[str]) -> 
             cli.parse([flag])
         assert stop.value.code == 0
         assert word in capsys.readouterr().out
+
+
+def test_the_command_does_not_wait_for_the_library() -> None:
+    code = (
+        "import sys, dprun\n"
+        "sys.argv = ['dprun', '--version']\n"
+        "try:\n    dprun.main()\nexcept SystemExit:\n    pass\n"
+        "print('dptrain.launch.cli' in sys.modules, 'numpy' in sys.modules)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True False"
