@@ -125,13 +125,17 @@ def explain(function: Any) -> Report:
     names = function.__dict__
     held = names.get("_compiled") or names.get("_compiled_call_impl", function)
     if isinstance(held, Module):
-        by_itself = held._replays
-        if isinstance(by_itself, AsItIs):
-            return Report(reasons={by_itself.reason: 1})
-        return by_itself.report if isinstance(by_itself, Automatic) else Report()
+        return _of(held._replays) + _of(held._replays_without_graph)
     if not isinstance(held, Compiled):
         raise TypeError(f"explain() expects what compile() returned, got {type(function).__name__}")
     return held.report
+
+
+def _of(by_itself: Any) -> Report:
+    """What became of calls of a module that was not asked to be replayed."""
+    if isinstance(by_itself, AsItIs):
+        return Report(reasons={by_itself.reason: 1})
+    return by_itself.report if isinstance(by_itself, Automatic) else Report()
 
 
 def reset() -> None:

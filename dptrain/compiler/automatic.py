@@ -40,7 +40,7 @@ from dptrain.core.random import Generator, default_generator
 from dptrain.core.tensor import Tensor, wrap
 from dptrain.core.tree import leaves
 from dptrain.nn.module import Module
-from dptrain.nn.replays import AsItIs
+from dptrain.nn.replays import PLACES, AsItIs
 
 #: Kinds of calls (shapes, types) that are told apart, and recordings that did not hold, before a module is left alone.
 _MOST_KINDS, _MOST_MISSES, _MOST_FAILURES = 8, 4, 2
@@ -108,13 +108,15 @@ class Automatic:
 
     Args:
         module: which holds this.
+        with_graph: whether these are the calls that record a graph, or those that record none.
 
     Attributes:
         report: what became of its calls, since it was first looked at.
     """
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, with_graph: bool = True) -> None:
         self._module = ref(module)
+        self._place = PLACES[with_graph]
         self.report = Report()
         self._kinds: dict[Any, _Kind] = {}
         self._misses = self._failures = 0
@@ -136,7 +138,7 @@ class Automatic:
     def call(self, module: Module, args: Any, kwargs: Any) -> Any:
         """Call the module, by a replay if there is one that holds."""
         if self._module() is not module:  # it has taken over another one's attributes
-            module.__dict__["_replays"] = 0
+            module.__dict__[self._place] = 0
             return module.forward(*args, **kwargs)
         self.report.calls += 1
         if self._waiting is not None:
@@ -190,8 +192,10 @@ class Automatic:
         self, program: Program, module: Module, tensors: list[Tensor], args: Any, kwargs: Any
     ) -> Any:
         if program.takes(tensors):
-            drawn = _standing(program.generator)
-            again = _Again(self, module, args, kwargs, tensors, drawn, program.holds)
+            again = None
+            if program.walks_back:
+                drawn = _standing(program.generator)
+                again = _Again(self, module, args, kwargs, tensors, drawn, program.holds)
             try:
                 result = program.run(tensors, again)
             except Exception:
@@ -226,8 +230,10 @@ class Automatic:
             PendingPass(draft).attach(draft, values, tensors).again = again
 
         result, draft = record(module.forward, args, kwargs, tensors, found, attach)
-        if draft.trace.reason is None and not draft.backwards:
-            draft.trace.reason = "its results need no gradients"
+        if not draft.backwards:  # nobody knew before how much memory there is to keep
+            kind.nbytes = 0
+            kind.nbytes, reason = draft.trace.nbytes(), _too_large(draft.trace.nbytes(), 0)
+            draft.trace.reason = draft.trace.reason or reason
         program, kind.outline, reason = agreed(kind.outline, draft, found)
         if program is not None:
             kind.programs.append(program)
@@ -245,20 +251,25 @@ class Automatic:
     def give_up(self, module: Module, reason: str) -> Module:
         """Have the module run as it is from here on."""
         self._kinds.clear()
-        module.__dict__["_replays"] = AsItIs(reason)
+        module.__dict__[self._place] = AsItIs(reason)
         return module
 
 
 def _size_of(module: Module, result: Any) -> tuple[int, str | None]:
     """About how many bytes a recording takes that had this result, and why there should be none, if so."""
     results = bytes_behind(result)
+    if not results:  # no graph
+        return 0, None
     gradients = sum(p._array.nbytes for p in module.parameters() if p._has_values)
-    if not results:
-        return 0, "its results need no gradients"
+    reason = _too_large(results, gradients)
+    return 0 if reason else results + gradients, reason
+
+
+def _too_large(results: int, gradients: int) -> str | None:
     held, total = _held(), results + gradients
     if results > _MOST_RESULTS or gradients > _MOST_GRADIENTS or held + total > _MOST_BYTES:
-        return 0, f"its recording would take {total >> 20} MiB, beside {held >> 20} MiB of others"
-    return total, None
+        return f"its recording would take {total >> 20} MiB, beside {held >> 20} MiB of others"
+    return None
 
 
 def _held() -> int:

@@ -64,6 +64,17 @@ class Report:
         self.recordings += 1
         self.kernels = program.calls
 
+    def __add__(self, other: Report) -> Report:
+        """Of both."""
+        reasons = {r: self.reasons.get(r, 0) + n for r, n in other.reasons.items()}
+        return Report(
+            self.calls + other.calls,
+            self.replays + other.replays,
+            self.recordings + other.recordings,
+            other.kernels or self.kernels,
+            {**self.reasons, **reasons},
+        )
+
     def __str__(self) -> str:
         lines = [
             f"calls: {self.calls}, replayed: {self.replays}, recordings: {self.recordings}, "

@@ -100,6 +100,8 @@ class Program:
         self._run = writer.replay(draft, first, rest)
         self.lines = writer.lines
         self._pass = PendingPass(draft, backs) if backs else None
+        #: Whether a backward pass may follow a run.
+        self.walks_back = bool(backs)
         self.holds: Callable[[], bool] = guard(
             draft.tensors,
             [(t, name) for t, _ in draft.gradients for name in ("_hooks", "_post_hooks")],

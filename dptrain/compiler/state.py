@@ -27,6 +27,7 @@ from dptrain.core.dtypes import dtype
 from dptrain.core.parts import root_of
 from dptrain.core.random import Generator
 from dptrain.core.tensor import Tensor
+from dptrain.nn.replays import PLACES
 from dptrain.optim.grad_scaler import GradScaler
 from dptrain.optim.lr_scheduler import LRScheduler
 from dptrain.optim.optimizer import Optimizer
@@ -43,7 +44,7 @@ _HOOKS = frozenset(
     ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
 )
 #: What a module holds that is no part of its state.
-_RECORDINGS = frozenset(["_compiled_call_impl", "_replays"])
+_RECORDINGS = frozenset(["_compiled_call_impl", *PLACES.values()])
 _MOST = 50_000
 
 

@@ -179,6 +179,12 @@ class Trace:
         """The blocks made in the step that are still looked at."""
         return [block for made in self._living if (block := made()) is not None]
 
+    def nbytes(self) -> int:
+        """How much memory the recording keeps, once the call has ended."""
+        held = [block.memory for block in self.held if block.memory is not None]
+        constants = [c.host for c in self.constants.values()]
+        return sum(memory.nbytes for memory in (*self._free, *held, *constants))
+
     def recycle(self, memory: np.ndarray) -> None:
         """Memory that nothing looks at any more."""
         if self.open:

@@ -46,8 +46,9 @@ class Module(ModuleConversions):
     _backward_pre_hooks: dict[int, Callable[..., Any]]
     _is_full_backward_hook: bool | None
     _compiled_call_impl: Callable[..., Any] | None = None
-    #: Of `dptrain.nn.replays`: calls so far, recordings, or that there are to be none.
+    #: Of `dptrain.nn.replays`: calls so far, recordings, or that there are to be none; of those that record no graph.
     _replays: Any = 0
+    _replays_without_graph: Any = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not self.call_super_init and (args or kwargs):

@@ -3,8 +3,9 @@
 Owns: `call`: which calls are offered to `dptrain.compiler.automatic`, `never`. Must not know: how a call is
 recorded, and what may be.
 
-What is offered: calls that build a graph, of the outermost module, in the main thread, once it has been
-called a few times, while nobody watches (a debugger, a profile, a recording of the user's).
+What is offered: calls of the outermost module, in the main thread, once it has been called a few times,
+while nobody watches (a debugger, a profile, a recording of the user's). Calls that record no graph are
+counted and recorded for themselves: a model that is evaluated now and then is trained as before.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class AsItIs:
     reason: str
 
 
+#: Whether a graph is recorded -> the attribute of a module that holds what became of such calls.
+PLACES = {True: "_replays", False: "_replays_without_graph"}
 #: Calls before a module is looked at: what is made lazily is there by then, and one-off models are done.
 _PATIENCE = 4
 
@@ -52,23 +55,18 @@ state = _State()
 
 def call(module: Module, args: Any, kwargs: Any) -> Any:
     """Call a module without hooks: what `module.forward(*args, **kwargs)` returns."""
-    held = module._replays
-    if (
-        type(held) is AsItIs
-        or state.inside
-        or not state.enabled
-        or not is_grad_enabled()
-        or _is_watched()
-    ):
+    with_graph = is_grad_enabled()
+    held = module._replays if with_graph else module._replays_without_graph
+    if type(held) is AsItIs or state.inside or not state.enabled or _is_watched():
         return module.forward(*args, **kwargs)
     state.inside = True
     try:
         if type(held) is int:
             if held < _PATIENCE:
-                module.__dict__["_replays"] = held + 1
+                module.__dict__[PLACES[with_graph]] = held + 1
                 return module.forward(*args, **kwargs)
-            held = import_module("dptrain.compiler.automatic").Automatic(module)
-            module.__dict__["_replays"] = held
+            held = import_module("dptrain.compiler.automatic").Automatic(module, with_graph)
+            module.__dict__[PLACES[with_graph]] = held
         return held.call(module, args, kwargs)
     finally:
         state.inside = False
@@ -88,4 +86,4 @@ def _is_watched() -> bool:
 def never(module: Module, reason: str) -> None:
     """Have a module and those below it run as they are."""
     for each in module.modules():
-        each.__dict__["_replays"] = AsItIs(reason)
+        each.__dict__.update(dict.fromkeys(PLACES.values(), AsItIs(reason)))
