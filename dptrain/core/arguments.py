@@ -151,16 +151,16 @@ class Signature:
             args = (*args, kwargs[self.gathered_name])
             kwargs = {k: v for k, v in kwargs.items() if k != self.gathered_name}
         count = len(args)
-        by_type = True  # nothing but types was looked at
+        by_type = True  # nothing but types was looked at, those of items too
         for position, name, kind in self.strict:
             if position >= count:
                 break
             value = args[position]
             if type(value) not in kind.exact:
-                by_type = False
                 taken = kind.take(value)
                 if taken is REFUSED:
                     self._refuse(kind, name, position, value)
+                by_type = by_type and taken is value and _is_known_by_items(value)
                 if taken is not value:
                     args = (*args[:position], taken, *args[position + 1 :])
         if self.whole and count == len(self.names) and not kwargs:
@@ -177,15 +177,22 @@ class Signature:
             if wanted is None:
                 by_type = False
             elif type(value) not in wanted.exact:
-                by_type = False
                 taken = self._take(wanted, ALIASES.get(name, name), None, value)
+                by_type = by_type and taken is value and _is_known_by_items(value)
                 if taken is not value:
                     kwargs = {**kwargs, name: taken}
         if self.forms is not None and (count, *kwargs) not in self.forms.fitting:
             self.forms.check(self.label, self.names, count, tuple(kwargs))
         if by_type:
-            self.passed.add(types_of(args, kwargs))
+            self.passed.add(kinds_of(args, kwargs))
         return args, kwargs
+
+    def has_passed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call needs no check, as one with values of the same types has passed it."""
+        types = types_of(args, kwargs) if kwargs else tuple(map(type, args))
+        if types in self.passed:
+            return True
+        return (tuple in types or list in types) and kinds_of(args, kwargs) in self.passed
 
     def _check_gathered(self, args: tuple[Any, ...], kind: Kind) -> tuple[Any, ...]:
         """The check of `*size`: ints, or one sequence of them."""
@@ -288,6 +295,22 @@ def types_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     return (*map(type, args), *kwargs, *map(type, kwargs.values()))
 
 
+_SEQUENCES = frozenset([tuple, list])
+#: Types of items by which all that a check looks at in a sequence is known.
+_ITEMS = frozenset([int, Tensor])
+
+
+def _is_known_by_items(value: Any) -> bool:
+    return type(value) in _SEQUENCES and _ITEMS.issuperset(map(type, value))
+
+
+def kinds_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """As `types_of`, with the types of items in the place of that of a tuple or list."""
+    values = (*args, *kwargs.values()) if kwargs else args
+    kinds = [frozenset(map(type, v)) if type(v) in _SEQUENCES else type(v) for v in values]
+    return (*kinds[: len(args)], *kwargs, *kinds[len(args) :]) if kwargs else tuple(kinds)
+
+
 def in_our_words(error: Exception) -> str:
     """NumPy's text of an error about an index."""
     return str(error).replace("axis", "dimension").replace("array", "tensor")
@@ -301,11 +324,11 @@ def guarded(function: Callable[..., Any], **kinds: str) -> Callable[..., Any]:
         kinds: parameters of other kinds than annotations and names say.
     """
     signature = Signature(function.__name__.lstrip("_"), function, 0, kinds)
-    passed = signature.passed
+    has_passed = signature.has_passed
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if types_of(args, kwargs) not in passed:
+        if not has_passed(args, kwargs):
             args, kwargs = signature.check(args, kwargs)
         token = ignore_float_errors()
         try:

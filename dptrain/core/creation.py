@@ -180,7 +180,12 @@ def full(
 ) -> Tensor:
     """A tensor of the given sizes, filled with one value (whose type decides the dtype)."""
     value = fill_value.item() if isinstance(fill_value, (Tensor, np.generic)) else fill_value
-    kind = from_data(value, None).dtype if dtype is None else as_dtype(dtype).numpy
+    if dtype is not None:
+        kind = as_dtype(dtype).numpy
+    elif type(value) is float:
+        kind = get_default_dtype().numpy
+    else:
+        kind = from_data(value, None).dtype
     shape = sizes_of((size,), "full")
     return finish(np.full(shape, held("full", value, kind), kind), device, requires_grad)
 

@@ -120,7 +120,7 @@ def as_device(value: str | int | device | None) -> device:
         value = _default.get()
         if value is None:
             return host_device(0)
-    if value is host_device(0):
+    if value is host_device(0) or (type(value) is str and value == "cpu"):
         return host_device(0)
     if not isinstance(value, (str, int, device)) or isinstance(value, bool):
         raise TypeError(

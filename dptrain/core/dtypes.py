@@ -196,7 +196,8 @@ def result_dtype(operands: Any) -> dtype:
 
 
 @cache
-def _limits(kind: np.dtype[Any]) -> tuple[Any, Any]:
+def limits(kind: np.dtype[Any]) -> tuple[Any, Any]:
+    """The least and the greatest number of a type."""
     if kind.kind == "f":
         return float(np.finfo(kind).min), float(np.finfo(kind).max)
     return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
@@ -212,7 +213,7 @@ def held(op: str, value: Any, kind: np.dtype[Any]) -> Any:
     """
     if not isinstance(value, (int, float)) or kind.kind not in "iuf":
         return value
-    low, high = _limits(kind)
+    low, high = limits(kind)
     if kind.kind == "u" and isinstance(value, int):
         low = -high
     infinite = isinstance(value, float) and not math.isfinite(value)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.core import arrays
-from dptrain.core.arguments import FAILURES, Signature, types_of
+from dptrain.core.arguments import FAILURES, Signature
 from dptrain.core.autocast import lower_types
 from dptrain.core.autocast_policy import casting
 from dptrain.core.dtypes import dtype
@@ -105,9 +105,12 @@ def _checked(
     if not leading:
         return function
     label = names[0] if names else cls.name
+    one = len(leading) == 1
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if one and args and isinstance(args[0], Tensor):  # nearly every call
+            return function(*args, **kwargs)
         for i, name in enumerate(leading):
             value = args[i] if i < len(args) else kwargs.get(name, _MISSING)
             if not isinstance(value, Tensor) and value is not _MISSING:
@@ -141,7 +144,7 @@ def _public(
 
 def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callable[..., Any]:
     """`run` with `out=`, and errors that name the argument at fault."""
-    strict_from, passed = signature.strict_from, signature.passed
+    strict_from, has_passed = signature.strict_from, signature.has_passed
     rules = Rules(name)
     typed = bool(rules)
     run = named(name, run)
@@ -155,13 +158,13 @@ def _guarded(run: Any, signature: Signature, name: str, stores: bool) -> Callabl
             if guard is not None:
                 with guard:
                     return call(*args, **kwargs)
-        if kwargs or len(args) > strict_from:
-            types = types_of(args, kwargs) if kwargs else tuple(map(type, args))
-            if types not in passed:
-                args, kwargs = signature.check(args, kwargs)
+        if (kwargs or len(args) > strict_from) and not has_passed(args, kwargs):
+            args, kwargs = signature.check(args, kwargs)
         if typed and not lower_types():  # autocast brings them to one type
             rules.check(signature.names, args, kwargs)
         try:
+            if not kwargs:
+                return (cast if listed and lower_types() else run)(*args)
             if stores and "out" in kwargs:
                 return store_in(run, name, args, kwargs)
             return (cast if listed and lower_types() else run)(*args, **kwargs)

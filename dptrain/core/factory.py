@@ -73,15 +73,21 @@ def finish(array: Any, device: Any, requires_grad: bool) -> Tensor:
 
 
 def sizes_of(size: tuple[Any, ...], op: str) -> tuple[int, ...]:
-    if len(size) == 1 and type(size[0]) is not int and isinstance(size[0], Sequence):
-        size = tuple(size[0])
-    try:
-        shape = tuple(map(index, size))
-    except TypeError:
-        raise TypeError(f"{op}: sizes must be ints, got {size}") from None
+    if len(size) == 1 and type(size[0]) is not int:
+        given = size[0]
+        size = tuple(given) if type(given) is tuple or isinstance(given, Sequence) else size
+    shape = size
+    if not _INTS.issuperset(map(type, size)):
+        try:
+            shape = tuple(map(index, size))
+        except TypeError:
+            raise TypeError(f"{op}: sizes must be ints, got {size}") from None
     if shape and min(shape) < 0:
         raise RuntimeError(f"{op}: trying to create tensor with negative dimension: {list(shape)}")
     return shape
+
+
+_INTS = frozenset([int])
 
 
 def numpy_type(given: Any) -> Any:

@@ -71,7 +71,7 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
         if by_name:
             given = args[place] if place < len(args) else kwargs.get("dtype")
         if given is None:  # the case of nearly every call, before any search
-            kind = getattr(args[0], "dtype", None)
+            kind = args[0].dtype if type(args[0]) is np.ndarray else getattr(args[0], "dtype", None)
             if kind is _FLOAT32 or kind is _FLOAT64:
                 return forward(self, *args, **kwargs)
         if given is None and self.halves_on_gpu and any(map(on_gpu, args)):
@@ -89,6 +89,8 @@ def rounded_once(forward: Callable[..., Any]) -> Callable[..., Any]:
             return tuple([_lower(o, kind) for o in out])
         return _lower(out, kind)
 
+    if not by_name:  # a first argument of 32 or 64 bits is enough to go there directly
+        run.of_wide = forward  # type: ignore[attr-defined]
     return run
 
 

@@ -53,8 +53,12 @@ from dptrain.core.saved import SavedValues
 from dptrain.core.tensor import Tensor, catch_up, wrap
 
 _sequence = count().__next__
+_ndarray, _new = np.ndarray, object.__new__
+#: Those of a node that is not recorded.
+_NO_EDGES: Any = (None,) * 64
 
-#: The element types of what has a gradient.
+#: The element types that are computed in as they are, and those of what has a gradient.
+_WIDE = frozenset([np.dtype(np.float32), np.dtype(np.float64)])
 _FLOATING = frozenset(kind for kind, ours in FROM_NUMPY.items() if ours.is_floating_point)
 
 #: In the place of one argument's position (`Op.direct`): all of them.
@@ -178,6 +182,8 @@ class Op(SavedValues, HookedNode):
     sequence: int
 
     _defaults: ClassVar[dict[str, Any]] = {}
+    #: `forward` without what lifts 16-bit values (`in_float32`), where the first argument decides that alone.
+    _computes: ClassVar[Any] = None
 
     __slots__ = ("hooks", "outs", "sequence")
 
@@ -196,6 +202,7 @@ class Op(SavedValues, HookedNode):
         )
         if cls.in_float32 and not hasattr(cls.forward, "__wrapped__"):
             cls.forward = rounded_once(cls.forward)  # type: ignore[method-assign]
+        cls._computes = getattr(cls.forward, "of_wide", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute on raw arrays."""
@@ -291,29 +298,25 @@ class Op(SavedValues, HookedNode):
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
         raw: list[Any] = []
-        edges: list[tuple[Any, int | None] | None] = []
         recording = remote = False
+        needed = cls.num_tensors
         for a in args:
-            edge = None
             if isinstance(a, Tensor):
                 if a._base is not None and a._base._node is not a._seen:
                     catch_up(a)
                 array = a._array
-                if type(array) is not np.ndarray:
+                if type(array) is not _ndarray:
                     remote = True
                 if a._requires_grad:
                     recording = True
-                    # edge_of(a), without the call: this loop runs for every operation
-                    edge = (a, None) if a._node is None else (a._node, a._index)
                 raw.append(array)
             else:
                 i = len(raw)
-                if i < cls.num_tensors or (type(a) is np.ndarray and i < cls.promotes):
+                if i < needed or (type(a) is _ndarray and i < cls.promotes):
                     refuse_argument(cls, args, i)
                 raw.append(a)
-            edges.append(edge)
-        if len(args) < cls.num_tensors:
-            refuse_argument(cls, args, len(args))
+        if len(raw) < needed:
+            refuse_argument(cls, args, len(raw))
         if cls.is_view and args[0]._unseen is not None:
             raw[0] = args[0]._settled()
         op = cls()
@@ -334,15 +337,31 @@ class Op(SavedValues, HookedNode):
                 if beside_gpu is not None:
                     return cls.apply(*beside_gpu, **kwargs)
             op.xp = one_device(cls, raw)
-        if recording and not (cls.differentiable and is_grad_enabled()):
+        if recording and cls.differentiable and is_grad_enabled():
+            # edge_of(a), without the call: this runs for every recorded operation
+            op.edges = [
+                None
+                if not (isinstance(a, Tensor) and a._requires_grad)
+                else (a, None)
+                if a._node is None
+                else (a._node, a._index)
+                for a in args
+            ]
+        else:
             recording = False
-            edges = [None] * len(args)
-        op.edges = edges
-        token = ignore_float_errors()
+            op.edges = _NO_EDGES
+        # What gives views computes nothing that NumPy could warn of.
+        token = None if cls.is_view else ignore_float_errors()
         try:
             if cls.promotes:
                 promote(cls, raw, op.xp)
-            out = op.forward(*raw, **kwargs)
+            computes = cls._computes
+            if kwargs:
+                out = op.forward(*raw, **kwargs)
+            elif computes is None or type(raw[0]) is not _ndarray or raw[0].dtype not in _WIDE:
+                out = op.forward(*raw)
+            else:  # nothing is to be lifted: without the function around it
+                out = computes(op, *raw)
         except TypeError:
             check_count(cls, args)
             raise
@@ -355,12 +374,15 @@ class Op(SavedValues, HookedNode):
             refuse_exhaustion(error)
             raise
         finally:
-            restore_float_errors(token)
-        if type(out) is tuple:
-            return op._record_many(args, raw, kwargs, out, recording)
-        if type(out) is not np.ndarray and type(out) not in REMOTE:
-            out = op.xp.asarray(out)
-        result = wrap(out)
+            if token is not None:
+                restore_float_errors(token)
+        if type(out) is not _ndarray:
+            if type(out) is tuple:
+                return op._record_many(args, raw, kwargs, out, recording)
+            if type(out) not in REMOTE:
+                out = op.xp.asarray(out)
+        result = _new(Tensor)  # wrap(out), without the call
+        result._array = out
         if cls.is_view and shares_memory(out, raw[0]):
             _share(result, args[0], (cls, raw[1:], kwargs, None))
         elif out.ndim > 2 and not out.flags.c_contiguous and not op.order_asked:
@@ -393,14 +415,15 @@ class Op(SavedValues, HookedNode):
         outs: tuple[Any, ...],
         recording: bool,
     ) -> Any:
-        outs = tuple(o if is_array(o) else self.xp.asarray(o) for o in outs)
+        outs = tuple([o if is_array(o) else self.xp.asarray(o) for o in outs])
         results = [wrap(o) for o in outs]
         if recording:
             self.outs = tuple((o.shape, o.dtype) for o in outs)
             self._record(args, raw, outs[0], results[0])
         shared = self.is_view and any(shares_memory(out, raw[0]) for out in outs)
         cls, rest = type(self), raw[1:]
-        for i, (result, out) in enumerate(zip(results, outs, strict=True)):
+        for i, result in enumerate(results):
+            out = outs[i]
             if shared:
                 _share(result, args[0], (cls, rest, kwargs, i))
             elif out.ndim > 2 and not out.flags.c_contiguous:
@@ -431,9 +454,11 @@ def edge_of(tensor: Tensor) -> tuple[Any, int | None]:
 
 def _share(view: Tensor, source: Tensor, step: tuple[Any, ...]) -> None:
     """A view counts in-place changes together with its base and remembers the way from there."""
-    view._counter = source._version_counter()
+    counter = source._counter
+    view._counter = source._version_counter() if counter is None else counter
     base = view._base = source if source._base is None else source._base
-    view._seen = base._node
+    if base._node is not None:
+        view._seen = base._node
     steps = () if base is source else source._steps
     if steps is not None and is_grad_enabled():
         view._steps = (steps, step)  # shared, not copied: views of views stay cheap

@@ -64,6 +64,8 @@ def promote(cls: type[Op], raw: list[Any], xp: Any) -> None:
     """Bring the first `promotes` arguments to their common type, as PyTorch does."""
     n = cls.promotes
     x, y = raw[0], raw[1]
+    if n == 2 and type(x) is type(y) is np.ndarray and x.dtype is y.dtype:
+        return
     if n == 2 and (type(x) in HOST_TYPES or on_gpu(x)):
         # With the one below the cases of nearly every call: equal types, and a float tensor with a number.
         if type(y) in HOST_TYPES or on_gpu(y):

@@ -24,6 +24,7 @@ from dptrain.core.arrays import device_of, namespace_of, namespace_on
 from dptrain.core.capturing import not_in_replays, recorder
 from dptrain.core.cuda import device_count
 from dptrain.core.device import as_device
+from dptrain.core.dtypes import limits
 from dptrain.core.tensor import Tensor, wrap
 
 #: Purposes: what a stream is for. Part of its key, so that streams never overlap.
@@ -293,7 +294,7 @@ def check_range(op: str, low: int, high: int, kind: np.dtype[Any]) -> None:
     """
     if kind.kind not in "biu":
         return
-    least, most = (0, 1) if kind == np.bool_ else (np.iinfo(kind).min, np.iinfo(kind).max)
+    least, most = (0, 1) if kind == np.bool_ else limits(kind)
     for name, bound in (("from", low), ("to - 1", high - 1)):
         if not least <= bound <= most:
             raise RuntimeError(f"{op}: {name} is out of bounds for {kind}, got {bound}")

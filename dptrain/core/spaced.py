@@ -43,8 +43,11 @@ def arange(
     """
     if end is None:
         start, end = 0, start
-    start, end, step = (_number(v, "arange") for v in (start, end, step))
-    if dtype is None and all(isinstance(v, (int, np.integer)) for v in (start, end, step)):
+    whole = type(start) is type(end) is type(step) is int  # nearly every call
+    if not whole:
+        start, end, step = (_number(v, "arange") for v in (start, end, step))
+        whole = all(isinstance(v, (int, np.integer)) for v in (start, end, step))
+    if dtype is None and whole:
         dtype = int64
     kind = numpy_type(dtype)
     if kind == np.bool_:
@@ -66,7 +69,10 @@ def arange(
         count = -((low - high) // stride)  # exact, where a quotient of floats is not
     else:
         count = math.ceil((high - low) / stride)
-    return finish((start + np.arange(count) * step).astype(kind), device, requires_grad)
+    values: Any = np.arange(count)
+    if not (type(start) is type(step) is int and (start, step) == (0, 1)):
+        values = start + values * step
+    return finish(values.astype(kind, copy=False), device, requires_grad)
 
 
 def _line(op: str, start: Any, end: Any, steps: Any, kind: np.dtype[Any]) -> np.ndarray:

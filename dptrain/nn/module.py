@@ -21,8 +21,8 @@ from dptrain.nn.forward_hooks import HookedCall
 from dptrain.nn.global_hooks import ForwardHook
 from dptrain.nn.tree import ModuleTree
 
-#: The tables of hooks on the calls of all modules.
-_EVERYWHERE = global_hooks.CALLS.values()
+#: The four tables of hooks on the calls of all modules.
+_HOOKS = tuple(global_hooks.CALLS.values())
 
 
 class Module(ModuleConversions):
@@ -91,7 +91,10 @@ class Module(ModuleConversions):
                 or self._backward_hooks
                 or self._backward_pre_hooks
                 or self._compiled_call_impl
-                or any(_EVERYWHERE)
+                or _HOOKS[0]
+                or _HOOKS[1]
+                or _HOOKS[2]
+                or _HOOKS[3]
             ):
                 return (
                     replays.call(self, args, kwargs)

@@ -171,6 +171,9 @@ class ModuleTree:
 
     def __getattr__(self, name: str) -> Any:
         tables = self.__dict__
+        held = tables.get("_parameters")
+        if held and name in held:  # what layers ask for at each call
+            return held[name]
         for table in _TABLES:
             if table in tables and name in (held := tables[table]):
                 return held[name]

@@ -161,3 +161,40 @@ def test_what_was_taken_once_does_not_let_another_kind_through(use):
     assert [outcome(value) for value in wrong] == before
     assert [outcome(value) for value in taken] == found
     assert all(type(b) is tuple for b in before)
+
+
+@pytest.mark.parametrize(
+    ("use", "taken", "wrong"),
+    [
+        (
+            lambda m, v: m.nn.functional.layer_norm(m.ones(2, 2), v),
+            [(2,), [2], (2, 2), [np.int64(2)]],
+            [(2.0,), ["a"], ("b",), (2, None), "ab"],
+        ),
+        (
+            lambda m, v: m.cat(v, 0),
+            [[dptrain.ones(1)], (dptrain.ones(1), dptrain.ones(2)), [dptrain.ones(3)] * 2],
+            [[dptrain.ones(1), 2], [1, 2], ["a"], [None], dptrain.ones(1)],
+        ),
+        (
+            lambda m, v: m.nn.functional.conv2d(
+                m.ones(1, 1, 4, 4), m.ones(1, 1, 2, 2), None, stride=v
+            ),
+            [(1, 2), [2, 2], 1],
+            [(1.5, 2), ("a", 1), (None, 1), [dptrain.ones(1), "b"]],
+        ),
+    ],
+)
+def test_sequences_that_were_taken_once_let_no_others_through(use, taken, wrong):
+    def outcome(value):
+        try:
+            return use(dptrain, value).tolist()
+        except (TypeError, RuntimeError) as error:
+            return type(error), str(error)
+
+    before = [outcome(value) for value in wrong]
+    found = [outcome(value) for value in taken]
+    assert [outcome(value) for value in wrong] == before
+    assert [outcome(value) for value in taken] == found
+    assert all(type(f) is list for f in found)
+    assert sum(type(b) is tuple for b in before) >= len(wrong) - 1

@@ -116,6 +116,8 @@ def in_one_order(a: Any, b: Any) -> tuple[Any, Any]:
 
     NumPy would go through one of them with large steps.
     """
+    if type(a) is np.ndarray and a.size < _WORTH_ORDER:
+        return a, b
     hosted = type(a) in HOST_TYPES and type(b) in HOST_TYPES
     if not hosted or a.strides == b.strides or a.size < _WORTH_ORDER or a.shape != b.shape:
         return a, b

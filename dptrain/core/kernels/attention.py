@@ -169,7 +169,7 @@ def _backward(args, share, shares, worker):
 
 
 def _fits(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> bool:
-    return q.ndim == 4 and 0 not in (*q.shape, *k.shape, *v.shape)
+    return q.ndim == 4 and q.size > 0 and k.size > 0 and v.size > 0
 
 
 def _empty_like(x: np.ndarray, width: int, beside: bool = True) -> np.ndarray:
@@ -178,6 +178,11 @@ def _empty_like(x: np.ndarray, width: int, beside: bool = True) -> np.ndarray:
     if beside:
         return np.empty((batch, length, heads, width), x.dtype).transpose(0, 2, 1, 3)
     return np.empty((batch, heads, length, width), x.dtype)
+
+
+@lru_cache(256)
+def _factor(scale: float, dtype: Any) -> np.ndarray:
+    return np.array([scale], dtype)
 
 
 @lru_cache(1024)
@@ -234,12 +239,28 @@ def _backward_scratch(size: int, depth: int, keys: int, width: int) -> tuple[int
     return layout.end, layout.line, *pieces, *more
 
 
-def _common(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, places: np.ndarray) -> Any:
-    batch, heads, length, depth = q.shape
-    keys, width = v.shape[2:]
-    steps = (*q.strides[2:], *k.strides[2:], *v.strides[2:])
+@lru_cache(1024)
+def _plan(
+    dtype: Any,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    causal: bool,
+    steps: tuple[tuple[int, ...], ...],
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The places of matrices, and the arguments that all kernels begin with.
+
+    Args:
+        dtype: of all arrays.
+        shape: that of q.
+        size: (keys, width).
+        causal: as given.
+        steps: strides of the arrays; of q, k and v first.
+    """
+    (batch, heads, length, depth), (keys, width) = shape, size
+    places = _places(batch, heads, *steps)
     sizes = (batch * heads, length, keys, depth, width, int(causal))
-    return (*tile_facts(q.dtype), *sizes, address(places), *steps)
+    inner = (step for own in steps[:3] for step in own[2:])
+    return places, (*tile_facts(dtype), *sizes, address(places), *inner)
 
 
 def _run(function: Any, args: tuple[int, ...], q: np.ndarray, keys: int) -> None:
@@ -258,14 +279,14 @@ def attention(
     (batch, heads, length, depth), (keys, width) = q.shape, v.shape[2:]
     out = _empty_like(q, width, beside=q.strides[1] < q.strides[2])
     lse = np.empty((batch, heads, length), q.dtype)
-    arrays = q, k, v, out
-    places = _places(batch, heads, *(a.strides for a in arrays))
-    factor = np.array([scale], q.dtype)
+    steps = q.strides, k.strides, v.strides, out.strides
+    _, common = _plan(q.dtype, q.shape, (keys, width), causal, steps)
+    factor = _factor(scale, q.dtype)
     own, *pieces = _forward_scratch(q.itemsize, depth, keys, width)
     memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
-        *_common(q, k, v, causal, places), out.strides[2],
-        address(factor), address(lse), memory, own, *pieces, *addresses(arrays),
+        *common, out.strides[2], address(factor), address(lse), memory, own, *pieces,
+        *addresses((q, k, v, out)),
     )  # fmt: skip
     _run(_forward, args, q, keys)
     return out, lse
@@ -289,12 +310,13 @@ def attention_grad(
         grad = np.ascontiguousarray(grad)
     grads = _empty_like(q, depth), _empty_like(k, depth), _empty_like(v, width)
     arrays = q, k, v, out, grad, *grads
-    places = _places(batch, heads, *(a.strides for a in arrays))
-    factor = np.array([scale], q.dtype)
+    steps = tuple(a.strides for a in arrays)
+    _, common = _plan(q.dtype, q.shape, (keys, width), causal, steps)
+    factor = _factor(scale, q.dtype)
     own, *pieces = _backward_scratch(q.itemsize, depth, keys, width)
     memory = scratch(own * min(get_num_threads(), batch * heads))
     args = (
-        *_common(q, k, v, causal, places), out.strides[2],
+        *common, out.strides[2],
         address(factor), address(kept), memory, own, *pieces,
         grad.strides[2], *(g.strides[2] for g in grads), *addresses(arrays),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.kernels import pool, reference
+from dptrain.core.kernels import pool
 from dptrain.core.kernels.column_passes import (
     BLOCK,
     apply,
@@ -172,8 +172,11 @@ def batch_vectors(
     bias: np.ndarray | None,
 ) -> np.ndarray:
     """See `reference.batch_vectors`; tiled over the folded columns."""
-    vectors = reference.batch_vectors(x, mean, rstd, weight, bias)
-    return np.ascontiguousarray(np.tile(vectors, (1, fold_of(*x.shape))))
+    fold, c = fold_of(*x.shape), x.shape[1]
+    vectors = np.empty((3, fold, c), x.dtype)
+    vectors[0], vectors[1] = mean, rstd if weight is None else rstd * weight
+    vectors[2] = 0 if bias is None else bias
+    return vectors.reshape(3, fold * c)
 
 
 def normalise(
@@ -247,6 +250,8 @@ def _vector(given: np.ndarray | None, otherwise: int, x: np.ndarray) -> np.ndarr
     """A factor or summand for each column of x."""
     if given is None:
         return _constant(otherwise, x.shape[1], x.dtype)
+    if given.dtype is x.dtype and given.ndim == 1 and given.flags.c_contiguous:
+        return given
     return np.ascontiguousarray(given, dtype=x.dtype).reshape(-1)
 
 

@@ -261,8 +261,10 @@ def as_bytes(products: int) -> int:
 
 def shares(parts: int, nbytes: int) -> int:
     """Into how many shares to cut `parts` equal parts of a pass over `nbytes`, taken as they come."""
+    if nbytes <= _WORTH_THREADS:  # nearly every one
+        return 1 if parts else 0
     threads = get_num_threads()
-    return min(parts, 8 * threads) if threads > 1 and nbytes > _WORTH_THREADS else min(parts, 1)
+    return min(parts, 8 * threads) if threads > 1 else min(parts, 1)
 
 
 def blocks(parts: int, nbytes: int, sums: int) -> int:

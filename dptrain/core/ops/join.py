@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -10,6 +11,15 @@ from dptrain.core.export import export
 from dptrain.core.op import Op
 from dptrain.core.ops.shape import wrap_dim
 from dptrain.core.tensor import Tensor
+
+
+def _common_type(arrays: Sequence[Any]) -> Any:
+    """What arrays are promoted to where they are joined; None where they have one type."""
+    kind = arrays[0].dtype
+    for array in arrays:
+        if array.dtype is not kind:
+            return result_dtype(arrays).numpy
+    return None
 
 
 def _cat(tensors: Any, dim: int = 0) -> Any:
@@ -33,14 +43,17 @@ class Cat(Op):
     """Join along a dimension, promoting to the common type."""
 
     def forward(self, *tensors: Any, dim: int = 0) -> Any:
-        # One-dimensional empty tensors are skipped, as PyTorch has done from its beginning.
-        kept = [t for t in tensors if t.shape != (0,)] or list(tensors)
-        self.dim = wrap_dim(dim, kept[0].ndim, "cat")
+        shapes = [t.shape for t in tensors]
+        kept: Any = tensors
+        if (0,) in shapes:
+            # One-dimensional empty tensors are skipped, as PyTorch has done from its beginning.
+            kept = [t for t in tensors if t.shape != (0,)] or list(tensors)
         first = kept[0].shape
+        self.dim = wrap_dim(dim, len(first), "cat")
         before, after = first[: self.dim], first[self.dim + 1 :]
         for i, t in enumerate(kept):
             shape = t.shape
-            if (
+            if shape != first and (
                 len(shape) != len(first)
                 or shape[: self.dim] != before
                 or shape[self.dim + 1 :] != after
@@ -49,10 +62,8 @@ class Cat(Op):
                     f"cat: sizes of tensors must match except in dimension {self.dim}. Expected {list(first)} but got "
                     f"{list(t.shape)} for tensor number {i} in the list"
                 )
-        self.sizes = [
-            t.shape[self.dim] if t.shape != (0,) or len(first) == 1 else None for t in tensors
-        ]
-        return self.xp.concatenate(kept, axis=self.dim, dtype=result_dtype(kept).numpy)
+        self.sizes = [s[self.dim] if s != (0,) or len(first) == 1 else None for s in shapes]
+        return self.xp.concatenate(kept, axis=self.dim, dtype=_common_type(kept))
 
     def backward(self, grad: Any) -> Any:
         grads: list[Any] = []
@@ -89,7 +100,7 @@ class Stack(Op):
         self.count = len(tensors)
         parts = (*first[: self.dim], 1, *first[self.dim :])
         return self.xp.concatenate(
-            [t.reshape(parts) for t in tensors], axis=self.dim, dtype=result_dtype(tensors).numpy
+            [t.reshape(parts) for t in tensors], axis=self.dim, dtype=_common_type(tensors)
         )
 
     def backward(self, grad: Any) -> Any:

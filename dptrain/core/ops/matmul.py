@@ -51,7 +51,8 @@ class Matmul(Op):
     num_tensors = 2
 
     def forward(self, input: Any, other: Any) -> Any:
-        refuse_mixed("matmul", (input, other))
+        if input.dtype is not other.dtype:
+            refuse_mixed("matmul", (input, other))
         if input.ndim == 0 or other.ndim == 0:
             raise RuntimeError(
                 f"matmul: both arguments need to be at least 1D, but they are {input.ndim}D and {other.ndim}D"
@@ -181,7 +182,9 @@ class Linear(Op):
     num_tensors = 2
 
     def forward(self, input: Any, weight: Any, bias: Any = None) -> Any:
-        refuse_mixed("linear", (input, weight) if bias is None else (input, weight, bias))
+        kind = input.dtype
+        if weight.dtype is not kind or (bias is not None and bias.dtype is not kind):
+            refuse_mixed("linear", (input, weight) if bias is None else (input, weight, bias))
         if weight.ndim != 2:
             raise RuntimeError(
                 f"linear: weight must be 2D (out_features, in_features), got {list(weight.shape)}"

@@ -95,7 +95,8 @@ class _Norm(Op):
 
     def _rows(self, input: Any) -> Any:
         """The inner shape where it is a matrix whose rows are normalised, contiguous."""
-        rows = input.reshape(self.spec.inner)
+        inner = self.spec.inner
+        rows = input if input.shape == inner else input.reshape(inner)
         return rows if rows.flags.c_contiguous else namespace_of(input).ascontiguousarray(rows)
 
     def _by_images(
@@ -290,11 +291,11 @@ class NativeLayerNorm(_Norm):
         self.spec, self.fixed = spec, False
         self.affine = None if weight is None else weight.shape
         given = (weight, bias) if spec.centre else (weight,)
-        flat = (None if v is None else v.reshape(-1) for v in given)
+        flat = [v if v is None or v.ndim == 1 else v.reshape(-1) for v in given]
         kernels, rows = kernels_for(input), self._rows(input)
         run = kernels.layer_norm if spec.centre else kernels.rms_norm
         out, *self.facts = run(rows, *flat, spec.eps)
-        return out.reshape(input.shape)
+        return out if out.shape == input.shape else out.reshape(input.shape)
 
     def _served(self, input: Any) -> bool:
         return True

@@ -38,8 +38,9 @@ def _order(input: Any, dim: int, descending: bool) -> np.ndarray:
     values = _orderable(input)
     if not descending:
         return np.argsort(values, axis=dim, kind="stable")
-    turned = np.argsort(np.flip(values, dim), axis=dim, kind="stable")
-    return values.shape[dim] - 1 - np.flip(turned, dim)
+    backwards = (slice(None),) * dim + (slice(None, None, -1),)
+    turned = np.argsort(values[backwards], axis=dim, kind="stable")
+    return values.shape[dim] - 1 - turned[backwards]
 
 
 #: Elements of a line from which on it pays to look for the first ones without sorting all of them.

@@ -24,9 +24,12 @@ from dptrain.core.tensor import Tensor
 
 def _axes(dim: Any, ndim: int, op: str) -> tuple[int, ...]:
     """The dimensions to reduce, in order; None and () mean all."""
-    if dim is None or (isinstance(dim, Sequence) and not dim):
+    if type(dim) is int:
+        dims: tuple[int, ...] = (wrap_dim(dim, ndim, op),)
+    elif dim is None or (isinstance(dim, Sequence) and not dim):
         return tuple(range(ndim))
-    dims = (wrap_dim(dim, ndim, op),) if type(dim) is int else wrap_dims(dim, ndim, op)
+    else:
+        dims = wrap_dims(dim, ndim, op)
     return dims if ndim else ()
 
 
@@ -187,7 +190,7 @@ class _Extremum(_Reduction):
 
     def forward(self, input: Any, dim: Any = (), keepdim: bool = False) -> Any:
         axes = self._plan(input, dim)
-        if any(self.shape[a] == 0 for a in axes):
+        if not input.size and any(self.shape[a] == 0 for a in axes):
             whole = dim is None or dim == ()
             raise (RuntimeError if whole else IndexError)(
                 f"{self.name}(): Expected reduction dim to be specified for input.numel() == 0 and to have non-zero size; "
@@ -263,12 +266,19 @@ max_result = results("max", "values", "indices")
 min_result = results("min", "values", "indices")
 
 
+def _taken(xp: Any, input: Any, index: Any, dim: int) -> Any:
+    """`take_along_axis`, which is written in Python, for an index that is as large as the input in other dimensions."""
+    places = grid(index.shape, xp)
+    places[dim] = index
+    return input[tuple(places)]
+
+
 class TakeAlong(Op):
     """One element per position of the other dimensions, chosen by an index array along `dim`."""
 
     def forward(self, input: Any, index: Any, dim: int) -> Any:
         self.index, self.dim, self.shape = index, dim, input.shape
-        return self.xp.take_along_axis(input, index, axis=dim)
+        return _taken(self.xp, input, index, dim)
 
     def backward(self, grad: Any) -> Any:
         return PutAlong.call(grad, self.index, self.dim, self.shape)
@@ -298,7 +308,7 @@ class ExtremeAlong(Op):
         finder = find()
         finder.xp = self.xp
         self.index, self.dim, self.shape = finder.forward(input, dim, True), dim, input.shape
-        values = self.xp.take_along_axis(input, self.index, axis=dim)
+        values = _taken(self.xp, input, self.index, dim)
         if keepdim:
             return values, self.index
         return values.squeeze(dim), self.index.squeeze(dim)

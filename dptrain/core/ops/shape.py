@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import broadcast_to, is_array, shares_memory
+from dptrain.core.arrays import broadcast_to, is_array
 from dptrain.core.dtypes import dtype
 from dptrain.core.export import export
 from dptrain.core.op import Op
@@ -24,6 +24,8 @@ def wrap_dim(dim: int, ndim: int, op: str) -> int:
     """
     if 0 <= dim < ndim:  # nearly every one
         return dim
+    if -ndim <= dim < 0:
+        return dim + ndim
     span = max(ndim, 1)
     if not -span <= dim < span:
         raise IndexError(
@@ -47,9 +49,14 @@ def wrap_dims(dim: int | Sequence[int], ndim: int, op: str) -> tuple[int, ...]:
 
 def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes given one by one or as one sequence."""
-    if len(sizes) == 1 and type(sizes[0]) is not int and isinstance(sizes[0], Sequence):
+    if _INTS.issuperset(map(type, sizes)):  # nearly every call
+        return sizes
+    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         sizes = tuple(sizes[0])
     return tuple(map(int, sizes))
+
+
+_INTS = frozenset([int])
 
 
 class SumToSize(Op):
@@ -83,17 +90,17 @@ class Reshape(Op):
 
     def forward(self, input: Any, shape: tuple[int, ...]) -> Any:
         self.shape = input.shape
-        if shape.count(-1) > 1:
-            raise RuntimeError(
-                f"{self.name}: only one dimension can be inferred, got shape {list(shape)}"
-            )
-        if min(shape, default=0) < -1:
+        if shape and min(shape) < -1:
             raise RuntimeError(
                 f"{self.name}: invalid shape dimension {min(shape)} in {list(shape)}"
             )
         try:
             return input.reshape(shape)
         except ValueError:
+            if shape.count(-1) > 1:
+                raise RuntimeError(
+                    f"{self.name}: only one dimension can be inferred, got shape {list(shape)}"
+                ) from None
             raise RuntimeError(
                 f"{self.name}: shape '{list(shape)}' is invalid for input of size {input.size} (shape {list(input.shape)})"
             ) from None
@@ -128,7 +135,7 @@ def _view(self: Any, *shape: Any) -> Any:
     if len(shape) == 1 and isinstance(shape[0], dtype):
         return ViewAs.apply(self, shape[0].numpy)
     result = Reshape.apply(self, _sizes(shape))
-    if result._array.size and not shares_memory(result._array, self._array):
+    if result._base is None and result._array.size:  # it is no view
         raise RuntimeError(
             f"view size {list(result.shape)} is not compatible with input tensor's size {list(self.shape)} and stride "
             f"{list(self.stride())} (at least one dimension spans across two contiguous subspaces). Use .reshape(...) instead."
@@ -172,7 +179,8 @@ class Permute(Op):
             raise RuntimeError(
                 f"permute: expected as many dims as the input of shape {list(input.shape)} has, got {list(dims)}"
             )
-        self.dims = tuple(wrap_dim(d, input.ndim, "permute") for d in dims)
+        ndim = input.ndim
+        self.dims = tuple([d if 0 <= d < ndim else wrap_dim(d, ndim, "permute") for d in dims])
         if sorted(self.dims) != list(range(input.ndim)):
             raise RuntimeError(
                 f"permute: dims {list(dims)} are no permutation of the {input.ndim} dimensions of the input"
@@ -278,20 +286,23 @@ class Expand(Op):
             raise RuntimeError(
                 f"expand: the number of sizes provided ({len(sizes)}) must be at least the number of dimensions in the tensor ({input.ndim})"
             )
-        target = tuple(
-            input.shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(sizes)
-        )
-        for i, s in enumerate(input.shape):
+        shape = input.shape
+        target = sizes
+        if -1 in sizes:
+            target = tuple(
+                [shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(sizes)]
+            )
+        for i, s in enumerate(shape):
             if s not in (1, target[i + lead]):
                 raise RuntimeError(
                     f"expand: the expanded size of the tensor ({target[i + lead]}) must match the existing size ({s}) at "
                     f"non-singleton dimension {i + lead}. Target sizes: {list(sizes)}. Tensor sizes: {list(input.shape)}"
                 )
-        if any(s < 0 for s in target):
+        if target and min(target) < 0:
             raise RuntimeError(
                 f"expand: sizes {list(sizes)} hold a negative size for a dimension that does not exist"
             )
-        self.shape = input.shape
+        self.shape = shape
         # Views of expanded memory are read-only in NumPy; keep NumPy's guard against writing twice.
         return broadcast_to(input, target)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.core.arrays import beside, namespace_of
+from dptrain.core.arrays import beside, namespace_of, on_gpu
 from dptrain.core.export import FUNCTIONS
 from dptrain.core.half import lift
 from dptrain.core.ops.activation import Softmax
@@ -97,17 +97,19 @@ def scaled_dot_product_attention(
             "No viable backend for scaled_dot_product_attention was found: sdpa_kernel allows neither "
             "SDPBackend.MATH nor SDPBackend.FLASH_ATTENTION"
         )
-    for name, part in (("query", query), ("key", key), ("value", value)):
+    for part in (query, key, value):
         if not isinstance(part, Tensor):
+            name = "query" if part is query else "key" if part is key else "value"
             raise TypeError(
                 f"scaled_dot_product_attention(): argument {name!r} must be Tensor, not {type(part).__name__}"
             )
-    if not query.dtype is key.dtype is value.dtype:
+    q, k, v = query._array, key._array, value._array
+    if not q.dtype == k.dtype == v.dtype:
         raise RuntimeError(
             f"Expected query, key, and value to have the same dtype, but got query.dtype: {query.dtype} "
             f"key.dtype: {key.dtype} and value.dtype: {value.dtype} instead."
         )
-    if min(query.ndim, key.ndim, value.ndim) < 2:
+    if q.ndim < 2 or k.ndim < 2 or v.ndim < 2:
         raise RuntimeError(
             f"Expected query, key, and value to all be  at least 2 dimensional, but got query.dim: {query.ndim}, "
             f"key.dim: {key.ndim} and value.dim: {value.ndim} instead."
@@ -126,9 +128,9 @@ def scaled_dot_product_attention(
                 f"Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype: "
                 f"{attn_mask.dtype} and  query.dtype: {query.dtype} instead."
             )
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    alike = query.shape[-3:-2] == key.shape[-3:-2]
-    if query.is_cuda and (alike or enable_gqa):
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    alike = q.shape[-3:-2] == k.shape[-3:-2]
+    if on_gpu(q) and (alike or enable_gqa):
         fused = fused_attention(query, key, value, attn_mask, factor, is_causal, dropout_p)
         if fused is not None:
             return fused

@@ -31,11 +31,11 @@ from dptrain.nn.functional.pooling import avg_pool1d
 def _check_input(op: str, input: Any, *affine: Tensor | None) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{op}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if not input.is_floating_point():
+    kind = input.dtype
+    if not kind.is_floating_point:
         raise RuntimeError(
             f"{op}: not implemented for input of {input.dtype}; convert it with .float()"
         )
-    kind = input.dtype
     for value in affine:
         # Mixed precision: 16-bit activations with float32 parameters, which compute in float32 anyway.
         if (
@@ -228,19 +228,23 @@ def _last_dims(
     centre: bool,
 ) -> Tensor:
     _check_input(op, input, weight, bias)
-    wanted = tuple(map(int, normalized_shape))
+    if type(normalized_shape) is tuple:  # of ints, as layers keep it
+        wanted = normalized_shape
+    else:
+        wanted = tuple(map(int, normalized_shape))
     if not wanted:
         raise RuntimeError(
             f"{op}: Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
             f"one element, but got normalized_shape = {list(wanted)}"
         )
-    for name, value in (("weight", weight), ("bias", bias)):
+    for value in (weight, bias):
         if value is not None and value._array.shape != wanted:
+            name = "weight" if value is weight else "bias"
             raise RuntimeError(
                 f"{op}: Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                 f"{list(value.shape)} and normalized_shape = {list(wanted)}"
             )
-    shape = tuple(input.shape)
+    shape = input._array.shape
     if shape[-len(wanted) :] != wanted:
         raise RuntimeError(
             f"{op}: Given normalized_shape={list(wanted)}, expected input with shape "
