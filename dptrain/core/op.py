@@ -298,8 +298,9 @@ class Op(SavedValues, HookedNode):
         if kwargs:
             args, kwargs = cls._bind(args, kwargs)
         raw: list[Any] = []
-        recording = remote = False
-        needed = cls.num_tensors
+        remote = False
+        edges: list[Any] | None = None
+        needed, differentiates = cls.num_tensors, cls.differentiable and is_grad_enabled()
         for a in args:
             if isinstance(a, Tensor):
                 if a._base is not None and a._base._node is not a._seen:
@@ -307,8 +308,11 @@ class Op(SavedValues, HookedNode):
                 array = a._array
                 if type(array) is not _ndarray:
                     remote = True
-                if a._requires_grad:
-                    recording = True
+                if differentiates and a._requires_grad:
+                    if edges is None:
+                        edges = [None] * len(args)
+                    # edge_of(a), without the call: this loop runs for every operation
+                    edges[len(raw)] = (a, None) if a._node is None else (a._node, a._index)
                 raw.append(array)
             else:
                 i = len(raw)
@@ -337,19 +341,8 @@ class Op(SavedValues, HookedNode):
                 if beside_gpu is not None:
                     return cls.apply(*beside_gpu, **kwargs)
             op.xp = one_device(cls, raw)
-        if recording and cls.differentiable and is_grad_enabled():
-            # edge_of(a), without the call: this runs for every recorded operation
-            op.edges = [
-                None
-                if not (isinstance(a, Tensor) and a._requires_grad)
-                else (a, None)
-                if a._node is None
-                else (a._node, a._index)
-                for a in args
-            ]
-        else:
-            recording = False
-            op.edges = _NO_EDGES
+        recording = edges is not None
+        op.edges = _NO_EDGES if edges is None else edges
         # What gives views computes nothing that NumPy could warn of.
         token = None if cls.is_view else ignore_float_errors()
         try:
