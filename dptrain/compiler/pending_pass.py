@@ -96,7 +96,7 @@ class _Way:
     def _know(self, wanted: list[Any]) -> bool:
         """Whether there are launches that write into these slots, made now if need be; a slot may be missing."""
         for known, slot in zip(self._slots, wanted, strict=False):  # none at first
-            if known() is not slot:
+            if slot is None or known() is not slot:
                 break
         else:
             if self._slots:
