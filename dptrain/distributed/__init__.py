@@ -96,6 +96,7 @@ __getattr__ = found_in(
         "BuiltinCommHookType": "dptrain.parallel.comm_hooks",
         "GradBucket": "dptrain.parallel.grad_bucket",
         "algorithms": f"{__name__}.algorithms",
+        "distributed_c10d": f"{__name__}.distributed_c10d",
         "optim": f"{__name__}.optim",
     },
 )

@@ -66,7 +66,6 @@ OUT_OF_SCOPE = {
             "c10d_logger",
             "config",
             "constants",
-            "distributed_c10d",
             "log",
             "logging",
             "logging_handlers",
