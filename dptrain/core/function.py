@@ -264,7 +264,7 @@ class Function:
         recording = is_grad_enabled() and any(wants)
         node.edges = [edge_of(a) if w else None for a, w in zip(args, wants, strict=True)]
         node.shapes = [a._array.shape if isinstance(a, Tensor) else () for a in args]
-        ctx.needs_input_grad = tuple(w and recording for w in wants)
+        ctx.needs_input_grad = tuple(wants)  # under no_grad too, as in PyTorch
         with no_grad():
             if cls.setup_context is Function.setup_context:
                 output = cls.forward(ctx, *args)

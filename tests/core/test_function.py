@@ -247,3 +247,25 @@ def test_once_differentiable_refuses_the_second_derivative():
     (g,) = dptrain.autograd.grad(Square.apply(x) * x, x, create_graph=True)
     with pytest.raises(RuntimeError, match="@once_differentiable"):
         g.backward()
+
+
+@pytest.mark.oracle
+def test_which_gradients_are_wanted_does_not_depend_on_the_mode():
+    def seen(m):
+        found = []
+
+        class Product(m.autograd.Function):
+            @staticmethod
+            def forward(ctx, a, b, c=1):
+                found.append(ctx.needs_input_grad)
+                return a * b * c
+
+        wanted, other = m.ones(2, requires_grad=True), m.ones(2)
+        for args in ((wanted, other), (other, wanted, 2), (other, other)):
+            Product.apply(*args)
+            with m.no_grad():
+                Product.apply(*args)
+        return found
+
+    torch = pytest.importorskip("torch", reason="extra `oracle` is not installed")
+    assert seen(dptrain) == seen(torch)
