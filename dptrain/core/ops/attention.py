@@ -73,7 +73,7 @@ class FusedAttention(Op):
         dropout: float,
     ) -> Any:
         self.order_asked = True  # as in PyTorch, heads lie beside each other if the query's do
-        recorded = any(edge is not None for edge in self.edges)
+        recorded = self.edges.count(None) < len(self.edges)
         if mask is not None:
             lengths = query.shape[2], key.shape[2]
             mask = cudnn_attention.bias_of(mask, lengths, query.dtype)
