@@ -103,7 +103,8 @@ def download_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     answers: list[tuple[str, Exception]] = []
     with _partial_file(target) as (partial, file):
-        if file is None:  # another process brought it meanwhile
+        # Another process brought it meanwhile, or just before this one asked for the lock.
+        if file is None or (checksum is not None and _holds(target, checksum)):
             return target
         for url in urls:
             try:
@@ -117,6 +118,14 @@ def download_file(
                     file.truncate(0)  # nothing of it can be trusted
                 answers.append((url, error))
     raise DownloadError(target, checksum, answers)
+
+
+def _holds(target: Path, checksum: Checksum) -> bool:
+    try:
+        checksum.check(target)
+    except (FileNotFoundError, WrongContentError):
+        return False
+    return True
 
 
 @contextmanager

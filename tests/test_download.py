@@ -124,6 +124,16 @@ def test_two_at_once_download_once(tmp_path, server):
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
 
 
+def test_what_is_there_by_the_time_of_the_lock_is_not_asked_for(tmp_path, server):
+    target = tmp_path / "file.bin"
+    for content, asked in ((b"something else", 1), (CONTENT, 1)):
+        target.write_bytes(content)
+        download_file([f"{server.url}/good/file.bin"], target, MD5)
+        assert len(server.asked) == asked
+        assert target.read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
 def test_the_bar_shows_bytes_on_a_terminal_only(tmp_path, server, capsys, monkeypatch):
     download_file([f"{server.url}/good/a.bin"], tmp_path / "a.bin", MD5)
     assert capsys.readouterr().err == ""
