@@ -13,7 +13,7 @@ from dptrain.core.ops.compare import Where
 from dptrain.core.ops.elementwise import Clamp, Div, Sub
 from dptrain.core.ops.join import Cat
 from dptrain.core.ops.shape import Narrow, wrap_dim
-from dptrain.core.ops.slopes import Slope, ready, wide
+from dptrain.core.ops.slopes import Slope, ready, slanted, wide
 from dptrain.core.ops.unary import Exp, Sigmoid, Tanh
 from dptrain.core.tensor import Tensor
 
@@ -21,13 +21,6 @@ from dptrain.core.tensor import Tensor
 def _active(name: str, input: Any, *parameters: float) -> Any:
     x = ready(input)
     return kernels_for(x).activation(name, x, *parameters).astype(input.dtype, copy=False)
-
-
-def _slanted(name: str, grad: Any, input: Any, *parameters: float) -> Any:
-    """The gradient of the input, of raw arrays."""
-    g, x = ready(grad), ready(input)
-    found = kernels_for(x).activation_grad(name, g, x, *parameters)
-    return found.astype(grad.dtype, copy=False)
 
 
 def _raw(grad: Any, input: Any) -> bool:
@@ -139,7 +132,7 @@ class Gelu(Op):
         if self.approximate == "none":
             return GeluGrad.call(grad, input)
         if _raw(grad, input):
-            return _slanted("gelu_tanh", grad, input)
+            return slanted("gelu_tanh", grad, input)
         square = input * input
         factor = Tanh.call(input * (square * _GELU_CUBIC + 1) * _GELU_OUTER) * 0.5 + 0.5
         slope = (square * (3 * _GELU_CUBIC) + 1) * (2 * _GELU_OUTER)
@@ -229,7 +222,7 @@ class Mish(Op):
 
     def backward(self, grad: Any, input: Any) -> Any:
         if _raw(grad, input):
-            return _slanted("mish", grad, input)
+            return slanted("mish", grad, input)
         t = Tanh.call(Softplus.call(input))
         return grad * (t + input * Sigmoid.call(input) * (1 - t * t))
 
@@ -244,7 +237,7 @@ class LogSigmoid(Op):
 
     def backward(self, grad: Any, input: Any) -> Any:
         if _raw(grad, input):
-            return _slanted("logsigmoid", grad, input)
+            return slanted("logsigmoid", grad, input)
         return grad * Sigmoid.call(-input)
 
 

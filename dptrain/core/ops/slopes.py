@@ -1,6 +1,6 @@
 """The backward formulas of activations, as operations of their own: one node and one kernel under `create_graph`.
 
-Owns: `Slope`, `PassWhere`. Must not know: any particular activation.
+Owns: `Slope`, `PassWhere`, `slanted`. Must not know: any particular activation.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ def ready(input: Any) -> Any:
     return input if on_gpu(input) else wide(input)
 
 
+def slanted(name: str, grad: Any, kept: Any, *parameters: float) -> Any:
+    """The gradient of an activation's input, of raw arrays; `name` is its own among the kernels."""
+    g, x = ready(grad), ready(kept)
+    found = kernels_for(x).activation_grad(name, g, x, *parameters)
+    return found if found.dtype == grad.dtype else found.astype(grad.dtype)
+
+
 class Slope(Op):
     """grad * f'(kept), where `kept` is the input of f, or its result."""
 
@@ -38,9 +45,7 @@ class Slope(Op):
 
     def forward(self, grad: Any, kept: Any, *parameters: float) -> Any:
         self.parameters = parameters
-        g, x = ready(grad), ready(kept)
-        found = kernels_for(x).activation_grad(self.of, g, x, *parameters)
-        return found if found.dtype == grad.dtype else found.astype(grad.dtype)
+        return slanted(self.of, grad, kept, *parameters)
 
     def second(self, kept: Any) -> Any:
         """The derivative of f' by `kept`; None where it is zero everywhere."""
