@@ -15,7 +15,7 @@ from dptrain.comm import arguments
 from dptrain.comm.call import NO_ROOT, Call, Kind
 from dptrain.comm.communicator import Communicator, JoinResult
 from dptrain.comm.point_to_point import PointToPointWork
-from dptrain.comm.reduction import ReduceOp
+from dptrain.comm.reduction import ReduceOp, dtype_name
 from dptrain.comm.staging import Staging
 from dptrain.comm.submission import Submission
 from dptrain.comm.transport import Pending, Transport
@@ -200,7 +200,7 @@ class TransportCommunicator(Submission):
         if staging is not None:
             staging.fetch()
             shown = staging.twin(shown)
-        pending = self._transport.post_send(shown, dst, tag, array.dtype.name)
+        pending = self._transport.post_send(shown, dst, tag, dtype_name(array.dtype))
         return self._started("send", array, None, pending, timeout, shown)
 
     def recv(
@@ -212,7 +212,7 @@ class TransportCommunicator(Submission):
         room = arguments.flat_bytes(array)
         staging = self._staged([], [room])
         pending = self._transport.post_recv(
-            room if staging is None else staging.twin(room), src, tag, array.dtype.name
+            room if staging is None else staging.twin(room), src, tag, dtype_name(array.dtype)
         )
         bring = None if staging is None else staging.bring
         return self._started("recv", array, array, pending, timeout, room, bring)

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from dptrain.comm.reduction import DTYPE_NAMES
 from dptrain.comm.transport import Pending, Transport
 
 Array = np.ndarray[Any, Any]
 # MPI counts in 32-bit integers before version 4; a longer message goes as several.
 MESSAGE_NBYTES = 1 << 30
-# The type of a message's elements is a part of its tag.
-_TYPES = (
-    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
-    *("float16", "bfloat16", "float32", "float64"),
-)
 # How long a receive waits before it looks for a message of another type in its place.
 _LOOK_S = 0.05
 
@@ -79,7 +75,7 @@ class _Receives(Pending):
         if time.monotonic() < self._look_at_s:
             return
         status = MPI.Status()
-        for other in _TYPES:
+        for other in DTYPE_NAMES:
             if other != self._dtype and self._messages.Iprobe(
                 self._source, _typed(self._tag, other), status
             ):
@@ -92,8 +88,8 @@ class _Receives(Pending):
 
 
 def _typed(tag: int, dtype: str) -> int:
-    code = _TYPES.index(dtype) if dtype in _TYPES else len(_TYPES)
-    return tag * (len(_TYPES) + 1) + code
+    """The tag under which a message of these elements travels: their type is a part of it."""
+    return tag * len(DTYPE_NAMES) + DTYPE_NAMES.index(dtype)
 
 
 class MpiLink(Transport, ABC):

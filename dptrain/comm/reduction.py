@@ -45,18 +45,15 @@ class ReduceOp(enum.Enum):
         """
         if isinstance(value, cls):
             return value
-        if (
-            isinstance(value, str) and value in _BY_NAME
-        ):  # making a member of its value takes longer
-            return _BY_NAME[value]
-        try:
-            return cls(value.lower() if isinstance(value, str) else value)
-        except ValueError:
-            known = ", ".join(repr(member.value) for member in cls)
-            raise ValueError(f"{value!r} is no reduction; expected one of {known}") from None
+        # A table: making a member of its value takes longer.
+        found = _BY_NAME.get(value.lower()) if isinstance(value, str) else None
+        if found is None:
+            known = ", ".join(map(repr, _BY_NAME))
+            raise ValueError(f"{value!r} is no reduction; expected one of {known}")
+        return found
 
 
-_BY_NAME: dict[Any, ReduceOp] = {member.value: member for member in ReduceOp}
+_BY_NAME: dict[str, ReduceOp] = {member.value: member for member in ReduceOp}
 
 # The position in this table travels in headers, so that a rank can act for one that has run out.
 DTYPE_NAMES = (
