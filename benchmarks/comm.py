@@ -10,13 +10,13 @@ to carry at least, so that different numbers of ranks compare. Behind a ratio to
 asked for, where something is.
 """
 
-import argparse
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import interleave
 import numpy as np
 from interleave import Side, serve
 
@@ -154,16 +154,10 @@ def first_size(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = interleave.parser(__doc__, ("dptrain", "gloo"), rounds=9)
     parser.add_argument("-n", "--ranks", type=int, default=2)
     parser.add_argument("--sizes", default=DEFAULT_SIZES, help="such as 1K,25M")
     parser.add_argument("--against", choices=("gloo",), help="measure this in the same run too")
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--worker", choices=("dptrain", "gloo"), help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return {"dptrain": dptrain_job, "gloo": gloo_job}[args.worker](args)

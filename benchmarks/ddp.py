@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+import interleave
 import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
@@ -132,11 +133,7 @@ CROWD = [("mlp", 64), ("lenet", 32)]
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = interleave.parser(__doc__, ("torch", "dptrain", "alone"), rounds=15)
     parser.add_argument("--steps", type=int, default=30, help="steps per measurement")
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument(
@@ -144,8 +141,6 @@ def main():
     )
     parser.add_argument("--model", default="mlp", choices=models.SAMPLES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=32, help=argparse.SUPPRESS)
-    parser.add_argument("--worker", choices=("torch", "dptrain", "alone"), help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         job(args)

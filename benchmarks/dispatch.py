@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 
+import interleave
 from interleave import Side, compare, serve
 
 LENGTH = 100
@@ -66,14 +67,8 @@ def worker(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser = interleave.parser(__doc__, ("dptrain", "torch"), rounds=30)
     parser.add_argument("--what", choices=WHAT, default="both", help=argparse.SUPPRESS)
-    parser.add_argument("--worker", choices=["dptrain", "torch"], help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args)

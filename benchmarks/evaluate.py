@@ -8,10 +8,10 @@ Measured is a turn of a loop over a test set: the call, the loss and the number 
 numbers. Losses are compared before any time is printed. Least times, medians of them over rounds.
 """
 
-import argparse
 import sys
 import time
 
+import interleave
 import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
@@ -48,17 +48,11 @@ def worker(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = interleave.parser(__doc__, ("dptrain", "torch"), rounds=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a measurement")
     parser.add_argument("--model", choices=sorted(models.SAMPLES))
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--worker", choices=["dptrain", "torch"], help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args)

@@ -1,4 +1,4 @@
-"""Models of many families for the step benchmark (`--families`), written once for both libraries.
+"""Models of many families for the step benchmark (`--more`), written once for both libraries.
 
 Smaller than those that carry the names, of the same layers: what a step spends its time on is alike.
 """

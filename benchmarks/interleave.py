@@ -9,10 +9,28 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Listener
+
+
+def parser(description: str | None, workers: Sequence[str], rounds: int) -> ArgumentParser:
+    """The options that every comparison has; what `Side` gives a job is not shown.
+
+    Args:
+        description: the benchmark's docstring, shown as it is.
+        workers: what a job can be.
+        rounds: how often both sides measure, by default.
+    """
+    made = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--worker", choices=workers, help=SUPPRESS)
+    made.add_argument("--address", help=SUPPRESS)
+    return made
 
 
 class Side:

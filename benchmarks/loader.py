@@ -10,12 +10,12 @@ transforms meet the steps of torchvision's, which are written here. The JPEG ima
 CIFAR-10's size.
 """
 
-import argparse
 import io
 import os
 import sys
 import time
 
+import interleave
 import numpy as np
 from interleave import HEADER, Side, compare, serve
 
@@ -230,15 +230,9 @@ def worker(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = interleave.parser(__doc__, ("dptrain", "torch"), rounds=15)
     parser.add_argument("--what", nargs="+", choices=[*WHAT, "memory"], default=[*WHAT, "memory"])
     parser.add_argument("--dataset-mb", type=int, default=1024, help="for the memory of workers")
-    parser.add_argument("--worker", choices=["dptrain", "torch"], help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args)

@@ -11,13 +11,13 @@ memory and the time of the first step: one line for the plain step, one for the 
 printed.
 """
 
-import argparse
 import resource
 import statistics
 import sys
 import time
 
 import families
+import interleave
 import models
 import numpy as np
 from interleave import HEADER, Side, compare, serve
@@ -112,11 +112,7 @@ MORE = [
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = interleave.parser(__doc__, SIDES, rounds=15)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a measurement")
     parser.add_argument("--model", default=None, choices=sorted(models.SAMPLES))
     parser.add_argument("--batch", type=int)
@@ -127,8 +123,6 @@ def main():
     )
     parser.add_argument("--more", action="store_true", help="models of further families too")
     parser.add_argument("--compiled", action="store_true", help="compare with torch.compile too")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--address", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args)

@@ -134,6 +134,22 @@ def test_defaults_tell_what_may_be_left_out():
     assert signature.blame((dptrain.ones(1),), {}, kept) is kept
 
 
+def outcomes_twice(call, wrong, taken):
+    """Results or errors of calls with the values that are wrong and those that are taken, the same again after both."""
+
+    def outcome(value):
+        try:
+            return call(value).tolist()
+        except (TypeError, RuntimeError) as error:
+            return type(error), str(error)
+
+    before = [outcome(value) for value in wrong]
+    found = [outcome(value) for value in taken]
+    assert [outcome(value) for value in wrong] == before
+    assert [outcome(value) for value in taken] == found
+    return before, found
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -149,17 +165,7 @@ def test_what_was_taken_once_does_not_let_another_kind_through(use):
     x = dptrain.ones(2, 2)
     wrong = ["a", 1.5, [0.5], object()]
     taken = [0, 0, np.int64(1), dptrain.tensor(1)]
-
-    def outcome(value):
-        try:
-            return use(dptrain, x, value).tolist()
-        except (TypeError, RuntimeError) as error:
-            return type(error), str(error)
-
-    before = [outcome(value) for value in wrong]
-    found = [outcome(value) for value in taken]
-    assert [outcome(value) for value in wrong] == before
-    assert [outcome(value) for value in taken] == found
+    before, _ = outcomes_twice(lambda value: use(dptrain, x, value), wrong, taken)
     assert all(type(b) is tuple for b in before)
 
 
@@ -186,15 +192,6 @@ def test_what_was_taken_once_does_not_let_another_kind_through(use):
     ],
 )
 def test_sequences_that_were_taken_once_let_no_others_through(use, taken, wrong):
-    def outcome(value):
-        try:
-            return use(dptrain, value).tolist()
-        except (TypeError, RuntimeError) as error:
-            return type(error), str(error)
-
-    before = [outcome(value) for value in wrong]
-    found = [outcome(value) for value in taken]
-    assert [outcome(value) for value in wrong] == before
-    assert [outcome(value) for value in taken] == found
+    before, found = outcomes_twice(lambda value: use(dptrain, value), wrong, taken)
     assert all(type(f) is list for f in found)
     assert sum(type(b) is tuple for b in before) >= len(wrong) - 1
